@@ -1,0 +1,56 @@
+"""The attacks, by name. The table is literal, so that it can be read without importing torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from epsball.errors import BadInput
+from epsball.suggest import one_of
+
+if TYPE_CHECKING:
+    from epsball.attacks.attack import Attack
+
+ATTACKS: dict[str, str] = {
+    "fgsm": "epsball.attacks.fgsm:FGSM",
+    "bim": "epsball.attacks.bim:BIM",
+    "pgd": "epsball.attacks.pgd:PGD",
+    "uniform-noise": "epsball.attacks.noise:UniformNoise",
+    "sign-noise": "epsball.attacks.noise:SignNoise",
+}
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The class that the table names."""
+    module, _, cls = ATTACKS[one_of("attack", name, ATTACKS)].partition(":")
+    return getattr(import_module(module), cls)
+
+
+def parse(text: str) -> Attack:
+    """An attack from its short form NAME or NAME:KEY=VALUE,KEY=VALUE, as on the command line.
+
+    >>> parse("pgd:steps=100,loss=margin").steps
+    100
+    """
+    from dataclasses import fields
+
+    from epsball.losses import resolve_loss
+
+    name, _, rest = text.strip().partition(":")
+    cls = attack_class(name.lower())
+    kinds = {f.name: f.type for f in fields(cls)}
+    options = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"`attack` options are KEY=VALUE, got {pair!r} in {text!r}; as in pgd:steps=40,starts=2")
+        key = one_of(f"{name} option", key.strip().replace("-", "_"), kinds)
+        options[key] = resolve_loss(value) if key == "loss" else _number(f"{name}:{key}", value, str(kinds[key]))
+    return cls(**options)
+
+
+def _number(name: str, value: str, kind: str) -> float:
+    try:
+        return int(value) if kind == "int" else float(value)
+    except ValueError as error:
+        raise BadInput(f"`{name}` must be of type {kind}, got {value!r}") from error

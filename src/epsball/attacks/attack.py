@@ -1,0 +1,197 @@
+"""The protocol of an attack: a frozen dataclass of hyperparameters with two pure functions, `init` and `step`.
+
+An attack never sees a model. It is shown a Point per pass and says where to look next; whoever drives it (the call
+below, or the queue) makes the passes and judges success. Everything is per row, so a batch is only a way to save time.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import count
+from typing import ClassVar, Generic, Literal, Self, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from epsball.ball import Ball, column, flat
+from epsball.errors import BadInput
+from epsball.losses import Loss, cross_entropy
+from epsball.objective import Model, Needs, Objective, Point, Success, changes_prediction
+from epsball.task import AWAY, Task, task_of
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What an attack remembers between passes; every field is a tensor whose first dimension is the row.
+
+    `z` is where to look next, `best` what to hand over if the job ends without success, `t` the steps made, `done`
+    where the job has ended. Attacks that remember more add fields in a subclass.
+    """
+
+    z: Float[Tensor, "n *shape"]
+    best: Float[Tensor, "n *shape"]
+    t: Int64[Tensor, " n"]
+    done: Bool[Tensor, " n"]
+
+    @classmethod
+    def at(cls, z: Float[Tensor, "n *shape"], **more: Tensor) -> Self:
+        """The state of rows that have made no step yet."""
+        t = torch.zeros(len(z), dtype=torch.long, device=z.device)
+        return cls(z=z, best=z, t=t, done=t != 0, **more)
+
+    def map(self, function: Callable[..., Tensor], *others: State) -> Self:
+        """`function` applied field by field, to this state and `others` of its kind."""
+        return type(self)(
+            **{f.name: function(getattr(self, f.name), *(getattr(o, f.name) for o in others)) for f in fields(self)}
+        )
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC, Generic[S]):
+    """Hyperparameters that all attacks share.
+
+    `needs` says what the model must give, `until` whether a job ends at its first success ("fooled") or when the
+    attack says so ("done": minimum norm, training). An example has `starts` x max(`aims`, 1) jobs: with aims = k, the
+    k most likely other classes at the clean input are climbed towards one by one.
+    """
+
+    needs: ClassVar[Needs] = "grad"
+    until: ClassVar[Literal["fooled", "done"]] = "fooled"
+    reads_clean: ClassVar[bool] = False
+
+    loss: Loss = cross_entropy
+    starts: int = 1
+    aims: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("starts", 1), ("aims", 0)):
+            at_least(name, getattr(self, name), least)
+        if not callable(self.loss):
+            raise BadInput(f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.losses")
+
+    @property
+    def passes(self) -> int | None:
+        """The length of every job where it is known beforehand, else None.
+
+        Where it is known the driver keeps count, and `step` need not touch `t` and `done`.
+        """
+        return None
+
+    @property
+    def jobs(self) -> int:
+        """Jobs per example; a job's rank is start * max(aims, 1) + place of its aim."""
+        return self.starts * max(self.aims, 1)
+
+    @abstractmethod
+    def init(self, task: Task) -> S:
+        """The state of rows that arrive: where to look first."""
+
+    @abstractmethod
+    def step(self, state: S, point: Point, task: Task) -> S:
+        """The state after a pass at `state.z` showed `point`. Pure, row by row."""
+
+    def job(self, task: Task, rank: Int64[Tensor, " n"]) -> tuple[Task, Bool[Tensor, " n"]]:
+        """The task of the rows' jobs of that rank, and where there is one (an aim needs a class to go to).
+
+        A user's target leaves no choice of aims: then only the first place of each start is a job.
+        """
+        if not self.aims:
+            return (task if rank is task.noise.rank else task.with_jobs(rank, task.aim)), rank >= 0
+        place = rank % self.aims
+        if task.clean is None:
+            raise BadInput(f"`aims` must be 0 where the model gives no logits, got {self.aims}; they rank the classes")
+        rivals = task.clean.scatter(1, task.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
+        aimed = rivals.gather(1, place.clamp_max(rivals.shape[1] - 1)[:, None]).squeeze(1)
+        free = task.aim == AWAY
+        exists = torch.where(free, place < rivals.shape[1], place == 0)
+        return task.with_jobs(rank, torch.where(free, aimed, task.aim)), exists
+
+    def __call__(
+        self,
+        model: Model,
+        x: Float[Tensor, "n *shape"],
+        y: Int64[Tensor, " n"],
+        ball: Ball,
+        *,
+        target: Int64[Tensor, " n"] | int | None = None,
+        ids: Int64[Tensor, " n"] | None = None,
+        seed: int = 0,
+        success: Success = changes_prediction,
+    ) -> Float[Tensor, "n *shape"]:
+        """Attack a batch: the first fooling point that was looked at, per example, else where the attack ended.
+
+        `x` (n, *shape) in the units of the ball, `y` (n,) labels, `target` (n,) or one class to be reached; `ids` key
+        the noise (default: row numbers). k steps cost exactly k passes for the first start; further starts run on
+        the rows that still stand. What is returned is in the ball; whether it fools is the model's to say.
+
+        Raises `BadInput` for arguments that do not fit; the model comes back as it was, whatever happens.
+        """
+        task = task_of(x, y, ball, target=target, ids=ids, seed=seed)
+        if len(x) == 0:
+            return x.clone()
+        with Objective(model, self.loss, needs=self.needs, success=success) as objective:
+            if self.aims or self.reads_clean:
+                task = replace(task, clean=objective.forward(x))
+            answer, fooled = self._run(objective, self.job(task, task.noise.rank)[0])
+            for rank in range(1, self.jobs):
+                job, exists = self.job(task, torch.full_like(task.y, rank))
+                index = (exists & ~fooled).nonzero().squeeze(1)
+                if len(index):
+                    found, hit = self._run(objective, job.rows(index))
+                    answer[index[hit]] = found[hit]
+                    fooled[index] = hit
+        return answer
+
+    def _run(self, objective: Objective, task: Task) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, " n"]]:
+        """One job of every row: the answers, and where they were seen to fool."""
+        state = self.init(task)
+        answer, fooled = torch.empty_like(task.x), torch.zeros_like(task.y, dtype=torch.bool)
+        seen: list[Point] = []
+        passes = self.passes
+        for turn in count(1):
+            point = objective(state.z, task)
+            stepped = self.step(state, point, task)
+            ended = turn == passes
+            if passes is None:
+                # Rows that have ended keep what they had.
+                stepped = state.map(partial(_keep, state.done), stepped) if state.done.any() else stepped
+                ended = bool(stepped.done.all())
+            state = stepped
+            if self.until == "fooled":
+                point.drop_gradient()
+                seen.append(point)
+                if ended or len(seen) == MOST_HELD or len(seen) * state.z.nbytes > HELD:
+                    for earlier in seen:
+                        if earlier.fooled.any() and (fresh := earlier.fooled & ~fooled).any():
+                            answer[fresh] = earlier.z[fresh]
+                            fooled |= fresh
+                    seen.clear()
+            if ended:
+                break
+        best = state.best
+        if not math.isfinite(best.sum().item()):  # a gradient that was not a number led nowhere
+            best = torch.where(column(flat(best).isfinite().all(1), best.ndim), best, task.x)
+        return (best if self.until == "done" else torch.where(column(fooled, best.ndim), answer, best)), fooled
+
+
+def _keep(done: Bool[Tensor, " n"], old: Tensor, new: Tensor) -> Tensor:
+    return torch.where(column(done, old.ndim), old, new)
+
+
+HELD = 1 << 20
+MOST_HELD = 16
+"""A direct call looks at the verdicts of several passes in one go: at most so many, and so many bytes of points."""
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise `BadInput` unless `value` >= `least`."""
+    if not value >= least:
+        raise BadInput(f"`{name}` must be >= {least}, got {value}")

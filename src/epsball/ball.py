@@ -1,0 +1,307 @@
+"""The ball around each example, {z : |z - x| <= eps, lo <= z <= hi, z = x off the mask}: what every norm shares.
+
+For a linear score the worst point of a ball is known in closed form: `argmax`, with the gain `support`, which without
+a box is eps times the dual norm of the gradient (Goodfellow et al. 2015, section 3). `project` is the exact nearest
+point of ball and box together, which clipping after projecting is not. The norms themselves are in `balls.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from epsball.errors import BadInput
+from epsball.noise import Noise
+
+Batch = Float[Tensor, "n *shape"]
+PerExample = Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ball(ABC):
+    """The points within `eps` of an example, inside the box [lo, hi], equal to the example off the mask.
+
+    `eps` is in the units of the data: a number >= 0 (`inf` allowed), a tensor (n,) with one radius per example, or,
+    for Linf, a tensor (1, *shape) with one per feature. `lo` and `hi` are numbers, or tensors with as many dimensions
+    as the data and a first dimension of 1 (shared) or n. `mask` is boolean, of such a shape too; True may change.
+
+    Every method takes batches (n, *shape) in float64, float32, bfloat16 or float16 on any device and answers in kind.
+
+    >>> from epsball import Linf
+    >>> ball = Linf(eps=0.3, lo=0, hi=1)
+    >>> x = torch.tensor([[0.1, 0.5, 0.9]])
+    >>> ball.argmax(torch.tensor([[-1.0, 2.0, 3.0]]), x)
+    tensor([[0.0000, 0.8000, 1.0000]])
+    """
+
+    name: ClassVar[str]
+
+    eps: float | Tensor
+    lo: float | Tensor = -math.inf
+    hi: float | Tensor = math.inf
+    mask: Tensor | None = None
+    _bound: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self._bound:
+            self._check_parts()
+
+    def _check_parts(self) -> None:
+        for name in ("eps", "lo", "hi"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+                raise BadInput(f"`{name}` must be a number or a tensor, got {type(value).__name__}; convert it first")
+            if bool(torch.as_tensor(value).isnan().any()):
+                raise BadInput(f"`{name}` must not be NaN, got {shown(value)}; look where it was computed")
+        if bool((torch.as_tensor(self.eps) < 0).any()):
+            raise BadInput(f"`eps` must be >= 0, got {shown(self.eps)}; give the radius without a sign")
+        if self.mask is not None and (not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool):
+            raise BadInput("`mask` must be a boolean tensor (True: may change); write `mask.bool()`")
+        try:
+            crossed = bool((torch.as_tensor(self.lo) > torch.as_tensor(self.hi)).any())
+        except RuntimeError as error:
+            raise BadInput(f"`lo` and `hi` must broadcast together, got {shown(self.lo)}, {shown(self.hi)}") from error
+        if crossed:
+            raise BadInput(f"`lo` must be <= `hi`, got lo={shown(self.lo)}, hi={shown(self.hi)}; swap them?")
+
+    def bind(self, x: Batch) -> Self:
+        """This ball checked against `x`, its tensors on `x`'s device and in its dtype; what follows skips the checks.
+
+        Raises `BadInput` where `x` is not floating point, holds NaN or lies outside the box, or a shape does not fit.
+        """
+        if self._bound:
+            return self
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise BadInput(f"`x` must be a floating point tensor, got {kind}; write `x.float()`, and scale eps with it")
+        if x.ndim == 0:
+            raise BadInput("`x` must have a first dimension of examples, got a scalar; write `x[None]`")
+        parts = {}
+        for name in ("eps", "lo", "hi", "mask"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.ndim == 0:
+                value = value.item()
+            if isinstance(value, Tensor):
+                if not (name == "eps" and self._fits_eps(value, x)) and not (name != "eps" and fits(value, x)):
+                    raise BadInput(
+                        f"`{name}` of shape {tuple(value.shape)} does not fit x {tuple(x.shape)}: {RULE[name]}"
+                    )
+                value = value.to(x.device, torch.bool if name == "mask" else x.dtype)
+            parts[name] = value
+        ball = replace(self, **parts, _bound=True)
+        if x.numel():
+            ball._check_inside(x)
+        return ball
+
+    def _fits_eps(self, eps: Tensor, x: Tensor) -> bool:
+        return eps.ndim == 1 and len(eps) == len(x)
+
+    def _check_inside(self, x: Batch) -> None:
+        smallest, greatest = x.amin().item(), x.amax().item()
+        if math.isnan(smallest):
+            raise BadInput("`x` must not hold NaN; drop or impute those examples first")
+        if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
+            inside = bool(((x >= self.lo) & (x <= self.hi)).all())
+        elif not (inside := self.lo <= smallest and greatest <= self.hi):
+            # The box as x's dtype sees it: a float32 example at float32(0.1) is inside hi=0.1.
+            lo, hi = torch.tensor([self.lo, self.hi], dtype=x.dtype).tolist()
+            inside = lo <= smallest and greatest <= hi
+        if not inside:
+            raise BadInput(
+                f"`x` must lie in the box [{shown(self.lo)}, {shown(self.hi)}], got values from {smallest:.6g} to "
+                f"{greatest:.6g}; eps and box are in the units of x: rescale x, or widen `lo` and `hi`"
+            )
+
+    def rows(self, index: Tensor) -> Self:
+        """The ball of some of the rows: whatever is per example follows, the shared parts stay."""
+        parts = {
+            name: value[index]
+            for name in ("eps", "lo", "hi", "mask")
+            if isinstance(value := getattr(self, name), Tensor)
+            and (value.shape[0] != 1 or (name == "eps" and value.ndim == 1))
+        }
+        return replace(self, **parts) if parts else self
+
+    def with_eps(self, eps: float | Tensor) -> Self:
+        """The same box and mask with another radius."""
+        return replace(self, eps=eps, _bound=False)
+
+    def project(self, z: Batch, x: Batch) -> Batch:
+        """The nearest point of ball and box together, in the Euclidean norm; points inside come back as they are.
+
+        >>> from epsball import L2
+        >>> L2(eps=1.0).project(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+        tensor([[0.6000, 0.8000]])
+        """
+        ball = self.bind(x)
+        return ball._project(z, x)
+
+    def argmax(self, grad: Batch, x: Batch) -> Batch:
+        """The maximiser of <grad, z> over ball, box and mask: for Linf clip(x + eps * sign(grad)).
+
+        Coordinates whose gradient is zero stay. Raises `BadInput` where the maximum is unbounded: eps is `inf`, and
+        the box is too.
+        """
+        ball = self.bind(x)
+        return ball._argmax(grad, x)
+
+    def support(self, grad: Batch, x: Batch) -> PerExample:
+        """The gain <grad, argmax(grad, x) - x>; without box and mask, eps times the dual norm (Linf, L2, L1).
+
+        >>> from epsball import L2
+        >>> L2(eps=0.5).support(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+        tensor([2.5000])
+        """
+        ball = self.bind(x)
+        return flat(grad * (ball._argmax(grad, x) - x)).sum(1)
+
+    def ascent(self, grad: Batch, z: Batch) -> Batch:
+        """The steepest direction of norm one among those that box and mask leave open at z; zero where all are shut.
+
+        In L0, whose norm only counts, it is the move of one coordinate to its end of the box.
+        """
+        ball = self.bind(z)
+        return ball._ascent(ball._open(grad, z), z)
+
+    def step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+        """The point of the ball reached from z by the steepest step of length `size` * eps, projected back.
+
+        In Linf this is the signed step; in L2 and L1 the projected gradient step, whose fixed point is `argmax`
+        (moving the steepest coordinate alone stops at 94 % of the linear optimum in L1 after 40 steps, this at 99 %);
+        in L0 the maximiser over the small ball around z.
+        """
+        ball = self.bind(x)
+        return ball._step(grad, z, x, size)
+
+    def sample(self, x: Batch, noise: Noise) -> Batch:
+        """A uniform draw from the ball without its box (L0: from the box, on floor(eps) coordinates), projected."""
+        ball = self.bind(x)
+        return ball._project(ball._sample(x, noise), x)
+
+    def contains(self, z: Batch, x: Batch) -> Bool[Tensor, " n"]:
+        """Whether z is in ball, box and mask: in float64, norm <= eps + 4 ulp of x's dtype at the data's scale."""
+        ball = self.bind(x)
+        delta = flat(z.double() - x.double())
+        scale = torch.maximum(flat(z).abs().amax(1), flat(x).abs().amax(1)).double()
+        inside = ball._within(delta, 4 * torch.finfo(x.dtype).eps * scale, x)
+        inside &= flat((z >= ball.lo) & (z <= ball.hi)).all(1)
+        if ball.mask is not None:
+            inside &= flat((z == x) | ball.mask).all(1)
+        return inside
+
+    @abstractmethod
+    def norm(self, delta: Batch) -> PerExample:
+        """The norm of each row, (n,)."""
+
+    @abstractmethod
+    def _project(self, z: Batch, x: Batch) -> Batch: ...
+
+    @abstractmethod
+    def _argmax(self, grad: Batch, x: Batch) -> Batch: ...
+
+    @abstractmethod
+    def _ascent(self, grad: Batch, z: Batch) -> Batch: ...
+
+    @abstractmethod
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch: ...
+
+    @abstractmethod
+    def _sample(self, x: Batch, noise: Noise) -> Batch: ...
+
+    def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
+        return self.norm(delta) <= self._radius(slack) + slack
+
+    def _radius(self, like: Tensor) -> Tensor:
+        """eps in double precision, so that it broadcasts against `like`, whose first dimension is the rows."""
+        eps = torch.as_tensor(self.eps, dtype=torch.float64, device=like.device)
+        return column(eps, like.ndim) if eps.ndim <= 1 else eps
+
+    def _reach(self, size: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
+        """The radius to aim at in size's precision: short of eps by the rounding of a sum."""
+        return (self._radius(size) * (1 - 4 * torch.finfo(size.dtype).eps)).to(size).expand(len(size), 1)
+
+    def _clip(self, z: Batch) -> Batch:
+        return z if self._no_box else self._clip_(z.clone())
+
+    def _clip_(self, own: Batch) -> Batch:
+        """`own`, clipped in place to the box."""
+        if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
+            lo, hi = (torch.as_tensor(side, device=own.device).to(own) for side in (self.lo, self.hi))
+            return own.clamp_(lo, hi)
+        return own if self._no_box else own.clamp_(self.lo, self.hi)
+
+    @property
+    def _no_box(self) -> bool:
+        return not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and self.lo == -self.hi == -math.inf
+
+    def _masked(self, z: Batch, x: Batch) -> Batch:
+        return z if self.mask is None else torch.where(self.mask, z, x)
+
+    def _open(self, grad: Batch, z: Batch) -> Batch:
+        """The gradient without the coordinates that box or mask hold fast at z."""
+        shut = ((grad > 0) & (z >= self.hi)) | ((grad < 0) & (z <= self.lo))
+        if self.mask is not None:
+            shut |= ~self.mask
+        return torch.where(shut, 0, grad)
+
+    def _orthant(self, direction: Batch, x: Batch) -> tuple[Tensor, Tensor]:
+        """|direction| and the room that box and mask leave it at x, flat; computed in at least single precision."""
+        wide = torch.promote_types(direction.dtype, torch.float32)
+        lo, hi = (torch.as_tensor(side, device=x.device).to(wide) for side in (self.lo, self.hi))
+        room = torch.where(direction > 0, hi - x, x - lo).clamp_min(0)
+        if self.mask is not None:
+            room = torch.where(self.mask, room, 0)
+        return flat(direction.to(wide).abs()), flat(room.to(wide))
+
+    def _moved(self, x: Batch, direction: Batch, length: Float[Tensor, "n d"]) -> Batch:
+        """x + sign(direction) * length, rounded towards x where rounding would leave the ball."""
+        delta = torch.sign(direction).to(length) * length.reshape(x.shape)
+        z = self._masked(self._clip((x + delta).to(x.dtype)), x)
+        distance = self.norm(z.double() - x.double())
+        return torch.where(column(distance > self._radius(distance), x.ndim), torch.nextafter(z, x), z)
+
+    def _endless(self) -> bool:
+        """Whether some radius is infinite."""
+        return bool(self.eps.isinf().any()) if isinstance(self.eps, Tensor) else self.eps == math.inf
+
+    def _need_box(self) -> None:
+        if self._endless() and not (finite(self.lo) and finite(self.hi)):
+            raise BadInput("`eps` must be finite where the box is not, got inf; give `lo` and `hi`, or a finite eps")
+
+
+RULE = {
+    "eps": "a number, or (n,) with one radius per example (Linf also (1, *shape), one per feature)",
+    "lo": "a number, or as many dimensions as x with a first one of 1 or n; write `lo[None]` for one per feature",
+    "hi": "a number, or as many dimensions as x with a first one of 1 or n; write `hi[None]` for one per feature",
+    "mask": "as many dimensions as x with a first one of 1 or n; write `mask[None]` for one per feature",
+}
+
+
+def column(per_example: Tensor, ndim: int) -> Tensor:
+    """(n,) or () as (n, 1, ..., 1), to broadcast against a batch of `ndim` dimensions."""
+    return per_example.reshape(-1, *[1] * (ndim - 1))
+
+
+def flat(batch: Batch) -> Float[Tensor, "n d"]:
+    """(n, *shape) as (n, d)."""
+    return batch.flatten(1) if batch.ndim > 1 else batch[:, None]
+
+
+def fits(part: Tensor, x: Tensor) -> bool:
+    return part.ndim == x.ndim and all(p in (1, size) for p, size in zip(part.shape, x.shape, strict=True))
+
+
+def finite(side: float | Tensor) -> bool:
+    return bool(torch.as_tensor(side).isfinite().all())
+
+
+def shown(value: float | Tensor) -> str:
+    if not isinstance(value, Tensor) or value.numel() == 1:
+        return f"{float(value):.6g}"
+    return f"a tensor {tuple(value.shape)} from {value.min().item():.6g} to {value.max().item():.6g}"

@@ -1,0 +1,262 @@
+"""The four norms: Linf, L2, L1, L0. Everything that depends on the norm is in this file.
+
+Units are those of the data throughout. The exact maximisers and projections rest on `projections.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from epsball.ball import Ball, Batch, PerExample, column, finite, fits, flat, shown
+from epsball.errors import BadInput
+from epsball.noise import Noise
+from epsball.projections import knapsack, largest, scale_to_l2, shrink_to_l1
+
+
+class Linf(Ball):
+    """The max-norm ball: no coordinate moves by more than eps. `eps` may also be (1, *shape), one per feature."""
+
+    name = "linf"
+
+    def norm(self, delta: Batch) -> PerExample:
+        return _greatest(flat(delta))
+
+    def _fits_eps(self, eps: Tensor, x: Tensor) -> bool:
+        return super()._fits_eps(eps, x) or (eps.ndim == x.ndim > 1 and eps.shape[0] == 1 and fits(eps, x))
+
+    def _ends(self, x: Batch) -> tuple[Batch, Batch]:
+        """Ball, box and mask together are one interval per coordinate; kept for the x last asked for."""
+        kept = self.__dict__.get("_kept")
+        if kept is None or kept[0] is not x:
+            eps = self._radius(x).to(x)
+            low, high = (torch.as_tensor(side, device=x.device).to(x) for side in (self.lo, self.hi))
+            low, high = self._masked(torch.maximum(x - eps, low), x), self._masked(torch.minimum(x + eps, high), x)
+            kept = (x, low, high)
+            object.__setattr__(self, "_kept", kept)
+        return kept[1:]
+
+    def _project(self, z: Batch, x: Batch) -> Batch:
+        return z.clamp(*self._ends(x))
+
+    def _argmax(self, grad: Batch, x: Batch) -> Batch:
+        return self._masked(self._clip_(self._signed(grad, 1).add_(x)), x)
+
+    def _signed(self, grad: Batch, size: float) -> Batch:
+        """size * eps * sign(grad), a new tensor."""
+        sign = grad.sign()
+        if isinstance(self.eps, Tensor):
+            sign *= self._radius(grad).to(grad) * size
+        else:
+            sign *= self.eps * size
+        if self._endless():
+            self._need_box()
+            sign.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)  # inf * sign(0)
+        return sign
+
+    def _ascent(self, grad: Batch, z: Batch) -> Batch:
+        return grad.sign()
+
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+        low, high = self._ends(x)
+        if isinstance(self.eps, Tensor) or self._endless():
+            return self._signed(grad, size).add_(z).clamp_(low, high)
+        sign = grad.sign()  # the only new memory of a step: fetching memory is most of what a step costs
+        return torch.add(z, sign, alpha=size * self.eps, out=sign).clamp_(low, high)
+
+    def _sample(self, x: Batch, noise: Noise) -> Batch:
+        unit = noise.uniform(x.shape[1:], dtype=x.dtype)
+        eps = self._radius(x).to(x)
+        if not self._endless():
+            return unit.sub_(0.5).mul_(2 * eps).add_(x)
+        self._need_box()
+        low, high = self._ends(x)
+        return torch.where(eps.isinf(), low + (high - low) * unit, x + 2 * eps.nan_to_num(posinf=0) * (unit - 0.5))
+
+    def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
+        return (delta.abs() <= flat(self._radius(x).expand(x.shape)) + slack[:, None]).all(1)
+
+
+class L2(Ball):
+    """The Euclidean ball."""
+
+    name = "l2"
+
+    def norm(self, delta: Batch) -> PerExample:
+        return _euclidean(flat(delta))
+
+    def _project(self, z: Batch, x: Batch) -> Batch:
+        return _pulled(self, z, x, lambda size, room, radius: torch.minimum(scale_to_l2(size, room, radius), size))
+
+    def _argmax(self, grad: Batch, x: Batch) -> Batch:
+        self._need_box()
+        size, room = self._orthant(grad, x)
+        return self._moved(x, grad, scale_to_l2(size, room, self._reach(size)))
+
+    def _ascent(self, grad: Batch, z: Batch) -> Batch:
+        tiny = torch.finfo(grad.dtype).tiny
+        rows = flat(grad)
+        rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(tiny)
+        return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(tiny)).reshape(grad.shape)
+
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+        scale = column(flat(grad).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
+        return self._project(z + _along(self, grad / scale, z, size, _euclidean), x)
+
+    def _sample(self, x: Batch, noise: Noise) -> Batch:
+        self._need_box()
+        d = math.prod(x.shape[1:])
+        direction = flat(noise.normal(x.shape[1:]).to(x.dtype))
+        unit = noise.uniform((1,), draw=1).to(x.dtype) ** (1 / d)
+        return _scattered(self, x, noise, direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True) * unit)
+
+
+class L1(Ball):
+    """The L1 ball: its maximiser spends eps where the gradient is largest and the box has room."""
+
+    name = "l1"
+
+    def norm(self, delta: Batch) -> PerExample:
+        return flat(delta).abs().sum(1)
+
+    def _project(self, z: Batch, x: Batch) -> Batch:
+        return _pulled(self, z, x, shrink_to_l1)
+
+    def _argmax(self, grad: Batch, x: Batch) -> Batch:
+        self._need_box()
+        size, room = self._orthant(grad, x)
+        return self._moved(x, grad, knapsack(size, room, self._reach(size)))
+
+    def _ascent(self, grad: Batch, z: Batch) -> Batch:
+        rows = flat(grad)
+        place = rows.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(rows).scatter(1, place, rows.gather(1, place).sign()).reshape(grad.shape)
+
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+        return self._project(z + _along(self, grad, z, size, _greatest), x)
+
+    def _sample(self, x: Batch, noise: Noise) -> Batch:
+        self._need_box()
+        d = math.prod(x.shape[1:])
+        size = noise.exponential((d + 1,)).to(x.dtype)
+        sign = noise.sign((d,), draw=1).to(x.dtype)
+        return _scattered(self, x, noise, sign * (size / size.sum(1, keepdim=True))[:, :d])
+
+
+class L0(Ball):
+    """At most floor(eps) coordinates change, anywhere in the box, which must be finite. Coordinates, not pixels."""
+
+    name = "l0"
+
+    def _check_parts(self) -> None:
+        super()._check_parts()
+        if not (finite(self.lo) and finite(self.hi)):
+            raise BadInput(
+                f"`lo` and `hi` must be finite in L0, got [{shown(self.lo)}, {shown(self.hi)}]: a coordinate may go "
+                "anywhere in the box; write for example L0(eps=10, lo=0, hi=1)"
+            )
+
+    def norm(self, delta: Batch) -> PerExample:
+        return (flat(delta) != 0).sum(1).to(delta.dtype)
+
+    def _count(self, x: Batch) -> Float[Tensor, "n 1"]:
+        return column(self._radius(flat(x)[:, 0]), 2).floor().expand(len(x), 1)
+
+    def _project(self, z: Batch, x: Batch) -> Batch:
+        inside = self._masked(self._clip(z), x)
+        saved = flat((z - x).square() - (z - inside).square())
+        return torch.where(largest(saved, self._count(x)).reshape(x.shape), inside, x)
+
+    def _argmax(self, grad: Batch, x: Batch) -> Batch:
+        size, room = self._orthant(grad, x)
+        return self._moved(x, grad, torch.where(largest(size * room, self._count(x)), room, 0))
+
+    def _ascent(self, grad: Batch, z: Batch) -> Batch:
+        return replace(self, eps=1)._argmax(grad, z) - z
+
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+        few = replace(self, eps=(torch.as_tensor(self.eps) * size).clamp_min(1))  # less than one coordinate is no step
+        return self._project(few._argmax(grad, z), x)
+
+    def _sample(self, x: Batch, noise: Noise) -> Batch:
+        lo, hi = (torch.as_tensor(side, device=x.device).to(x) for side in (self.lo, self.hi))
+        chosen = largest(flat(noise.uniform(x.shape[1:], draw=1)) + 1, self._count(x)).reshape(x.shape)
+        return torch.where(chosen, lo + (hi - lo) * noise.uniform(x.shape[1:], dtype=x.dtype), x)
+
+
+BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
+
+
+def parse(text: str, *, lo: float = -math.inf, hi: float = math.inf) -> Ball:
+    """A ball from its short form NORM:RADIUS, as on the command line; the radius may be a fraction.
+
+    >>> parse("linf:8/255", lo=0, hi=1)
+    Linf(eps=0.03137254901960784, lo=0, hi=1, mask=None)
+    """
+    name, colon, radius = text.strip().lower().partition(":")
+    if name not in BALLS or not colon:
+        raise BadInput(
+            f"`ball` must be one of {', '.join(BALLS)}, a colon and a radius, got {text!r}; as in linf:8/255"
+        )
+    return BALLS[name](eps=parse_radius(radius), lo=lo, hi=hi)
+
+
+def parse_radius(text: str) -> float:
+    """A radius written as a number or a fraction.
+
+    >>> parse_radius("8/255")
+    0.03137254901960784
+    """
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError) as error:
+        raise BadInput(f"`eps` must be a number or a fraction such as 8/255, got {text!r}") from error
+
+
+def _greatest(rows: Float[Tensor, "n d"]) -> PerExample:
+    return rows.abs().amax(1)
+
+
+def _euclidean(rows: Float[Tensor, "n d"]) -> PerExample:
+    return torch.linalg.vector_norm(rows, dim=1)
+
+
+def _pulled(ball: Ball, z: Batch, x: Batch, shorten: Callable[[Tensor, Tensor, Tensor], Float[Tensor, "n d"]]) -> Batch:
+    """z where ball and box hold it; elsewhere x moved towards z by `shorten`(|z - x|, room, radius)."""
+    clipped = ball._masked(ball._clip(z), x)
+    distance = ball.norm(clipped.double() - x.double())
+    fits = distance <= ball._radius(distance)
+    if bool(fits.all()):
+        return clipped
+    size, room = ball._orthant(z - x, x)
+    near = ball._moved(x, z - x, shorten(size, room, ball._reach(size)))
+    return torch.where(column(fits, x.ndim), clipped, near)
+
+
+def _along(
+    ball: Ball, grad: Batch, z: Batch, size: float, dual: Callable[[Tensor], PerExample]
+) -> Float[Tensor, "n *shape"]:
+    """The gradient, scaled so that the dual norm of its open part is `size` * eps.
+
+    The whole gradient, so that the projection leaves shut coordinates shut and `argmax` is its fixed point; measured
+    by the open part, so that shut coordinates do not use the step up.
+    """
+    length = column(dual(flat(ball._open(grad, z))), z.ndim)
+    return grad * torch.where(length > 0, ball._radius(z).to(z) * size / length, 0)
+
+
+def _scattered(ball: Ball, x: Batch, noise: Noise, unit: Float[Tensor, "n d"]) -> Batch:
+    """x moved by eps times a draw from the unit ball; where eps is infinite, a uniform draw of the box."""
+    radius = ball._radius(x).to(x)
+    unit = unit.reshape(x.shape)
+    if not ball._endless():
+        return x + radius * unit
+    lo, hi = (torch.as_tensor(side, device=x.device).to(x) for side in (ball.lo, ball.hi))
+    anywhere = lo + (hi - lo) * noise.uniform(x.shape[1:], draw=2, dtype=x.dtype)
+    return torch.where(radius.isinf(), anywhere, x + radius.nan_to_num(posinf=0) * unit)

@@ -1,0 +1,287 @@
+"""A model and a loss become Points: logits, loss, success and input gradient at z, with the passes counted.
+
+While an objective is open the model is in eval mode and its parameters are frozen, so that only the input gradient is
+computed; on leaving, also by an exception, every flag is what it was. No `.grad` is ever written. Here, and only
+here, is the sign of a loss and the meaning of success decided; attacks only ascend.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from epsball.ball import flat
+from epsball.errors import BadInput
+from epsball.losses import Loss
+from epsball.task import Task
+
+Model = Callable[[Tensor], Tensor]
+Needs = Literal["grad", "logits", "label"]
+Success = Callable[[Tensor, Task], Tensor]
+"""(logits or labels, task) -> (n,) boolean: does the point do what the attacker wants?"""
+
+
+class ModelWarning(UserWarning):
+    """The model behaves in a way that makes an evaluation doubtful; the message says what to do."""
+
+
+NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' logits and loss, 'label' success only"
+
+
+class Point:
+    """What one pass found at z; an attack is shown what its `needs` says, and an error for the rest.
+
+    It is worked out when it is first asked for: on a single example every small operation between two passes costs a
+    per cent.
+    """
+
+    __slots__ = ("_fooled", "_grad", "_loss", "_output", "_success", "_task", "z")
+
+    def __init__(
+        self, z: Tensor, output: Tensor, loss: Tensor | None, grad: Tensor | None, success: Success, task: Task
+    ) -> None:
+        self.z = z
+        self._output, self._loss, self._grad, self._success, self._task = output, loss, grad, success, task
+        self._fooled: Tensor | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "n classes"]:
+        """The logits, for an attack that needs logits or gradients."""
+        if self._loss is None:
+            raise AttributeError(NOT_SHOWN)
+        return self._output.detach()
+
+    @property
+    def loss(self) -> Float[Tensor, "n *k"]:
+        """The loss, for an attack that needs logits or gradients."""
+        if self._loss is None:
+            raise AttributeError(NOT_SHOWN)
+        return self._loss.detach()
+
+    @property
+    def grad(self) -> Float[Tensor, "n ..."]:
+        """The input gradient of the loss, (n, *shape), or (n, k, *shape) for a loss of k columns."""
+        if self._grad is None:
+            raise AttributeError(NOT_SHOWN)
+        return self._grad
+
+    def drop_gradient(self) -> None:
+        """Free the memory of the gradient; the verdict stays."""
+        self._grad = None
+
+    @property
+    def fooled(self) -> Bool[Tensor, " n"]:
+        """Where the point does what the attacker wants. Logits that are not finite fool nobody."""
+        if self._fooled is None:
+            fooled = self._success(self._output.detach(), self._task)
+            self._fooled = fooled & self.valid if fooled.any() else fooled
+        return self._fooled
+
+    @property
+    def valid(self) -> Bool[Tensor, " n"]:
+        """Where the logits are finite; elsewhere the point is neither robust nor fooled."""
+        return self._output.detach().isfinite().flatten(1).all(1) if self._output.ndim > 1 else self._output >= 0
+
+
+def prediction(output: Tensor) -> Int64[Tensor, " n"]:
+    """The predicted class: argmax of the logits, the first on ties; labels are returned as they are."""
+    return output.argmax(1) if output.is_floating_point() else output
+
+
+def changes_prediction(output: Tensor, task: Task) -> Bool[Tensor, " n"]:
+    """The default success: the prediction differs from the label, or equals the target where there is one."""
+    predicted = prediction(output)
+    return (predicted == task.goal) == task.aimed if task.some_aimed else predicted != task.y
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """The model in eval mode with frozen parameters; on leaving, every flag of every submodule is what it was."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training, learning = [], []
+    for module in model.modules():
+        if module.training:
+            training.append(module)
+        learning.extend(p for p in module._parameters.values() if p is not None and p.requires_grad)
+    try:
+        if training:
+            model.eval()
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+class Objective:
+    """The question an attack asks of a model: `objective(z, task)` is one pass. To be used in a `with` statement.
+
+    `model` maps (n, *shape) to logits (n, classes), to one logit (n,) or (n, 1), or, for attacks that need only the
+    label, to integers (n,). `forwards` and `backwards` count rows; `probes` counts the rows of checks that no attack
+    asked for. A `careful` objective takes gradients that are not finite for zero, on every pass; any other becomes so
+    when its first gradient gives a reason.
+    """
+
+    def __init__(
+        self, model: Model, loss: Loss, *, needs: Needs = "grad", success: Success = changes_prediction
+    ) -> None:
+        if not callable(model):
+            raise BadInput(f"`model` must be callable, x -> logits, got {type(model).__name__}")
+        self.model, self.loss, self.needs, self.success = model, loss, needs, success
+        self.forwards = self.backwards = self.probes = 0
+        self.careful = False
+        self._fresh = True
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(frozen(self.model))
+        self._stack.enter_context(torch.enable_grad())  # also for a caller who works under no_grad
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(None, None, None)
+
+    def forward(self, z: Float[Tensor, "n *shape"]) -> Tensor:
+        """Logits (n, classes) or labels (n,) at z, without a gradient."""
+        with torch.no_grad():
+            output = self._run(z)
+        self.forwards += len(z)
+        return output
+
+    def judge(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
+        """A pass that only looks: success and validity at z, no loss, no gradient."""
+        return Point(z, self.forward(z), None, None, self.success, task)
+
+    def __call__(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
+        """One pass at z: forward, and as many backwards as the loss has columns where the attack needs a gradient."""
+        if self.needs == "label":
+            return self.judge(z, task)
+        if self.needs == "logits":
+            logits = self._logits(self.forward(z))
+            return Point(z, logits, self.loss(logits, task), None, self.success, task)
+        leaf = z.detach().requires_grad_()
+        logits = self._logits(self._run(leaf))
+        if self._fresh:
+            self._check_first(logits, task)
+        loss = self.loss(logits, task)
+        grad = self._gradient(loss, leaf)
+        self.forwards += len(z)
+        if self._fresh:
+            self._fresh = False
+            self._check_gradient(grad)
+        if self.careful and not math.isfinite(grad.sum().item()):
+            grad = grad.nan_to_num(nan=0.0)
+        return Point(z, logits, loss, grad, self.success, task)
+
+    def check_deterministic(self, z: Float[Tensor, "n *shape"]) -> bool:
+        """Run the model twice on z and warn where it answers differently. Counted in `probes`."""
+        with torch.no_grad():
+            first, second = self._run(z), self._run(z)
+        self.probes += 2 * len(z)
+        slack = 1e-4 * first.abs().nan_to_num(0, 0, 0).amax().item() if first.numel() else 0.0
+        same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
+        if not same:
+            warnings.warn(
+                "`model` is stochastic in eval mode: two passes over the same examples differ; verdicts will not "
+                "repeat. Fix its noise, or average several passes inside the model",
+                ModelWarning,
+                stacklevel=3,
+            )
+        return same
+
+    def _run(self, z: Tensor) -> Tensor:
+        output = self.model(z)
+        if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 and len(output) == len(z):
+            return output
+        return self._columns(output, z)
+
+    def _columns(self, output: object, z: Tensor) -> Tensor:
+        """Labels (n,), or logits of at least two columns, out of whatever else a model may return."""
+        if not isinstance(output, Tensor):
+            raise BadInput(
+                f"`model` must return a tensor of logits, got {type(output).__name__}; "
+                "wrap it: lambda x: model(x).logits"
+            )
+        if not output.is_floating_point() and output.ndim == 1:
+            return output.long()
+        if output.shape == z.shape[:1]:
+            output = output[:, None]
+        if output.ndim != 2 or output.shape[1] != 1 or len(output) != len(z):
+            raise BadInput(
+                f"`model` must return logits ({len(z)}, classes) or one logit ({len(z)},), got {tuple(output.shape)}; "
+                "put the classes last and pool the rest"
+            )
+        return torch.cat([torch.zeros_like(output), output], 1)
+
+    def _logits(self, output: Tensor | None) -> Tensor:
+        if output is None or not output.is_floating_point():
+            raise BadInput("`model` returns labels, but this attack needs logits; take one whose `needs` is 'label'")
+        return output
+
+    def _gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
+        if not loss.requires_grad:
+            raise BadInput(
+                "`model` must be differentiable for this attack: its output does not depend on x through torch; "
+                "take an attack whose `needs` is 'logits' or 'label'"
+            )
+        if loss.ndim == 1:
+            self.backwards += len(leaf)
+            return torch.autograd.grad(loss, leaf, torch.ones_like(loss))[0]
+        columns = loss.unbind(1)
+        self.backwards += len(columns) * len(leaf)
+        one = torch.ones_like(columns[0])
+        return torch.stack(
+            [torch.autograd.grad(c, leaf, one, retain_graph=c is not columns[-1])[0] for c in columns], 1
+        )
+
+    def _check_first(self, logits: Tensor, task: Task) -> None:
+        """Once per objective, on the first pass: labels in range, logits and not probabilities."""
+        classes, top = logits.shape[1], max(task.goal.tolist(), default=0)
+        if top >= classes:
+            raise BadInput(
+                f"`y` and `target` must be below the {classes} classes of the model, got {top}; "
+                "number the classes from 0 (one logit: 0 and 1)"
+            )
+        logits = logits.detach()
+        if logits.numel() and logits.amin().item() >= 0 and bool((logits.sum(1) - 1).abs().amax() < 1e-3):
+            warnings.warn(
+                "`model` seems to return probabilities (rows sum to 1): the softmax makes gradients vanish and the "
+                "model look robust. Return the logits before it",
+                ModelWarning,
+                stacklevel=4,
+            )
+
+    def _check_gradient(self, grad: Tensor) -> None:
+        """Once per objective, on the first pass: is there a gradient to follow?"""
+        sizes = torch.linalg.vector_norm(flat(grad), dim=1).tolist()
+        if all(map(math.isfinite, sizes)) and 0.0 not in sizes:
+            return
+        sizes = flat(grad).abs().amax(1).tolist()  # the squares of a norm may overflow, or vanish
+        if not all(map(math.isfinite, sizes)):
+            self.careful = True
+            warnings.warn(
+                "the gradient is not finite everywhere: it is taken for zero there. Look for a square root or a "
+                "logarithm at zero, or an overflow, in `model`",
+                ModelWarning,
+                stacklevel=4,
+            )
+        count = sizes.count(0.0)
+        if count:
+            warnings.warn(
+                f"the gradient is exactly zero for {count} of {len(sizes)} examples: the loss is saturated or "
+                "the model hides its gradient. Try the margin loss, float64, or an attack that needs only logits",
+                ModelWarning,
+                stacklevel=4,
+            )

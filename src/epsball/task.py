@@ -1,0 +1,97 @@
+"""The rows an attack works on: examples, what each row climbs towards, the ball around it, and its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from epsball.ball import Ball
+from epsball.errors import BadInput
+from epsball.noise import Noise
+
+AWAY = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Rows of a pool; the first dimension of every part is the row.
+
+    `x` (n, *shape) the examples, `y` (n,) their labels, `aim` (n,) the class that is climbed towards, -1 where the
+    row climbs away from `y`. `clean` (n, classes) are the logits at `x`, None where nobody computed them. `ball` is
+    bound to `x`.
+    """
+
+    x: Float[Tensor, "n *shape"]
+    y: Int64[Tensor, " n"]
+    aim: Int64[Tensor, " n"]
+    clean: Float[Tensor, "n classes"] | None
+    ball: Ball
+    noise: Noise
+
+    @cached_property
+    def aimed(self) -> Bool[Tensor, " n"]:
+        """Where the row climbs towards a class."""
+        return self.aim != AWAY
+
+    @cached_property
+    def some_aimed(self) -> bool:
+        """Whether any row climbs towards a class: where none does, a sign need not be applied on every pass."""
+        return bool(self.aimed.any())
+
+    @cached_property
+    def goal(self) -> Int64[Tensor, " n"]:
+        """The class that a loss looks at: the aim where there is one, else the label."""
+        return torch.where(self.aimed, self.aim, self.y) if self.some_aimed else self.y
+
+    def signed(self, loss: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """A loss of the goal class, turned round where the row climbs towards that class."""
+        return torch.where(self.aimed, -loss, loss) if self.some_aimed else loss
+
+    def rows(self, index: Tensor) -> Task:
+        """The task of some of the rows."""
+        return Task(
+            x=self.x[index],
+            y=self.y[index],
+            aim=self.aim[index],
+            clean=None if self.clean is None else self.clean[index],
+            ball=self.ball.rows(index),
+            noise=self.noise.rows(index),
+        )
+
+    def with_jobs(self, rank: Int64[Tensor, " n"], aim: Int64[Tensor, " n"]) -> Task:
+        """The same rows at another rank (which keys their noise) and aim."""
+        return replace(self, aim=aim, noise=replace(self.noise, rank=rank))
+
+
+def labels(name: str, value: object, x: Tensor) -> Int64[Tensor, " n"]:
+    """`value` as one class index per row of `x`: a tensor or array (n,), or one integer for all.
+
+    Raises `BadInput` that names the argument where it is not.
+    """
+    y = torch.as_tensor(value, device=x.device)
+    if y.is_floating_point() or y.is_complex():
+        raise BadInput(f"`{name}` must hold class indices, got {y.dtype}; write `{name}.long()` if they are whole")
+    y = y.long().expand(len(x)) if y.ndim == 0 else y.long()
+    if y.shape != x.shape[:1]:
+        raise BadInput(
+            f"`{name}` must be ({len(x)},), one class per row of x, got {tuple(y.shape)}; one-hot: argmax(1)"
+        )
+    lowest = min(y.tolist(), default=0)
+    if lowest < 0:
+        raise BadInput(f"`{name}` must be >= 0, got {lowest}; number the classes from 0 (one logit: 0 and 1)")
+    return y
+
+
+def task_of(
+    x: Tensor, y: object, ball: Ball, *, target: object = None, ids: Tensor | None = None, seed: int = 0
+) -> Task:
+    """The checked task of a whole batch: rank 0, every row away from its label or towards its target."""
+    ball = ball.bind(x)
+    y = labels("y", y, x)
+    aim = torch.full_like(y, AWAY) if target is None else labels("target", target, x)
+    rows = torch.arange(len(x), device=x.device) if ids is None else labels("ids", ids, x)
+    return Task(x=x, y=y, aim=aim, clean=None, ball=ball, noise=Noise(seed, rows, torch.zeros_like(rows)))
