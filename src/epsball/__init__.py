@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from epsball.balls import L1 as L1
     from epsball.balls import L2 as L2
     from epsball.balls import Linf as Linf
+    from epsball.data import Examples as Examples
     from epsball.errors import BadInput as BadInput
+    from epsball.evaluation import Evaluation as Evaluation
+    from epsball.protocol import evaluate as evaluate
+    from epsball.training.fit import fit as fit
 
 __version__ = "0.1.0"
 
@@ -33,6 +37,10 @@ _NAMES = {
     "L2": "epsball.balls",
     "Linf": "epsball.balls",
     "BadInput": "epsball.errors",
+    "Evaluation": "epsball.evaluation",
+    "Examples": "epsball.data",
+    "evaluate": "epsball.protocol",
+    "fit": "epsball.training.fit",
 }
 _MODULES = {"attacks", "losses", "models", "data", "training"}
 __all__ = [*_NAMES, "__version__"]

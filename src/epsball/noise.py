@@ -24,6 +24,8 @@ def _signed(value: int) -> int:
 
 
 GOLDEN = _signed(0x9E3779B97F4A7C15)
+DRAWS = 256
+"""Draws of one step that can be told apart."""
 MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
 
@@ -74,8 +76,9 @@ class Noise:
         >>> torch.equal(two[1:], one)
         True
         """
-        start = _mix_int(self.seed)
-        key = mix(mix(self.ids + start) + (self.rank << 40) + (step * 256 + draw) * GOLDEN)
+        place = step * DRAWS + draw
+        place = place * GOLDEN if isinstance(place, Tensor) else _signed(place * GOLDEN)
+        key = mix(mix(self.ids + _mix_int(self.seed)) + (self.rank << 40) + place)
         counter = torch.arange(1, math.prod(shape) + 1, device=self.ids.device)
         return mix(key[:, None] + counter * GOLDEN).reshape(len(self.ids), *shape)
 

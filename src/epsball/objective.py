@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from epsball.ball import flat
 from epsball.errors import BadInput
 from epsball.losses import Loss
-from epsball.task import Task
+from epsball.task import AWAY, Task
 
 Model = Callable[[Tensor], Tensor]
 Needs = Literal["grad", "logits", "label"]
@@ -98,7 +98,9 @@ def prediction(output: Tensor) -> Int64[Tensor, " n"]:
 def changes_prediction(output: Tensor, task: Task) -> Bool[Tensor, " n"]:
     """The default success: the prediction differs from the label, or equals the target where there is one."""
     predicted = prediction(output)
-    return (predicted == task.goal) == task.aimed if task.some_aimed else predicted != task.y
+    if not task.some_targeted:
+        return predicted != task.y
+    return torch.where(task.target == AWAY, predicted != task.y, predicted == task.target)
 
 
 @contextmanager
@@ -135,13 +137,19 @@ class Objective:
     """
 
     def __init__(
-        self, model: Model, loss: Loss, *, needs: Needs = "grad", success: Success = changes_prediction
+        self,
+        model: Model,
+        loss: Loss,
+        *,
+        needs: Needs = "grad",
+        success: Success = changes_prediction,
+        careful: bool = False,
     ) -> None:
         if not callable(model):
             raise BadInput(f"`model` must be callable, x -> logits, got {type(model).__name__}")
         self.model, self.loss, self.needs, self.success = model, loss, needs, success
         self.forwards = self.backwards = self.probes = 0
-        self.careful = False
+        self.careful = careful
         self._fresh = True
         self._stack = ExitStack()
 
@@ -163,6 +171,10 @@ class Objective:
     def judge(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
         """A pass that only looks: success and validity at z, no loss, no gradient."""
         return Point(z, self.forward(z), None, None, self.success, task)
+
+    def verdict(self, output: Tensor, task: Task) -> Bool[Tensor, " n"]:
+        """Success, from logits or labels that are there already."""
+        return Point(task.x, output, None, None, self.success, task).fooled
 
     def __call__(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
         """One pass at z: forward, and as many backwards as the loss has columns where the attack needs a gradient."""

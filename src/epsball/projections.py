@@ -65,7 +65,7 @@ def shrink_to_l1(
     rounding = 2 * torch.finfo(size.dtype).eps * high
     excess = taken(low).sum(1, keepdim=True) - radius
     fits = excess <= 0
-    theta = torch.where(fits, 0, (excess / size.shape[1]).clamp_min(0))
+    theta, settled = torch.where(fits, 0, (excess / size.shape[1]).clamp_min(0)), fits
     for iteration in range(MAX_ITERATIONS):
         part = taken(theta)
         excess = part.sum(1, keepdim=True) - radius
@@ -76,10 +76,10 @@ def shrink_to_l1(
         bisect = (slope == 0) | (newton < low) | (newton > high)
         if iteration % 3 == 2:
             bisect |= (newton - theta).abs() > 1e-3 * (high - low)
-        proposed = torch.where(fits | (excess == 0), theta, torch.where(bisect, middle, newton))
-        settled = not bool(((proposed - theta).abs() > rounding).any())
+        proposed = torch.where(settled, theta, torch.where(bisect, middle, newton))
+        settled = settled | ~((proposed - theta).abs() > rounding)  # a settled row stays: no row waits for another
         theta = proposed
-        if settled:
+        if settled.all():
             break
     return taken(theta)
 

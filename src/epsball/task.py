@@ -13,20 +13,21 @@ from epsball.ball import Ball
 from epsball.errors import BadInput
 from epsball.noise import Noise
 
-AWAY = -1
+AWAY = -1  # no target, no aim
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """Rows of a pool; the first dimension of every part is the row.
 
-    `x` (n, *shape) the examples, `y` (n,) their labels, `aim` (n,) the class that is climbed towards, -1 where the
-    row climbs away from `y`. `clean` (n, classes) are the logits at `x`, None where nobody computed them. `ball` is
-    bound to `x`.
+    `x` (n, *shape) the examples, `y` (n,) their labels, `target` (n,) the class that the user demands, -1 for none,
+    `aim` (n,) the class that this job climbs towards, -1 where it climbs away from `y`. `clean` (n, classes) are the
+    logits at `x`, None where nobody computed them. `ball` is bound to `x`.
     """
 
     x: Float[Tensor, "n *shape"]
     y: Int64[Tensor, " n"]
+    target: Int64[Tensor, " n"]
     aim: Int64[Tensor, " n"]
     clean: Float[Tensor, "n classes"] | None
     ball: Ball
@@ -36,6 +37,11 @@ class Task:
     def aimed(self) -> Bool[Tensor, " n"]:
         """Where the row climbs towards a class."""
         return self.aim != AWAY
+
+    @cached_property
+    def some_targeted(self) -> bool:
+        """Whether the user demands a class for any row."""
+        return bool((self.target != AWAY).any())
 
     @cached_property
     def some_aimed(self) -> bool:
@@ -56,6 +62,7 @@ class Task:
         return Task(
             x=self.x[index],
             y=self.y[index],
+            target=self.target[index],
             aim=self.aim[index],
             clean=None if self.clean is None else self.clean[index],
             ball=self.ball.rows(index),
@@ -94,4 +101,4 @@ def task_of(
     y = labels("y", y, x)
     aim = torch.full_like(y, AWAY) if target is None else labels("target", target, x)
     rows = torch.arange(len(x), device=x.device) if ids is None else labels("ids", ids, x)
-    return Task(x=x, y=y, aim=aim, clean=None, ball=ball, noise=Noise(seed, rows, torch.zeros_like(rows)))
+    return Task(x, y, target=aim, aim=aim, clean=None, ball=ball, noise=Noise(seed, rows, torch.zeros_like(rows)))

@@ -26,6 +26,13 @@ def attack_class(name: str) -> type[Attack]:
     return getattr(import_module(module), cls)
 
 
+def options_of(cls: type[Attack]) -> dict[str, object]:
+    """The options of an attack and their defaults, as they are written on a command line."""
+    from dataclasses import fields
+
+    return {f.name: getattr(f.default, "__name__", f.default) for f in fields(cls)}
+
+
 def parse(text: str) -> Attack:
     """An attack from its short form NAME or NAME:KEY=VALUE,KEY=VALUE, as on the command line.
 

@@ -110,9 +110,9 @@ class Attack(ABC, Generic[S]):
             raise BadInput(f"`aims` must be 0 where the model gives no logits, got {self.aims}; they rank the classes")
         rivals = task.clean.scatter(1, task.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
         aimed = rivals.gather(1, place.clamp_max(rivals.shape[1] - 1)[:, None]).squeeze(1)
-        free = task.aim == AWAY
+        free = task.target == AWAY
         exists = torch.where(free, place < rivals.shape[1], place == 0)
-        return task.with_jobs(rank, torch.where(free, aimed, task.aim)), exists
+        return task.with_jobs(rank, torch.where(free, aimed, task.target)), exists
 
     def __call__(
         self,

@@ -1,0 +1,6 @@
+"""`python -m epsball` is `epsball`."""
+
+from epsball.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The command line: one command per file, each parses, calls one library function, and prints.
+
+Exit codes: 0 done, 1 robust accuracy below --fail-under, 2 bad usage, 130 interrupted. No module here imports torch
+before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import cyclopts
+from rich.console import Console
+
+import epsball
+from epsball.cli.attack import attack
+from epsball.cli.attacks import attacks
+from epsball.cli.evaluate import evaluate
+from epsball.errors import BadInput
+
+BAD_USAGE = 2
+INTERRUPTED = 130
+
+app = cyclopts.App(
+    name="epsball",
+    help="How robust is this classifier? A classifier, a ball, and the worst point in it.",
+    version=epsball.__version__,
+    help_format="plaintext",
+    result_action="return_value",
+)
+app.command(evaluate)
+app.command(attack)
+app.command(attacks)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
+    errors = Console(stderr=True, highlight=False)
+    warnings.showwarning = lambda message, *_, **__: errors.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
+    try:
+        return app(arguments, exit_on_error=False, print_error=False, error_console=errors) or 0
+    except cyclopts.CycloptsError as error:
+        errors.print(f"[red]epsball:[/] {error}", soft_wrap=True)
+        return BAD_USAGE
+    except BadInput as error:
+        errors.print("[red]epsball:[/] ", end="")
+        errors.print(str(error), markup=False, soft_wrap=True)
+        return BAD_USAGE
+    except KeyboardInterrupt as interrupt:
+        kept = (
+            f" What is finished is in {interrupt.args[0]}; the same command goes on from there."
+            if interrupt.args
+            else ""
+        )
+        errors.print(f"interrupted.{kept}", markup=False, soft_wrap=True)
+        return INTERRUPTED

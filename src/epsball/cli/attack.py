@@ -1,0 +1,77 @@
+"""`epsball attack`: the adversarial set, and a sheet to look at."""
+
+from __future__ import annotations
+
+import json as encoder
+from pathlib import Path
+
+from rich.console import Console
+
+from epsball.cli.common import Json, Subject, described, progress
+
+
+def attack(
+    subject: Subject | None = None,
+    /,
+    *,
+    attack: str = "pgd",
+    target: int | None = None,
+    out: Path = Path("adversarial"),
+    rows: int = 5,
+    json: Json = False,
+) -> None:
+    """Write adversarial examples and a PNG sheet: image, sign of the gradient, adversarial image.
+
+    OUT/adversarial.parquet has a row per example (id, label, predictions, confidences, x_adv) and loads with
+    `datasets`; OUT/sheet.png shows the first that fool.
+
+    Parameters
+    ----------
+    attack
+        A name of `epsball attacks`, with options as in pgd:steps=100,starts=5.
+    target
+        Drive every example towards this class instead of away from its own.
+    out
+        The directory to write to.
+    rows
+        Examples on the sheet; 0 for none.
+    json
+        Print the figures as JSON on stdout.
+    """
+    from epsball.adversarial import make
+    from epsball.attacks import parse
+    from epsball.cli.allocator import keep_memory
+
+    keep_memory()
+    subject = subject or Subject()
+    chosen = parse(attack)
+    errors = Console(stderr=True, highlight=False)
+    examples = subject.examples(limit=subject.limit)
+    ball = subject.ball_for(examples)
+    model, origin = subject.network(examples, None, errors)
+    with progress(errors) as bar:
+        task = bar.add_task(attack, total=len(examples), note="")
+        made = make(
+            model,
+            examples,
+            ball,
+            chosen,
+            target=target,
+            seed=subject.seed,
+            width=subject.width,
+            on_progress=lambda done: bar.update(task, completed=done),
+        )
+    made.save(out / "adversarial.parquet")
+    if rows:
+        made.draw(out / "sheet.png", rows=rows, ball=subject.ball)
+    if json:
+        print(encoder.dumps(made.summary() | {"out": str(out)}, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(f"[dim]model[/]  {origin}", soft_wrap=True)
+    console.print(f"[dim]data[/]   {described(examples)}", soft_wrap=True)
+    console.print(f"[dim]ball[/]   {subject.ball}\n")
+    console.print(f"accuracy {made.clean_accuracy:.2%} before, [bold]{made.accuracy:.2%} after[/] {attack}")
+    console.print(
+        f"[dim]written: {out / 'adversarial.parquet'}{f', {out}/sheet.png' if rows else ''}[/]", soft_wrap=True
+    )

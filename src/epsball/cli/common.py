@@ -1,0 +1,168 @@
+"""What `evaluate` and `attack` share: which model, which data, which ball, and how it is reported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import ceil, isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from epsball.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from epsball.ball import Ball
+    from epsball.data import Examples
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model, the data and the ball.
+
+    Parameters
+    ----------
+    model
+        A built-in network (small-mlp, small-cnn, preact-resnet18:width=16), trained on the spot unless --weights is
+        given, or package.module:factory. Default: small-mlp for digits, else small-cnn.
+    weights
+        A .safetensors or .pt file for the model; a checkpoint that would run code is refused.
+    data
+        digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
+    split
+        The split to attack; a built-in network without weights is trained on "train".
+    limit
+        Take only the first examples.
+    image_column
+        The column with the images, where it cannot be told from its type.
+    label_column
+        The column with the labels, where it cannot be told from its type.
+    ball
+        NORM:RADIUS with norm linf, l2, l1 or l0, and the radius in the units of the data, a number or a fraction:
+        linf:8/255.
+    lo
+        The box's lower end. Default: the data's (0 for images).
+    hi
+        The box's upper end. Default: the data's (1 for images).
+    seed
+        Keys all randomness: training on the spot, random starts, noise.
+    epochs
+        Epochs of training on the spot. Default: as many as make about 1,500 steps.
+    width
+        Examples that share a pass; it does not change the verdict.
+    """
+
+    model: str | None = None
+    weights: Path | None = None
+    data: str = "digits"
+    split: str = "test"
+    limit: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    ball: str = "linf:0.1"
+    lo: float | None = None
+    hi: float | None = None
+    seed: int = 0
+    epochs: int | None = None
+    width: int = 128
+
+    def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
+        """The data of a split."""
+        from epsball.data import load_data
+
+        return load_data(
+            self.data,
+            split=split or self.split,
+            limit=limit,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
+
+    def ball_for(self, examples: Examples) -> Ball:
+        """The ball, in the data's box unless another is given."""
+        from epsball.balls import parse
+
+        lo = examples.lo if self.lo is None else self.lo
+        hi = examples.hi if self.hi is None else self.hi
+        return parse(self.ball, lo=lo, hi=hi)
+
+    def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
+        """The model and a line about where it comes from; trained, and kept in `out`, where it has no weights yet."""
+        from epsball.models.load import load_model, load_weights, save_weights
+
+        spec = self.model or ("small-mlp" if self.data == "digits" else "small-cnn")
+        shape = tuple(examples.x.shape[1:])
+        model = load_model(spec, shape=shape, classes=examples.classes, weights=self.weights)
+        if ":" in spec and "=" not in spec:
+            return model, f"{spec}{f' with {self.weights}' if self.weights else ''}"
+        if self.weights is not None:
+            return model, f"{spec} with {self.weights}"
+        kept = out / "model.safetensors" if out is not None else None
+        card = out / "model.json" if out is not None else None
+        asked = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": self.seed}
+        if kept is not None and card is not None and kept.exists() and card.exists():
+            known = json.loads(card.read_text())
+            if {name: known.get(name) for name in asked} == asked:
+                load_weights(model, kept)
+                return model, f"{spec}, trained earlier, from {kept}"
+        result = self._trained(model, console)
+        if kept is not None and card is not None:
+            from epsball.run_dir import write_whole
+
+            save_weights(model, kept)
+            write_whole(
+                card, lambda draft: draft.write_text(json.dumps(asked | {"training": json.loads(result.to_json())}))
+            )
+        return model, f"{spec}, trained here: {result.config['epochs']} epochs, seed {self.seed}"
+
+    def _trained(self, model: nn.Module, console: Console) -> Any:
+        from epsball.training.fit import fit
+
+        try:
+            train = self.examples(split="train")
+        except BadInput as error:
+            raise BadInput(
+                f"`weights` must be given: there is nothing to train the built-in model on ({error})"
+            ) from error
+        batch = 128
+        steps = ceil(len(train) / batch)
+        epochs = self.epochs or min(60, max(3, ceil(1500 / steps)))
+        with progress(console) as bar:
+            task = bar.add_task("training", total=epochs * steps, note="")
+            return fit(
+                model,
+                train,
+                epochs=epochs,
+                batch_size=batch,
+                seed=self.seed,
+                progress=lambda at: bar.update(task, completed=at.step, note=f"loss {at.loss:.3f}"),
+            )
+
+
+def progress(console: Console) -> Progress:
+    """A progress bar on stderr that leaves nothing behind."""
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def described(examples: Examples) -> str:
+    """The data in a line."""
+    shape = "x".join(str(size) for size in examples.x.shape[1:])
+    box = f", in [{examples.lo:g}, {examples.hi:g}]" if isfinite(examples.lo) and isfinite(examples.hi) else ""
+    return f"{examples.name}: {len(examples):,} examples, {shape}{box}"
+
+
+Json = Annotated[bool, Parameter(negative="")]

@@ -1,0 +1,239 @@
+"""The queue: continuous batching of attack jobs.
+
+A server of language models refills its batch as soon as a sequence ends; an attack can do the same, since its state
+is per example: examples at different iterations share one forward and backward. A job is (example, rank); jobs enter
+rank by rank, `width` at a time; fooled and finished jobs leave after every pass and new ones take their rows. The
+lowest rank that succeeds is an example's answer, and a success drops that example's higher ranks only: so neither the
+answer nor its cost depends on what else was in the pool.
+
+Pools are padded to a multiple of 32 rows and halve as they drain: with few shapes the same row gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from epsball.attacks.attack import Attack, State
+from epsball.objective import Objective, Point
+from epsball.task import Task
+
+LEAST = 32
+"""The smallest pool; below it the kernels of a row may round differently, and verdicts, not bits, are compared."""
+
+OnTurn = Callable[[int], None]
+"""Called after every pass with the number of examples that have fallen so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an attack did to each row of its task, and what that cost.
+
+    `x_adv` (n, *shape) is the fooling point where `fooled`, else the example itself; `rank` the winning job, -1 for
+    none; `invalid` where logits were not finite and nothing fooled. `forwards` and `backwards` (n,) count the passes
+    up to the winner; `speculative_*` those of jobs that a lower rank made needless, `padding_*` those of rows that
+    only filled the pool.
+    """
+
+    x_adv: Float[Tensor, "n *shape"]
+    fooled: Bool[Tensor, " n"]
+    invalid: Bool[Tensor, " n"]
+    rank: Int64[Tensor, " n"]
+    forwards: Int64[Tensor, " n"]
+    backwards: Int64[Tensor, " n"]
+    speculative_forwards: int
+    speculative_backwards: int
+    padding_forwards: int
+    padding_backwards: int
+
+
+def pool_size(wanted: int, width: int) -> int:
+    """The rows of a pool for `wanted` jobs: `width` halved as long as that is enough, a multiple of 32.
+
+    >>> [pool_size(wanted, 128) for wanted in (500, 128, 65, 64, 33, 1)]
+    [128, 128, 128, 64, 64, 32]
+    """
+    least = min(LEAST, width)
+    size = -(-width // least) * least
+    while size > least and (half := -(-size // 2 // least) * least) >= wanted:
+        size = half
+    return size
+
+
+def forward_rows(objective: Objective, z: Float[Tensor, "n *shape"], width: int) -> Tensor:
+    """Logits or labels at z, `width` rows at a time, the last batch padded as a pool is."""
+    outputs = []
+    for start in range(0, len(z), width):
+        part = z[start : start + width]
+        index = torch.arange(pool_size(len(part), width), device=z.device).clamp_max(len(part) - 1)
+        outputs.append(objective.forward(part[index])[: len(part)])
+    return torch.cat(outputs)
+
+
+def run(
+    attack: Attack, objective: Objective, task: Task, *, width: int = 128, on_turn: OnTurn | None = None
+) -> Outcome:
+    """Attack every row of `task` through a pool of `width` rows. `objective` is open, and made for this attack."""
+    queue = _Queue(attack, objective, task, width)
+    if len(task.x):
+        queue.drive(on_turn or (lambda fallen: None))
+    return queue.outcome()
+
+
+@dataclass(eq=False)
+class _Queue:
+    """The book-keeping of one run: which job sits in which row of the pool, and what each job has cost."""
+
+    attack: Attack
+    objective: Objective
+    task: Task
+    width: int
+    state: State | None = None
+    finals: list[tuple[np.ndarray, np.ndarray, Tensor]] = field(default_factory=list)
+    waiting: int = 0
+    entered: int = 0
+
+    def __post_init__(self) -> None:
+        n, jobs = len(self.task.x), self.attack.jobs
+        self.x_adv = self.task.x.clone()
+        self.winner = np.full(n, jobs)
+        self.invalid_at = np.full(n, jobs)
+        self.forwards = np.zeros((n, jobs), dtype=np.int64)
+        self.backwards = np.zeros((n, jobs), dtype=np.int64)
+        self.passes_before = self.objective.forwards, self.objective.backwards
+        size = min(pool_size(self.width, self.width), -(-n * jobs // LEAST) * LEAST)
+        self.row, self.rank = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        self.turns, self.live = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
+
+    def drive(self, on_turn: OnTurn) -> None:
+        """Until no job is left: fill the pool, make a pass, let go what is fooled, finished or dropped."""
+        while True:
+            self.refill()
+            if not self.live.any():
+                if self.waiting:
+                    self.settle_finals()
+                elif self.entered == self.forwards.size:
+                    return
+                continue
+            self.turn()
+            if self.waiting >= len(self.row):
+                self.settle_finals()
+            on_turn(int((self.winner < self.attack.jobs).sum()))
+
+    def take(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The next jobs, rank-major, without those whose example has fallen at a lower rank."""
+        n, jobs = self.forwards.shape
+        rows, ranks = [], []
+        while most > 0 and self.entered < n * jobs:
+            job = np.arange(self.entered, min(self.entered + most, n * jobs))
+            self.entered += len(job)
+            row, rank = job % n, job // n
+            wanted = rank < self.winner[row]
+            rows.append(row[wanted])
+            ranks.append(rank[wanted])
+            most -= int(wanted.sum())
+        return np.concatenate([*rows, np.zeros(0, np.int64)]), np.concatenate([*ranks, np.zeros(0, np.int64)])
+
+    def refill(self) -> None:
+        """Seat new jobs in the empty rows; shrink the pool where there are too few."""
+        free = np.flatnonzero(~self.live)
+        row, rank = self.take(len(free))
+        if self.state is None:  # the first fill: rows beyond the last job repeat the first one, and do not live
+            spare = len(free) - len(row)
+            self.live[: len(row)] = True
+            row, rank = (np.concatenate([part, np.full(spare, part[0])]) for part in (row, rank))
+            self.row, self.rank, self.state = row, rank, self.attack.init(self.job(row, rank)[0])
+        elif len(row):
+            slots = free[: len(row)]
+            self.row[slots], self.rank[slots], self.turns[slots], self.live[slots] = row, rank, 0, True
+            at = torch.from_numpy(slots).to(self.task.x.device)
+            arriving = self.attack.init(self.job(row, rank)[0])
+            self.state = self.state.map(lambda old, new: old.index_copy(0, at, new), arriving)
+        elif (size := pool_size(int(self.live.sum()), len(self.row))) < len(self.row):
+            keep = np.argsort(~self.live, kind="stable")[:size]
+            self.row, self.rank, self.turns, self.live = (
+                part[keep] for part in (self.row, self.rank, self.turns, self.live)
+            )
+            at = torch.from_numpy(keep).to(self.task.x.device)
+            self.state = self.state.map(lambda part: part[at])
+        else:
+            return
+        self.pool, exists = self.job(self.row, self.rank)
+        self.live &= exists.cpu().numpy()
+
+    def job(self, row: np.ndarray, rank: np.ndarray) -> tuple[Task, Bool[Tensor, " n"]]:
+        device = self.task.x.device
+        return self.attack.job(self.task.rows(torch.from_numpy(row).to(device)), torch.from_numpy(rank).to(device))
+
+    def turn(self) -> None:
+        """One pass over the pool."""
+        state = self.state
+        assert state is not None, "refill comes first"
+        backwards = self.objective.backwards
+        point = self.objective(state.z, self.pool)
+        columns = (self.objective.backwards - backwards) // len(self.row)
+        self.state = stepped = self.attack.step(state, point, self.pool)
+        self.turns += 1
+        self.forwards[self.row[self.live], self.rank[self.live]] += 1
+        self.backwards[self.row[self.live], self.rank[self.live]] += columns
+        passes = self.attack.passes
+        done = self.turns >= passes if passes is not None else stepped.done.cpu().numpy()
+        valid = point.valid.cpu().numpy()
+        fooled = np.zeros_like(done)
+        if self.attack.until == "fooled":
+            fooled = self.live & point.fooled.cpu().numpy()
+            self.settle(self.row[fooled], self.rank[fooled], state.z, np.flatnonzero(fooled))
+        failed = self.live & ~valid
+        np.minimum.at(self.invalid_at, self.row[failed], self.rank[failed])
+        self.live &= valid & ~fooled & (self.rank < self.winner[self.row])
+        final = np.flatnonzero(self.live & done)
+        if len(final):
+            self.finals.append((self.row[final], self.rank[final], stepped.best[torch.from_numpy(final)]))
+            self.waiting += len(final)
+            self.live[final] = False
+
+    def settle(self, row: np.ndarray, rank: np.ndarray, z: Tensor, index: np.ndarray) -> None:
+        """Jobs that succeeded, at z[index]: the lowest rank of each example is its answer."""
+        order = np.argsort(-rank, kind="stable")  # the lowest rank is written last
+        order = order[rank[order] < self.winner[row[order]]]
+        last = {int(row[i]): i for i in order}
+        if last:
+            at = np.fromiter(last, np.int64), np.fromiter(last.values(), np.int64)
+            self.winner[at[0]] = rank[at[1]]
+            self.x_adv[torch.from_numpy(at[0])] = z[torch.from_numpy(index[at[1]])]
+
+    def settle_finals(self) -> None:
+        """One forward for the points where finished jobs ended."""
+        row, rank = (np.concatenate([final[i] for final in self.finals]) for i in (0, 1))
+        z = torch.cat([final[2] for final in self.finals])
+        self.finals, self.waiting = [], 0
+        output = forward_rows(self.objective, z, self.width)
+        self.forwards[row, rank] += 1
+        point = Point(z, output, None, None, self.objective.success, self.job(row, rank)[0])
+        fooled, valid = point.fooled.cpu().numpy(), point.valid.cpu().numpy()
+        np.minimum.at(self.invalid_at, row[~valid], rank[~valid])
+        self.settle(row[fooled], rank[fooled], z, np.flatnonzero(fooled))
+        self.live &= self.rank < self.winner[self.row]
+
+    def outcome(self) -> Outcome:
+        needed = np.arange(self.forwards.shape[1]) <= self.winner[:, None]
+        forwards, backwards = (np.where(needed, part, 0).sum(1) for part in (self.forwards, self.backwards))
+        fooled = self.winner < self.attack.jobs
+        made = self.objective.forwards - self.passes_before[0], self.objective.backwards - self.passes_before[1]
+        return Outcome(
+            x_adv=self.x_adv,
+            fooled=torch.from_numpy(fooled),
+            invalid=torch.from_numpy(~fooled & (self.invalid_at < self.attack.jobs)),
+            rank=torch.from_numpy(np.where(fooled, self.winner, -1)),
+            forwards=torch.from_numpy(forwards),
+            backwards=torch.from_numpy(backwards),
+            speculative_forwards=int(self.forwards.sum() - forwards.sum()),
+            speculative_backwards=int(self.backwards.sum() - backwards.sum()),
+            padding_forwards=int(made[0] - self.forwards.sum()),
+            padding_backwards=int(made[1] - self.backwards.sum()),
+        )

@@ -1,0 +1,1 @@
+"""What a person looks at. Nothing here needs torch: it reads records and arrays."""

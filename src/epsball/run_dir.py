@@ -1,0 +1,173 @@
+"""The run directory: what is finished is on disk, whole, and a later process goes on from there.
+
+`config.json` says what the run is made of; `stages/SHARD-STAGE.parquet` holds one attack at one radius on one shard,
+with the adversarial examples; `records/SHARD.parquet` one row per example, written after the shard's last stage. Every
+file is written beside its place, synced, and renamed. The adversarial examples load with `datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from epsball.errors import BadInput
+
+FREE = {"width", "machine"}
+"""Parts of the configuration that may differ on a resume: they change no record."""
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file that is at `path` whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(draft)
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class RunDir:
+    """A directory held by this process until it is closed; `config` is what it was started with.
+
+    Raises `BadInput` where it holds another run (naming the field that differs), something else than a run, or is in
+    use by another process.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
+        self.path = Path(path)
+        config = json.loads(json.dumps(config))
+        self.config = config
+        known = self.path / "config.json"
+        if not known.exists() and self.path.exists() and any(self.path.glob("*.parquet")):
+            raise BadInput(f"`run_dir` must be a run's directory or a new one, got {self.path}; choose another name")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._held()
+        if not known.exists():
+            write_whole(known, lambda draft: draft.write_text(json.dumps(config, indent=2)))
+            return
+        self.config = before = json.loads(known.read_text())
+        for name in sorted((set(before) | set(config)) - FREE):
+            if before.get(name) != config.get(name):
+                self.close()
+                raise BadInput(
+                    f"`run_dir` {self.path} holds a run with another `{name}`: {_short(before.get(name))} there, "
+                    f"{_short(config.get(name))} here; resume with the same arguments, or choose a new directory"
+                )
+
+    def _held(self) -> int:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except OSError as error:
+            os.close(lock)
+            raise BadInput(f"`run_dir` {self.path} is in use by another process; wait for it, or stop it") from error
+        return lock
+
+    def close(self) -> None:
+        """Let other processes have the directory."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def stage(self, shard: int, stage: str) -> Path:
+        """Where a stage of a shard is kept."""
+        return self.path / "stages" / f"{shard:05d}-{stage}.parquet"
+
+    def records(self, shard: int) -> Path:
+        """Where the records of a shard are kept."""
+        return self.path / "records" / f"{shard:05d}.parquet"
+
+
+def save(path: Path, table: pa.Table) -> None:
+    """Write a table whole."""
+    write_whole(path, lambda draft: pq.write_table(table, draft, compression="zstd"))
+
+
+def load(path: Path) -> pa.Table:
+    """Read a table, with the notes in its metadata, as plain lists also where `datasets` has registered its types."""
+    table = pq.ParquetFile(path).read()
+    for place, column in enumerate(table.columns):
+        if isinstance(column.type, pa.BaseExtensionType):
+            storage = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+            table = table.set_column(place, table.column_names[place], storage)
+    return table
+
+
+def with_notes(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
+    """The table with `notes` in its metadata."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"epsball": json.dumps(notes).encode()})
+
+
+def notes(table: pa.Table) -> dict[str, Any]:
+    """The notes in a table's metadata."""
+    return json.loads((table.schema.metadata or {}).get(b"epsball", b"{}"))
+
+
+def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """An array (n, *shape) as a column of nested lists, null where not `valid`."""
+    shape = points.shape[1:]
+    column: pa.Array = pa.array(np.ascontiguousarray(points[valid]).reshape(-1))
+    for size in reversed(shape[1:]):
+        column = pa.ListArray.from_arrays(pa.array(np.arange(0, len(column) + 1, size, dtype=np.int32)), column)
+    if not shape:
+        return column.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
+    ends = np.concatenate([[0], np.cumsum(valid) * shape[0]]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends, mask=np.concatenate([~valid, [False]])), column)
+
+
+def points(column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """The valid rows of a nested column as an array (m, *shape)."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = column.drop_null()
+    rows = len(column)
+    while pa.types.is_list(column.type):
+        column = column.flatten()
+    return column.to_numpy(zero_copy_only=False).reshape(rows, *shape)
+
+
+def table(columns: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = None) -> pa.Table:
+    """A table; a column of nested lists is an array of its shape in `shapes` to `datasets`."""
+    built = pa.table(columns)
+    for name, shape in (shapes or {}).items():
+        if len(shape) < 2:
+            continue
+        place = built.column_names.index(name)
+        inner = built.schema.field(place).type
+        while pa.types.is_list(inner):
+            inner = inner.value_type
+        kind = {"float": "float32", "double": "float64"}[str(inner)]
+        known = {
+            b"ARROW:extension:name": f"datasets.features.features.Array{len(shape)}DExtensionType".encode(),
+            b"ARROW:extension:metadata": json.dumps([list(shape), kind]).encode(),
+        }
+        built = built.set_column(place, pa.field(name, built.schema.field(place).type, metadata=known), built[name])
+    return built
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

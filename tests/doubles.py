@@ -1,0 +1,204 @@
+"""Five small attacks that prove the protocol: each leans on another part of it. They are no good as attacks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from epsball.attacks.attack import Attack, State
+from epsball.ball import column, flat
+from epsball.losses import Loss, cross_entropy
+from epsball.objective import Point
+from epsball.task import Task
+
+
+def towards(task: Task, z: Tensor, step: Tensor, rate: float) -> Tensor:
+    """From z a part of the way to a random end of the ball, keyed by each row's own step."""
+    noise = task.noise.sign(task.x.shape[1:], step=step, dtype=z.dtype)
+    return task.ball.project(z + rate * (task.ball.argmax(noise, task.x) - z), task.x)
+
+
+@dataclass(frozen=True, eq=False)
+class Best(State):
+    """With the loss at `best`, (n,)."""
+
+    height: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch(Attack[Best]):
+    """Logits only: a random step is kept where it raised the loss. Ends by `done`, not by a known length."""
+
+    needs = "logits"
+    steps: int = 12
+    rate: float = 0.3
+
+    def init(self, task: Task) -> Best:
+        return Best.at(task.x, height=torch.full_like(flat(task.x)[:, 0], -math.inf))
+
+    def step(self, state: Best, point: Point, task: Task) -> Best:
+        better = point.loss > state.height
+        best = torch.where(column(better, task.x.ndim), state.z, state.best)
+        t = state.t + 1
+        return Best(
+            z=towards(task, best, t, self.rate),
+            best=best,
+            t=t,
+            done=t >= self.steps,
+            height=torch.where(better, point.loss.to(state.height.dtype), state.height),
+        )
+
+
+def every_logit(logits: Tensor, task: Task) -> Tensor:
+    """One column of loss per class."""
+    return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFoolStep(Attack[State]):
+    """One step to the nearest linearised border: Moosavi-Dezfooli et al. (CVPR 2016), algorithm 2, overshoot .02.
+
+    As many gradients as classes, on one forward.
+    """
+
+    until = "done"
+    loss: Loss = every_logit
+    overshoot: float = 0.02
+
+    @property
+    def passes(self) -> int:
+        return 1
+
+    def init(self, task: Task) -> State:
+        return State.at(task.x)
+
+    def step(self, state: State, point: Point, task: Task) -> State:
+        rows = torch.arange(len(task.y))
+        grads = point.grad.flatten(2) if point.grad.ndim > 2 else point.grad[:, :, None]
+        normal, gap = (part - part[rows, task.y, None] for part in (grads, point.logits))
+        size = normal.square().sum(2).sqrt().clamp_min(1e-6)
+        far = gap.abs() / size
+        far[rows, task.y] = math.inf
+        rival = torch.where(task.aimed, task.aim, far.argmin(1))
+        length = (1 + self.overshoot) * far[rows, rival] / size[rows, rival]
+        step = (length[:, None] * normal[rows, rival]).reshape(task.x.shape)
+        step = torch.where(column(rival == task.y, step.ndim), 0, step)  # a target that is the label
+        z = task.ball.project(task.x + step, task.x)
+        return replace(state, z=z, best=z)
+
+
+@dataclass(frozen=True, eq=False)
+class Searching(Best):
+    """With the phase, the number of halvings, and the end of the present line."""
+
+    phase: Tensor
+    halvings: Tensor
+    end: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSearch(Attack[Searching]):
+    """Phase 0 looks at a point and lays a line to the maximiser of its gradient; phase 1 halves until it rises."""
+
+    FACE: ClassVar[int] = 0
+    WALK: ClassVar[int] = 1
+
+    most_halvings: int = 3
+    steps: int = 14
+
+    def init(self, task: Task) -> Searching:
+        zero = torch.zeros_like(task.y)
+        lowest = torch.full_like(flat(task.x)[:, 0], -math.inf)
+        return Searching.at(task.x, height=lowest, phase=zero, halvings=zero, end=task.x)
+
+    def step(self, state: Searching, point: Point, task: Task) -> Searching:
+        facing = state.phase == self.FACE
+        loss = point.loss.to(state.height.dtype)
+        risen = ~facing & (loss > state.height)
+        keep = facing | risen
+        best = torch.where(column(keep, task.x.ndim), state.z, state.best)
+        height = torch.where(keep, loss, state.height)
+        end = torch.where(column(facing, task.x.ndim), task.ball.argmax(point.grad, task.x), state.end)
+        halvings = torch.where(keep, 0, state.halvings + 1)
+        shorter = task.ball.project(best + (end - best) * column(0.5**halvings, best.ndim).to(best.dtype), task.x)
+        t = state.t + 1
+        return Searching(
+            z=torch.where(column(risen, best.ndim), best, shorter),
+            best=best,
+            t=t,
+            done=(halvings > self.most_halvings) | (t >= self.steps),
+            height=height,
+            phase=torch.where(risen, self.FACE, self.WALK),
+            halvings=halvings,
+            end=end,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelWalk(Attack[State]):
+    """Labels only: a random walk through the ball until it has crossed a border."""
+
+    needs = "label"
+    steps: int = 12
+    rate: float = 0.5
+
+    def init(self, task: Task) -> State:
+        return State.at(task.ball.sample(task.x, task.noise))
+
+    def step(self, state: State, point: Point, task: Task) -> State:
+        t = state.t + 1
+        z = torch.where(column(point.fooled, task.x.ndim), state.z, towards(task, state.z, t, self.rate))
+        return State(z=z, best=z, t=t, done=t >= self.steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest(State):
+    """With the distance of `best`, infinite until a point fooled, (n,)."""
+
+    distance: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimumNorm(Attack[Nearest]):
+    """Steps out until the point fools, back while it does; hands over the closest fooling point."""
+
+    until = "done"
+    steps: int = 16
+    step_size: float = 0.25
+    shrink: float = 0.8
+
+    @property
+    def passes(self) -> int:
+        return self.steps
+
+    def init(self, task: Task) -> Nearest:
+        return Nearest.at(task.x, distance=torch.full_like(flat(task.x)[:, 0], math.inf))
+
+    def step(self, state: Nearest, point: Point, task: Task) -> Nearest:
+        distance = task.ball.norm(state.z - task.x)
+        closer = point.fooled & (distance < state.distance)
+        back = task.ball.project(task.x + self.shrink * (state.z - task.x), task.x)
+        out = task.ball.step(point.grad, state.z, task.x, self.step_size)
+        return Nearest(
+            z=torch.where(column(point.fooled, out.ndim), back, out),
+            best=torch.where(column(closer, out.ndim), state.z, state.best),
+            t=state.t,
+            done=state.done,
+            distance=torch.where(closer, distance, state.distance),
+        )
+
+
+DOUBLES: dict[str, Attack] = {
+    "random-search": RandomSearch(),
+    "deepfool-step": DeepFoolStep(),
+    "line-search": LineSearch(),
+    "label-walk": LabelWalk(),
+    "minimum-norm": MinimumNorm(),
+}
+"""With their defaults; `cross_entropy` is the loss of all but the DeepFool step."""
+
+assert all(a.loss is cross_entropy for name, a in DOUBLES.items() if name != "deepfool-step")
