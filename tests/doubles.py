@@ -1,17 +1,20 @@
-"""Five small attacks that prove the protocol: each leans on another part of it. They are no good as attacks."""
+"""Five small attacks that prove the protocol, each leaning on another part of it; and what runs over all attacks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from epsball.attacks import ATTACKS, attack_class, options_of, parse
 from epsball.attacks.attack import Attack, State
-from epsball.ball import column, flat
-from epsball.losses import Loss, cross_entropy
+from epsball.ball import Ball, column, flat
+from epsball.balls import L0, L1, L2, Linf
+from epsball.losses import Loss
 from epsball.objective import Point
 from epsball.task import Task
 
@@ -199,6 +202,31 @@ DOUBLES: dict[str, Attack] = {
     "label-walk": LabelWalk(),
     "minimum-norm": MinimumNorm(),
 }
-"""With their defaults; `cross_entropy` is the loss of all but the DeepFool step."""
 
-assert all(a.loss is cross_entropy for name, a in DOUBLES.items() if name != "deepfool-step")
+
+def short(name: str) -> Attack:
+    """From the table, with fewer steps where it makes steps."""
+    return parse(f"{name}:steps=8" if "steps" in options_of(attack_class(name)) else name)
+
+
+SUITE: dict[str, Attack] = {**{name: short(name) for name in ATTACKS}, **DOUBLES}
+BALLS: dict[str, Callable[..., Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
+EPS = {"linf": 0.3, "l2": 0.6, "l1": 1.0, "l0": 2.0}
+
+
+def NEVER(output: Tensor, task: Task) -> Tensor:
+    """A success that no point has: the attack goes on to its end."""
+    return torch.zeros_like(task.y, dtype=torch.bool)
+
+
+def assert_inside(x_adv: Tensor, x: Tensor, norm: str, eps: float, lo: float, hi: float, mask: Tensor | None) -> None:
+    """Ball, box and mask, written down apart from balls.py; the slack is 4 ulp of the dtype at the data's scale."""
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == x.dtype
+    assert bool((x_adv >= torch.tensor(lo).to(x)).all())
+    assert bool((x_adv <= torch.tensor(hi).to(x)).all())
+    delta = (x_adv.double() - x.double()).reshape(len(x), -1)
+    order = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}[norm]
+    slack = 0 if norm == "l0" else 4 * torch.finfo(x.dtype).eps * max(x_adv.abs().max().item(), x.abs().max().item())
+    assert torch.linalg.vector_norm(delta, order, dim=1).max().item() <= eps + slack
+    assert mask is None or bool((x_adv == x)[~mask.expand_as(x)].all())

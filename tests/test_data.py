@@ -132,7 +132,7 @@ def test_an_npz_file_is_read_and_pickled_ones_are_refused(tmp_path):
     np.savez(tmp_path / "c.npz", images=x)
     (tmp_path / "d.npz").write_bytes(b"nonsense")
     for name in "bcd":
-        with pytest.raises(BadInput, match="numpy.savez"):
+        with pytest.raises(BadInput, match=r"numpy\.savez"):
             load_data(tmp_path / f"{name}.npz")
 
 
@@ -186,7 +186,15 @@ def test_every_kind_of_8_bit_image_is_decoded(tmp_path):
     three = np.repeat(grey[:, :, None], 3, 2)
     turned = Image.Exif()
     turned[274] = 3  # by 180 degrees
-    raws = [png(grey), png(two, "1"), png(grey, "LA"), png(colour), png(alpha), file.getvalue(), png(colour, exif=turned)]
+    raws = [
+        png(grey),
+        png(two, "1"),
+        png(grey, "LA"),
+        png(colour),
+        png(alpha),
+        file.getvalue(),
+        png(colour, exif=turned),
+    ]
     want = [three, np.repeat(two[:, :, None], 3, 2), three, colour, colour, as_rgb, colour[::-1, ::-1]]
     data = load_data(parquet(tmp_path, raws))
     assert data.shape == (3, 3, 4)
@@ -202,6 +210,7 @@ def test_every_kind_of_8_bit_image_is_decoded(tmp_path):
         (png(pixels(3, 4))[:-30], "row 2 of"),
         (png(np.zeros((3, 4), np.uint16)), "row 2 of .* not 8 bits"),
     ],
+    ids=["size", "broken", "cut off", "16 bits"],
 )
 def test_images_that_are_broken_or_of_another_kind_are_refused_with_their_row(tmp_path, last, message):
     folder = parquet(tmp_path, [png(pixels(3, 4)), png(pixels(3, 4)), last])
@@ -218,7 +227,7 @@ def test_columns_are_found_by_type_asked_for_by_name_and_listed_where_unclear(tm
     assert load_data(none, label_column="target").y.tolist() == [0, 1]
     with pytest.raises(BadInput, match="`label_column` must be one of img, target, got 'targt'; did you mean"):
         load_data(none, label_column="targt")
-    with pytest.raises(BadInput, match="`image_column` must hold images, got 'target'.*--image-column"):
+    with pytest.raises(BadInput, match=r"`image_column` must hold images, got 'target'.*--image-column"):
         load_data(none, image_column="target", label_column="target")
     two = parquet(tmp_path / "two", images, y=[0, 1], label=[1, 0])
     with pytest.raises(BadInput, match="`label_column` is one of label, y among the columns img, y, label"):
@@ -240,7 +249,7 @@ def test_columns_are_found_by_type_asked_for_by_name_and_listed_where_unclear(tm
 @pytest.mark.parametrize("labels", [[0, -1], [0, None], [0.5, 1.0]])
 def test_rows_without_a_label_are_refused(tmp_path, labels):
     folder = parquet(tmp_path, [png(pixels(3, 3))] * 2, target=labels)
-    with pytest.raises(BadInput, match="a whole number >= 0 in every row.*--label-column"):
+    with pytest.raises(BadInput, match=r"a whole number >= 0 in every row.*--label-column"):
         load_data(folder, label_column="target")
 
 
@@ -252,7 +261,7 @@ def test_data_that_are_not_there_are_refused_with_the_nearest_name(tmp_path, mon
         raise ConnectionError(f"no network for {name}")
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="got 'mnist'.*any data file"):
+    with pytest.raises(BadInput, match=r"got 'mnist'.*any data file"):
         load_data("mnist")  # an empty folder
     monkeypatch.setattr(datasets, "load_dataset", no_network)
     for spec, message in (

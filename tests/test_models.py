@@ -18,6 +18,7 @@ from epsball.models import build
 from epsball.models.builtin import Normalize
 from epsball.models.load import load_model, load_weights, save_weights
 
+
 def draw(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(3))
 
@@ -46,7 +47,9 @@ def test_every_model_gives_logits_for_its_shape_and_a_gradient_for_its_input(nam
 
 def test_the_resnet_has_the_size_of_the_papers_at_full_width():
     model = build("preact-resnet18", (3, 32, 32), 10)
-    assert sum(p.numel() for p in model.parameters()) == 11_172_170  # kuangliu/pytorch-cifar's 11,171,146 and the last norm
+    assert (
+        sum(p.numel() for p in model.parameters()) == 11_172_170
+    )  # kuangliu/pytorch-cifar's 11,171,146 and the last norm
     assert sum(isinstance(part, nn.Conv2d) for part in model.modules()) == 20
 
 
@@ -248,7 +251,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_the_model_is_untouched(
 
 def test_files_that_are_missing_damaged_or_hold_something_else_are_refused(tmp_path):
     save_weights(net(), tmp_path / "net.safetensors")
-    with pytest.raises(BadInput, match="did you mean 'net.safetensors'"):
+    with pytest.raises(BadInput, match=r"did you mean 'net\.safetensors'"):
         load_weights(net(), tmp_path / "nett.safetensors")
     for suffix in (".safetensors", ".pt"):
         (tmp_path / f"damaged{suffix}").write_bytes(b"not a checkpoint")
@@ -257,5 +260,5 @@ def test_files_that_are_missing_damaged_or_hold_something_else_are_refused(tmp_p
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "other.pt")
     with pytest.raises(BadInput, match="a dict of epoch, lr"):
         load_weights(net(), tmp_path / "other.pt")
-    with pytest.raises(BadInput, match="end in .safetensors"):
+    with pytest.raises(BadInput, match=r"end in \.safetensors"):
         save_weights(net(), tmp_path / "net.pt")

@@ -57,14 +57,15 @@ class Ball(ABC):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
                 raise BadInput(f"`{name}` must be a number or a tensor, got {type(value).__name__}; convert it first")
-            if bool(torch.as_tensor(value).isnan().any()):
+            if bool(torch.as_tensor(value, dtype=torch.float64).isnan().any()):
                 raise BadInput(f"`{name}` must not be NaN, got {shown(value)}; look where it was computed")
-        if bool((torch.as_tensor(self.eps) < 0).any()):
+        eps, lo, hi = (torch.as_tensor(part, dtype=torch.float64) for part in (self.eps, self.lo, self.hi))
+        if bool((eps < 0).any()):
             raise BadInput(f"`eps` must be >= 0, got {shown(self.eps)}; give the radius without a sign")
         if self.mask is not None and (not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool):
             raise BadInput("`mask` must be a boolean tensor (True: may change); write `mask.bool()`")
         try:
-            crossed = bool((torch.as_tensor(self.lo) > torch.as_tensor(self.hi)).any())
+            crossed = bool((lo > hi).any())
         except RuntimeError as error:
             raise BadInput(f"`lo` and `hi` must broadcast together, got {shown(self.lo)}, {shown(self.hi)}") from error
         if crossed:
@@ -124,6 +125,7 @@ class Ball(ABC):
             name: value[index]
             for name in ("eps", "lo", "hi", "mask")
             if isinstance(value := getattr(self, name), Tensor)
+            and value.ndim > 0
             and (value.shape[0] != 1 or (name == "eps" and value.ndim == 1))
         }
         return replace(self, **parts) if parts else self
@@ -134,6 +136,8 @@ class Ball(ABC):
 
     def project(self, z: Batch, x: Batch) -> Batch:
         """The nearest point of ball and box together, in the Euclidean norm; points inside come back as they are.
+
+        The result may share memory with z. Infinite z is not looked for.
 
         >>> from epsball import L2
         >>> L2(eps=1.0).project(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
@@ -232,9 +236,13 @@ class Ball(ABC):
     def _clip_(self, own: Batch) -> Batch:
         """`own`, clipped in place to the box."""
         if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
-            lo, hi = (torch.as_tensor(side, device=own.device).to(own) for side in (self.lo, self.hi))
-            return own.clamp_(lo, hi)
+            return own.clamp_(*self._sides(own))
         return own if self._no_box else own.clamp_(self.lo, self.hi)
+
+    def _sides(self, like: Batch) -> tuple[Tensor, Tensor]:
+        """`lo` and `hi` as tensors of `like`'s dtype and device."""
+        lo, hi = (torch.as_tensor(side, dtype=like.dtype, device=like.device) for side in (self.lo, self.hi))
+        return lo, hi
 
     @property
     def _no_box(self) -> bool:
@@ -253,7 +261,7 @@ class Ball(ABC):
     def _orthant(self, direction: Batch, x: Batch) -> tuple[Tensor, Tensor]:
         """|direction| and the room that box and mask leave it at x, flat; computed in at least single precision."""
         wide = torch.promote_types(direction.dtype, torch.float32)
-        lo, hi = (torch.as_tensor(side, device=x.device).to(wide) for side in (self.lo, self.hi))
+        lo, hi = self._sides(x.to(wide))
         room = torch.where(direction > 0, hi - x, x - lo).clamp_min(0)
         if self.mask is not None:
             room = torch.where(self.mask, room, 0)

@@ -33,13 +33,13 @@ class Linf(Ball):
     def _ends(self, x: Batch) -> tuple[Batch, Batch]:
         """Ball, box and mask together are one interval per coordinate; kept for the x last asked for."""
         kept = self.__dict__.get("_kept")
-        if kept is None or kept[0] is not x:
+        if kept is None or kept[0] is not x or kept[3] != x._version:
             eps = self._radius(x).to(x)
-            low, high = (torch.as_tensor(side, device=x.device).to(x) for side in (self.lo, self.hi))
+            low, high = self._sides(x)
             low, high = self._masked(torch.maximum(x - eps, low), x), self._masked(torch.minimum(x + eps, high), x)
-            kept = (x, low, high)
+            kept = (x, low, high, x._version)
             object.__setattr__(self, "_kept", kept)
-        return kept[1:]
+        return kept[1], kept[2]
 
     def _project(self, z: Batch, x: Batch) -> Batch:
         return z.clamp(*self._ends(x))
@@ -88,7 +88,7 @@ class L2(Ball):
     name = "l2"
 
     def norm(self, delta: Batch) -> PerExample:
-        return _euclidean(flat(delta))
+        return torch.linalg.vector_norm(flat(delta), dim=1)
 
     def _project(self, z: Batch, x: Batch) -> Batch:
         return _pulled(self, z, x, lambda size, room, radius: torch.minimum(scale_to_l2(size, room, radius), size))
@@ -105,8 +105,11 @@ class L2(Ball):
         return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(tiny)).reshape(grad.shape)
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
-        scale = column(flat(grad).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
-        return self._project(z + _along(self, grad / scale, z, size, _euclidean), x)
+        # The whole gradient, so that the projection leaves shut coordinates shut; measured by its open part, so that
+        # they do not use the step up.
+        grad = grad / column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
+        length = column(self.norm(self._open(grad, z)), z.ndim)
+        return self._project(z + grad * torch.where(length > 0, (self._radius(z) * size).to(z) / length, 0), x)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:
         self._need_box()
@@ -138,7 +141,9 @@ class L1(Ball):
         return torch.zeros_like(rows).scatter(1, place, rows.gather(1, place).sign()).reshape(grad.shape)
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
-        return self._project(z + _along(self, grad, z, size, _greatest), x)
+        # Measured by the whole gradient: its greatest open coordinate jumps when rounding opens one.
+        dual = column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
+        return self._project(z + grad / dual * (self._radius(z) * size).to(z), x)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:
         self._need_box()
@@ -162,29 +167,33 @@ class L0(Ball):
             )
 
     def norm(self, delta: Batch) -> PerExample:
-        return (flat(delta) != 0).sum(1).to(delta.dtype)
+        return (flat(delta) != 0).sum(1).to(torch.promote_types(delta.dtype, torch.float32))
 
     def _count(self, x: Batch) -> Float[Tensor, "n 1"]:
         return column(self._radius(flat(x)[:, 0]), 2).floor().expand(len(x), 1)
 
     def _project(self, z: Batch, x: Batch) -> Batch:
         inside = self._masked(self._clip(z), x)
-        saved = flat((z - x).square() - (z - inside).square())
+        far, near = (z.double() - x.double()).square(), (z.double() - inside.double()).square()
+        saved = flat(far - near)
         return torch.where(largest(saved, self._count(x)).reshape(x.shape), inside, x)
 
     def _argmax(self, grad: Batch, x: Batch) -> Batch:
         size, room = self._orthant(grad, x)
         return self._moved(x, grad, torch.where(largest(size * room, self._count(x)), room, 0))
 
+    def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
+        return self.norm(delta) <= self._radius(slack).floor()  # a count needs no slack
+
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
         return replace(self, eps=1)._argmax(grad, z) - z
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
-        few = replace(self, eps=(torch.as_tensor(self.eps) * size).clamp_min(1))  # less than one coordinate is no step
-        return self._project(few._argmax(grad, z), x)
+        count = (torch.as_tensor(self.eps, dtype=torch.float64) * size).clamp_min(1)  # less than one is no step
+        return self._project(replace(self, eps=count)._argmax(grad, z), x)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:
-        lo, hi = (torch.as_tensor(side, device=x.device).to(x) for side in (self.lo, self.hi))
+        lo, hi = self._sides(x)
         chosen = largest(flat(noise.uniform(x.shape[1:], draw=1)) + 1, self._count(x)).reshape(x.shape)
         return torch.where(chosen, lo + (hi - lo) * noise.uniform(x.shape[1:], dtype=x.dtype), x)
 
@@ -223,10 +232,6 @@ def _greatest(rows: Float[Tensor, "n d"]) -> PerExample:
     return rows.abs().amax(1)
 
 
-def _euclidean(rows: Float[Tensor, "n d"]) -> PerExample:
-    return torch.linalg.vector_norm(rows, dim=1)
-
-
 def _pulled(ball: Ball, z: Batch, x: Batch, shorten: Callable[[Tensor, Tensor, Tensor], Float[Tensor, "n d"]]) -> Batch:
     """z where ball and box hold it; elsewhere x moved towards z by `shorten`(|z - x|, room, radius)."""
     clipped = ball._masked(ball._clip(z), x)
@@ -239,24 +244,12 @@ def _pulled(ball: Ball, z: Batch, x: Batch, shorten: Callable[[Tensor, Tensor, T
     return torch.where(column(fits, x.ndim), clipped, near)
 
 
-def _along(
-    ball: Ball, grad: Batch, z: Batch, size: float, dual: Callable[[Tensor], PerExample]
-) -> Float[Tensor, "n *shape"]:
-    """The gradient, scaled so that the dual norm of its open part is `size` * eps.
-
-    The whole gradient, so that the projection leaves shut coordinates shut and `argmax` is its fixed point; measured
-    by the open part, so that shut coordinates do not use the step up.
-    """
-    length = column(dual(flat(ball._open(grad, z))), z.ndim)
-    return grad * torch.where(length > 0, ball._radius(z).to(z) * size / length, 0)
-
-
 def _scattered(ball: Ball, x: Batch, noise: Noise, unit: Float[Tensor, "n d"]) -> Batch:
     """x moved by eps times a draw from the unit ball; where eps is infinite, a uniform draw of the box."""
     radius = ball._radius(x).to(x)
     unit = unit.reshape(x.shape)
     if not ball._endless():
         return x + radius * unit
-    lo, hi = (torch.as_tensor(side, device=x.device).to(x) for side in (ball.lo, ball.hi))
+    lo, hi = ball._sides(x)
     anywhere = lo + (hi - lo) * noise.uniform(x.shape[1:], draw=2, dtype=x.dtype)
     return torch.where(radius.isinf(), anywhere, x + radius.nan_to_num(posinf=0) * unit)

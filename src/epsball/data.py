@@ -190,23 +190,23 @@ def _from_hub(spec: str, split: str, limit: int | None, image_column: str | None
     label = _column("label_column", label_column, named, LABEL_NAMES, features)
     try:
         with _quiet():
-            table = data.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
-            table = table.with_format("arrow")[:limit]
+            sources = data.select_columns(image).cast_column(image, datasets.Image(decode=False))
+            sources = sources.with_format("arrow")[:limit][image]
     except (TypeError, ValueError, NotImplementedError) as error:
         raise BadInput(
             f"`image_column` must hold images, got {image!r} of type {features[image]}; name another with "
             f"--image-column, of {', '.join(features)}"
         ) from error
-    if len(table) == 0:
+    if len(sources) == 0:
         raise BadInput(f"`data` must hold at least one example, but split {split!r} of {spec!r} is empty")
-    y = table[label].to_numpy()
+    y = data.select_columns(label).with_format("arrow")[:limit][label].to_numpy()
     if y.dtype.kind not in "iu" or y.min() < 0:
         raise BadInput(
             f"`label_column` must hold a whole number >= 0 in every row, but {label!r} does not (-1 or nothing often "
             "means: not labelled); take another split, or name another with --label-column"
         )
     names = getattr(features[label], "names", None)
-    x = torch.from_numpy(_decode(_sources(table[image]), len(table), spec)).permute(0, 3, 1, 2)
+    x = torch.from_numpy(_decode(_sources(sources), len(sources), spec)).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     data = from_arrays(x, y, lo=0, hi=1, classes=len(names) if names else None, name=spec)
     return replace(data, label_names=tuple(names) if names else None)

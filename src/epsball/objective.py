@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from epsball.ball import flat
 from epsball.errors import BadInput
 from epsball.losses import Loss
+from epsball.outputs import two_columns
 from epsball.task import AWAY, Task
 
 Model = Callable[[Tensor], Tensor]
@@ -221,21 +222,15 @@ class Objective:
 
     def _columns(self, output: object, z: Tensor) -> Tensor:
         """Labels (n,), or logits of at least two columns, out of whatever else a model may return."""
-        if not isinstance(output, Tensor):
-            raise BadInput(
-                f"`model` must return a tensor of logits, got {type(output).__name__}; "
-                "wrap it: lambda x: model(x).logits"
-            )
-        if not output.is_floating_point() and output.ndim == 1:
+        if isinstance(output, Tensor) and not output.is_floating_point() and output.shape == z.shape[:1]:
             return output.long()
-        if output.shape == z.shape[:1]:
-            output = output[:, None]
-        if output.ndim != 2 or output.shape[1] != 1 or len(output) != len(z):
+        logits = two_columns(output)
+        if len(logits) != len(z):
             raise BadInput(
-                f"`model` must return logits ({len(z)}, classes) or one logit ({len(z)},), got {tuple(output.shape)}; "
-                "put the classes last and pool the rest"
+                f"`model` must return one row of logits per example, got {len(logits)} for {len(z)}; keep the first "
+                "dimension as it comes"
             )
-        return torch.cat([torch.zeros_like(output), output], 1)
+        return logits
 
     def _logits(self, output: Tensor | None) -> Tensor:
         if output is None or not output.is_floating_point():

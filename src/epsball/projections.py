@@ -31,19 +31,19 @@ def scale_to_l2(
     >>> scale_to_l2(torch.tensor([[3.0, 4.0]]), torch.tensor([[9.0, 0.6]]), torch.tensor([[1.0]]))
     tensor([[0.8000, 0.6000]])
     """
-    size = torch.where(room > 0, size, 0)
-    size = size / size.amax(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
-    saturated = room <= 0
-    mu = torch.zeros_like(radius)
+    saturated = (room <= 0) | (size <= 0)
+    room = torch.where(size > 0, room, 0)
+    length = torch.zeros_like(size)
     for _ in range(size.shape[1] + 1):
-        rest = radius.square() - torch.where(saturated, room, 0).square().sum(1, keepdim=True)
-        free = torch.where(saturated, 0, size).square().sum(1, keepdim=True)
-        mu = torch.where(free > 0, (rest.clamp_min(0) / free).sqrt(), 0)
-        fuller = saturated | ((mu * size >= room) & (size > 0))
+        rest = (radius.square() - torch.where(saturated, room, 0).square().sum(1, keepdim=True)).clamp_min(0).sqrt()
+        free = torch.where(saturated, 0, size)
+        free = free / free.amax(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)  # squares may underflow
+        length = free * (rest / torch.linalg.vector_norm(free, dim=1, keepdim=True).clamp_min(1))
+        fuller = saturated | (length >= room)
         if torch.equal(fuller, saturated):
             break
         saturated = fuller
-    return torch.where(saturated & (size > 0), room, torch.where(size > 0, mu * size, 0))
+    return torch.where(saturated, room, length)
 
 
 def shrink_to_l1(
@@ -81,7 +81,9 @@ def shrink_to_l1(
         theta = proposed
         if settled.all():
             break
-    return taken(theta)
+    part = taken(theta)
+    total = part.sum(1, keepdim=True)
+    return torch.where(total > radius, part * (radius / total), part)  # the last bits of theta, times d
 
 
 def knapsack(

@@ -97,7 +97,7 @@ def task_of(
     x: Tensor, y: object, ball: Ball, *, target: object = None, ids: Tensor | None = None, seed: int = 0
 ) -> Task:
     """The checked task of a whole batch: rank 0, every row away from its label or towards its target."""
-    ball = ball.bind(x)
+    ball, x = ball.bind(x), x.detach()
     y = labels("y", y, x)
     aim = torch.full_like(y, AWAY) if target is None else labels("target", target, x)
     rows = torch.arange(len(x), device=x.device) if ids is None else labels("ids", ids, x)

@@ -73,7 +73,7 @@ class Attack(ABC, Generic[S]):
 
     def __post_init__(self) -> None:
         for name, least in (("starts", 1), ("aims", 0)):
-            at_least(name, getattr(self, name), least)
+            whole(name, getattr(self, name), least)
         if not callable(self.loss):
             raise BadInput(f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.losses")
 
@@ -139,15 +139,23 @@ class Attack(ABC, Generic[S]):
             return x.clone()
         with Objective(model, self.loss, needs=self.needs, success=success) as objective:
             if self.aims or self.reads_clean:
-                task = replace(task, clean=objective.forward(x))
-            answer, fooled = self._run(objective, self.job(task, task.noise.rank)[0])
+                output = objective.forward(x)
+                task = replace(task, clean=output if output.is_floating_point() else None)
+            job, _ = self.job(task, task.noise.rank)
+            answer, fooled = self._run(objective, job)
             for rank in range(1, self.jobs):
+                if rank == 1 and self.until == "done":  # such an attack says when it ends, not whether it succeeded
+                    fooled = objective.judge(answer, job).fooled
                 job, exists = self.job(task, torch.full_like(task.y, rank))
                 index = (exists & ~fooled).nonzero().squeeze(1)
-                if len(index):
-                    found, hit = self._run(objective, job.rows(index))
-                    answer[index[hit]] = found[hit]
-                    fooled[index] = hit
+                if not len(index):
+                    continue
+                job = job.rows(index)
+                found, hit = self._run(objective, job)
+                if self.until == "done":
+                    hit = objective.judge(found, job).fooled
+                answer[index[hit]] = found[hit]
+                fooled[index] = hit
         return answer
 
     def _run(self, objective: Objective, task: Task) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, " n"]]:
@@ -191,7 +199,15 @@ MOST_HELD = 16
 """A direct call looks at the verdicts of several passes in one go: at most so many, and so many bytes of points."""
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise `BadInput` unless `value` >= `least`."""
-    if not value >= least:
+def whole(name: str, value: int, least: int) -> None:
+    """Raise `BadInput` unless `value` is an integer >= `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadInput(f"`{name}` must be a whole number, got {value!r}; write {name}={least} or more")
+    if value < least:
         raise BadInput(f"`{name}` must be >= {least}, got {value}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise `BadInput` unless `value` is a finite number >= `least`."""
+    if not least <= value < math.inf:
+        raise BadInput(f"`{name}` must be >= {least} and finite, got {value}")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State, at_least
+from epsball.attacks.attack import Attack, State, at_least, whole
 from epsball.ball import column, flat
 from epsball.objective import Point
 from epsball.task import Task
@@ -39,7 +39,7 @@ class Iterated(Attack[Moving]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("steps", self.steps, 1)
+        whole("steps", self.steps, 1)
         at_least("step_size", self.step_size, 0)
         at_least("momentum", self.momentum, 0)
 
@@ -52,7 +52,8 @@ class Iterated(Attack[Moving]):
         """Where the rows begin."""
 
     def init(self, task: Task) -> Moving:
-        return Moving.at(self.start(task), velocity=torch.zeros_like(task.x if self.momentum else task.x[..., :0]))
+        still = torch.zeros_like(task.x) if self.momentum else task.x.new_zeros(len(task.x), 0)
+        return Moving.at(self.start(task), velocity=still)
 
     def step(self, state: Moving, point: Point, task: Task) -> Moving:
         grad, velocity = point.grad, state.velocity

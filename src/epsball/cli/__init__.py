@@ -26,8 +26,9 @@ app = cyclopts.App(
     name="epsball",
     help="How robust is this classifier? A classifier, a ball, and the worst point in it.",
     version=epsball.__version__,
-    help_format="plaintext",
+    help_format="markdown",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 app.command(evaluate)
 app.command(attack)

@@ -11,9 +11,8 @@ from epsball.cli.common import Json, Subject, described, progress
 
 
 def attack(
-    subject: Subject | None = None,
-    /,
     *,
+    subject: Subject = Subject(),  # noqa: B008 - it is frozen
     attack: str = "pgd",
     target: int | None = None,
     out: Path = Path("adversarial"),
@@ -43,7 +42,6 @@ def attack(
     from epsball.cli.allocator import keep_memory
 
     keep_memory()
-    subject = subject or Subject()
     chosen = parse(attack)
     errors = Console(stderr=True, highlight=False)
     examples = subject.examples(limit=subject.limit)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from epsball.errors import BadInput
+from epsball.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
     from epsball.ball import Ball
     from epsball.data import Examples
+    from epsball.training.fit import FitResult
+
+BATCH = 128
+"""Rows of a training step."""
 
 
 @Parameter(name="*")
@@ -94,44 +100,49 @@ class Subject:
 
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
         """The model and a line about where it comes from; trained, and kept in `out`, where it has no weights yet."""
+        from epsball.models import MODELS, spelled
         from epsball.models.load import load_model, load_weights, save_weights
 
         spec = self.model or ("small-mlp" if self.data == "digits" else "small-cnn")
-        shape = tuple(examples.x.shape[1:])
-        model = load_model(spec, shape=shape, classes=examples.classes, weights=self.weights)
-        if ":" in spec and "=" not in spec:
+        classes = examples.classes
+        load = partial(load_model, spec, shape=examples.shape, seed=self.seed)
+        if self.weights is not None or (":" in spec and spelled(spec.partition(":")[0]) not in MODELS):
+            model = load(classes=classes, weights=self.weights)
             return model, f"{spec}{f' with {self.weights}' if self.weights else ''}"
-        if self.weights is not None:
-            return model, f"{spec} with {self.weights}"
-        kept = out / "model.safetensors" if out is not None else None
-        card = out / "model.json" if out is not None else None
         asked = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": self.seed}
+        kept, card = (out / "model.safetensors", out / "model.json") if out is not None else (None, None)
         if kept is not None and card is not None and kept.exists() and card.exists():
             known = json.loads(card.read_text())
             if {name: known.get(name) for name in asked} == asked:
+                model = load(classes=known["classes"])
                 load_weights(model, kept)
                 return model, f"{spec}, trained earlier, from {kept}"
-        result = self._trained(model, console)
+        train = self._train_split()
+        classes = max(classes, train.classes)
+        model = load(classes=classes)
+        result = self._trained(model, train, console)
         if kept is not None and card is not None:
-            from epsball.run_dir import write_whole
-
+            made = asked | {"classes": classes, "training": json.loads(result.to_json())}
             save_weights(model, kept)
-            write_whole(
-                card, lambda draft: draft.write_text(json.dumps(asked | {"training": json.loads(result.to_json())}))
-            )
+            write_whole(card, lambda draft: draft.write_text(json.dumps(made, indent=2)))
         return model, f"{spec}, trained here: {result.config['epochs']} epochs, seed {self.seed}"
 
-    def _trained(self, model: nn.Module, console: Console) -> Any:
-        from epsball.training.fit import fit
-
+    def _train_split(self) -> Examples:
+        if self.data.endswith(".npz"):
+            raise BadInput(
+                f"`weights` must be given with {self.data}: it has no other rows to train a built-in model on"
+            )
         try:
-            train = self.examples(split="train")
+            return self.examples(split="train")
         except BadInput as error:
             raise BadInput(
-                f"`weights` must be given: there is nothing to train the built-in model on ({error})"
+                f"`weights` must be given: a built-in model needs a split to be trained on ({error})"
             ) from error
-        batch = 128
-        steps = ceil(len(train) / batch)
+
+    def _trained(self, model: nn.Module, train: Examples, console: Console) -> FitResult:
+        from epsball.training.fit import fit
+
+        steps = ceil(len(train) / BATCH)
         epochs = self.epochs or min(60, max(3, ceil(1500 / steps)))
         with progress(console) as bar:
             task = bar.add_task("training", total=epochs * steps, note="")
@@ -139,7 +150,8 @@ class Subject:
                 model,
                 train,
                 epochs=epochs,
-                batch_size=batch,
+                batch_size=BATCH,
+                lr=3e-3,
                 seed=self.seed,
                 progress=lambda at: bar.update(task, completed=at.step, note=f"loss {at.loss:.3f}"),
             )

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    subject: Subject | None = None,
-    /,
     *,
-    attacks: Annotated[list[str], Parameter(consume_multiple=True, negative="")] = ["fgsm", "pgd"],  # noqa: B006
-    eps: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    subject: Subject = Subject(),  # noqa: B008 - it is frozen
+    attacks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("fgsm", "pgd"),
+    eps: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
     target: int | None = None,
     out: Path | None = None,
     json: Json = False,
@@ -55,7 +54,6 @@ def evaluate(
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise BadInput(f"`--fail-under` must be a share from 0 to 1, got {fail_under}; write 0.5 for 50 %")
     keep_memory()
-    subject = subject or Subject()
     errors = Console(stderr=True, highlight=False)
     examples = subject.examples(limit=subject.limit)
     ball = subject.ball_for(examples)
@@ -117,7 +115,7 @@ def _report(found: Evaluation, origin: str, data: str, ball: str, out: Path | No
         f"[bold]robust accuracy {found.robust_accuracy:.2%}[/], clean {found.clean_accuracy:.2%}"
         + (f" ({', '.join(apart)})" if apart else "")
     )
-    console.print("[dim]An upper bound: a stronger attack may find more. Every success was verified as stored.[/]")
+    console.print("[dim]An upper bound: a stronger attack may find more.[/]")
     if out is not None:
         console.print(f"[dim]records and adversarial examples: {out}[/]", soft_wrap=True)
 

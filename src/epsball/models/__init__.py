@@ -52,5 +52,5 @@ def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn
     if any(size < 1 for size in shape) or not shape or classes < 1:
         raise BadInput(f"`shape` and `classes` must be >= 1, got {tuple(shape)} and {classes}; as in (1, 28, 28), 10")
     with torch.random.fork_rng(devices=[]):  # a model is built on the CPU
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed) & (1 << 64) - 1)
         return factory(tuple(shape), classes, **options)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from epsball.errors import BadInput
+from epsball.files import write_whole
 from epsball.models import MODELS, build, spelled
 from epsball.suggest import one_of
 
@@ -186,12 +187,4 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     if path.suffix != ".safetensors":
         raise BadInput(f"`path` must end in .safetensors, got {str(path)!r}")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(save(state, metadata={"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, lambda draft: save_file(state, draft, metadata={"format": "pt"}))

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from epsball.errors import BadInput
-from epsball.run_dir import write_whole
+from epsball.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -218,9 +218,10 @@ def _training(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> It
     device = parameters[0].device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.default_generator.manual_seed(seed)
+        low_bits = int(seed) & (1 << 64) - 1  # the noise takes any integer
+        torch.default_generator.manual_seed(low_bits)
         if devices:
-            torch.cuda.default_generators[device.index].manual_seed(seed)
+            torch.cuda.default_generators[device.index].manual_seed(low_bits)
         try:
             model.train()
             yield

@@ -1,0 +1,5 @@
+"""One thread per test process: pytest already runs as many processes as there are cores."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
