@@ -141,7 +141,6 @@ def test_attack_writes_the_set_and_the_sheet(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["accuracy"] < figures["clean_accuracy"]
-    datasets.disable_progress_bars()
     loaded = datasets.load_dataset(
         "parquet", data_files=str(out / "adversarial.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )

@@ -324,7 +324,6 @@ def test_the_adversarial_set_loads_with_datasets(net, digits, tmp_path):
     import datasets
 
     ev = eb.evaluate(net, digits, eb.Linf(eps=0.1, **BOX), run_dir=tmp_path / "run", **RUN)
-    datasets.disable_progress_bars()
     files = [str(file) for file in sorted((tmp_path / "run" / "stages").glob("*-00-fgsm.parquet"))]
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.features["x_adv"] == datasets.Array3D((1, 8, 8), "float32")

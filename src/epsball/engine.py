@@ -190,12 +190,17 @@ class _Queue:
             self.settle(self.row[fooled], self.rank[fooled], state.z, np.flatnonzero(fooled))
         failed = self.live & ~valid
         np.minimum.at(self.invalid_at, self.row[failed], self.rank[failed])
-        self.live &= valid & ~fooled & (self.rank < self.winner[self.row])
-        final = np.flatnonzero(self.live & done)
-        if len(final):
-            self.finals.append((self.row[final], self.rank[final], stepped.best[torch.from_numpy(final)]))
-            self.waiting += len(final)
-            self.live[final] = False
+        self.live &= ~fooled & (self.rank < self.winner[self.row])
+        self.end(self.live & valid & done, stepped)
+        self.end(self.live & failed, state if self.attack.until == "done" else None)  # what it had found still counts
+
+    def end(self, ended: np.ndarray, state: State | None) -> None:
+        """Free the rows of jobs that have ended; where they leave a best point, it is to be looked at."""
+        rows = np.flatnonzero(ended)
+        self.live[rows] = False
+        if len(rows) and state is not None:
+            self.finals.append((self.row[rows], self.rank[rows], state.best[torch.from_numpy(rows)]))
+            self.waiting += len(rows)
 
     def settle(self, row: np.ndarray, rank: np.ndarray, z: Tensor, index: np.ndarray) -> None:
         """Jobs that succeeded, at z[index]: the lowest rank of each example is its answer."""

@@ -183,6 +183,9 @@ class Objective:
             return self.judge(z, task)
         if self.needs == "logits":
             logits = self._logits(self.forward(z))
+            if self._fresh:
+                self._fresh = False
+                self._check_first(logits, task)
             return Point(z, logits, self.loss(logits, task), None, self.success, task)
         leaf = z.detach().requires_grad_()
         logits = self._logits(self._run(leaf))
@@ -238,24 +241,28 @@ class Objective:
         return output
 
     def _gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
-        if not loss.requires_grad:
-            raise BadInput(
-                "`model` must be differentiable for this attack: its output does not depend on x through torch; "
-                "take an attack whose `needs` is 'logits' or 'label'"
+        columns = (loss,) if loss.ndim == 1 else loss.unbind(1)
+        ones = torch.ones_like(columns[0])
+        grads = []
+        for column in columns:
+            more = column is not columns[-1]
+            found = (
+                torch.autograd.grad(column, leaf, ones, retain_graph=more, allow_unused=True)
+                if loss.requires_grad
+                else (None,)
             )
-        if loss.ndim == 1:
-            self.backwards += len(leaf)
-            return torch.autograd.grad(loss, leaf, torch.ones_like(loss))[0]
-        columns = loss.unbind(1)
+            if found[0] is None:
+                raise BadInput(
+                    "`model` must be differentiable for this attack: its output does not depend on x through torch; "
+                    "take an attack whose `needs` is 'logits' or 'label'"
+                )
+            grads.append(found[0])
         self.backwards += len(columns) * len(leaf)
-        one = torch.ones_like(columns[0])
-        return torch.stack(
-            [torch.autograd.grad(c, leaf, one, retain_graph=c is not columns[-1])[0] for c in columns], 1
-        )
+        return grads[0] if loss.ndim == 1 else torch.stack(grads, 1)
 
     def _check_first(self, logits: Tensor, task: Task) -> None:
         """Once per objective, on the first pass: labels in range, logits and not probabilities."""
-        classes, top = logits.shape[1], max(task.goal.tolist(), default=0)
+        classes, top = logits.shape[1], max(*task.y.tolist(), *task.goal.tolist(), 0)
         if top >= classes:
             raise BadInput(
                 f"`y` and `target` must be below the {classes} classes of the model, got {top}; "
