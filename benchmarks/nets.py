@@ -18,6 +18,7 @@ from epsball.noise import Noise
 from epsball.training.fit import fit
 from epsball.training.plain import Plain
 
+EPS = 0.3
 KEPT = Path(__file__).parent / ".cache"
 
 
@@ -27,11 +28,16 @@ def mnist(split: str, limit: int | None = None) -> Examples:
     return load_data(str(folder / "mnist"), split=split, limit=limit)
 
 
-def fgsm_random_start(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, noise: Noise) -> dict[str, Tensor]:
-    """Fast adversarial training: one step of 1.25 eps from a random start (Wong, Rice and Kolter, ICLR 2020)."""
-    z = ball.sample(x, noise).requires_grad_()
-    (grad,) = torch.autograd.grad(F.cross_entropy(model(z), y, reduction="sum"), z)
-    loss = F.cross_entropy(model(ball.step(grad, z.detach(), x, 1.25)), y)
+def pgd_training(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, noise: Noise) -> dict[str, Tensor]:
+    """Adversarial training with seven steps (Madry et al., ICLR 2018); the radius grows over the first three epochs."""
+    epoch = int(noise.rank[0])
+    ball = ball.with_eps(EPS * min(1, (epoch + 1) / 3)).bind(x)
+    z = ball.sample(x, noise)
+    for _ in range(7):
+        z.requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(z), y, reduction="sum"), z)
+        z = ball.step(grad, z.detach(), x, 0.25)
+    loss = F.cross_entropy(model(z), y)
     loss.backward()
     return {"loss": loss.detach()}
 
@@ -42,8 +48,8 @@ def plain(epochs: int = 3) -> tuple[nn.Module, Examples]:
 
 
 def robust(epochs: int = 6) -> tuple[nn.Module, Examples]:
-    """The network trained on FGSM examples with random starts at eps .3, and MNIST's test images."""
-    return _trained(f"robust-{epochs}", fgsm_random_start, epochs)
+    """The network trained on PGD examples at eps .3, and MNIST's test images."""
+    return _trained(f"robust-{epochs}", pgd_training, epochs)
 
 
 def _trained(name: str, objective: object, epochs: int) -> tuple[nn.Module, Examples]:
@@ -53,7 +59,7 @@ def _trained(name: str, objective: object, epochs: int) -> tuple[nn.Module, Exam
     if path.exists():
         load_weights(model, path)
     else:
-        ball = eb.Linf(eps=0.3, lo=0, hi=1)
-        fit(model, mnist("train"), ball, objective=objective, epochs=epochs, lr=5e-3 if "robust" in name else 1e-3, seed=0)
+        ball = eb.Linf(eps=EPS, lo=0, hi=1)
+        fit(model, mnist("train"), ball, objective=objective, epochs=epochs, lr=2e-3, seed=0)
         save_weights(model, path)
     return model.eval(), test

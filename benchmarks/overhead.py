@@ -144,7 +144,10 @@ def main() -> None:
             for name in arguments.only:
                 if name in seconds:
                     ratios = [a / b for a, b in zip(seconds[name], seconds["LIMIT"], strict=True)]
-                    row[name] = {"median": statistics.median(ratios), "quartiles": statistics.quantiles(ratios, n=4)[::2]}
+                    row[name] = {
+                        "median": statistics.median(ratios),
+                        "quartiles": statistics.quantiles(ratios, n=4)[::2],
+                    }
             rows.append(row)
             print(line(row, arguments.only), flush=True)
     if arguments.out:
@@ -170,7 +173,11 @@ def table(rows: list[dict], names: list[str]) -> str:
 def machine() -> dict[str, str]:
     """Where and with what the figures were measured."""
     cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     found = {}

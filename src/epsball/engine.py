@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
+from epsball.ball import flat
 from epsball.objective import Objective, Point
 from epsball.task import Task
 
@@ -192,13 +193,16 @@ class _Queue:
         np.minimum.at(self.invalid_at, self.row[failed], self.rank[failed])
         self.live &= ~fooled & (self.rank < self.winner[self.row])
         self.end(self.live & valid & done, stepped)
-        self.end(self.live & failed, state if self.attack.until == "done" else None)  # what it had found still counts
+        if self.attack.until == "done":  # what it had found before still counts
+            elsewhere = flat(state.best != state.z).any(1).cpu().numpy()
+            self.end(self.live & failed & elsewhere, state)
+        self.live &= valid
 
-    def end(self, ended: np.ndarray, state: State | None) -> None:
-        """Free the rows of jobs that have ended; where they leave a best point, it is to be looked at."""
+    def end(self, ended: np.ndarray, state: State) -> None:
+        """Free the rows of jobs that have ended, whose best points are to be looked at."""
         rows = np.flatnonzero(ended)
         self.live[rows] = False
-        if len(rows) and state is not None:
+        if len(rows):
             self.finals.append((self.row[rows], self.rank[rows], state.best[torch.from_numpy(rows)]))
             self.waiting += len(rows)
 

@@ -128,6 +128,16 @@ def frozen(model: Model) -> Iterator[None]:
             module.training = True
 
 
+def check_labels(logits: Tensor, task: Task) -> None:
+    """Raise `BadInput` where a label or a target is no class of the model."""
+    classes, top = logits.shape[1], max(*task.y.tolist(), *task.goal.tolist(), 0, 0)
+    if top >= classes:
+        raise BadInput(
+            f"`y` and `target` must be below the {classes} classes of the model, got {top}; "
+            "number the classes from 0 (one logit: 0 and 1)"
+        )
+
+
 class Objective:
     """The question an attack asks of a model: `objective(z, task)` is one pass. To be used in a `with` statement.
 
@@ -155,6 +165,10 @@ class Objective:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        if torch.is_inference_mode_enabled():
+            raise BadInput(
+                "`torch.inference_mode` must be off: it records no gradient at all; use torch.no_grad instead"
+            )
         self._stack.enter_context(frozen(self.model))
         self._stack.enter_context(torch.enable_grad())  # also for a caller who works under no_grad
         return self
@@ -262,12 +276,7 @@ class Objective:
 
     def _check_first(self, logits: Tensor, task: Task) -> None:
         """Once per objective, on the first pass: labels in range, logits and not probabilities."""
-        classes, top = logits.shape[1], max(*task.y.tolist(), *task.goal.tolist(), 0)
-        if top >= classes:
-            raise BadInput(
-                f"`y` and `target` must be below the {classes} classes of the model, got {top}; "
-                "number the classes from 0 (one logit: 0 and 1)"
-            )
+        check_labels(logits, task)
         logits = logits.detach()
         if logits.numel() and logits.amin().item() >= 0 and bool((logits.sum(1) - 1).abs().amax() < 1e-3):
             warnings.warn(

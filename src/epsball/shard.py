@@ -19,7 +19,7 @@ from epsball.ball import Ball
 from epsball.balls import L0, L1, L2, Linf
 from epsball.evaluation import Stage
 from epsball.losses import cross_entropy
-from epsball.objective import Model, Objective, Success, prediction
+from epsball.objective import Model, Objective, Success, check_labels, prediction
 from epsball.run_dir import RunDir
 from epsball.task import AWAY, Task
 
@@ -148,6 +148,8 @@ class Shard:
         began = time.perf_counter()
         with Objective(self.plan.model, cross_entropy, success=self.plan.success) as objective:
             output = engine.forward_rows(objective, self.task.x, self.plan.width)
+            if output.is_floating_point():
+                check_labels(output, self.task)
             if self.number == 0:
                 objective.check_deterministic(self.task.x[:PROBED])
         n = len(output)

@@ -21,7 +21,7 @@ from torch import Tensor
 from epsball.ball import Ball, column, flat
 from epsball.errors import BadInput
 from epsball.losses import Loss, cross_entropy
-from epsball.objective import Model, Needs, Objective, Point, Success, changes_prediction
+from epsball.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
 from epsball.task import AWAY, Task, task_of
 
 
@@ -140,7 +140,9 @@ class Attack(ABC, Generic[S]):
         with Objective(model, self.loss, needs=self.needs, success=success) as objective:
             if self.aims or self.reads_clean:
                 output = objective.forward(x)
-                task = replace(task, clean=output if output.is_floating_point() else None)
+                if output.is_floating_point():
+                    check_labels(output, task)
+                    task = replace(task, clean=output)
             job, _ = self.job(task, task.noise.rank)
             answer, fooled = self._run(objective, job)
             for rank in range(1, self.jobs):
@@ -163,7 +165,7 @@ class Attack(ABC, Generic[S]):
         state = self.init(task)
         answer, fooled = torch.empty_like(task.x), torch.zeros_like(task.y, dtype=torch.bool)
         seen: list[Point] = []
-        passes = self.passes
+        standing, passes = self.until == "fooled", self.passes
         for turn in count(1):
             point = objective(state.z, task)
             stepped = self.step(state, point, task)
@@ -173,14 +175,11 @@ class Attack(ABC, Generic[S]):
                 stepped = state.map(partial(_keep, state.done), stepped) if state.done.any() else stepped
                 ended = bool(stepped.done.all())
             state = stepped
-            if self.until == "fooled":
+            if standing:
                 point.drop_gradient()
                 seen.append(point)
                 if ended or len(seen) == MOST_HELD or len(seen) * state.z.nbytes > HELD:
-                    for earlier in seen:
-                        if earlier.fooled.any() and (fresh := earlier.fooled & ~fooled).any():
-                            answer[fresh] = earlier.z[fresh]
-                            fooled |= fresh
+                    standing = not _first_fooled(seen, answer, fooled)
                     seen.clear()
             if ended:
                 break
@@ -188,6 +187,17 @@ class Attack(ABC, Generic[S]):
         if not math.isfinite(best.sum().item()):  # a gradient that was not a number led nowhere
             best = torch.where(column(flat(best).isfinite().all(1), best.ndim), best, task.x)
         return (best if self.until == "done" else torch.where(column(fooled, best.ndim), answer, best)), fooled
+
+
+def _first_fooled(seen: list[Point], answer: Float[Tensor, "n *shape"], fooled: Bool[Tensor, " n"]) -> bool:
+    """Enter into `answer` and `fooled`, in place, the rows that first fooled in `seen`; whether all have now."""
+    for point in seen:
+        if point.fooled.any() and (fresh := point.fooled & ~fooled).any():
+            answer[fresh] = point.z[fresh]
+            fooled |= fresh
+            if fooled.all():
+                return True
+    return False
 
 
 def _keep(done: Bool[Tensor, " n"], old: Tensor, new: Tensor) -> Tensor:
