@@ -104,7 +104,7 @@ class Ball(ABC):
         return eps.ndim == 1 and len(eps) == len(x)
 
     def _check_inside(self, x: Batch) -> None:
-        smallest, greatest = x.amin().item(), x.amax().item()
+        smallest, greatest = (end.item() for end in x.aminmax())
         if math.isnan(smallest):
             raise BadInput("`x` must not hold NaN; drop or impute those examples first")
         if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):

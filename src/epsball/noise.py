@@ -48,7 +48,11 @@ def mix(bits: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
 
 def _mix_int(value: int) -> int:
     """`mix` of a Python integer, after one step of the Weyl sequence."""
-    return int(mix(torch.tensor([_signed(_signed(value) + GOLDEN)])))
+    ones = (1 << 64) - 1
+    bits = (value + GOLDEN) & ones
+    bits = (bits ^ bits >> 30) * MIX_1 & ones
+    bits = (bits ^ bits >> 27) * MIX_2 & ones
+    return _signed(bits ^ bits >> 31)
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,6 +162,7 @@ class Objective:
         self.forwards = self.backwards = self.probes = 0
         self.careful = careful
         self._fresh = True
+        self._ones: Tensor | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -256,8 +257,9 @@ class Objective:
 
     def _gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
         columns = (loss,) if loss.ndim == 1 else loss.unbind(1)
-        ones = torch.ones_like(columns[0])
-        grads = []
+        if self._ones is None or self._ones.shape != columns[0].shape or self._ones.dtype != columns[0].dtype:
+            self._ones = torch.ones_like(columns[0])
+        ones, grads = self._ones, []
         for column in columns:
             more = column is not columns[-1]
             found = (
