@@ -30,9 +30,18 @@ MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
 
 
-def _shift(bits: Int64[Tensor, "*s"], by: int) -> Int64[Tensor, "*s"]:
-    """Logical shift to the right (torch's own keeps the sign)."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+def _shift_(bits: Int64[Tensor, "*s"], by: int) -> Int64[Tensor, "*s"]:
+    """Logical shift to the right, in place (torch's own keeps the sign)."""
+    return bits.bitwise_right_shift_(by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+def _mix_(bits: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
+    """`mix` in place: for an image a batch of words is larger than a cache, and fresh memory costs more than sums."""
+    other = torch.empty_like(bits)
+    for by, factor in ((30, MIX_1), (27, MIX_2), (31, 1)):
+        bits ^= _shift_(other.copy_(bits), by)
+        bits *= factor
+    return bits
 
 
 def mix(bits: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
@@ -41,9 +50,7 @@ def mix(bits: Int64[Tensor, "*s"]) -> Int64[Tensor, "*s"]:
     >>> hex(mix(torch.tensor([GOLDEN])).item() & (1 << 64) - 1)  # the reference generator's first output, seed 0
     '0xe220a8397b1dcdaf'
     """
-    bits = (bits ^ _shift(bits, 30)) * MIX_1
-    bits = (bits ^ _shift(bits, 27)) * MIX_2
-    return bits ^ _shift(bits, 31)
+    return _mix_(bits.clone())
 
 
 def _mix_int(value: int) -> int:
@@ -82,29 +89,29 @@ class Noise:
         """
         place = step * DRAWS + draw
         place = place * GOLDEN if isinstance(place, Tensor) else _signed(place * GOLDEN)
-        key = mix(mix(self.ids + _mix_int(self.seed)) + (self.rank << 40) + place)
+        key = _mix_(_mix_(self.ids + _mix_int(self.seed)) + (self.rank << 40) + place)
         counter = torch.arange(1, math.prod(shape) + 1, device=self.ids.device)
-        return mix(key[:, None] + counter * GOLDEN).reshape(len(self.ids), *shape)
+        return _mix_(key[:, None] + counter * GOLDEN).reshape(len(self.ids), *shape)
 
     def uniform(
         self, shape: Sequence[int], step: int | Tensor = 0, draw: int = 0, *, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "n ..."]:
         """Uniform on [0, 1): multiples of 2^-53 in float64, of 2^-24 in float32, of 2^-8 in bfloat16."""
         digits = round(1 - math.log2(torch.finfo(dtype).eps))
-        return _shift(self.bits(shape, step, draw), 64 - digits).to(dtype) * 2.0**-digits
+        return _shift_(self.bits(shape, step, draw), 64 - digits).to(dtype).mul_(2.0**-digits)
 
     def sign(
         self, shape: Sequence[int], step: int | Tensor = 0, draw: int = 0, *, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "n ..."]:
         """-1 or +1, each with probability one half."""
-        return (_shift(self.bits(shape, step, draw), 63) * 2 - 1).to(dtype)
+        return _shift_(self.bits(shape, step, draw), 63).mul_(2).sub_(1).to(dtype)
 
     def normal(
         self, shape: Sequence[int], step: int | Tensor = 0, draw: int = 0, *, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "n ..."]:
         """Standard normal, by Box and Muller (1958) in float64 on the two halves of a coordinate's 64 bits."""
         bits = self.bits(shape, step, draw)
-        radius = ((_shift(bits, 32) + 1).double() * 2.0**-32).log().mul(-2).sqrt()
+        radius = ((_shift_(bits.clone(), 32) + 1).double() * 2.0**-32).log().mul(-2).sqrt()
         angle = (bits & 0xFFFFFFFF).double() * (2.0**-32 * 2 * math.pi)
         return (radius * angle.cos()).to(dtype)
 

@@ -227,7 +227,7 @@ class Shard:
 
     def radii(self, number: int) -> np.ndarray:
         """The radius of each row at a stage; not a number where it is one per feature."""
-        eps = torch.as_tensor(self.ball(number).eps).double().cpu()
+        eps = torch.as_tensor(self.ball(number).eps, dtype=torch.float64).cpu()
         return np.broadcast_to(eps.numpy() if eps.ndim <= 1 else np.nan, len(self.task.x))
 
 
