@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -457,3 +458,102 @@ def test_an_objective_is_made_for_each_attack_with_its_own_needs(net, digits):
     ev = eb.evaluate(net, digits, eb.Linf(eps=0.1, **BOX), ["uniform-noise", "sign-noise", "fgsm"])
     assert [stage.backwards for stage in ev.stages[:3]] == [0, 0, 0]
     assert isinstance(eb.Linf(eps=0.1), Ball)
+
+
+# What a second pair of eyes found
+
+
+def test_parts_of_a_ball_that_do_not_fit_the_data_are_refused(net, digits):
+    for eps in (torch.full((2 * len(digits),), 0.1), torch.full((3,), 0.1)):
+        with pytest.raises(BadInput, match="`eps` of shape"):
+            eb.evaluate(net, digits, eb.Linf(eps=eps, **BOX), "fgsm")
+
+
+def test_radii_per_example_follow_their_examples_through_a_shuffle_and_a_resume(net, digits, tmp_path):
+    generator = torch.Generator().manual_seed(4)
+    eps = torch.rand(len(digits), generator=generator) * 0.1
+    order = torch.randperm(len(digits), generator=generator)
+    ev = eb.evaluate(net, digits, eb.Linf(eps=eps, **BOX), run_dir=tmp_path / "run", **RUN)
+    again = eb.evaluate(net, digits.rows(order), eb.Linf(eps=eps[order], **BOX), run_dir=tmp_path / "run", **RUN)
+    assert same(ev, again)
+    with pytest.raises(BadInput, match="another `ball`"):
+        eb.evaluate(net, digits.rows(order), eb.Linf(eps=eps, **BOX), run_dir=tmp_path / "run", **RUN)
+
+
+def test_logits_that_are_not_finite_are_no_correct_prediction(digits):
+    zeros = Examples(digits.x, torch.zeros_like(digits.y), digits.ids, 0.0, 1.0, 10, "zeros")
+    ev = eb.evaluate(lambda z: z.flatten(1)[:, :10] * torch.nan, zeros, eb.Linf(eps=0.1, **BOX), "uniform-noise")
+    assert ev.clean_accuracy == 0
+    assert ev.count("invalid") == len(digits)
+
+
+def test_a_larger_radius_does_not_change_the_curve_at_the_smaller_ones():
+    """Fine at .02, no logits at .1, fooled at .3."""
+
+    def band(z: Tensor) -> Tensor:
+        far = z.flatten(1).abs().amax(1, keepdim=True)
+        logits = torch.cat([0.2 - far, far - 0.2], 1)
+        return torch.where((far > 0.05) & (far < 0.15), torch.nan, logits)
+
+    data = (torch.zeros(40, 3), torch.zeros(40, dtype=torch.long))
+    short = eb.evaluate(band, data, eb.Linf(eps=1.0), "sign-noise", eps=[0.02, 0.1])
+    long = eb.evaluate(band, data, eb.Linf(eps=1.0), "sign-noise", eps=[0.02, 0.1, 0.3])
+    assert [accuracy for _, accuracy in short.curve] == [1, 0]
+    assert [accuracy for _, accuracy in long.curve] == [1, 0, 0]
+
+
+def test_a_resume_with_a_model_that_no_digest_tells_apart_is_refused(net, digits, tmp_path):
+    eb.evaluate(lambda z: net(z), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)
+    with pytest.raises(BadInput, match="another `model`"):
+        eb.evaluate(lambda z: -net(z), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)
+
+    class Scaled(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by = by  # no buffer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.by * x.flatten(1)[:, :10]
+
+    eb.evaluate(Scaled(1.0), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "other", **RUN)
+    with pytest.raises(BadInput, match="another `model`"):
+        eb.evaluate(Scaled(-1.0), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "other", **RUN)
+
+
+def test_a_resume_with_another_success_or_loss_is_refused(net, digits, tmp_path):
+    def above(logits: Tensor, task: Task, least: float) -> Tensor:
+        return (logits.argmax(1) != task.y) & (logits.softmax(1).amax(1) > least)
+
+    arguments = {"ball": eb.Linf(eps=0.05, **BOX), "run_dir": tmp_path / "run", **RUN}
+    eb.evaluate(net, digits, **arguments, success=partial(above, least=0.5))
+    with pytest.raises(BadInput, match="another `success`"):
+        eb.evaluate(net, digits, **arguments, success=partial(above, least=0.9))
+
+
+@pytest.mark.parametrize("attack", ["uniform-noise", "pgd:steps=2"])
+def test_a_model_that_changes_its_input_is_refused(digits, attack):
+    def in_place(z: Tensor) -> Tensor:
+        z -= 0.5
+        return z.flatten(1)[:, :10]
+
+    with pytest.raises(BadInput, match="in place"):
+        eb.evaluate(in_place, digits, eb.Linf(eps=0.1, **BOX), attack)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs_through(digits, dtype):
+    data = from_arrays(digits.x.to(dtype), digits.y, lo=0, hi=1)
+    weight = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ev = eb.evaluate(lambda z: z.flatten(1) @ weight, data, eb.Linf(eps=0.1, **BOX), ["fgsm", "pgd:steps=3"])
+    assert ev.stages[1].unconfirmed == 0
+    assert len(ev) == len(digits)
+
+
+@pytest.mark.parametrize("ball", [eb.L1(eps=float("inf"), **BOX), eb.L2(eps=float("inf"), **BOX)])
+def test_an_endless_radius_reaches_the_box_also_where_gradients_are_zero(ball):
+    x = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    w = torch.tensor([1.0, -2.0, 0.0, 0.5])
+    y = (x @ w > 0.2).long()
+    ev = eb.evaluate(lambda z: z @ w - 0.2, from_arrays(x, y, lo=0, hi=1), ball, "pgd:steps=3")
+    assert ev.count("invalid") == 0
+    assert ev.robust_accuracy == 0

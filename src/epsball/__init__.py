@@ -43,7 +43,23 @@ _NAMES = {
     "fit": "epsball.training.fit",
 }
 _MODULES = {"attacks", "losses", "models", "data", "training"}
-__all__ = [*_NAMES, "__version__"]
+__all__ = [
+    "BIM",
+    "FGSM",
+    "L0",
+    "L1",
+    "L2",
+    "PGD",
+    "BadInput",
+    "Evaluation",
+    "Examples",
+    "Linf",
+    "SignNoise",
+    "UniformNoise",
+    "__version__",
+    "evaluate",
+    "fit",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,8 @@ from epsball.task import task_of
 class AdversarialSet:
     """The attacked examples, what the model said before and after, and the sign of the loss's gradient at x.
 
+    `fooled` are those that were classified correctly before and are in the ball.
+
     `direction` (n, *shape) is None where the model gives no gradient. Predictions (n,), confidences (n,) in [0, 1].
     """
 
@@ -128,7 +130,7 @@ def make(
         with Objective(model, cross_entropy) as objective:
             task = task_of(part.x, part.y, near, target=target)
             before, after = objective.forward(part.x), objective.forward(x_adv)
-            fooled = objective.verdict(after, task)
+            fooled = objective.verdict(after, task) & (prediction(before) == part.y) & near.contains(x_adv, part.x)
             if attack.needs == "grad":
                 directions.append(objective(part.x, task).grad.sign())
         confidences = [

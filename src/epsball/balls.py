@@ -107,6 +107,8 @@ class L2(Ball):
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
         # The whole gradient, so that the projection leaves shut coordinates shut; measured by its open part, so that
         # they do not use the step up.
+        if self._endless():
+            return self._argmax(grad, x)
         grad = grad / column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
         length = column(self.norm(self._open(grad, z)), z.ndim)
         return self._project(z + grad * torch.where(length > 0, (self._radius(z) * size).to(z) / length, 0), x)
@@ -141,6 +143,8 @@ class L1(Ball):
         return torch.zeros_like(rows).scatter(1, place, rows.gather(1, place).sign()).reshape(grad.shape)
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+        if self._endless():
+            return self._argmax(grad, x)
         # Measured by the whole gradient: its greatest open coordinate jumps when rounding opens one.
         dual = column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
         return self._project(z + grad / dual * (self._radius(z) * size).to(z), x)

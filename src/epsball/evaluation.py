@@ -57,7 +57,9 @@ class Evaluation:
     clean_confidence, status` (robust, fooled, wrong: misclassified before any attack, at-target: the target is the
     label or the clean prediction, invalid: logits not finite), and for the fooled `attack` (the first that broke it),
     `eps` (the radius it fell at), `adversarial_prediction, adversarial_confidence`, `distance` in the ball's norm,
-    `linf, l2, l1, l0`; `forwards, backwards` are the attack passes spent on it. `adversarial` holds the fooling points.
+    `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits that are not finite, from
+    which on the example does not count as robust; `forwards, backwards` are the attack passes spent on it.
+    `adversarial` holds the fooling points.
     """
 
     config: dict[str, Any]
@@ -76,7 +78,8 @@ class Evaluation:
     @property
     def clean_accuracy(self) -> float:
         """The share of examples that are classified correctly before any attack."""
-        labels, clean = self.records["label"].to_numpy(), self.records["clean_prediction"].to_numpy()
+        labels = self.records["label"].to_numpy()
+        clean = self.records["clean_prediction"].to_numpy(zero_copy_only=False)  # not a number where there was none
         return float((labels == clean).mean()) if len(self) else math.nan
 
     @property
@@ -94,10 +97,12 @@ class Evaluation:
         fell = self.records["eps"].to_numpy(zero_copy_only=False)
         whole = len(self) - (self.count("at-target") + self.count("wrong") if self.config["target"] else 0)
         radii = self.config["radii"]
-        largest = radii[-1]
-        held = [
-            ((status == "robust") | ((status == "fooled") & (eps != largest) & (fell > (eps or 0)))) for eps in radii
-        ]
+        if len(radii) == 1:
+            held = [status == "robust"]
+        else:  # comparisons with a radius that is not there are false
+            lost = self.records["overflow_eps"].to_numpy(zero_copy_only=False)
+            attacked = np.isin(status, ("robust", "fooled")) | ~np.isnan(lost)
+            held = [attacked & ~(fell <= eps) & ~(lost <= eps) for eps in radii]
         return [(eps, float(rows.sum() / whole) if whole else math.nan) for eps, rows in zip(radii, held, strict=True)]
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` make the file beside its place, then sync and rename it. Missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")  # no reader takes it for a finished file
     try:
         write(draft)
         with open(draft, "rb") as file:

@@ -36,6 +36,11 @@ class ModelWarning(UserWarning):
 NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' logits and loss, 'label' success only"
 
 
+IN_PLACE = (
+    "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
+)
+
+
 class Point:
     """What one pass found at z; an attack is shown what its `needs` says, and an error for the rest.
 
@@ -166,6 +171,7 @@ class Objective:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        self._fresh = True
         if torch.is_inference_mode_enabled():
             raise BadInput(
                 "`torch.inference_mode` must be off: it records no gradient at all; use torch.no_grad instead"
@@ -233,7 +239,15 @@ class Objective:
         return same
 
     def _run(self, z: Tensor) -> Tensor:
-        output = self.model(z)
+        version = z._version
+        try:
+            output = self.model(z)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" in str(error):
+                raise BadInput(IN_PLACE) from error
+            raise
+        if z._version != version:
+            raise BadInput(IN_PLACE)
         if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 and len(output) == len(z):
             return output
         return self._columns(output, z)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ from jaxtyping import Int64
 from torch import Tensor
 
 import epsball
-from epsball import fingerprint, run_dir
+from epsball import engine, fingerprint, run_dir
 from epsball.attacks import parse
-from epsball.attacks.attack import Attack, at_least
+from epsball.attacks.attack import Attack, whole
 from epsball.ball import Ball
 from epsball.data import Examples, from_arrays
 from epsball.errors import BadInput
 from epsball.evaluation import Evaluation, gathered
+from epsball.losses import cross_entropy
 from epsball.objective import Model, Objective, Success, changes_prediction, frozen
 from epsball.run_dir import RunDir
-from epsball.shard import Plan, Shard
+from epsball.shard import PROBED, Plan, Shard
 from epsball.task import labels, task_of
 
 SHARD = 1024
@@ -94,15 +96,16 @@ def plan_of(
     shard_size: int,
 ) -> Plan:
     """The checked arguments of `evaluate`, and the configuration that a resume is held against."""
-    at_least("width", width, 1)
-    at_least("shard_size", shard_size, 1)
+    whole("width", width, 1)
+    whole("shard_size", shard_size, 1)
+    seed = index(seed)
     listed = [attacks] if isinstance(attacks, str | Attack) else list(attacks)
     if not listed:
         raise BadInput("`attacks` must name at least one attack, got none; as in attacks=['fgsm', 'pgd']")
     chosen = tuple(parse(attack) if isinstance(attack, str) else attack for attack in listed)
     radii = None if eps is None else tuple(sorted(float(radius) for radius in eps))
     if radii is not None and (not radii or len(set(radii)) < len(radii)):
-        raise BadInput(f"`eps` must be distinct radii, at least one, got {list(eps or ())}; or leave it out")
+        raise BadInput(f"`eps` must be distinct radii, at least one, got {list(radii)}; or leave it out")
     for radius in radii or ():
         ball.with_eps(radius)
     if not len(examples):
@@ -111,9 +114,8 @@ def plan_of(
     if len(examples.ids.unique()) < len(order):
         raise BadInput("`ids` must be distinct, got some twice; number the rows of the unshuffled data")
     goal = None if target is None else labels("target", target, examples.x)[order]
-    task = task_of(
-        examples.x[order], examples.y[order], ball.rows(order), target=goal, ids=examples.ids[order], seed=seed
-    )
+    bound = ball.bind(examples.x).rows(order)
+    task = task_of(examples.x[order], examples.y[order], bound, target=goal, ids=examples.ids[order], seed=seed)
     one_radius = None if isinstance(ball.eps, Tensor) else float(ball.eps)
     config = {
         "epsball": epsball.__version__,
@@ -127,7 +129,7 @@ def plan_of(
             "digest": fingerprint.of_tensors(task.x, task.y, task.noise.ids),
         },
         "model": fingerprint.of_model(model),
-        "ball": fingerprint.described(ball),
+        "ball": fingerprint.described(bound),
         "radii": list(radii) if radii else [one_radius],
         "attacks": [fingerprint.described(attack) for attack in chosen],
         "stages": [
@@ -155,6 +157,8 @@ def _run(plan: Plan, kept: RunDir | None, on_progress: Callable[[Progress], None
         Objective(plan.model, a.loss, needs=a.needs, success=plan.success, careful=True) for a in plan.attacks
     ]
     standing = 0
+    if kept is not None and kept.stage(0, "clean").exists():
+        _same_model(plan, run_dir.load(kept.stage(0, "clean")))
     for shard, start in enumerate(range(0, n, plan.shard_size)):
         index = torch.arange(start, min(start + plan.shard_size, n), device=plan.task.x.device)
         if kept is not None and kept.records(shard).exists():
@@ -173,6 +177,20 @@ def _run(plan: Plan, kept: RunDir | None, on_progress: Callable[[Progress], None
         else (lambda shard, name: run_dir.load(kept.stage(shard, name)))
     )
     return gathered(kept.config if kept is not None else plan.config, records, find)
+
+
+def _same_model(plan: Plan, clean: pa.Table) -> None:
+    """Refuse a resume with a model that answers differently: a digest does not see all that a model is made of."""
+    if "logits" not in clean.column_names:
+        return
+    with Objective(plan.model, cross_entropy) as objective:
+        now = engine.forward_rows(objective, plan.task.x[:PROBED], plan.width).cpu()
+    before = torch.tensor(run_dir.points(clean["logits"], (now.shape[1],))[: len(now)])
+    if not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise BadInput(
+            "`run_dir` holds a run with another `model`: its first logits are not those of this one; resume with the "
+            "same model (a factory that draws its weights anew needs them from a file), or choose a new directory"
+        )
 
 
 def _tell(on_progress: Callable[[Progress], None], done: int, robust: int, total: int, stage: str, left: int) -> None:

@@ -44,12 +44,16 @@ class RunDir:
             write_whole(known, lambda draft: draft.write_text(json.dumps(config, indent=2)))
             return
         self.config = before = json.loads(known.read_text())
+        if "stages" not in before and before:
+            self.close()
+            raise BadInput(f"`run_dir` {self.path} holds a config.json that is not a run's; choose a new directory")
         for name in sorted((set(before) | set(config)) - FREE):
             if before.get(name) != config.get(name):
                 self.close()
+                where, there, here = _differs(name, before.get(name), config.get(name))
                 raise BadInput(
-                    f"`run_dir` {self.path} holds a run with another `{name}`: {_short(before.get(name))} there, "
-                    f"{_short(config.get(name))} here; resume with the same arguments, or choose a new directory"
+                    f"`run_dir` {self.path} holds a run with another `{name}`: {where} is {_short(there)} there, "
+                    f"{_short(here)} here; resume with the same arguments, or choose a new directory"
                 )
 
     def _held(self) -> int:
@@ -148,6 +152,17 @@ def table(columns: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = N
         }
         built = built.set_column(place, pa.field(name, built.schema.field(place).type, metadata=known), built[name])
     return built
+
+
+def _differs(where: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """The first leaf at which two configurations differ: its place and both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        pairs = [(f"{where}.{key}", there.get(key), here.get(key)) for key in {**there, **here}]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [(f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(there, here, strict=True))]
+    else:
+        return where, there, here
+    return next((_differs(*pair) for pair in pairs if pair[1] != pair[2]), (where, there, here))
 
 
 def _short(value: Any) -> str:

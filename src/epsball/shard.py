@@ -90,7 +90,7 @@ class Shard:
         columns = {name: np.zeros(len(ids), kind) for name, kind in FOUND.items()}
         passes = {name: np.zeros(len(ids), np.int64) for name in ("forwards", "backwards")}
         attack = np.full(len(ids), None, dtype=object)
-        overflowed = np.zeros(len(ids), dtype=bool)
+        overflow = np.full(len(ids), np.nan)
         names = ["clean"]
         stages = self.plan.config["stages"]
         for number, stage in enumerate(stages):
@@ -104,7 +104,8 @@ class Shard:
             rows = open_rows[fooled]
             for name, count in passes.items():
                 count[open_rows] += table[name].to_numpy()
-            overflowed[open_rows] |= table["invalid"].to_numpy(zero_copy_only=False)
+            lost = open_rows[table["invalid"].to_numpy(zero_copy_only=False) & ~fooled]
+            overflow[lost] = np.fmin(overflow[lost], self.radii(number)[lost])
             status[rows], attack[rows] = "fooled", stage["attack"]
             columns["eps"][rows] = self.radii(number)[rows]
             for name in ("adversarial_prediction", "adversarial_confidence"):
@@ -114,13 +115,13 @@ class Shard:
             ball = self.ball(number).rows(torch.from_numpy(rows))
             for name, norm in (("distance", ball), *NORMS.items()):
                 columns[name][rows] = norm.norm(z.double() - x.double()).numpy()
-        status[overflowed & (status == "robust")] = "invalid"
+        status[~np.isnan(overflow) & (status == "robust")] = "invalid"
         table = run_dir.table(
             {
                 "id": ids,
                 "label": y,
                 "target": pa.array(target, mask=target == AWAY),
-                "clean_prediction": at,
+                "clean_prediction": pa.array(at, mask=~valid),
                 "clean_confidence": clean["confidence"],
                 "status": pa.array(status, pa.string()),
                 "attack": pa.array(attack, pa.string()),
@@ -128,6 +129,7 @@ class Shard:
                     name: pa.array(column, mask=(status != "fooled") | np.isnan(column))
                     for name, column in columns.items()
                 },
+                "overflow_eps": pa.array(overflow, mask=np.isnan(overflow)),
                 **passes,
             }
         )
@@ -156,7 +158,7 @@ class Shard:
         stage = _stage("clean", "clean", None, n, 0, 0, began, forwards=n, padding_forwards=objective.forwards - n)
         columns = {"id": self.task.noise.ids.cpu().numpy(), **_said(output)}
         if output.is_floating_point():
-            columns["logits"] = run_dir.nested(output.cpu().numpy(), np.full(n, True))
+            columns["logits"] = run_dir.nested(output.to(_stored(output.dtype)).cpu().numpy(), np.full(n, True))
         return run_dir.with_notes(run_dir.table(columns), {"stage": vars(stage), "probes": objective.probes})
 
     def attacked(

@@ -1,6 +1,7 @@
 """The command line: one command per file, each parses, calls one library function, and prints.
 
-Exit codes: 0 done, 1 robust accuracy below --fail-under, 2 bad usage, 130 interrupted. No module here imports torch
+Exit codes: 0 done, 1 robust accuracy below --fail-under, 2 bad usage, 70 a crash, 130
+interrupted. No module here imports torch
 before a command runs, so that `--help` answers at once.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 import cyclopts
 from rich.console import Console
+from rich.markup import escape
 
 import epsball
 from epsball.cli.attack import attack
@@ -21,6 +23,8 @@ from epsball.errors import BadInput
 
 BAD_USAGE = 2
 INTERRUPTED = 130
+CRASHED = 70
+"""Neither bad usage nor a verdict: an error in the user's model, or in epsball."""
 
 app = cyclopts.App(
     name="epsball",
@@ -43,16 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
     errors = Console(stderr=True, highlight=False)
-    warnings.showwarning = lambda message, *_, **__: errors.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
+    warnings.showwarning = lambda message, *_, **__: errors.print(
+        f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True
+    )
     try:
         return app(arguments, exit_on_error=False, print_error=False, error_console=errors) or 0
     except cyclopts.CycloptsError as error:
-        errors.print(f"[red]epsball:[/] {error}", soft_wrap=True)
-        return BAD_USAGE
-    except BadInput as error:
-        errors.print("[red]epsball:[/] ", end="")
-        errors.print(str(error), markup=False, soft_wrap=True)
-        return BAD_USAGE
+        return _refused(errors, error)
+    except (BadInput, OSError, ArithmeticError) as error:
+        return _refused(errors, error)
     except KeyboardInterrupt as interrupt:
         kept = (
             f" What is finished is in {interrupt.args[0]}; the same command goes on from there."
@@ -61,3 +64,11 @@ def run(arguments: Sequence[str]) -> int:
         )
         errors.print(f"interrupted.{kept}", markup=False, soft_wrap=True)
         return INTERRUPTED
+    except Exception:
+        errors.print_exception(width=None)
+        return CRASHED
+
+
+def _refused(errors: Console, error: Exception) -> int:
+    errors.print(f"[red]epsball:[/] {escape(str(error))}", soft_wrap=True)
+    return BAD_USAGE

@@ -60,7 +60,8 @@ def attack(
             on_progress=lambda done: bar.update(task, completed=done),
         )
     made.save(out / "adversarial.parquet")
-    if rows:
+    pictured = rows > 0 and len(examples.shape) in (2, 3) and made.direction is not None
+    if pictured:
         made.draw(out / "sheet.png", rows=rows, ball=subject.ball)
     if json:
         print(encoder.dumps(made.summary() | {"out": str(out)}, indent=2))
@@ -71,5 +72,5 @@ def attack(
     console.print(f"[dim]ball[/]   {subject.ball}\n")
     console.print(f"accuracy {made.clean_accuracy:.2%} before, [bold]{made.accuracy:.2%} after[/] {attack}")
     console.print(
-        f"[dim]written: {out / 'adversarial.parquet'}{f', {out}/sheet.png' if rows else ''}[/]", soft_wrap=True
+        f"[dim]written: {out / 'adversarial.parquet'}{f', {out}/sheet.png' if pictured else ''}[/]", soft_wrap=True
     )

@@ -117,6 +117,8 @@ class Subject:
                 model = load(classes=known["classes"])
                 load_weights(model, kept)
                 return model, f"{spec}, trained earlier, from {kept}"
+        if kept is not None and card is not None and (kept.exists() or card.exists()):
+            raise BadInput(f"`--out` {out} holds a network that was not made by this command; choose a new directory")
         train = self._train_split()
         classes = max(classes, train.classes)
         model = load(classes=classes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as encoder
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -48,12 +49,16 @@ def evaluate(
         Exit with 1 when the robust accuracy is below this share (0 to 1).
     """
     import epsball
+    from epsball.attacks import parse
     from epsball.balls import parse_radius
     from epsball.cli.allocator import keep_memory
 
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise BadInput(f"`--fail-under` must be a share from 0 to 1, got {fail_under}; write 0.5 for 50 %")
     keep_memory()
+    for attack in attacks:  # a typo is said before the network is trained
+        parse(attack)
+    radii = None if eps is None else [parse_radius(radius) for radius in eps]
     errors = Console(stderr=True, highlight=False)
     examples = subject.examples(limit=subject.limit)
     ball = subject.ball_for(examples)
@@ -66,7 +71,7 @@ def evaluate(
                 examples,
                 ball,
                 attacks,
-                eps=None if eps is None else [parse_radius(radius) for radius in eps],
+                eps=radii,
                 target=target,
                 seed=subject.seed,
                 width=subject.width,
@@ -78,7 +83,7 @@ def evaluate(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*([out] if out else [])) from None
     if json:
-        print(encoder.dumps(found.summary(), indent=2))
+        print(encoder.dumps(_finite(found.summary()), indent=2, allow_nan=False))
     else:
         _report(
             found, origin, described(examples), subject.ball if eps is None else subject.ball.partition(":")[0], out
@@ -118,6 +123,15 @@ def _report(found: Evaluation, origin: str, data: str, ball: str, out: Path | No
     console.print("[dim]An upper bound: a stronger attack may find more.[/]")
     if out is not None:
         console.print(f"[dim]records and adversarial examples: {out}[/]", soft_wrap=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}
