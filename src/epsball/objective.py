@@ -36,9 +36,7 @@ class ModelWarning(UserWarning):
 NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' logits and loss, 'label' success only"
 
 
-IN_PLACE = (
-    "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
-)
+IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
 
 
 class Point:

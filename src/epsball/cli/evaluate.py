@@ -116,10 +116,11 @@ def _report(found: Evaluation, origin: str, data: str, ball: str, out: Path | No
         for eps, accuracy in found.curve:
             console.print(f"eps {eps:<8.4g} {accuracy:7.2%}  [dim]{'▇' * round(40 * accuracy)}[/]")
         console.print()
-    console.print(
-        f"[bold]robust accuracy {found.robust_accuracy:.2%}[/], clean {found.clean_accuracy:.2%}"
-        + (f" ({', '.join(apart)})" if apart else "")
-    )
+    asked = found.count("robust") + found.count("fooled")
+    verdict = f"robust accuracy {found.robust_accuracy:.2%}"
+    if found.config["target"]:
+        verdict = f"not driven to the target: {found.robust_accuracy:.2%} of {asked:,}"
+    console.print(f"[bold]{verdict}[/], clean {found.clean_accuracy:.2%}" + (f" ({', '.join(apart)})" if apart else ""))
     console.print("[dim]An upper bound: a stronger attack may find more.[/]")
     if out is not None:
         console.print(f"[dim]records and adversarial examples: {out}[/]", soft_wrap=True)
