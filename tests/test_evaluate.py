@@ -557,3 +557,28 @@ def test_an_endless_radius_reaches_the_box_also_where_gradients_are_zero(ball):
     ev = eb.evaluate(lambda z: z @ w - 0.2, from_arrays(x, y, lo=0, hi=1), ball, "pgd:steps=3")
     assert ev.count("invalid") == 0
     assert ev.robust_accuracy == 0
+
+
+def test_an_overflow_counts_also_where_the_radius_is_one_per_feature():
+    def far_is_lost(z: Tensor) -> Tensor:
+        lost = z.abs().amax(1, keepdim=True) > 0.05
+        return torch.where(lost, torch.nan, torch.cat([z[:, :1] * 0 + 1, z[:, :1] * 0], 1))
+
+    data = (torch.zeros(40, 3), torch.zeros(40, dtype=torch.long))
+    ev = eb.evaluate(far_is_lost, data, eb.Linf(eps=torch.full((1, 3), 0.1)), "sign-noise")
+    assert ev.count("invalid") == 40
+    assert ev.robust_accuracy == 0
+
+
+def test_a_resume_with_another_number_of_classes_is_refused(digits, tmp_path):
+    class Wide(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.classes = classes
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, : self.classes]
+
+    eb.evaluate(Wide(10), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)
+    with pytest.raises(BadInput, match="another `model`"):
+        eb.evaluate(Wide(12), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)

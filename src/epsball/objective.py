@@ -289,7 +289,7 @@ class Objective:
         return grads[0] if loss.ndim == 1 else torch.stack(grads, 1)
 
     def _check_first(self, logits: Tensor, task: Task) -> None:
-        """Once per objective, on the first pass: labels in range, logits and not probabilities."""
+        """On the first pass after opening: labels in range, logits and not probabilities."""
         check_labels(logits, task)
         logits = logits.detach()
         if logits.numel() and logits.amin().item() >= 0 and bool((logits.sum(1) - 1).abs().amax() < 1e-3):
@@ -301,7 +301,7 @@ class Objective:
             )
 
     def _check_gradient(self, grad: Tensor) -> None:
-        """Once per objective, on the first pass: is there a gradient to follow?"""
+        """On the first pass after opening: is there a gradient to follow?"""
         sizes = torch.linalg.vector_norm(flat(grad), dim=1).tolist()
         if all(map(math.isfinite, sizes)) and 0.0 not in sizes:
             return

@@ -185,8 +185,8 @@ def _same_model(plan: Plan, clean: pa.Table) -> None:
         return
     with Objective(plan.model, cross_entropy) as objective:
         now = engine.forward_rows(objective, plan.task.x[:PROBED], plan.width).cpu()
-    before = torch.tensor(run_dir.points(clean["logits"], (now.shape[1],))[: len(now)])
-    if not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
+    before = torch.tensor(run_dir.points(clean["logits"], (-1,))[: len(now)])
+    if now.shape != before.shape or not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise BadInput(
             "`run_dir` holds a run with another `model`: its first logits are not those of this one; resume with the "
             "same model (a factory that draws its weights anew needs them from a file), or choose a new directory"

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ class Shard:
         columns = {name: np.zeros(len(ids), kind) for name, kind in FOUND.items()}
         passes = {name: np.zeros(len(ids), np.int64) for name in ("forwards", "backwards")}
         attack = np.full(len(ids), None, dtype=object)
-        overflow = np.full(len(ids), np.nan)
+        overflow, overflowed = np.full(len(ids), np.nan), np.zeros(len(ids), dtype=bool)
         names = ["clean"]
         stages = self.plan.config["stages"]
         for number, stage in enumerate(stages):
@@ -98,13 +99,14 @@ class Shard:
             on_left(_label(stage), len(open_rows))
             if not len(open_rows):
                 continue
-            table = self.stage(stage["name"], lambda: self.attacked(number, stage, open_rows, on_left))  # noqa: B023
+            table = self.stage(stage["name"], partial(self.attacked, number, stage, open_rows, on_left))
             names.append(stage["name"])
             fooled = table["fooled"].to_numpy(zero_copy_only=False)
             rows = open_rows[fooled]
             for name, count in passes.items():
                 count[open_rows] += table[name].to_numpy()
             lost = open_rows[table["invalid"].to_numpy(zero_copy_only=False) & ~fooled]
+            overflowed[lost] = True  # also where a radius per feature is no number
             overflow[lost] = np.fmin(overflow[lost], self.radii(number)[lost])
             status[rows], attack[rows] = "fooled", stage["attack"]
             columns["eps"][rows] = self.radii(number)[rows]
@@ -115,7 +117,7 @@ class Shard:
             ball = self.ball(number).rows(torch.from_numpy(rows))
             for name, norm in (("distance", ball), *NORMS.items()):
                 columns[name][rows] = norm.norm(z.double() - x.double()).numpy()
-        status[~np.isnan(overflow) & (status == "robust")] = "invalid"
+        status[overflowed & (status == "robust")] = "invalid"
         table = run_dir.table(
             {
                 "id": ids,
