@@ -14,12 +14,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "epsball"
 # A part may import those above it.
 ORDER = [
     "errors", "suggest", "files", "projections", "noise", "ball", "balls", "task", "outputs", "losses", "objective",
-    "fingerprint", "models", "data", "attacks", "linear", "certify", "engine", "training", "run_dir",
+    "fingerprint", "models", "data", "tables", "attacks", "linear", "certify", "engine", "training", "run_dir",
     "report", "adversarial",
-    "evaluation", "shard", "protocol", "explain", "cli", "__main__",
+    "evaluation", "shard", "protocol", "explain", "reproduce", "cli", "__main__",
 ]  # fmt: skip
 WALLS = {"attacks", "linear", "certify"}
-NO_TORCH = {"report", "run_dir", "errors", "suggest", "evaluation"}
+NO_TORCH = {"report", "run_dir", "tables", "errors", "suggest", "evaluation"}
 
 
 def part_of(file: Path) -> str:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from epsball.ball import Ball, column, flat
 from epsball.balls import BALLS, L0, Linf
+from epsball.errors import BadInput
 from epsball.noise import Noise
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -341,3 +342,98 @@ def test_flat_or_column_mixes_rows() -> None:
     assert flat(torch.zeros(3)).shape == (3, 1)
     assert flat(torch.zeros(0, 2, 5)).shape == (0, 10)
     assert column(torch.tensor([1.0, 2.0]), 3).tolist() == [[[1.0]], [[2.0]]]
+
+
+def with_radius(ball: Ball, radius: torch.Tensor) -> Ball:
+    return ball.with_eps(radius.nan_to_num(posinf=1e9))
+
+
+@NORMS
+@properties
+@given(case=cases(), block=st.sampled_from([1, 5, 1 << 18]))
+def test_supports_is_not_support_pair_by_pair(norm: str, case: Case, block: int) -> None:
+    ball, x = case.ball(norm), case.x
+    grads = torch.cat([case.grad, -case.grad.flip(1), torch.zeros_like(case.grad[:1])])
+    balls = [ball]
+    if norm == "linf":
+        balls.append(ball.with_eps(torch.linspace(0, 2.5, x.shape[1], dtype=torch.float64)[None]))
+    if norm == "l0" or "lo" in case.parts:
+        balls.append(ball.with_eps(math.inf))
+    for each in balls:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("epsball.ball.BLOCK", block)
+            found = each.supports(grads, x)
+        expected = torch.stack([each.support(grad.expand_as(x), x) for grad in grads], 1)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@NORMS
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_supports_of_images_or_low_precision_are_others(norm: str, shape: tuple, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(len(shape))
+    x, grads = (0.3 + torch.randn(count, *shape, generator=draw) for count in (6, 3))
+    x, grads = x.clamp(-0.75, 1.5).to(dtype), grads.to(dtype)
+    mask = torch.rand(1, *shape, generator=draw) < 0.7
+    for kept in (None, mask, mask.expand(6, *shape) & (x > 0)):
+        ball = BALLS[norm](eps=torch.linspace(0, 3, 6), lo=-0.75, hi=1.5, mask=kept)
+        found = ball.supports(grads, x)
+        assert (found.dtype, found.shape) == (dtype, (6, 3))
+        expected = torch.stack([ball.support(grad.expand_as(x).double(), x.double()) for grad in grads], 1)
+        torch.testing.assert_close(found.double(), expected, rtol=40 * torch.finfo(dtype).eps, atol=1e-6)
+        assert ball.supports(grads[:0], x).shape == (6, 0)
+        assert ball.rows(torch.arange(0)).supports(grads, x[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_supports_lets_an_unbounded_ball_or_another_shape_pass(norm: str) -> None:
+    x = torch.tensor([[0.5, 0.9]])
+    for eps in (math.inf, torch.tensor([math.inf])):
+        with pytest.raises(BadInput, match="`eps` must be finite where the box is not"):
+            BALLS[norm](eps=eps, lo=0.25).supports(torch.tensor([[1.0, 0.0]]), x)
+    with pytest.raises(BadInput, match=r"`grads` must be \(k, \*shape\)"):
+        BALLS[norm](eps=1).supports(torch.ones(2), x)
+
+
+@NORMS
+@properties
+@given(case=cases(), share=st.sampled_from([1e-3, 0.2, 0.5, 0.9]))
+def test_eps_for_a_gain_is_too_small_or_not_the_smallest(norm: str, case: Case, share: float) -> None:
+    ball, x, grad = case.ball(norm), case.x, case.grad
+    most = with_radius(ball, torch.full((len(x),), 60.0, dtype=torch.float64)).support(grad, x)
+    gain = share * most
+    for strict in (False, torch.arange(len(x)) % 2 == 0):
+        radius = ball.eps_for(gain, grad, x, strict=strict)
+        assert (radius.isfinite() == ((most > 0) | ~torch.as_tensor(strict))).all()
+        had = with_radius(ball, radius).support(grad, x)
+        if norm == "l0":
+            assert (had >= gain * (1 - 1e-12)).all()
+            assert (with_radius(ball, (radius - 1).clamp_min(0)).support(grad, x) <= gain).all()
+        else:  # the gain rises strictly up to its maximum: a radius that has it, and no more, is the smallest
+            torch.testing.assert_close(had, gain, rtol=1e-12, atol=1e-12)
+
+
+@NORMS
+def test_eps_for_a_gain_that_is_had_exactly_or_never(norm: str) -> None:
+    x = torch.tensor([[0.5, 0.25]]).double().expand(5, 2).clone()
+    grad = torch.tensor([[2.0, -1.0]]).double().expand(5, 2)
+    ball = BALLS[norm](eps=3, lo=0, hi=1)
+    gain = torch.tensor([1.0, 1.25, 1.2500001, 0.0, -1.0])  # at most 2 * 0.5 + 0.25
+    full = {"linf": 0.5, "l2": math.hypot(0.5, 0.25), "l1": 0.75, "l0": 2}[norm]
+    loose = ball.eps_for(gain, grad, x)
+    assert loose[1].item() == pytest.approx(full, rel=1e-14)
+    assert loose[2:].tolist() == [math.inf, 0, 0]
+    strict = ball.eps_for(gain, grad, x, strict=True)
+    assert strict[1:3].tolist() == [math.inf, math.inf]
+    assert (loose[0].item(), strict[0].item()) == ((1, 2) if norm == "l0" else (loose[0].item(),) * 2)
+    assert strict[3:].tolist() == [1 if norm == "l0" else 0, 0]
+
+
+@NORMS
+@properties
+@given(case=cases())
+def test_dual_is_less_than_a_gain_per_unit_of_radius(norm: str, case: Case) -> None:
+    ball = case.ball(norm)
+    for radius in (1.0, 2.0, 5.0):
+        gains = ball.with_eps(radius).supports(case.grad, case.x)
+        assert (gains <= radius * ball.dual(case.grad) * (1 + 1e-12)).all()

@@ -100,7 +100,8 @@ def test_pool_changes_the_answer_or_the_cost_of_an_example(attack: Attack, jobs:
 
 @every_attack
 def test_direct_call_and_queue_find_different_points(attack: Attack) -> None:
-    x, model = batch(50, (6,)), mlp((6,), 3)
+    # 64 rows, as the pool has: on some processors a row of a ragged batch rounds otherwise, and a tie decides.
+    x, model = batch(64, (6,)), mlp((6,), 3)
     y, ball = predicted(model, x), eb.L2(eps=1.4)
     direct = attack(model, x, y, ball, seed=4)
     outcome, _ = run(model, attack, task_of(x, y, ball, seed=4))

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from epsball.data import Examples as Examples
     from epsball.errors import BadInput as BadInput
     from epsball.evaluation import Evaluation as Evaluation
+    from epsball.linear.hinge import RobustLinearSVC as RobustLinearSVC
+    from epsball.linear.logistic import RobustLogisticRegression as RobustLogisticRegression
+    from epsball.linear.paths import RobustLogisticRegressionCV as RobustLogisticRegressionCV
+    from epsball.linear.regression import RobustRegressor as RobustRegressor
     from epsball.protocol import evaluate as evaluate
     from epsball.training.fit import fit as fit
 
@@ -39,10 +43,14 @@ _NAMES = {
     "BadInput": "epsball.errors",
     "Evaluation": "epsball.evaluation",
     "Examples": "epsball.data",
+    "RobustLinearSVC": "epsball.linear.hinge",
+    "RobustLogisticRegression": "epsball.linear.logistic",
+    "RobustLogisticRegressionCV": "epsball.linear.paths",
+    "RobustRegressor": "epsball.linear.regression",
     "evaluate": "epsball.protocol",
     "fit": "epsball.training.fit",
 }
-_MODULES = {"attacks", "losses", "models", "data", "training"}
+_MODULES = {"attacks", "data", "explain", "linear", "losses", "models", "reproduce", "training"}
 __all__ = [
     "BIM",
     "FGSM",
@@ -54,6 +62,10 @@ __all__ = [
     "Evaluation",
     "Examples",
     "Linf",
+    "RobustLinearSVC",
+    "RobustLogisticRegression",
+    "RobustLogisticRegressionCV",
+    "RobustRegressor",
     "SignNoise",
     "UniformNoise",
     "__version__",

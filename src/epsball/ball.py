@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from epsball.errors import BadInput
@@ -21,6 +21,7 @@ from epsball.noise import Noise
 
 Batch = Float[Tensor, "n *shape"]
 PerExample = Float[Tensor, " n"]
+BLOCK = 1 << 18  # numbers to a block: temporaries stay in the cache, and below some tens of megabytes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,6 +166,74 @@ class Ball(ABC):
         ball = self.bind(x)
         return flat(grad * (ball._argmax(grad, x) - x)).sum(1)
 
+    def supports(self, grads: Float[Tensor, "k *shape"], x: Batch) -> Float[Tensor, "n k"]:
+        """`support` of each of k directions, shared by all points, at each point; without the pairs (n, k, *shape).
+
+        The gain is that of the exact maximiser, before the point is rounded to x's dtype. Memory beyond the answer is
+        a few blocks of `BLOCK` numbers, or one row if that is longer. Raises `BadInput` as `argmax` does.
+
+        >>> from epsball import Linf
+        >>> ball = Linf(eps=0.3, lo=0, hi=1)
+        >>> x = torch.tensor([[0.5, 0.9], [0.1, 0.5]])
+        >>> ball.supports(torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]), x)
+        tensor([[0.5000, 0.3000, 0.0000],
+                [0.9000, 0.1000, 0.0000]])
+        """
+        ball = self.bind(x)
+        if grads.shape[1:] != x.shape[1:] or grads.ndim != x.ndim:
+            raise BadInput(
+                f"`grads` must be (k, *shape) for x (n, *shape), got {tuple(grads.shape)} for {tuple(x.shape)}; "
+                "one direction is grads[None]"
+            )
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grads, found = grads.to(x.device, wide), x.new_empty(len(x), len(grads))
+        if x.numel() <= BLOCK:
+            return ball._supports(grads, x.to(wide)).to(x.dtype)
+        for rows in blocks(len(x), math.prod(x.shape[1:]), x.device):
+            found[rows] = ball.rows(rows)._supports(grads, x[rows].to(wide)).to(x.dtype)
+        return found
+
+    def eps_for(
+        self, gain: PerExample, grad: Batch, x: Batch, *, strict: bool | Bool[Tensor, " n"] = False
+    ) -> Float[Tensor, " n"]:
+        """The smallest radius at which <grad, z> rises by `gain` (n,) within box and mask; `inf` where none does.
+
+        The ball's own eps is not used. The gain is piecewise linear (L2: in the multiplier) with breakpoints where
+        coordinates reach the box; the piece is found by sorting and solved in closed form, in double precision. With
+        `strict` the gain must be exceeded: then the answer is an infimum, in L0 still a count. A gain <= 0 (strict:
+        < 0) needs no radius.
+        Returns float64 whatever x's dtype.
+
+        >>> from epsball import Linf
+        >>> x, w = torch.tensor([[0.0, 0.9]]), torch.tensor([[1.0, 2.0]])
+        >>> Linf(eps=0).eps_for(torch.tensor([0.6]), w, x), Linf(eps=0, hi=1).eps_for(torch.tensor([0.6]), w, x)
+        (tensor([0.2000], dtype=torch.float64), tensor([0.4000], dtype=torch.float64))
+        """
+        ball, gain = self.bind(x), gain.double()
+        strictly = torch.as_tensor(strict, device=x.device).expand(len(x))
+        if ball._is_free():
+            slope = ball.dual(grad.double())
+            radius, reached = gain / slope, slope > 0
+        else:
+            size, room = ball._orthant(grad.double(), x.double())
+            radius, reached = ball._cheapest(size, torch.where(size > 0, room, 0), gain[:, None], strictly[:, None])
+        needless = torch.where(strictly, gain < 0, gain <= 0)
+        return torch.where(needless, 0, torch.where(reached, radius.clamp_min(0), math.inf))
+
+    def dual(self, grads: Batch) -> PerExample:
+        """The dual norm of each direction over the coordinates that a shared mask leaves open.
+
+        It bounds the gain per unit of radius at every point, and is that gain where there is no box. L0 counts
+        coordinates, so there the bound is the greatest |gradient| times the width of the box.
+
+        >>> from epsball import Linf
+        >>> Linf(eps=0.1).dual(torch.tensor([[3.0, -4.0]]))
+        tensor([7.])
+        """
+        if self.mask is not None and len(self.mask) == 1:
+            grads = torch.where(self.mask.to(grads.device), grads, 0)
+        return self._dual(grads)
+
     def ascent(self, grad: Batch, z: Batch) -> Batch:
         """The steepest direction of norm one among those that box and mask leave open at z; zero where all are shut.
 
@@ -210,6 +279,19 @@ class Ball(ABC):
     def _argmax(self, grad: Batch, x: Batch) -> Batch: ...
 
     @abstractmethod
+    def _dual(self, grads: Batch) -> PerExample: ...
+
+    @abstractmethod
+    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+        """The gains of shared directions for a bound ball and a block of rows, in at least single precision."""
+
+    @abstractmethod
+    def _cheapest(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """The radius at which the gain is had, and whether it can be; room is 0 where size is."""
+
+    @abstractmethod
     def _ascent(self, grad: Batch, z: Batch) -> Batch: ...
 
     @abstractmethod
@@ -247,6 +329,10 @@ class Ball(ABC):
     @property
     def _no_box(self) -> bool:
         return not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and self.lo == -self.hi == -math.inf
+
+    def _is_free(self) -> bool:
+        """Whether every point has the same set around it: no box, and no mask per example."""
+        return self._no_box and (self.mask is None or len(self.mask) == 1)
 
     def _masked(self, z: Batch, x: Batch) -> Batch:
         return z if self.mask is None else torch.where(self.mask, z, x)
@@ -299,6 +385,11 @@ def column(per_example: Tensor, ndim: int) -> Tensor:
 def flat(batch: Batch) -> Float[Tensor, "n d"]:
     """(n, *shape) as (n, d)."""
     return batch.flatten(1) if batch.ndim > 1 else batch[:, None]
+
+
+def blocks(n: int, d: int, device: torch.device) -> tuple[Int64[Tensor, " block"], ...]:
+    """The row numbers 0..n-1 in blocks of about `BLOCK` numbers, d to a row."""
+    return torch.arange(n, device=device).split(max(1, BLOCK // max(1, d)))
 
 
 def fits(part: Tensor, x: Tensor) -> bool:

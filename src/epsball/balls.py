@@ -47,6 +47,29 @@ class Linf(Ball):
     def _argmax(self, grad: Batch, x: Batch) -> Batch:
         return self._masked(self._clip_(self._signed(grad, 1).add_(x)), x)
 
+    def _dual(self, grads: Batch) -> PerExample:
+        return flat(grads).abs().sum(1)
+
+    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+        self._need_box()
+        if self._is_free() and isinstance(self.eps, Tensor) and self.eps.ndim > 1:
+            return self.dual(grads * self.eps.to(grads)).expand(len(x), -1)
+        if self._is_free():
+            return _everywhere(self, grads, x)
+        # Each coordinate has an interval of its own, whatever the direction: two matrix products are all the pairs.
+        eps, rows = self.eps if not isinstance(self.eps, Tensor) else self._radius(x).to(x), flat(grads)
+        up, down = (self.hi - x).clamp_min_(0).clamp_max_(eps), (x - self.lo).clamp_min_(0).clamp_max_(eps)
+        if self.mask is not None:
+            up, down = torch.where(self.mask, up, 0), torch.where(self.mask, down, 0)
+        return torch.addmm(flat(up) @ rows.clamp_min(0).T, flat(down), (-rows).clamp_min(0).T)
+
+    def _cheapest(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        room, order = room.sort(1)
+        size = size.gather(1, order)
+        return _segment(_before(size * room), _onwards(size), room, gain, strict)
+
     def _signed(self, grad: Batch, size: float) -> Batch:
         """size * eps * sign(grad), a new tensor."""
         sign = grad.sign()
@@ -98,6 +121,26 @@ class L2(Ball):
         size, room = self._orthant(grad, x)
         return self._moved(x, grad, scale_to_l2(size, room, self._reach(size)))
 
+    def _dual(self, grads: Batch) -> PerExample:
+        return torch.linalg.vector_norm(flat(grads), dim=1)
+
+    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+        self._need_box()
+        if self._is_free():
+            return _everywhere(self, grads, x)
+        return _each(self, grads, x, lambda size, room: (size * scale_to_l2(size, room, self._reach(size))).sum(1))
+
+    def _cheapest(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        # The best point is min(mu * size, room); its gain is piecewise linear in mu, and its norm is the radius.
+        scale = size.amax(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)  # squares may underflow
+        size, gain = size / scale, gain / scale
+        full, order = torch.where(size > 0, room / size, 0).sort(1)
+        sizes = size.gather(1, order)
+        mu, reached = _segment(_before(sizes * room.gather(1, order)), _onwards(sizes.square()), full, gain, strict)
+        return torch.linalg.vector_norm(torch.minimum(mu[:, None] * size, room), dim=1), reached
+
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
         tiny = torch.finfo(grad.dtype).tiny
         rows = flat(grad)
@@ -136,6 +179,32 @@ class L1(Ball):
         self._need_box()
         size, room = self._orthant(grad, x)
         return self._moved(x, grad, knapsack(size, room, self._reach(size)))
+
+    def _dual(self, grads: Batch) -> PerExample:
+        return _greatest(flat(grads))
+
+    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+        self._need_box()
+        if self._is_free():
+            return _everywhere(self, grads, x)
+        found = x.new_empty(len(x), len(grads))
+        budget = self._reach(flat(x))
+        for k, grad in enumerate(grads):  # as `knapsack`, but all rows share the order
+            size, order = flat(grad[None]).abs()[0].sort(descending=True, stable=True)
+            _, room = self._orthant(grad.expand(x.shape), x)
+            room = torch.minimum(torch.where(size > 0, room[:, order], 0), budget)
+            left = (budget - (room.cumsum(1) - room)).clamp_min(0)
+            found[:, k] = torch.minimum(left, room) @ size
+        return found
+
+    def _cheapest(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        size, order = size.sort(1, descending=True)
+        room = room.gather(1, order)
+        before, spent = _before(size * room), _before(room)
+        place, reached = _first(before + size * room, gain, strict)
+        return (spent + (gain - before) / size).gather(1, place)[:, 0], reached
 
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
         rows = flat(grad)
@@ -186,6 +255,27 @@ class L0(Ball):
         size, room = self._orthant(grad, x)
         return self._moved(x, grad, torch.where(largest(size * room, self._count(x)), room, 0))
 
+    def _dual(self, grads: Batch) -> PerExample:
+        lo, hi = (torch.as_tensor(side).to(grads) for side in (self.lo, self.hi))
+        width = hi - lo
+        return _greatest(flat(grads * (width.amax(0) if width.ndim else width)))
+
+    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+        count = self._count(flat(x))
+        most = int(count.clamp_max(flat(x).shape[1]).max()) if len(x) else 0
+        place = torch.arange(most, device=x.device)
+
+        def gain(size: Tensor, room: Tensor) -> PerExample:
+            return torch.where(place < count, (size * room).topk(most, 1).values, 0).sum(1)
+
+        return _each(self, grads, x, gain)
+
+    def _cheapest(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        place, reached = _first((size * room).sort(1, descending=True).values.cumsum(1), gain, strict)
+        return (place[:, 0] + 1).to(size), reached
+
     def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
         return self.norm(delta) <= self._radius(slack).floor()  # a count needs no slack
 
@@ -230,6 +320,49 @@ def parse_radius(text: str) -> float:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError) as error:
         raise BadInput(f"`eps` must be a number or a fraction such as 8/255, got {text!r}") from error
+
+
+def _everywhere(ball: Ball, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+    """The gains where the same set is around every point: radius times dual norm."""
+    dual = ball.dual(grads)
+    return (ball._radius(flat(x)).to(x) * dual).expand(len(x), len(dual))
+
+
+def _each(ball: Ball, grads: Batch, x: Batch, gain: Callable[[Tensor, Tensor], PerExample]) -> Float[Tensor, "n k"]:
+    """The gains, one direction after the other: each `gain`(size, room)."""
+    found = x.new_empty(len(x), len(grads))
+    for k, grad in enumerate(grads):
+        size, room = ball._orthant(grad.expand(x.shape), x)
+        found[:, k] = gain(size, room)
+    return found
+
+
+def _before(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The sum of what comes earlier in the row."""
+    return torch.cat([torch.zeros_like(rows[:, :1]), rows[:, :-1].cumsum(1)], 1)
+
+
+def _onwards(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The sum of this one and what comes later in the row."""
+    return rows.flip(1).cumsum(1).flip(1)
+
+
+def _first(value: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place (n, 1) where the rising values have the gain, and whether there is one (n,)."""
+    enough = torch.where(strict, value > gain, value >= gain)
+    return enough.byte().argmax(1, keepdim=True), enough.any(1)
+
+
+def _segment(
+    filled: Float[Tensor, "n d"],
+    slope: Float[Tensor, "n d"],
+    ends: Float[Tensor, "n d"],
+    gain: Float[Tensor, "n 1"],
+    strict: Tensor,
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Where `filled` + `slope` * t, one line up to each of the rising `ends`, has the gain; and whether it does."""
+    place, reached = _first(filled + slope * ends, gain, strict)
+    return ((gain - filled) / slope).gather(1, place)[:, 0], reached
 
 
 def _greatest(rows: Float[Tensor, "n d"]) -> PerExample:

@@ -19,6 +19,9 @@ import epsball
 from epsball.cli.attack import attack
 from epsball.cli.attacks import attacks
 from epsball.cli.evaluate import evaluate
+from epsball.cli.explain import explain
+from epsball.cli.linear import linear
+from epsball.cli.reproduce import reproduce
 from epsball.errors import BadInput
 
 BAD_USAGE = 2
@@ -37,6 +40,9 @@ app = cyclopts.App(
 app.command(evaluate)
 app.command(attack)
 app.command(attacks)
+app.command(explain)
+app.command(reproduce)
+app.command(linear)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,191 @@
+"""How good the first-order story is: the true change of the loss beside eps times the dual norm of its gradient.
+
+FGSM trusts the first-order term (Goodfellow, Shlens and Szegedy, ICLR 2015, section 3): at the ball's maximiser z of
+the gradient g the loss J should rise by <g, z - x>, without a box eps |g|_*. `taylor_gap` measures by how much it
+rises: J(z) - J(x) - <g, z - x>, example by example, radius by radius.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from epsball import __version__, fingerprint
+from epsball.attacks.attack import whole
+from epsball.ball import Ball, flat, shown
+from epsball.errors import BadInput
+from epsball.losses import Loss, cross_entropy
+from epsball.objective import Model, Objective, check_labels
+from epsball.task import task_of
+
+HALVINGS = 7
+"""By default the radii are the ball's and this many halvings of it."""
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class TaylorGap:
+    """What `taylor_gap` measured: n examples, k radii, in the units of the loss.
+
+    `eps` (k,) rising; `loss` (n,) the loss J at the examples; `first_order` (n, k) the predicted rise <g, z - x> >= 0
+    and `change` (n, k) the true one, J(z) - J(x). Values that are not finite come from logits that are not.
+    """
+
+    eps: np.ndarray
+    loss: np.ndarray
+    first_order: np.ndarray
+    change: np.ndarray
+    config: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def gap(self) -> np.ndarray:
+        """(n, k): what the first order leaves out, `change` - `first_order`; > 0 where the loss rises faster."""
+        return self.change - self.first_order
+
+    @property
+    def relative(self) -> np.ndarray:
+        """(n, k): gap / |change|, 0 where the first order is exact, at most 1; NaN where the loss does not change."""
+        size = np.abs(self.change)
+        return np.divide(self.gap, size, out=np.full_like(size, np.nan), where=size > 0)
+
+    def quantiles(self, values: np.ndarray) -> np.ndarray:
+        """(3, k): the 5 %, 50 % and 95 % quantiles over the examples of an (n, k) array, without what is not finite."""
+        columns = [column[np.isfinite(column)] for column in values.T]
+        return np.array([np.quantile(c, QUANTILES) if len(c) else np.full(3, np.nan) for c in columns]).T
+
+    def summary(self) -> dict[str, Any]:
+        """Per radius the three quantiles over the examples of every quantity, as JSON can hold them."""
+        names = ("first_order", "change", "gap", "relative")
+        tables = {name: self.quantiles(getattr(self, name)).T for name in names}
+        radii = [
+            {"eps": float(eps)} | {name: [_or_none(v) for v in table[k]] for name, table in tables.items()}
+            for k, eps in enumerate(self.eps)
+        ]
+        return {"n": len(self), "quantiles": list(QUANTILES), "radii": radii, "config": self.config}
+
+    def to_json(self) -> str:
+        """As JSON, the summary and every example's values; `from_json` gives an equal record."""
+        names = ("eps", "loss", "first_order", "change")
+        values = {name: _listed(getattr(self, name)) for name in names}
+        return json.dumps(self.summary() | {"examples": values}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> TaylorGap:
+        """The record that `to_json` wrote; what was not finite is NaN."""
+        record = json.loads(text)
+        return cls(
+            **{name: np.array(value, dtype=np.float64) for name, value in record["examples"].items()},
+            config=record["config"],
+        )
+
+    def draw(self, path: str | Path) -> None:
+        """Write the figure as a PNG: true change and first order against eps, and the gap as a share of the change."""
+        from epsball.explain.pictures import draw_taylor
+
+        draw_taylor(self, path)
+
+
+def taylor_gap(
+    model: Model,
+    x: Float[Tensor, "n *shape"],
+    y: object,
+    ball: Ball,
+    *,
+    eps: Sequence[float] | None = None,
+    loss: Loss = cross_entropy,
+    width: int = 128,
+    on_progress: Callable[[int], None] | None = None,
+) -> TaylorGap:
+    """Measure how far the loss at the first-order worst point is from its first-order prediction.
+
+    `model` is any torch module or callable x -> logits, `x` (n, *shape), `y` (n,) its labels. `ball` gives norm, box
+    and mask; `eps` the radii > 0, in the units of x (default: the ball's, which is then a number, and seven halvings).
+    For every radius z = `ball.argmax(g, x)`, g the gradient of `loss` at x, and <g, z - x> = `ball.support(g, x)`. One
+    gradient an example, then forwards only, `width` examples at a time. Losses and gains are subtracted in float64;
+    below a relative 1e-7 a float32 model has no figures to give: take a float64 one for the smallest radii. The model
+    comes back as it was. `on_progress` is called with the count of finished examples.
+
+    Raises `BadInput` for radii, examples or a loss that do not fit.
+
+    The paper's linear model, at w.x = -2, with label 0: the loss is softplus(w.x), convex, so the gap is positive.
+
+    >>> from epsball import Linf
+    >>> w = torch.tensor([3.0, 2.0, -1.0, 1.0, 4.0]).double()
+    >>> x = torch.tensor([[-2.0, 2.0, 1.0, -3.0, 1.0]]).double()
+    >>> found = taylor_gap(lambda x: x @ w, x, torch.tensor([0]), Linf(eps=0.3))
+    >>> found.first_order[0, -1].round(6), found.change[0, -1].round(6), found.gap[0, -1].round(6)
+    (np.float64(0.39337), np.float64(1.41408), np.float64(1.020711))
+    """
+    whole("width", width, 1)
+    radii = _radii(ball, eps)
+    if len(x) == 0:
+        raise BadInput("`x` must hold at least one example, got none; raise the limit")
+    whole_task = task_of(x, y, ball)
+    losses, gains, changes = [], [], []
+    with Objective(model, loss, careful=True) as objective:
+        for rows in torch.arange(len(x), device=x.device).split(width):
+            task = whole_task.rows(rows)
+            point = objective(task.x, task)
+            if not losses:
+                check_labels(point.logits, whole_task)  # the objective has looked at the first rows only
+            if point.loss.ndim != 1:
+                raise BadInput(f"`loss` must give one value per example, (n,), got {tuple(point.loss.shape)}; take one")
+            at_x, grad = point.loss.double(), point.grad
+            gain, change = [], []
+            for radius in radii:
+                z = task.ball.with_eps(radius).argmax(grad, task.x)
+                with torch.no_grad():
+                    at_z = loss(objective.forward(z), task).double()
+                gain.append(flat(grad.double() * (z.double() - task.x.double())).sum(1))
+                change.append(at_z - at_x)
+            losses.append(at_x)
+            gains.append(torch.stack(gain, 1))
+            changes.append(torch.stack(change, 1))
+            if on_progress is not None:
+                on_progress(int(rows[-1]) + 1)
+    config = {
+        "model": fingerprint.of_model(model),
+        "data": fingerprint.of_tensors(whole_task.x, whole_task.y),
+        "ball": fingerprint.described(ball),
+        "loss": fingerprint.described(loss),
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "forwards": objective.forwards,
+        "backwards": objective.backwards,
+        "seed": None,  # nothing is drawn
+        "versions": {"epsball": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    parts = [torch.cat(part).cpu().numpy() for part in (losses, gains, changes)]
+    return TaylorGap(np.array(radii), *parts, config=config)
+
+
+def _radii(ball: Ball, eps: Sequence[float] | None) -> list[float]:
+    if eps is None:
+        if isinstance(ball.eps, Tensor) and ball.eps.numel() != 1:
+            raise BadInput(f"`eps` must be given where the ball's is {shown(ball.eps)}; write eps=(0.01, 0.1)")
+        eps = [float(ball.eps) * 0.5**k for k in range(HALVINGS + 1)]
+    radii = sorted({float(radius) for radius in eps})
+    if not radii or not all(0 < radius < math.inf for radius in radii):
+        raise BadInput(f"`eps` must be radii > 0 and finite, got {radii}; write for example (0.01, 0.1)")
+    return radii
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _listed(values: np.ndarray) -> list[Any]:
+    return [_or_none(v) if np.ndim(v) == 0 else _listed(v) for v in values]

@@ -1,0 +1,300 @@
+"""The exact worst point of a linear classifier in a ball, and the exact radius at which its prediction flips.
+
+The margin of the label over one rival is linear in the input, so its smallest value over ball, box and mask is
+the margin at x less `support` of the difference of their weights; the smallest over all rivals is the worst margin,
+exactly. Without a box that support is eps times the dual norm (Goodfellow et al. 2015, section 5: eps * |w|_1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from epsball.ball import BLOCK, Ball, blocks, flat
+from epsball.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """The worst point of each example in a ball; all parts on x's device, classes as indices into `classes`.
+
+    Points are in x's dtype, figures in it or in float32 if that is wider.
+
+    Untargeted, the margin is the least difference of scores of y and another class; targeted, that of the opponent
+    (y, or where y is the target the strongest other class at x) and the target.
+    """
+
+    x: Float[Tensor, "n *shape"]
+    x_adv: Float[Tensor, "n *shape"]  # the worst point, in ball, box and mask
+    margin: Float[Tensor, " n"]  # the worst margin, exact up to rounding
+    clean_margin: Float[Tensor, " n"]  # the margin at x
+    gain: Float[Tensor, " n"]  # clean_margin - margin >= 0
+    y: Int64[Tensor, " n"]
+    rival: Int64[Tensor, " n"]  # the class that x_adv climbs towards: the target, if there is one
+    prediction_before: Int64[Tensor, " n"]
+    prediction_after: Int64[Tensor, " n"]
+    loss_before: Float[Tensor, " n"]  # -log softmax of y, or of the target, in nats
+    loss_after: Float[Tensor, " n"]
+    targeted: bool
+    classes: np.ndarray
+
+    @property
+    def delta(self) -> Float[Tensor, "n *shape"]:
+        """x_adv - x: the optimal perturbation."""
+        return self.x_adv - self.x
+
+    @property
+    def fooled(self) -> Bool[Tensor, " n"]:
+        """Whether the prediction at x_adv, as it is stored, is not y; targeted: is the target."""
+        return self.prediction_after == self.rival if self.targeted else self.prediction_after != self.y
+
+    @property
+    def reached(self) -> Bool[Tensor, " n"]:
+        """Whether the prediction at x_adv is the class that it climbs towards."""
+        return self.prediction_after == self.rival
+
+    @property
+    def robust(self) -> Bool[Tensor, " n"]:
+        """Whether no point of ball, box and mask is predicted otherwise than y: a proof. Untargeted only."""
+        if self.targeted:
+            raise BadInput("`target` must be None to prove robustness, got a class; leave it out, or read `fooled`")
+        return ((self.margin > 0) | ((self.margin == 0) & (self.y < self.rival))) & ~self.fooled
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples whose prediction at x is y."""
+        return (self.prediction_before == self.y).double().mean().item()
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of examples whose prediction is y at every point of ball, box and mask. Untargeted only."""
+        return self.robust.double().mean().item()
+
+
+def optimum(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any = None) -> Optimum:
+    """The point of ball, box and mask at which a linear classifier does worst on each example, and how badly.
+
+    Untargeted: the minimum over other classes j of (w_y - w_j).x + b_y - b_j - support(w_j - w_y), attained at
+    x_adv = argmax(w_j - w_y). Exact. Targeted: the optimum of the score of the target less that of its opponent (y; or
+    where y is the target, the strongest other class at x). With two classes that is all there is, and target=1 pushes
+    the score up, target=0 down, whatever y is. With more it is the exact optimum of that difference, and `reached`
+    says whether the prediction is the target there.
+
+    `weight` is (d,) or (1, d) for one logit, class 1 where w.x + b > 0, or (classes, d); with `shape` in the place of
+    d too. `bias` is a number, (classes,), or None for zero. Instead, `weight` may be a fitted scikit-learn classifier
+    or pipeline or an affine torch module, see `affine`; then `bias` is None, and `y` and `target` are labels of the
+    model (`classes_`). `x` (n, *shape) is a tensor, an array or a DataFrame (with an estimator) of floating point
+    numbers; its dtype and device are followed, and float64 is recommended. `y` (n,) are class indices; `target` is
+    None, one class for all, or (n,).
+
+    Predictions are the first argmax. Memory beyond the answer is a few blocks of some megabytes. Raises `BadInput` for
+    shapes that do not fit, labels that are no class, NaN, x outside the box and an unbounded ball.
+
+    >>> from epsball import Linf
+    >>> x = torch.tensor([[-2.0, 2, 1, -3, 1]], dtype=torch.float64)
+    >>> best = optimum([3.0, 2, -1, 1, 4], None, x, [0], Linf(eps=0.3))
+    >>> best.delta, best.gain.item()
+    (tensor([[ 0.3000,  0.3000, -0.3000,  0.3000,  0.3000]], dtype=torch.float64), 3.3)
+    >>> 1 - torch.cat([best.loss_before, best.loss_after]).neg().exp()  # the probability of class 1
+    tensor([0.1192, 0.7858], dtype=torch.float64)
+    """
+    case = _case(weight, bias, x, y, ball, target, torch.float32)
+    before = case.scores(case.x)
+    x_adv = torch.empty_like(case.x)
+    margin, clean = before.new_empty(len(before)), before.new_empty(len(before))
+    rival = torch.empty_like(case.y)
+    for own, rivals, rows in case.groups(before):
+        part, near = case.ball.rows(rows), case.x[rows]
+        gaps = before[rows, own, None] - before[rows][:, rivals]
+        least = gaps.clone()
+        for few in blocks(len(rivals), case.weight.shape[1], rivals.device):
+            directions = (case.weight[rivals[few]] - case.weight[own]).reshape(-1, *near.shape[1:])
+            least[:, few] -= part.supports(directions, near.to(directions.dtype))
+        place = least.argmin(1)
+        margin[rows], clean[rows] = least.gather(1, place[:, None])[:, 0], gaps.amin(1)
+        rival[rows] = rivals[place]
+        direction = (case.weight[rival[rows]] - case.weight[own]).reshape(near.shape)
+        x_adv[rows] = part.argmax(direction.to(near.dtype), near)
+    after, goal = case.scores(x_adv), case.y if case.target is None else case.target
+    return Optimum(
+        x=case.x,
+        x_adv=x_adv,
+        margin=margin,
+        clean_margin=clean,
+        gain=clean - margin,
+        y=case.y,
+        rival=rival,
+        prediction_before=before.argmax(1),
+        prediction_after=after.argmax(1),
+        loss_before=F.cross_entropy(before, goal, reduction="none"),
+        loss_after=F.cross_entropy(after, goal, reduction="none"),
+        targeted=case.target is not None,
+        classes=case.classes,
+    )
+
+
+def minimal_eps(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any = None) -> Float[Tensor, " n"]:
+    """The smallest radius at which a linear classifier's prediction can be flipped, (n,) float64 in units of x.
+
+    An infimum: for any greater radius some point of ball, box and mask is predicted otherwise than y (in L0, whose
+    radius is a count, for this one too). 0 where the prediction at x is wrong already, `inf` where box and mask never
+    allow it. `ball` gives norm, box and mask; its eps is not used. With a target: the smallest radius at which the
+    target's score passes that of its opponent (see `optimum`); with three classes or more another class may still be
+    ahead, so the radius at which the target is predicted may be greater.
+
+    Without a box it is clean margin / dual norm, least over the rivals; with one, each rival's radius is found in
+    closed form on the piece between two breakpoints that holds it, in double precision whatever x's dtype. The
+    arguments are those of `optimum`. Raises `BadInput` as it does, and where `eps` is one per feature.
+
+    >>> from epsball import L2, Linf
+    >>> x = torch.tensor([[-2.0, 2, 1, -3, 1]], dtype=torch.float64)
+    >>> w = [3.0, 2, -1, 1, 4]
+    >>> minimal_eps(w, None, x, [0], Linf(eps=0)), minimal_eps(w, None, x, [0], Linf(eps=0, hi=2))
+    (tensor([0.1818], dtype=torch.float64), tensor([0.2222], dtype=torch.float64))
+    """
+    if isinstance(ball, Ball) and isinstance(ball.eps, Tensor) and ball.eps.ndim > 1:
+        raise BadInput(
+            f"`eps` must not be one per feature where one radius is searched for, got shape {tuple(ball.eps.shape)}; "
+            "divide x, lo and hi by it, multiply the weights by it, and the answer is a factor of eps"
+        )
+    case = _case(weight, bias, x, y, ball, target, torch.float64)
+    before = case.scores(case.x)
+    radius = before.new_empty(len(before))
+    for own, rivals, rows in case.groups(before):
+        part, near = case.ball.rows(rows), case.x[rows]
+        gaps = before[rows, own, None] - before[rows][:, rivals]
+        # A radius below which a rival is certainly not reached: most rivals need no search.
+        dual = torch.cat(
+            [
+                case.ball.dual((case.weight[rivals[few]] - case.weight[own]).reshape(-1, *near.shape[1:]))
+                for few in blocks(len(rivals), case.weight.shape[1], rivals.device)
+            ]
+        )
+        below = torch.where(gaps > 0, gaps / dual, 0)
+        best = before.new_full((len(rows),), torch.inf)
+        while True:
+            bound, place = below.min(1)
+            (left,) = (bound < best).nonzero(as_tuple=True)
+            if not len(left):
+                break
+            place = place[left]
+            rival = rivals[place]
+            direction = (case.weight[rival] - case.weight[own]).reshape(-1, *near.shape[1:])
+            found = part.rows(left).eps_for(gaps[left, place], direction, near[left], strict=own < rival)
+            best[left] = torch.minimum(best[left], found)
+            below[left, place] = torch.inf
+        radius[rows] = best
+    return radius
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """The checked arguments; weights and bias in the precision to compute in, a single logit as two classes."""
+
+    weight: Float[Tensor, "classes d"]
+    bias: Float[Tensor, " classes"]
+    x: Float[Tensor, "n *shape"]
+    y: Int64[Tensor, " n"]
+    target: Int64[Tensor, " n"] | None
+    ball: Ball
+    classes: np.ndarray
+
+    def scores(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
+        rows = max(1, BLOCK // max(1, self.weight.shape[1]))
+        parts = [torch.addmm(self.bias, part.to(self.weight), self.weight.T) for part in flat(x).split(rows)]
+        found = torch.cat(parts)
+        if not bool(found.isfinite().all()):
+            raise BadInput("`x` must give finite scores, got NaN or infinity; look for infinite or very large values")
+        return found
+
+    def groups(self, scores: Float[Tensor, "n classes"]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(own class, its rivals, row numbers), rows in blocks: the rows of a block share their directions."""
+        classes = torch.arange(len(self.weight), device=self.x.device)
+        opponent = self.y if self.target is None else _opponent(scores, self.y, self.target)
+        key = opponent if self.target is None else opponent * len(classes) + self.target
+        for value in key.unique().tolist():
+            own, rival = (value, -1) if self.target is None else divmod(value, len(classes))
+            rivals = classes[classes != own] if self.target is None else classes[rival : rival + 1]
+            (rows,) = (key == value).nonzero(as_tuple=True)
+            for few in blocks(len(rows), self.weight.shape[1], rows.device):
+                yield own, rivals, rows[few]
+
+
+def _opponent(scores: Tensor, y: Int64[Tensor, " n"], target: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """y, or where that is the target, the strongest other class."""
+    other = scores.scatter(1, target[:, None], -torch.inf).argmax(1)
+    return torch.where(y == target, other, y)
+
+
+def _case(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any, least: torch.dtype) -> _Case:
+    if not isinstance(ball, Ball):
+        raise BadInput(f"`ball` must be a ball, got {type(ball).__name__}; as in epsball.Linf(eps=0.1, lo=0, hi=1)")
+    given = isinstance(weight, (Tensor, np.ndarray, list, tuple, int, float))
+    x = _tensor("x", x)
+    if given:
+        weight, bias = _tensor("weight", weight), _tensor("bias", 0.0 if bias is None else bias)
+        classes = None
+    else:
+        from epsball.linear.folding import affine  # scikit-learn is loaded for its own models only
+
+        if bias is not None:
+            raise BadInput("`bias` must be None where `weight` is a model, which has its own; write None")
+        x = x if x.is_floating_point() else x.double()
+        model = affine(weight)
+        weight, bias, classes = model.weight, model.bias, model.classes
+    bound = ball.bind(x)
+    wide = torch.promote_types(x.dtype, least)
+    weight, bias = weight.to(x.device, wide), bias.to(x.device, wide)
+    shape = tuple(x.shape[1:])
+    d = x[:1].numel() if len(x) else int(np.prod(shape))
+    one = tuple(weight.shape) in {shape, (d,), (1, *shape), (1, d)}
+    if not one and (weight.ndim == 0 or tuple(weight.shape[1:]) not in {shape, (d,)}):
+        raise BadInput(
+            f"`weight` must be ({d},) or (classes, {d}) for x {tuple(x.shape)}, got {tuple(weight.shape)}; "
+            "one row per class, or a single row for one logit"
+        )
+    weight = weight.reshape(-1, d)
+    if bias.numel() != 1 and tuple(bias.shape) != (len(weight),):
+        raise BadInput(f"`bias` must be a number or ({len(weight)},), got {tuple(bias.shape)}; one per row of `weight`")
+    bias = bias.reshape(-1).expand(len(weight))
+    if not bool(weight.isfinite().all() & bias.isfinite().all()):
+        raise BadInput("`weight` and `bias` must be finite, got NaN or infinity; look where they were computed")
+    if one:
+        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+    classes = np.arange(len(weight)) if classes is None else classes
+    goal = None if target is None else _indices("target", target, x, classes)
+    return _Case(weight, bias, x, _indices("y", y, x, classes), goal, bound, classes)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """`value` as a tensor, sharing its memory where possible; numbers of Python are in double precision."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise BadInput(
+            f"`{name}` must be numbers, got {type(value).__name__} of {array.dtype}; encode text as numbers, "
+            "and write `.toarray()` for a sparse matrix"
+        )
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _indices(name: str, value: Any, x: Tensor, classes: np.ndarray) -> Int64[Tensor, " n"]:
+    """Labels as indices into `classes`, one per row of x."""
+    given = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if given.shape not in ((), (len(x),)):
+        raise BadInput(f"`{name}` must be ({len(x)},), one class per row of x, got {given.shape}; one-hot: argmax(1)")
+    place = {label: index for index, label in enumerate(classes.tolist())}
+    wanted = np.broadcast_to(given, (len(x),)).tolist()
+    wrong = [label for label in wanted if label not in place]
+    if wrong:
+        known = ", ".join(map(repr, list(place)[:12])) + (", ..." if len(place) > 12 else "")
+        raise BadInput(f"`{name}` must be among the classes {known}, got {wrong[0]!r}; one logit has 0 and 1")
+    return torch.tensor([place[label] for label in wanted], dtype=torch.long, device=x.device)

@@ -1,0 +1,230 @@
+"""What an attacker gains against weights w: t = |e * w| in the norm dual to the attacker's, exact and smoothed.
+
+The radius is a number or one per feature, always as a vector e (d,). The smoothed value is the least of
+t - mu * (a log barrier of the cone |e * w| <= t), so that its gradient lies strictly inside the attacker's ball (Boyd
+and Vandenberghe, Convex Optimization, 2004, section 11.3): the slopes of the losses are then a feasible point of the
+dual, and the gap to the optimum is known. Its Hessian is a diagonal minus a matrix of rank one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class SoftAbs:
+    """|a| smoothed from below by a log barrier: value, slope in (-1, 1), and a curvature to take a Newton step with."""
+
+    value: np.ndarray
+    slope: np.ndarray
+    curvature: np.ndarray
+
+    def after(self, step: np.ndarray) -> np.ndarray:
+        """The slopes that a step of a Newton method looks forward to, in [-1, 1]."""
+        return np.clip(self.slope + self.curvature * step, -1, 1)
+
+
+def soft_abs(a: np.ndarray, mu: float, slope: np.ndarray | None = None) -> SoftAbs:
+    """Smooth |a|; `mu` > 0 in the units of a, `slope` in [-1, 1] the slope that the last step looked forward to.
+
+    The curvature is that of the equation slope * (mu + sqrt(mu^2 + a^2)) = a, linearised in both, and not of its
+    solution for the slope: Newton's method then crosses a kink in a few steps instead of creeping along it (Chan, Golub
+    and Mulet, SIAM J. Sci. Comput. 1999, section 3). It is never below that of the smoothed |a|.
+
+    >>> soft_abs(np.array([3.0]), 4.0).slope
+    array([0.33333333])
+    """
+    s = np.hypot(a, mu)
+    held = a / (mu + s)
+    curvature = (1 - held * a / s) / (mu + s)
+    if slope is not None:
+        curvature = np.maximum(curvature, (1 - slope * a / s) / (mu + s))
+    return SoftAbs(s - mu - mu * np.log((mu + s) / (2 * mu)), held, curvature)
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """A value, its gradient (d,), its Hessian diag(`diagonal`) - `rank` rank', and the slopes `after` a step of w.
+
+    What `after` gives is for the next `Gauge.smoothed`, and for `Gauge.inside`.
+    """
+
+    value: float
+    gradient: np.ndarray
+    diagonal: np.ndarray
+    rank: np.ndarray
+    after: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Gauge(ABC):
+    """The attacker's gain against weights (d,); `eps` (d,) >= 0 is the radius per feature."""
+
+    eps: np.ndarray
+
+    def columns(self, index: np.ndarray) -> Self:
+        """The gauge of some of the features; the others' weights are zero."""
+        return type(self)(self.eps[index])
+
+    @abstractmethod
+    def value(self, w: np.ndarray) -> float:
+        """max of <w, delta> over the attacker's ball: the dual norm of e * w."""
+
+    @abstractmethod
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+        """The value smoothed from below; its gradient lies strictly inside the attacker's ball."""
+
+    @abstractmethod
+    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
+        """The point of the attacker's ball, `times` as large, that is nearest to v (d,)."""
+
+    @abstractmethod
+    def inside(self, slope: np.ndarray) -> np.ndarray:
+        """The point (d,) of the attacker's ball that stands for the slopes that a step looked forward to."""
+
+    @abstractmethod
+    def _reach(self, v: np.ndarray) -> float:
+        """The attacker's norm of v."""
+
+    def needed(self, v: np.ndarray) -> float:
+        """How many times the attacker's ball must grow to hold v; features that cannot be attacked are left out."""
+        free = self.eps > 0
+        return self._reach(v[free] / self.eps[free]) if free.any() else 0.0
+
+
+class AgainstLinf(Gauge):
+    """The attacker moves every feature by at most eps; the gain is sum eps_j |w_j|."""
+
+    def value(self, w: np.ndarray) -> float:
+        return float(self.eps @ np.abs(w))
+
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+        soft = soft_abs(self.eps * w, mu, slope)
+        return Smoothed(
+            float(soft.value.sum()),
+            self.eps * soft.slope,
+            self.eps**2 * soft.curvature,
+            np.zeros_like(w),
+            lambda step: soft.after(self.eps * step),
+        )
+
+    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
+        return np.clip(v, -times * self.eps, times * self.eps)
+
+    def inside(self, slope: np.ndarray) -> np.ndarray:
+        return self.eps * slope
+
+    def _reach(self, v: np.ndarray) -> float:
+        return float(np.abs(v).max())
+
+
+class AgainstL2(Gauge):
+    """The attacker moves by a vector of Euclidean length (delta / eps) at most one; the gain is |eps * w|_2."""
+
+    def value(self, w: np.ndarray) -> float:
+        return float(np.linalg.norm(self.eps * w))
+
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+        a = self.eps * w
+        length = np.linalg.norm(a)
+        s = np.hypot(length, mu)
+        held, rank = a / (mu + s), a / ((mu + s) * np.sqrt(s))
+        return Smoothed(
+            float(soft_abs(np.atleast_1d(length), mu).value[0]),
+            self.eps * held,
+            self.eps**2 / (mu + s),
+            self.eps * rank,
+            lambda step: held + self.eps * step / (mu + s) - rank * (rank @ (self.eps * step)),
+        )
+
+    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
+        free = np.where(self.eps > 0, v, 0.0)
+        return _pulled_in(self, times, free, lambda theta: free * self.eps**2 / (self.eps**2 + theta))
+
+    def inside(self, slope: np.ndarray) -> np.ndarray:
+        return self.eps * slope / max(float(np.linalg.norm(slope)), 1.0)
+
+    def _reach(self, v: np.ndarray) -> float:
+        return float(np.linalg.norm(v))
+
+
+class AgainstL1(Gauge):
+    """The attacker spends sum |delta_j| / eps_j <= 1; the gain is the greatest eps_j |w_j|."""
+
+    def value(self, w: np.ndarray) -> float:
+        return float((self.eps * np.abs(w)).max(initial=0.0))
+
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+        mu = mu / max(len(w), 1)
+        a = self.eps * w
+        top = float(np.abs(a).max(initial=0.0))
+        z = _barrier_slack(top - np.abs(a), top, mu)
+        room = z + np.stack([top - a, top + a])  # t - a and t + a, t = top + z, without cancellation
+        held = mu / room
+        curvature = (held if slope is None else np.maximum(held, slope)) / room
+        both, pull = curvature.sum(0), curvature[0] - curvature[1]
+        total = both.sum()
+
+        def after(step: np.ndarray) -> np.ndarray:
+            da = self.eps * step
+            dt = (pull @ da) / total
+            return np.maximum(held - curvature * np.stack([dt - da, dt + da]), 0)
+
+        return Smoothed(
+            top + z - mu * float(np.log(room / (2 * mu * len(w))).sum()) - 2 * mu * len(w),
+            self.eps * (held[0] - held[1]),
+            self.eps**2 * both,
+            self.eps * pull / np.sqrt(total),
+            after,
+        )
+
+    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
+        free = np.where(self.eps > 0, v, 0.0)
+        per = 1 / np.where(self.eps > 0, self.eps, 1.0)
+        return _pulled_in(self, times, free, lambda theta: np.sign(free) * np.maximum(np.abs(free) - theta * per, 0))
+
+    def inside(self, slope: np.ndarray) -> np.ndarray:
+        return self.eps * (slope[0] - slope[1]) / max(float(slope.sum()), 1.0)
+
+    def _reach(self, v: np.ndarray) -> float:
+        return float(np.abs(v).sum())
+
+
+def _pulled_in(gauge: Gauge, times: float, v: np.ndarray, at: Callable[[float], np.ndarray]) -> np.ndarray:
+    """v if the ball holds it; else `at`(theta) with the theta >= 0 that brings it to the ball's edge, by bisection."""
+    if gauge.needed(v) <= times:
+        return v
+    low, high = 0.0, float(gauge.eps.max() ** 2 + np.abs(v).max() * gauge.eps.max())
+    while gauge.needed(at(high)) > times and high < 1e300:
+        high *= 4
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if gauge.needed(at(middle)) > times else (low, middle)
+    return at(high)
+
+
+def _barrier_slack(below: np.ndarray, top: float, mu: float) -> float:
+    """The z > 0 with sum mu / (z + below) + mu / (z + 2 top - below) = 1: Newton on 1 - 1 / sum, in a bracket."""
+    above = 2 * top - below
+    low, high = mu, 2 * mu * len(below)
+    z = high
+    for _ in range(100):
+        total = float((mu / (z + below) + mu / (z + above)).sum())
+        low, high = (z, high) if total > 1 else (low, z)
+        slope = float((mu / (z + below) ** 2 + mu / (z + above) ** 2).sum())
+        newton = z + total * (total - 1) / slope
+        step = newton if low < newton < high else (low + high) / 2
+        if abs(step - z) <= 1e-15 * z:
+            break
+        z = step
+    return z
+
+
+GAUGES: dict[str, type[Gauge]] = {"linf": AgainstLinf, "l2": AgainstL2, "l1": AgainstL1}

@@ -1,0 +1,138 @@
+"""Losses of a linear score under its worst perturbation: phi(s, t), s the score, t the attacker's gain.
+
+Each is convex, and rises with t. It is written as the maximum over (theta, beta) of beta t - theta s + a concave
+`dual`, so that the slopes found while minimising bound the optimum from below.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, xlogy
+
+from epsball.linear.gauge import SoftAbs, soft_abs
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Per example (n,): the value, theta = -d/ds, beta = d/dt >= 0, and the second derivatives."""
+
+    value: np.ndarray
+    theta: np.ndarray
+    beta: np.ndarray
+    ss: np.ndarray
+    st: np.ndarray
+    tt: np.ndarray
+    kink: SoftAbs | None = None
+    kink_s: np.ndarray | float = 0.0
+    kink_t: float = 0.0
+
+    def after(self, ds: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray]:
+        """(theta, beta) that a Newton step looks forward to."""
+        return self.theta - self.ss * ds - self.st * dt, self.beta + self.st * ds + self.tt * dt
+
+    def slope_after(self, ds: np.ndarray, dt: float) -> np.ndarray | None:
+        """The slope at the kink that a Newton step looks forward to."""
+        return None if self.kink is None else self.kink.after(self.kink_s * ds + self.kink_t * dt)
+
+
+class Loss(ABC):
+    """phi(s, t) per example, for targets y (n,)."""
+
+    @abstractmethod
+    def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
+        """The worst-case loss, exact."""
+
+    @abstractmethod
+    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
+        """Value and derivatives, smoothed by `mu` where the loss has a kink."""
+
+    @abstractmethod
+    def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest slopes that the dual allows."""
+
+    @abstractmethod
+    def constant(self, y: np.ndarray, p: np.ndarray) -> float:
+        """The best constant score, for examples weighted by p (n,)."""
+
+    @abstractmethod
+    def dual(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The concave part: phi(s, t) >= beta t - theta s + dual, for every s and t."""
+
+
+class Logistic(Loss):
+    """softplus(t - y s), y in {-1, 1}: Goodfellow et al. 2015, section 5, with its slip for y = -1 corrected."""
+
+    def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
+        return np.logaddexp(0, t - y * s)
+
+    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
+        z = t - y * s
+        beta = expit(z)
+        curvature = beta * expit(-z)
+        return Slopes(np.logaddexp(0, z), y * beta, beta, curvature, -y * curvature, curvature)
+
+    def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        beta = np.clip(beta, 0, 1)
+        return y * beta, beta
+
+    def constant(self, y: np.ndarray, p: np.ndarray) -> float:
+        return float(np.log(p[y > 0].sum() / p[y < 0].sum()))
+
+    def dual(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return -xlogy(beta, beta) - xlogy(1 - beta, 1 - beta)
+
+
+class Hinge(Loss):
+    """max(0, 1 + t - y s), y in {-1, 1}."""
+
+    def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
+        return np.maximum(0, 1 + t - y * s)
+
+    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
+        z = 1 + t - y * s
+        kink = soft_abs(z, mu, slope)
+        beta, curvature = (1 + kink.slope) / 2, kink.curvature / 2
+        return Slopes((z + kink.value) / 2, y * beta, beta, curvature, -y * curvature, curvature, kink, -y, 1.0)
+
+    def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        beta = np.clip(beta, 0, 1)
+        return y * beta, beta
+
+    def constant(self, y: np.ndarray, p: np.ndarray) -> float:
+        return float(np.sign(p @ y))
+
+    def dual(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return beta
+
+
+class Squared(Loss):
+    """(|y - s| + t)^2: the worst squared error of a regression (Ribeiro et al., NeurIPS 2023, eq. 4)."""
+
+    def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
+        return (np.abs(y - s) + t) ** 2
+
+    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
+        kink = soft_abs(y - s, mu, slope)
+        beta = 2 * (kink.value + t)
+        return Slopes(
+            beta**2 / 4,
+            beta * kink.slope,
+            beta,
+            2 * kink.slope**2 + beta * kink.curvature,
+            -2 * kink.slope,
+            np.full_like(beta, 2.0),
+            kink,
+            -1.0,
+        )
+
+    def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return theta, np.maximum(beta, np.abs(theta))
+
+    def constant(self, y: np.ndarray, p: np.ndarray) -> float:
+        return float(p @ y)
+
+    def dual(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return theta * y - beta**2 / 4

@@ -1,0 +1,402 @@
+"""Worst-case softmax regression with three classes or more, to a certified gap.
+
+minimise over (W, b):  sum_i p_i log sum_j exp(z_ij - z_iy + t(w_y - w_j)) + ridge/2 |W|^2 + lasso |W|_1,   z = X W' + b
+
+The attacker may choose a perturbation for each rival class apart: an upper bound on the worst cross-entropy, and equal
+to it for two classes. Newton's method on a smoothed objective as in `solver.py`, its equations solved by preconditioned
+conjugate gradients: beside X and the scores no memory but that of one matrix of `DIRECT` rows and of X' diag(p) X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.sparse.linalg import cg
+from scipy.special import softmax, xlogy
+
+from epsball.linear.gauge import AgainstLinf, Gauge, Smoothed, SoftAbs, soft_abs
+from epsball.linear.newton import DIRECT, Matrix, gram, operator, solve_definite, squares
+from epsball.linear.solver import AGAIN, LEAST, REACH, SHRINK, Solution, tidied
+
+SMALL = 1 << 20
+"""Up to so many numbers Newton's equations are written out."""
+
+SWEEPS = 100
+"""Rounds of coordinate descent that a point of the dual is worth."""
+
+
+def worst(gauge: Gauge, W: np.ndarray, Z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The loss (n,) at weights W (K, d) and scores Z (n, K) under the worst perturbation for each rival class."""
+    T = np.zeros((len(W), len(W)))
+    for k, j in combinations(range(len(W)), 2):
+        T[k, j] = T[j, k] = gauge.value(W[k] - W[j])
+    return _softmax_loss(Z + T[y], y)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """`X` (n, d) dense or CSC, `y` (n,) in 0..K-1, `p` (n,) > 0 with sum 1, `spread` (d,) > 0 the features' sizes."""
+
+    X: Matrix
+    y: np.ndarray
+    p: np.ndarray
+    gauge: Gauge
+    spread: np.ndarray
+    ridge: float = 0.0
+    lasso: float = 0.0
+    intercept: bool = True
+
+    def constant(self) -> np.ndarray:
+        """The best scores (K,) that look at no feature."""
+        share = np.bincount(self.y, self.p)
+        return np.log(share) - np.log(share).mean() if self.intercept else np.zeros(len(share))
+
+    def objective(self, W: np.ndarray, Z: np.ndarray) -> float:
+        """The exact objective at weights W (K, d) with scores Z (n, K)."""
+        loss = self.p @ worst(self.gauge, W, Z, self.y)
+        return float(loss + self.ridge / 2 * (W * W).sum() + self.lasso * np.abs(W).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """The smoothed problem at (W, b); `pairs` holds the attacker's gain on w_k - w_j for k < j."""
+
+    W: np.ndarray
+    b: np.ndarray
+    Z: np.ndarray
+    value: float
+    P: np.ndarray
+    pairs: dict[tuple[int, int], Smoothed]
+    size: SoftAbs
+    dual: np.ndarray  # the probabilities that the last step looked forward to, and
+    worst: dict[tuple[int, int], np.ndarray]  # the attacker's moves likewise: a point of the dual
+
+
+def solve(
+    problem: Problem, *, tol: float, max_iter: int, start: tuple[np.ndarray, np.ndarray] | None = None
+) -> Solution:
+    """Minimise to a gap of at most `tol` times the objective of the best constant scores; w (K, d), b (K,).
+
+    The gap holds against all weights up to `REACH` times the Euclidean size of those found, in units of `spread`.
+    """
+    n, d = problem.X.shape
+    b = problem.constant()
+    W, Z, mu = np.zeros((len(b), d)), np.tile(b, (n, 1)), 0.1
+    constant = problem.objective(W, Z)
+    enough = tol * constant
+    point = _at(problem, W, b, Z, mu, {}, None, None)
+    gap = _gap(problem, point)
+    if gap <= enough:
+        return Solution(W, b, constant, gap, 0, True)
+    if start is not None:
+        W, b, mu = start[0].copy(), start[1].copy(), 1e-2
+        Z = problem.X @ W.T + b
+        point = _at(problem, W, b, Z, mu, {}, None, None)
+    second = _Second(problem)
+    best = Solution(W, b, problem.objective(W, Z), np.inf, 0, False)
+    taken = again = 0
+    while taken < max_iter:
+        point, steps = _centre(problem, point, mu, max_iter - taken, enough, second)
+        taken += steps
+        gap = _gap(problem, point)
+        if gap < best.gap:
+            best = Solution(point.W, point.b, problem.objective(point.W, point.Z), gap, taken, gap <= enough)
+        if best.converged or mu < LEAST:
+            break
+        smoothing = problem.objective(point.W, point.Z) - point.value
+        finer = smoothing > enough / 4 or again == AGAIN
+        mu, again = (mu * SHRINK, 0) if finer else (mu, again + 1)
+        point = _at(problem, point.W, point.b, point.Z, mu, {}, None, point.dual)
+    best = replace(best, n_iter=taken)
+    nothing = constant - (best.objective - best.gap)
+    if nothing <= max(enough, best.gap):
+        return Solution(np.zeros_like(W), problem.constant(), constant, nothing, taken, nothing <= enough)
+    if isinstance(problem.gauge, AgainstLinf) and problem.ridge == problem.lasso == 0:
+        best = replace(best, w=best.w - np.median(best.w, axis=0))  # a shift of all classes changes no loss
+    return tidied(best, np.abs(best.w).max(0), lambda w: problem.objective(w, problem.X @ w.T + best.b), enough)
+
+
+def _at(
+    problem: Problem,
+    W: np.ndarray,
+    b: np.ndarray,
+    Z: np.ndarray,
+    mu: float,
+    slopes: dict[tuple[int, int], np.ndarray],
+    lasso: np.ndarray | None,
+    dual: np.ndarray | None,
+) -> _Point:
+    classes = len(W)
+    pairs = {
+        (k, j): problem.gauge.smoothed(W[k] - W[j], mu, slopes.get((k, j))) for k, j in combinations(range(classes), 2)
+    }
+    T = np.zeros((classes, classes))
+    for (k, j), gain in pairs.items():
+        T[k, j] = T[j, k] = gain.value
+    shifted = Z + T[problem.y]
+    size = soft_abs(W, mu, lasso)
+    value = problem.p @ _softmax_loss(shifted, problem.y)
+    value += problem.ridge / 2 * (W * W).sum() + problem.lasso * size.value.sum()
+    P = softmax(shifted, axis=1)
+    worst = {
+        pair: problem.gauge.inside(slopes[pair]) if pair in slopes else gain.gradient for pair, gain in pairs.items()
+    }
+    return _Point(W, b, Z, float(value), P, pairs, size, P if dual is None else dual, worst)
+
+
+def _centre(
+    problem: Problem, point: _Point, mu: float, most: int, enough: float, second: _Second
+) -> tuple[_Point, int]:
+    """Newton's method with backtracking on the smoothed problem, until it is solved as well as it is smoothed."""
+    smoothing = problem.objective(point.W, point.Z) - point.value
+    for taken in range(1, most + 1):
+        accuracy = 1e-3 if smoothing > enough else 1e-8
+        slope_W, slope_b = _slope(problem, point)
+        step_W, step_b, dual = _step(problem, point, slope_W, slope_b, second, accuracy)
+        fall = -float((slope_W * step_W).sum() + slope_b @ step_b)
+        along = problem.X @ step_W.T + step_b
+        slopes = {(k, j): gain.after(step_W[k] - step_W[j]) for (k, j), gain in point.pairs.items()}
+        lasso = point.size.after(step_W)
+        length = 1.0
+        while True:
+            with np.errstate(over="ignore", invalid="ignore"):
+                trial = _at(
+                    problem,
+                    point.W + length * step_W,
+                    point.b + length * step_b,
+                    point.Z + length * along,
+                    mu,
+                    slopes,
+                    lasso,
+                    dual,
+                )
+            if trial.value <= point.value - 1e-4 * length * fall:
+                break
+            length /= 2
+            if not length > 1e-10:
+                return point, taken  # as far as double precision goes
+        point = trial
+        objective = problem.objective(point.W, point.Z)
+        smoothing = objective - point.value
+        if objective <= enough or fall <= 0.1 * smoothing or fall <= 1e-15 * max(1.0, point.value):
+            return point, taken
+    return point, most
+
+
+def _slope(problem: Problem, point: _Point) -> tuple[np.ndarray, np.ndarray]:
+    pull = problem.p[:, None] * _minus_label(point.P, problem.y)
+    burdens = _burdens(point.P, problem.y, problem.p)
+    slope = (problem.X.T @ pull).T + problem.ridge * point.W + problem.lasso * point.size.slope
+    slope += _spread({pair: gain.gradient for pair, gain in point.pairs.items()}, burdens)
+    return slope, pull.sum(0) if problem.intercept else np.zeros(len(point.b))
+
+
+def _spread(moves: dict[tuple[int, int], np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """sum over pairs of weights_kj times the move (d,) of the pair, onto k and off j: (K, d)."""
+    total = np.zeros((len(weights), len(next(iter(moves.values())))))
+    for (k, j), move in moves.items():
+        total[k] += weights[k, j] * move
+        total[j] -= weights[k, j] * move
+    return total
+
+
+def _step(
+    problem: Problem, point: _Point, slope_W: np.ndarray, slope_b: np.ndarray, second: _Second, accuracy: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Newton's step by conjugate gradients, and the probabilities that it looks forward to."""
+    classes, d = point.W.shape
+    X, y, p, P = problem.X, problem.y, problem.p, point.P
+    burdens = _burdens(P, y, p)
+    ridge = problem.ridge + problem.lasso * point.size.curvature
+    gradients = {pair: gain.gradient for pair, gain in point.pairs.items()}
+
+    def curved(W: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """The change of P along (W, b)."""
+        T = np.zeros((classes, classes))
+        for (k, j), gain in point.pairs.items():
+            T[k, j] = T[j, k] = gain.gradient @ (W[k] - W[j])
+        q = X @ W.T + b + T[y]
+        return P * (q - (P * q).sum(1, keepdims=True))
+
+    def apply(flat: np.ndarray) -> np.ndarray:
+        W, b = flat[: classes * d].reshape(classes, d), flat[classes * d :]
+        q = p[:, None] * curved(W, b)
+        along = (X.T @ q).T + ridge * W + _spread(gradients, _burdens(q, y))
+        for (k, j), gain in point.pairs.items():
+            apart = W[k] - W[j]
+            apart = burdens[k, j] * (gain.diagonal * apart - gain.rank * (gain.rank @ apart))
+            along[k] += apart
+            along[j] -= apart
+        return np.concatenate([along.ravel(), q.sum(0) if problem.intercept else 0 * b])
+
+    right = -np.concatenate([slope_W.ravel(), slope_b])
+    if X.shape[0] * classes * len(right) <= SMALL:
+        found = _factorised(problem, point, burdens, ridge, right)
+    else:
+        precondition = operator(len(right), _preconditioner(problem, point, burdens, ridge, second))
+        found, _ = cg(operator(len(right), apply), right, rtol=accuracy, maxiter=200, M=precondition)
+    W, b = found[: classes * d].reshape(classes, d), found[classes * d :]
+    b = b - b.mean()  # a shift of all classes changes no loss
+    W = W if problem.ridge or problem.lasso else W - W.mean(0)
+    dual = np.maximum(P + curved(W, b), 0)
+    return W, b, dual / dual.sum(1, keepdims=True)
+
+
+def _factorised(
+    problem: Problem, point: _Point, burdens: np.ndarray, ridge: np.ndarray | float, right: np.ndarray
+) -> np.ndarray:
+    """Newton's equations written out, for small problems."""
+    classes, d = point.W.shape
+    n = len(problem.y)
+    dense = problem.X.toarray() if sparse.issparse(problem.X) else problem.X
+    rows = np.zeros((n, classes, classes * d + classes))  # what moves z_ij + t(w_y - w_j)
+    for k in range(classes):
+        rows[:, k, k * d : (k + 1) * d] = dense
+        rows[:, k, classes * d + k] = float(problem.intercept)
+    curved = np.zeros((classes, d, classes, d))
+    curved[range(classes), :, range(classes), :] = np.eye(d) * (np.zeros((classes, d)) + ridge)[:, None, :]
+    for (k, j), gain in point.pairs.items():
+        for own, other in ((k, j), (j, k)):
+            mine = problem.y == own
+            rows[mine, other, k * d : (k + 1) * d] += gain.gradient
+            rows[mine, other, j * d : (j + 1) * d] -= gain.gradient
+        block = burdens[k, j] * (np.diag(gain.diagonal) - np.outer(gain.rank, gain.rank))
+        curved[k, :, k] += block
+        curved[j, :, j] += block
+        curved[k, :, j] -= block
+        curved[j, :, k] -= block
+    root = np.sqrt(problem.p[:, None] * point.P)[:, :, None] * (
+        rows - np.einsum("ik,ikm->im", point.P, rows)[:, None, :]
+    )
+    root = root.reshape(n * classes, -1)
+    H = root.T @ root
+    H[: classes * d, : classes * d] += curved.reshape(classes * d, classes * d)
+    return solve_definite(H, right)
+
+
+class _Second:
+    """X' diag(p) X: its diagonal, and blocks of it."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._X, self._p = problem.X, problem.p
+        self._whole = gram(problem.X, problem.p) if problem.X.shape[1] <= DIRECT else None
+        self.diagonal = squares(problem.X, problem.p) if self._whole is None else self._whole.diagonal()
+
+    def block(self, index: np.ndarray) -> np.ndarray:
+        if self._whole is not None:
+            return self._whole[np.ix_(index, index)]
+        return gram(self._X[:, index], self._p)
+
+
+def _preconditioner(
+    problem: Problem, point: _Point, burdens: np.ndarray, ridge: np.ndarray | float, second: _Second
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The inverse of X' diag(p) X times the mean curvature of the classes, plus the attacker's part.
+
+    The attacker ties the classes together feature by feature, tightly where the weights of two classes are equal. So
+    these blocks (K, K) are exact; the features are tied together exactly for as many as `DIRECT` allows, those that
+    are tied least by the attacker.
+    """
+    classes, d = point.W.shape
+    mean = np.diag(problem.p @ point.P) - (problem.p[:, None] * point.P).T @ point.P
+    blocks = np.zeros((d, classes, classes))
+    blocks[:, range(classes), range(classes)] = (np.zeros((classes, d)) + ridge).T
+    for (k, j), gain in point.pairs.items():
+        tie = burdens[k, j] * gain.diagonal
+        blocks[:, k, k] += tie
+        blocks[:, j, j] += tie
+        blocks[:, k, j] -= tie
+        blocks[:, j, k] -= tie
+    own = second.diagonal[:, None, None] * mean
+    tightness = np.trace(blocks, axis1=1, axis2=2) / np.maximum(np.trace(own, axis1=1, axis2=2), 1e-300)
+    order = np.argsort(tightness)
+    many = order[: DIRECT // classes]
+    alone = order[DIRECT // classes :]
+    whole = np.trace(blocks + own, axis1=1, axis2=2)[:, None, None] * np.eye(classes)
+    blocks += 1e-9 * own.mean() * np.eye(classes) + 1e-13 * whole  # the sum over the classes is free
+    inverse = np.linalg.inv(blocks[alone] + own[alone])
+    size = len(many) * classes
+    while True:
+        dense = np.einsum("ab,kl->akbl", second.block(many), mean)
+        dense[range(len(many)), :, range(len(many)), :] += blocks[many]
+        try:
+            factor = cho_factor(dense.reshape(size, size), lower=True, overwrite_a=True, check_finite=False)
+            break
+        except LinAlgError:
+            blocks += 1e-12 * whole
+            whole = 10 * whole
+    scale = mean.diagonal() + 1e-300
+
+    def apply(flat: np.ndarray) -> np.ndarray:
+        W, b = flat[: classes * d].reshape(classes, d), flat[classes * d :]
+        solved = np.empty_like(W)
+        solved[:, many] = cho_solve(factor, W[:, many].T.ravel(), check_finite=False).reshape(-1, classes).T
+        solved[:, alone] = np.einsum("akl,la->ka", inverse, W[:, alone])
+        return np.concatenate([solved.ravel(), b / scale])
+
+    return apply
+
+
+def _gap(problem: Problem, point: _Point) -> float:
+    """How far the exact objective can be above the optimum, from the probabilities as a point of the dual."""
+    p, y, P = problem.p, problem.y, point.dual
+    pull = p[:, None] * _minus_label(P, y)
+    rest = -(problem.X.T @ pull).T - _spread(point.worst, _burdens(P, y, p))
+    if isinstance(problem.gauge, AgainstLinf):
+        rest = _settled(rest, point.worst, _burdens(P, y, p), problem.gauge.eps)
+    bound = -float(p @ xlogy(P, P).sum(1))
+    if problem.intercept:
+        bound -= REACH * float(np.abs(pull.sum(0)).sum()) * max(float(np.abs(point.b).max()), 1.0)
+    rest = np.sign(rest) * np.maximum(np.abs(rest) - problem.lasso, 0)
+    if problem.ridge > 0:
+        bound -= float((rest * rest).sum()) / (2 * problem.ridge)
+    else:
+        size = max(float(np.linalg.norm(point.W * problem.spread)), 1.0)
+        bound -= REACH * float(np.linalg.norm(rest / problem.spread)) * size
+    return problem.objective(point.W, point.Z) - max(bound, 0.0)
+
+
+def _settled(
+    rest: np.ndarray, moves: dict[tuple[int, int], np.ndarray], burdens: np.ndarray, eps: np.ndarray
+) -> np.ndarray:
+    """What is left of `rest` (K, d) when the moves of a max-norm attacker take as much of it as they may.
+
+    Pair by pair the least squares are exact and each feature stands alone: coordinate descent.
+    """
+    rest, moves = rest.copy(), dict(moves)
+    for _ in range(SWEEPS):
+        before = float(np.abs(rest).max(initial=0.0))
+        for (k, j), move in moves.items():
+            if burdens[k, j] > 0:
+                moved = np.clip(move + (rest[k] - rest[j]) / (2 * burdens[k, j]), -eps, eps)
+                rest[k] -= burdens[k, j] * (moved - move)
+                rest[j] += burdens[k, j] * (moved - move)
+                moves[k, j] = moved
+        if float(np.abs(rest).max(initial=0.0)) > 0.99 * before:
+            break
+    return rest
+
+
+def _softmax_loss(Z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    top = Z.max(1)
+    return top + np.log(np.exp(Z - top[:, None]).sum(1)) - Z[np.arange(len(y)), y]
+
+
+def _minus_label(P: np.ndarray, y: np.ndarray) -> np.ndarray:
+    out = P.copy()
+    out[np.arange(len(y)), y] -= 1
+    return out
+
+
+def _burdens(P: np.ndarray, y: np.ndarray, p: np.ndarray | None = None) -> np.ndarray:
+    """Per pair of classes, the weight of the examples of one that goes to the other, (K, K), symmetric."""
+    classes = P.shape[1]
+    labels = np.zeros((classes, len(y)))
+    labels[y, np.arange(len(y))] = 1 if p is None else p
+    one_way = labels @ P
+    return one_way + one_way.T

@@ -1,0 +1,217 @@
+"""Robust linear models over a range of radii, each warm-started from the last, and the radius by cross-validation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Self
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import clone
+from sklearn.model_selection import check_cv
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight
+
+from epsball.errors import BadInput
+from epsball.linear.hinge import RobustLinearSVC
+from epsball.linear.logistic import RobustLogisticRegression
+from epsball.linear.radius import eps_max
+from epsball.linear.regression import RobustRegressor
+from epsball.linear.robust import ConstantModelWarning, checked, numbers
+
+Robust = RobustLogisticRegression | RobustLinearSVC | RobustRegressor
+
+
+@dataclass(frozen=True, eq=False)
+class EpsPath:
+    """A fitted model for each of m radii, the greatest first, and how well it does on the data it was fitted to.
+
+    Losses (m,) are means without any penalty, `clean` at the data and `worst` under the worst perturbation of the
+    model's own radius; accuracies (m,) likewise, NaN for a regression.
+    """
+
+    eps: np.ndarray
+    models: tuple[Robust, ...]
+    clean_loss: np.ndarray
+    worst_loss: np.ndarray
+    clean_accuracy: np.ndarray
+    worst_accuracy: np.ndarray
+
+    @property
+    def coef(self) -> np.ndarray:
+        """The weights (m, k, d), k = 1 for two classes and for regression."""
+        return np.stack([np.atleast_2d(model.coef_) for model in self.models])
+
+    @property
+    def intercept(self) -> np.ndarray:
+        """The intercepts (m, k)."""
+        return np.stack([np.atleast_1d(model.intercept_) for model in self.models])
+
+    @property
+    def nonzero(self) -> np.ndarray:
+        """How many features each model looks at, (m,)."""
+        return (self.coef != 0).any(1).sum(1)
+
+    @property
+    def gap(self) -> np.ndarray:
+        """How far each objective is above its minimum at most, (m,)."""
+        return np.array([model.dual_gap_ for model in self.models])
+
+
+def eps_path(
+    X: Any,
+    y: Any,
+    *,
+    eps: Sequence[float] | np.ndarray | int = 30,
+    ratio: float = 1e-2,
+    estimator: Robust | None = None,
+    sample_weight: Any = None,
+) -> EpsPath:
+    """Fit `estimator` (default: `RobustLogisticRegression()`) at each radius, from the greatest down, warm-started.
+
+    `eps` are the radii >= 0 in units of X, or their number: then a geometric grid from `eps_max` down to `ratio` times
+    that. `X` (n, d), `y` (n,) and `sample_weight` (n,) as for the estimator's `fit`; the estimator's own eps, where it
+    is one per feature, is the unit of the radii. The estimator stays as it is.
+
+    >>> X, y = np.array([[0.0, 1], [1, 0], [2, 0.5], [3, 2], [1, 1]]), np.array([0, 0, 1, 1, 1])
+    >>> path = eps_path(X, y, eps=[0.1, 0.4, 2.0])
+    >>> path.eps, path.nonzero
+    (array([2. , 0.4, 0.1]), array([0, 1, 2]))
+    """
+    template = RobustLogisticRegression() if estimator is None else estimator
+    if not isinstance(template, Robust):
+        raise BadInput(f"`estimator` must be a robust linear model of epsball, got {type(template).__name__}")
+    unit = np.asarray(template.eps, dtype=float) if np.ndim(template.eps) else 1.0
+    asked = radii(template, X, y, eps, ratio, sample_weight)
+    model: Any = clone(template)
+    model.set_params(warm_start=True)
+    models, figures = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantModelWarning)  # a path may begin there
+        for radius in asked:
+            model = copy(model).set_params(eps=radius * unit)
+            models.append(model.fit(X, y, sample_weight=sample_weight))
+            right = [np.nan, np.nan]
+            if not isinstance(model, RobustRegressor):
+                right = [model.robust_score(X, y, e, sample_weight=sample_weight) for e in (0.0, None)]
+            figures.append([model.worst_loss(X, y, e, sample_weight=sample_weight) for e in (0.0, None)] + right)
+    for fitted in models:
+        fitted.set_params(warm_start=template.warm_start)
+    return EpsPath(asked, tuple(models), *np.array(figures).T)
+
+
+def radii(template: Robust, X: Any, y: Any, eps: Any, ratio: float, sample_weight: Any) -> np.ndarray:
+    """The radii asked for, the greatest first; or, for a number of them, the geometric grid below `eps_max`."""
+    if not isinstance(eps, Integral) or isinstance(eps, bool):
+        asked = np.sort(numbers("eps", eps).ravel())[::-1]
+        if not len(asked):
+            raise BadInput(f"`eps` must be radii >= 0, or how many, got {eps!r}; as in eps=[0.01, 0.1] or eps=30")
+        return asked
+    if eps < 1 or not 0 < ratio < 1:
+        raise BadInput(f"`eps` must be at least one radius and `ratio` in (0, 1), got {eps!r} and {ratio!r}")
+    if (weights := getattr(template, "class_weight", None)) is not None:
+        sample_weight = compute_sample_weight(weights, y) * (1.0 if sample_weight is None else sample_weight)
+    top = eps_max(
+        X.toarray() if issparse(X) else X,
+        y,
+        loss=template.loss,
+        norm=template.norm,
+        scale=template.eps if np.ndim(template.eps) else 1.0,
+        fit_intercept=template.fit_intercept,
+        sample_weight=sample_weight,
+    )
+    return np.geomspace(top, ratio * top, eps)
+
+
+class RobustLogisticRegressionCV(RobustLogisticRegression):
+    """Robust logistic regression whose radius is chosen by cross-validation.
+
+    For each fold a path is fitted over the radii; the radius with the greatest mean accuracy on the examples left out,
+    moved by the worst perturbation of radius `attack` (0: unmoved), is chosen, the greatest one where several are, and
+    the model is fitted again to all the data.
+
+    Parameters
+    ----------
+    eps
+        The radii >= 0, or how many: then a geometric grid, as in `eps_path`.
+    ratio
+        The least radius of such a grid as a share of the greatest.
+    attack
+        The attacker's radius when scoring, >= 0.
+    cv
+        Folds, as in scikit-learn; default 5, or as many as the rarest class has examples.
+    norm, penalty, C, fit_intercept, class_weight, tol, max_iter
+        As in `RobustLogisticRegression`.
+
+    Attributes
+    ----------
+    eps_ (the radius chosen), radii_ (m,), scores_ (folds, m), and those of `RobustLogisticRegression`.
+
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = RobustLogisticRegressionCV([0.001, 0.1, 1.0], attack=0.2, cv=3).fit(X[:, :4] / X[:, :4].std(0), y)
+    >>> model.eps_, model.scores_.mean(0).round(2)
+    (0.1, array([0.74, 0.83, 0.53]))
+    """
+
+    def __init__(
+        self,
+        eps: Any = 10,
+        *,
+        ratio: float = 1e-2,
+        attack: float = 0.0,
+        cv: Any = None,
+        norm: str = "linf",
+        penalty: str | None = None,
+        C: float = 1.0,
+        fit_intercept: bool = True,
+        class_weight: Any = None,
+        tol: float = 1e-6,
+        max_iter: int = 1000,
+    ) -> None:
+        self.eps = eps
+        self.ratio = ratio
+        self.attack = attack
+        self.cv = cv
+        self.norm = norm
+        self.penalty = penalty
+        self.C = C
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_iter = max_iter
+
+    @property
+    def _radius(self) -> Any:
+        return self.eps_
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit to X (n, d), dense or sparse, and labels y (n,), each example weighing `sample_weight` (n,) >= 0."""
+        numbers("attack", self.attack)
+        X, y = checked(self, X, y, numeric=False)
+        check_classification_targets(y)
+        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        names = ("norm", "penalty", "C", "fit_intercept", "class_weight", "tol", "max_iter")
+        template = RobustLogisticRegression(**{name: getattr(self, name) for name in names})
+        self.radii_ = radii(template, X, y, self.eps, self.ratio, weight)
+        scores = []
+        fewest = int(np.unique(y, return_counts=True)[1].min())
+        folds: Any = check_cv(max(2, min(5, fewest)) if self.cv is None else self.cv, y, classifier=True)
+        for train, test in folds.split(X, y):
+            part = None if weight is None else weight[train]
+            path = eps_path(X[train], y[train], eps=self.radii_, estimator=template, sample_weight=part)
+            known = np.isin(y[test], np.unique(y[train]))
+            left = X[test][known], y[test][known]
+            models: Any = path.models
+            scores.append([model.robust_score(*left, self.attack) for model in models])
+        self.scores_ = np.array(scores)
+        self.eps_ = float(self.radii_[self.scores_.mean(0).argmax()])
+        best = template.set_params(eps=self.eps_).fit(X, y, sample_weight=weight)
+        for name in ("coef_", "intercept_", "classes_", "n_iter_", "objective_", "dual_gap_"):
+            setattr(self, name, getattr(best, name))
+        return self

@@ -1,0 +1,152 @@
+"""The radius from which on the best robust model looks at no feature."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+from scipy.optimize import linprog
+from sklearn.utils.validation import check_X_y
+
+from epsball.errors import BadInput
+from epsball.linear import solver
+from epsball.linear.gauge import GAUGES
+from epsball.linear.losses import Hinge
+from epsball.linear.robust import gauge_of, shares
+from epsball.suggest import one_of
+
+LOSSES = ("logistic", "hinge", "squared")
+
+
+def eps_max(
+    X: Any,
+    y: Any,
+    *,
+    loss: Literal["logistic", "hinge", "squared"] = "logistic",
+    norm: str = "linf",
+    scale: Any = 1.0,
+    fit_intercept: bool = True,
+    sample_weight: Any = None,
+) -> float:
+    """The smallest radius at which zero weights minimise the worst-case loss, in units of X (as a factor of `scale`).
+
+    Logistic with two classes: |sum_i sigma_i y_i x_i| / sum_i sigma_i in the attacker's norm, sigma_i the loss's slope
+    at the best intercept. Squared: |sum_i r_i x_i| / sum_i |r_i|, r the residuals of the best constant. Logistic with
+    more classes against a max-norm attacker: the greatest half difference of two pooled means, over all ways to part
+    the classes in two (a feasible flow on the complete graph of classes, by max-flow min-cut); in l2 and l1, with an
+    intercept, the greatest half distance of two classes' means, an upper bound. Hinge: the least such quotient over
+    the slopes that the kink allows, a linear programme (in l2 by bisection on certified fits, to 1e-6 relative); with
+    more classes the greatest of each against the rest.
+
+    `X` (n, d) dense, `y` (n,); `scale` is a number or (d,), the attacker's radius per feature, which the answer
+    multiplies; `sample_weight` (n,) as in `fit`. Ridge penalties do not change it. Raises `BadInput`.
+
+    >>> eps_max([[0.0], [1.0]], [0, 1])
+    0.5
+    """
+    one_of("loss", loss, LOSSES)
+    one_of("norm", norm, GAUGES)
+    X, y = check_X_y(X, y, dtype="float64", y_numeric=loss == "squared")
+    weight, total = shares(X, sample_weight)
+    p = weight / total
+    gauge = gauge_of(scale, norm, X.shape[1], name="scale")
+    if not (radius := gauge.eps).all():
+        raise BadInput(f"`scale` must be > 0, got {scale!r}; leave out features that cannot be attacked")
+    if loss == "squared":
+        rest = y - (p @ y if fit_intercept else 0.0)
+        return _quotient(gauge.needed(X.T @ (p * rest)), float(p @ np.abs(rest)))
+    classes, index = np.unique(y, return_inverse=True)
+    weighty = np.bincount(index, p) > 0
+    if len(classes) < 2 or not weighty.all():
+        raise BadInput(f"`y` must hold at least two classes, each with weight, got {weighty.sum()} class; add examples")
+    if loss == "hinge":
+        against = [1] if len(classes) == 2 else range(len(classes))
+        return max(_of_hinge(X, np.where(index == k, 1.0, -1.0), p, norm, radius, fit_intercept) for k in against)
+    if len(classes) > 2:
+        return _of_classes(X, index, p, norm, radius, fit_intercept)
+    sign = np.where(index == 1, 1.0, -1.0)
+    up = p[sign > 0].sum() if fit_intercept else 0.5
+    slope = p * np.where(sign > 0, 1 - up, up)
+    return _quotient(gauge.needed(X.T @ (slope * sign)), float(slope.sum()))
+
+
+def _quotient(above: float, below: float) -> float:
+    return above / below if below > 0 else 0.0
+
+
+def _of_classes(
+    X: np.ndarray, index: np.ndarray, p: np.ndarray, norm: str, radius: np.ndarray, fit_intercept: bool
+) -> float:
+    """The least eps for which, in each feature, the classes' pulls are a flow within the pairs' capacities."""
+    classes = int(index.max()) + 1
+    if norm != "linf":
+        if not fit_intercept:
+            raise BadInput(f"`norm` must be 'linf' for {classes} classes without an intercept, got {norm!r}")
+        means = [np.average(X[index == k], axis=0, weights=p[index == k]) for k in range(classes)]
+        gauge = GAUGES[norm](radius)
+        return max(gauge.needed((one - other) / 2) for one, other in combinations(means, 2))
+    X = X / radius
+    label = np.zeros((classes, len(p)))
+    label[index, np.arange(len(p))] = p
+    share = label.sum(1)
+    likely = share if fit_intercept else np.full(classes, 1 / classes)
+    pull = label @ X - likely[:, None] * (p @ X)  # (K, d), zero in sum
+    capacity = np.outer(share, likely) + np.outer(likely, share)
+    np.fill_diagonal(capacity, 0)
+    if classes > 16:
+        raise BadInput(f"`y` must hold at most 16 classes, got {classes}: the cuts are counted one by one")
+    greatest = 0.0
+    for cut in range(1, 2 ** (classes - 1)):
+        side = np.array([(cut >> k) & 1 for k in range(classes)], bool)
+        greatest = max(greatest, float(np.abs(pull[side].sum(0)).max() / capacity[np.ix_(side, ~side)].sum()))
+    return greatest
+
+
+def _of_hinge(
+    X: np.ndarray, sign: np.ndarray, p: np.ndarray, norm: str, radius: np.ndarray, fit_intercept: bool
+) -> float:
+    """At w = 0 the rarer class has slope one, and of the others as much as balances it (without an intercept: all)."""
+    up = float(p @ sign)
+    rare = (sign * up <= 0) if fit_intercept else np.ones(len(p), bool)
+    burden = 2 * float(p[rare].sum()) if fit_intercept else 1.0
+    if abs(up) < 1e-15:
+        rare, burden = np.ones(len(p), bool), 1.0
+    fixed = X[rare].T @ (p[rare] * sign[rare])
+    if rare.all():
+        return GAUGES[norm](radius).needed(fixed) / burden
+    free = X[~rare].T * (p[~rare] * sign[~rare])
+    if norm == "l2":
+        return _by_bisection(X, sign, p, radius)
+    d, n = free.shape
+    # Variables: the n slopes in [0, 1], then the move per feature (l1) or one bound for all (linf).
+    many = d if norm == "l1" else 1
+    bound = np.diag(radius) if norm == "l1" else radius[:, None]
+    found = linprog(
+        np.concatenate([np.zeros(n), np.ones(many)]),
+        A_ub=np.block([[free, -bound], [-free, -bound]]),
+        b_ub=np.concatenate([-fixed, fixed]),
+        A_eq=np.concatenate([p[~rare], np.zeros(many)])[None],
+        b_eq=[float(p[rare].sum())],
+        bounds=[(0, 1)] * n + [(0, None)] * many,
+        method="highs",
+    )
+    if found.x is None:
+        raise BadInput(f"`X` must give a solvable linear programme, but it ended with: {found.message}; scale X")
+    return float(found.fun) / burden
+
+
+def _by_bisection(X: np.ndarray, sign: np.ndarray, p: np.ndarray, radius: np.ndarray) -> float:
+    def useless(eps: float) -> bool:
+        problem = solver.Problem(X, sign, Hinge(), p, GAUGES["l2"](eps * radius), spread)
+        found = solver.solve(problem, tol=1e-9, max_iter=500)
+        return found.objective - found.gap >= constant * (1 - 2e-9)
+
+    spread = X.std(0)
+    spread[spread == 0] = 1
+    constant = 2 * min(float(p[sign > 0].sum()), float(p[sign < 0].sum()))
+    low, high = 0.0, GAUGES["l2"](radius).needed(np.abs(X - X.mean(0)).max(0))
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if useless(middle) else (middle, high)
+    return high

@@ -1,0 +1,34 @@
+"""Where an experiment's data are: a folder that is named, or the one in $EPSBALL_DATA, or what is always there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from epsball.data import Examples, load_data
+from epsball.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Training and test examples; `stands_in`: they are not the paper's data."""
+
+    train: Examples
+    test: Examples
+    stands_in: bool
+
+
+def mnist(data: str | Path | None = None) -> Source:
+    """MNIST from `data`, a folder of parquet files or a data set's name, else from $EPSBALL_DATA/mnist, else digits.
+
+    scikit-learn's 8x8 digits stand in where `data` is None and there is no such folder. Raises `BadInput` where `data`
+    cannot be read.
+    """
+    if data is None:
+        folder = Path(os.environ["EPSBALL_DATA"]) / "mnist" if os.environ.get("EPSBALL_DATA") else None
+        data = folder if folder is not None and folder.is_dir() else "digits"
+    if str(data).endswith(".npz"):
+        raise BadInput(f"`data` must have the splits train and test, which {str(data)!r} has not; name a folder")
+    train, test = (load_data(data, split=split) for split in ("train", "test"))
+    return Source(train, test, stands_in=str(data) == "digits")
