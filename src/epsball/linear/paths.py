@@ -10,7 +10,6 @@ from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.base import clone
 from sklearn.model_selection import check_cv
 from sklearn.utils import compute_sample_weight
@@ -117,7 +116,7 @@ def radii(template: Robust, X: Any, y: Any, eps: Any, ratio: float, sample_weigh
     if (weights := getattr(template, "class_weight", None)) is not None:
         sample_weight = compute_sample_weight(weights, y) * (1.0 if sample_weight is None else sample_weight)
     top = eps_max(
-        X.toarray() if issparse(X) else X,
+        X,
         y,
         loss=template.loss,
         norm=template.norm,

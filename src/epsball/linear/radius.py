@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import linprog
+from scipy.sparse import issparse
 from sklearn.utils.validation import check_X_y
 
 from epsball.errors import BadInput
@@ -39,15 +40,15 @@ def eps_max(
     the slopes that the kink allows, a linear programme (in l2 by bisection on certified fits, to 1e-6 relative); with
     more classes the greatest of each against the rest.
 
-    `X` (n, d) dense, `y` (n,); `scale` is a number or (d,), the attacker's radius per feature, which the answer
-    multiplies; `sample_weight` (n,) as in `fit`. Ridge penalties do not change it. Raises `BadInput`.
+    `X` (n, d) dense or sparse, `y` (n,); `scale` is a number or (d,), the attacker's radius per feature, which the
+    answer multiplies; `sample_weight` (n,) as in `fit`. Ridge penalties do not change it. Raises `BadInput`.
 
     >>> eps_max([[0.0], [1.0]], [0, 1])
     0.5
     """
     one_of("loss", loss, LOSSES)
     one_of("norm", norm, GAUGES)
-    X, y = check_X_y(X, y, dtype="float64", y_numeric=loss == "squared")
+    X, y = check_X_y(X, y, dtype="float64", y_numeric=loss == "squared", accept_sparse=True)
     weight, total = shares(X, sample_weight)
     p = weight / total
     gauge = gauge_of(scale, norm, X.shape[1], name="scale")
@@ -61,6 +62,7 @@ def eps_max(
     if len(classes) < 2 or not weighty.all():
         raise BadInput(f"`y` must hold at least two classes, each with weight, got {weighty.sum()} class; add examples")
     if loss == "hinge":
+        X = X.toarray() if issparse(X) else X
         against = [1] if len(classes) == 2 else range(len(classes))
         return max(_of_hinge(X, np.where(index == k, 1.0, -1.0), p, norm, radius, fit_intercept) for k in against)
     if len(classes) > 2:
@@ -83,15 +85,14 @@ def _of_classes(
     if norm != "linf":
         if not fit_intercept:
             raise BadInput(f"`norm` must be 'linf' for {classes} classes without an intercept, got {norm!r}")
-        means = [np.average(X[index == k], axis=0, weights=p[index == k]) for k in range(classes)]
+        means = [(X.T @ (p * (index == k))) / p[index == k].sum() for k in range(classes)]
         gauge = GAUGES[norm](radius)
         return max(gauge.needed((one - other) / 2) for one, other in combinations(means, 2))
-    X = X / radius
     label = np.zeros((classes, len(p)))
     label[index, np.arange(len(p))] = p
     share = label.sum(1)
     likely = share if fit_intercept else np.full(classes, 1 / classes)
-    pull = label @ X - likely[:, None] * (p @ X)  # (K, d), zero in sum
+    pull = ((X.T @ label.T).T - likely[:, None] * (X.T @ p)) / radius  # (K, d), zero in sum
     capacity = np.outer(share, likely) + np.outer(likely, share)
     np.fill_diagonal(capacity, 0)
     if classes > 16:
