@@ -484,3 +484,25 @@ def test_two_examples_are_enough(loss: str, norm: str) -> None:
     W, c = reference(loss, table, 0.1, norm, None, "l2", 1.0, True)
     best = risk(loss, table, W, c, 0.1, norm, None, "l2", 1.0)
     assert fitted.objective_ == pytest.approx(best, abs=2 * TOL)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_features_go_out_and_come_back_for_ever(seed: int) -> None:
+    """Zeros and ones: many ties; the best point and the best bound may be of different steps."""
+    rng = np.random.default_rng(seed)
+    X, y = (rng.normal(size=(50, 10)) > 1).astype(float), rng.integers(0, 2, 50)
+    model = RobustLinearSVC(eps=0.01 * X.std(0)).fit(X, y)
+    assert model.dual_gap_ <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "move", [lambda X: X + 10, lambda X: X * 100, lambda X: X + 1000], ids=["+10", "x100", "+1000"]
+)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_warm_start_from_other_data_leads_astray(move: Any, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(classes), 30)
+    X = rng.normal(size=(len(y), 5)) + y[:, None]
+    warm = RobustLogisticRegression(eps=0.1, warm_start=True).fit(X, y).fit(move(X), y)
+    cold = RobustLogisticRegression(eps=0.1).fit(move(X), y)
+    assert warm.objective_ == pytest.approx(cold.objective_, abs=4e-6)

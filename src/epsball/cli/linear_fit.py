@@ -148,7 +148,7 @@ def _weights(found: TableFit) -> Grid:
     labelled = any(label for _, label, _, _ in largest)
     grid.add_column("feature", overflow="ellipsis", no_wrap=True, max_width=36)
     if labelled:
-        grid.add_column("speaks for", overflow="ellipsis", no_wrap=True, max_width=16)
+        grid.add_column("score of", overflow="ellipsis", no_wrap=True, max_width=16)
     grid.add_column("weight", justify="right", min_width=9)
     grid.add_column("per std", justify="right", min_width=9)
     for name, label, weight, scaled in largest:

@@ -53,8 +53,9 @@ class RobustLinearSVC(RobustClassifier):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to X (n, d), dense or sparse, and labels y (n,), each example weighing `sample_weight` (n,) >= 0."""
-        data = self._labelled(X, y, sample_weight)
+        classes, data = self._labelled(X, y, sample_weight)
         chosen = settings(self, data.X.shape[1], data.total)
+        self.classes_ = classes
         parts = (data.p, chosen.gauge, data.spread, chosen.ridge, chosen.lasso, bool(self.fit_intercept))
         against = [1] if len(self.classes_) == 2 else range(len(self.classes_))
         start = begun(self, (len(against), data.X.shape[1]), data.middle)

@@ -59,23 +59,21 @@ class RobustClassifier(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         """
         coef, gauge = self._weights(), self._gauge(eps)
         scores = np.asarray(self.decision_function(X))
-        y = column("y", y, len(scores))
-        known = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
+        known = self._indices(column("y", y, len(scores)))
         if scores.ndim == 1:
             side = np.where(known == 1, 1.0, -1.0)
             margin = side * scores - gauge.value(coef[0])
             right = (margin > 0) | ((margin == 0) & (side < 0))
         else:
-            right = np.ones(len(y), bool)
+            right = np.ones(len(known), bool)
             for k, j in permutations(range(len(self.classes_)), 2):
                 (mine,) = np.nonzero(known == k)
                 margin = scores[mine, k] - scores[mine, j] - gauge.value(coef[k] - coef[j])
                 right[mine] &= (margin > 0) | ((margin == 0) & (k < j))
-        right &= self.classes_[known] == y
         return float(np.average(right, weights=sample_weight))
 
-    def _labelled(self, X: Any, y: Any, sample_weight: Any) -> Prepared:
-        """The examples with class indices for y; sets `classes_`."""
+    def _labelled(self, X: Any, y: Any, sample_weight: Any) -> tuple[np.ndarray, Prepared]:
+        """The classes, and the examples with class indices for y."""
         X, y = checked(self, X, y, numeric=False)
         check_classification_targets(y)
         weight, _ = shares(X, sample_weight)
@@ -88,8 +86,7 @@ class RobustClassifier(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 f"`y` must hold at least two classes, each with weight; got {len(classes)} class(es), {weighty.sum()} "
                 "with weight; add examples, or drop the class"
             )
-        self.classes_ = classes
-        return prepared(X, index, weight, bool(self.fit_intercept))
+        return classes, prepared(X, index, weight, bool(self.fit_intercept))
 
     def _indices(self, y: Any) -> np.ndarray:
         """The places of labels in `classes_`."""
@@ -138,7 +135,9 @@ class RobustLogisticRegression(RobustClassifier):
     Attributes
     ----------
     coef_ (1 or K, d), intercept_ (1 or K,), classes_, n_iter_ (Newton steps), objective_ (what is minimised),
-    dual_gap_ (`objective_` is at most so far above the minimum: a bound from the dual problem).
+    dual_gap_ (`objective_` is at most so far above the minimum: a bound from the dual problem. What keeps it from being
+    exact by rounding, the intercept and features with eps 0, is bounded for weights up to ten times those found, or
+    ten units of the score).
 
     Where the classes can be separated by more than eps there is no minimum: the weights grow until the objective is
     below `tol`. Above `epsball.linear.eps_max` they are all zero. Raises `BadInput`, a ValueError.
@@ -176,8 +175,9 @@ class RobustLogisticRegression(RobustClassifier):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to X (n, d), dense or sparse, and labels y (n,), each example weighing `sample_weight` (n,) >= 0."""
-        data = self._labelled(X, y, sample_weight)
+        classes, data = self._labelled(X, y, sample_weight)
         chosen = settings(self, data.X.shape[1], data.total)
+        self.classes_ = classes
         parts = (data.p, chosen.gauge, data.spread, chosen.ridge, chosen.lasso, bool(self.fit_intercept))
         rows = 1 if len(self.classes_) == 2 else len(self.classes_)
         start = begun(self, (rows, data.X.shape[1]), data.middle)

@@ -87,32 +87,36 @@ def solve(
     gap = _gap(problem, point)
     if gap <= enough:
         return Solution(W, b, constant, gap, 0, True)
+    bound = constant - gap
+    best, objective = (W, b), constant
     if start is not None:
-        W, b, mu = start[0].copy(), start[1].copy(), 1e-2
-        Z = problem.X @ W.T + b
-        point = _at(problem, W, b, Z, mu, {}, None, None)
+        scores = problem.X @ start[0].T + start[1]
+        value = problem.objective(start[0], scores)
+        if value < constant:  # else it is of other data
+            (W, b), Z, mu = (start[0].copy(), start[1].copy()), scores, 1e-2
+            point = _at(problem, W, b, Z, mu, {}, None, None)
+            best, objective = (W, b), value
     second = Second(problem)
-    best = Solution(W, b, problem.objective(W, Z), np.inf, 0, False)
     taken = again = 0
-    while taken < max_iter:
+    while taken < max_iter and mu > LEAST:
         point, steps = _centre(problem, point, mu, max_iter - taken, enough, second)
         taken += steps
-        gap = _gap(problem, point)
-        if gap < best.gap:
-            best = Solution(point.W, point.b, problem.objective(point.W, point.Z), gap, taken, gap <= enough)
-        if best.converged or mu < LEAST:
+        here = problem.objective(point.W, point.Z)
+        bound = max(bound, here - _gap(problem, point))
+        if here <= objective:
+            best, objective = (point.W, point.b), here
+        if objective - bound <= enough:
             break
-        smoothing = problem.objective(point.W, point.Z) - point.value
-        finer = smoothing > enough / 4 or again == AGAIN
+        finer = here - point.value > enough / 4 or again == AGAIN
         mu, again = (mu * SHRINK, 0) if finer else (mu, again + 1)
         point = _at(problem, point.W, point.b, point.Z, mu, {}, None, point.dual)
-    best = replace(best, n_iter=taken)
-    nothing = constant - (best.objective - best.gap)
-    if nothing <= max(enough, best.gap):
-        return Solution(np.zeros_like(W), problem.constant(), constant, nothing, taken, nothing <= enough)
+    if constant - bound <= max(enough, objective - bound):
+        best, objective = (np.zeros_like(W), problem.constant()), constant
+    gap = objective - bound
+    found = Solution(*best, objective, gap, taken, gap <= enough)
     if isinstance(problem.gauge, AgainstLinf) and problem.ridge == problem.lasso == 0:
-        best = replace(best, w=best.w - np.median(best.w, axis=0))  # a shift of all classes changes no loss
-    return tidied(best, np.abs(best.w).max(0), lambda w: problem.objective(w, problem.X @ w.T + best.b), enough)
+        found = replace(found, w=found.w - np.median(found.w, axis=0))  # a shift of all classes changes no loss
+    return tidied(found, np.abs(found.w).max(0), lambda w: problem.objective(w, problem.X @ w.T + found.b), enough)
 
 
 def _at(

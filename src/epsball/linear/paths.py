@@ -83,7 +83,7 @@ def eps_path(
     (array([2. , 0.4, 0.1]), array([0, 1, 2]))
     """
     template = RobustLogisticRegression() if estimator is None else estimator
-    if not isinstance(template, Robust):
+    if not isinstance(template, Robust) or isinstance(template, RobustLogisticRegressionCV):
         raise BadInput(f"`estimator` must be a robust linear model of epsball, got {type(template).__name__}")
     unit = np.asarray(template.eps, dtype=float) if np.ndim(template.eps) else 1.0
     asked = radii(template, X, y, eps, ratio, sample_weight)
@@ -124,6 +124,8 @@ def radii(template: Robust, X: Any, y: Any, eps: Any, ratio: float, sample_weigh
         fit_intercept=template.fit_intercept,
         sample_weight=sample_weight,
     )
+    if not top > 0:
+        raise BadInput("`X` must vary with `y` for radii to be found, got an eps_max of 0; give them: eps=[0.1]")
     return np.geomspace(top, ratio * top, eps)
 
 
@@ -155,7 +157,7 @@ class RobustLogisticRegressionCV(RobustLogisticRegression):
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> model = RobustLogisticRegressionCV([0.001, 0.1, 1.0], attack=0.2, cv=3).fit(X[:, :4] / X[:, :4].std(0), y)
     >>> model.eps_, model.scores_.mean(0).round(2)
-    (0.1, array([0.74, 0.83, 0.53]))
+    (0.1, array([0.63, 0.8 , 0.05]))
     """
 
     def __init__(
@@ -206,8 +208,9 @@ class RobustLogisticRegressionCV(RobustLogisticRegression):
             path = eps_path(X[train], y[train], eps=self.radii_, estimator=template, sample_weight=part)
             known = np.isin(y[test], np.unique(y[train]))
             left = X[test][known], y[test][known]
+            heavy = None if weight is None else weight[test][known]
             models: Any = path.models
-            scores.append([model.robust_score(*left, self.attack) for model in models])
+            scores.append([model.robust_score(*left, self.attack, sample_weight=heavy) for model in models])
         self.scores_ = np.array(scores)
         self.eps_ = float(self.radii_[self.scores_.mean(0).argmax()])
         best = template.set_params(eps=self.eps_).fit(X, y, sample_weight=weight)

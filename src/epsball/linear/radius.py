@@ -32,6 +32,8 @@ def eps_max(
 ) -> float:
     """The smallest radius at which zero weights minimise the worst-case loss, in units of X (as a factor of `scale`).
 
+    With three classes or more in l2 and l1 it is an upper bound of that.
+
     Logistic with two classes: |sum_i sigma_i y_i x_i| / sum_i sigma_i in the attacker's norm, sigma_i the loss's slope
     at the best intercept. Squared: |sum_i r_i x_i| / sum_i |r_i|, r the residuals of the best constant. Logistic with
     more classes against a max-norm attacker: the greatest half difference of two pooled means, over all ways to part
@@ -84,7 +86,10 @@ def _of_classes(
     classes = int(index.max()) + 1
     if norm != "linf":
         if not fit_intercept:
-            raise BadInput(f"`norm` must be 'linf' for {classes} classes without an intercept, got {norm!r}")
+            raise BadInput(
+                f"`norm` must be 'linf' for {classes} classes without an intercept, got {norm!r}; "
+                "give radii of your own to what asked for this: eps=[0.01, 0.1]"
+            )
         means = [(X.T @ (p * (index == k))) / p[index == k].sum() for k in range(classes)]
         gauge = GAUGES[norm](radius)
         return max(gauge.needed((one - other) / 2) for one, other in combinations(means, 2))
@@ -96,7 +101,10 @@ def _of_classes(
     capacity = np.outer(share, likely) + np.outer(likely, share)
     np.fill_diagonal(capacity, 0)
     if classes > 16:
-        raise BadInput(f"`y` must hold at most 16 classes, got {classes}: the cuts are counted one by one")
+        raise BadInput(
+            f"`y` must hold at most 16 classes, got {classes}: the ways to part them are counted one by one; "
+            "give radii of your own to what asked for this: eps=[0.01, 0.1]"
+        )
     greatest = 0.0
     for cut in range(1, 2 ** (classes - 1)):
         side = np.array([(cut >> k) & 1 for k in range(classes)], bool)

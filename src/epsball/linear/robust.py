@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -61,10 +61,10 @@ def settings(estimator: Any, d: int, total: float) -> Settings:
     gauge = gauge_of(estimator.eps, estimator.norm, d)
     if estimator.penalty is not None:
         one_of("penalty", str(estimator.penalty), PENALTIES)
-    for name, least in (("C", 0.0), ("tol", 0.0), ("max_iter", 0)):
+    for name, kind, what in (("C", Real, "a number"), ("tol", Real, "a number"), ("max_iter", Integral, "whole")):
         value = getattr(estimator, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > least:
-            raise BadInput(f"`{name}` must be a number > {least:g}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, kind) or not float(value) > 0:
+            raise BadInput(f"`{name}` must be {what} and > 0, got {value!r}; leave it out for the default")
     strength = 1 / (estimator.C * total)
     return Settings(
         gauge, strength if estimator.penalty == "l2" else 0.0, strength if estimator.penalty == "l1" else 0.0
@@ -177,14 +177,19 @@ def report(estimator: Any, solutions: list[Solution], unit: float = 1.0) -> None
         warnings.warn(
             f"{type(estimator).__name__} stopped after {estimator.n_iter_} steps with its objective "
             f"{estimator.objective_:.6g} at most {estimator.dual_gap_:.3g} above the optimum, which is more than `tol` "
-            "asks for; raise `max_iter` or `tol`, or scale the features",
+            "asks for; "
+            + (
+                "raise `max_iter`"
+                if estimator.n_iter_ >= estimator.max_iter
+                else "raise `tol`; double precision ends here"
+            ),
             ConvergenceWarning,
             stacklevel=3,
         )
-    if not np.any(estimator.coef_):
+    elif not np.any(estimator.coef_):
         warnings.warn(
-            f"the weights of {type(estimator).__name__} are all zero: against eps={estimator.eps!r} in "
-            f"{estimator.norm} no feature is worth its risk; lower `eps` below what `epsball.linear.eps_max` gives",
+            f"the weights of {type(estimator).__name__} are all zero: no feature is worth its risk and its penalty, or "
+            "none varies; lower `eps` below what `epsball.linear.eps_max` gives, or raise `C`",
             ConstantModelWarning,
             stacklevel=3,
         )

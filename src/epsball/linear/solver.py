@@ -117,12 +117,15 @@ def solve(problem: Problem, *, tol: float, max_iter: int, start: tuple[np.ndarra
     if gap <= enough:
         return Solution(w, b, constant, gap, 0, True)
     if start is not None:
-        w, b, mu = start[0].copy(), start[1], 1e-2
-        s = problem.X @ w + b
+        scores = problem.X @ start[0] + start[1]
+        if problem.objective(start[0], scores) < constant:  # else it is of other data
+            w, b, mu, s = start[0].copy(), start[1], 1e-2, scores
     chosen = _first_features(problem, w, v)
     part = problem.columns(chosen)
     point = _at(part, w[chosen], b, s, mu)
-    best = Solution(w, b, problem.objective(w, s), np.inf, 0, False)
+    best, objective = (w, b), problem.objective(w, s)
+    bound, came_back = constant - gap, np.zeros(len(w), bool)
+    left_out = ~np.isin(np.arange(len(w)), chosen)
     taken = again = 0
     while taken < max_iter and mu > LEAST:
         point, steps = _centre(part, point, mu, max_iter - taken, enough)
@@ -130,16 +133,18 @@ def solve(problem: Problem, *, tol: float, max_iter: int, start: tuple[np.ndarra
         w = np.zeros(problem.X.shape[1])
         w[chosen] = point.w
         v = problem.X.T @ (problem.p * point.theta)
-        gap = _gap(problem, replace(point, w=w), v)
-        objective = problem.objective(w, point.s)
-        smoothing = objective - point.value
-        if gap < best.gap:
-            best = Solution(w, point.b, objective, gap, taken, gap <= enough)
-        if best.converged:
+        here = problem.objective(w, point.s)
+        smoothing = here - point.value
+        bound = max(bound, here - _gap(problem, replace(point, w=w), v))
+        if here <= objective:
+            best, objective = (w, point.b), here
+        if objective - bound <= enough:
             break
         missing = _missing(problem, point, chosen, v)
-        kept = chosen if len(missing) else chosen[_carrying(part, point)]
+        came_back[missing] |= ~left_out[missing]
+        kept = chosen if len(missing) else chosen[_carrying(part, point) | came_back[chosen]]
         if len(missing) or len(kept) < 0.8 * len(chosen):
+            left_out[missing] = False
             chosen = np.union1d(kept, missing)
             part = problem.columns(chosen)
             point = replace(point, w=w[chosen], s=part.X @ w[chosen] + point.b)
@@ -147,13 +152,13 @@ def solve(problem: Problem, *, tol: float, max_iter: int, start: tuple[np.ndarra
             finer = smoothing > enough / 4 or again == AGAIN
             mu, again = (mu * SHRINK, 0) if finer else (mu, again + 1)
         point = _at(part, point.w, point.b, point.s, mu)
-    best = replace(best, n_iter=taken)
-    nothing = constant - (best.objective - best.gap)
-    if nothing <= max(enough, best.gap):
-        return Solution(np.zeros(len(w)), problem.constant(), constant, nothing, taken, nothing <= enough)
+    if constant - bound <= max(enough, objective - bound):
+        best, objective = (np.zeros(len(w)), problem.constant()), constant
+    gap = objective - bound
+    found = Solution(*best, objective, gap, taken, gap <= enough)
     if problem.sparse:
-        return tidied(best, np.abs(best.w), lambda w: problem.objective(w, problem.X @ w + best.b), enough)
-    return best
+        return tidied(found, np.abs(found.w), lambda w: problem.objective(w, problem.X @ w + found.b), enough)
+    return found
 
 
 def _first_features(problem: Problem, w: np.ndarray, v: np.ndarray) -> np.ndarray:

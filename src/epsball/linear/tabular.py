@@ -108,7 +108,7 @@ class TableFit:
     def largest(self, count: int) -> list[tuple[str, str, float, float]]:
         """(feature, class, weight, weight per standard deviation), the greatest per deviation first, without zeros.
 
-        The class is the one that the weight speaks for: with two classes the second; "" in a regression.
+        The class is the one whose score the weight is part of: with two classes the second; "" in a regression.
         """
         coef = np.atleast_2d(self.model.coef_)
         classes = [""] * len(coef)
