@@ -61,10 +61,10 @@ def settings(estimator: Any, d: int, total: float) -> Settings:
     gauge = gauge_of(estimator.eps, estimator.norm, d)
     if estimator.penalty is not None:
         one_of("penalty", str(estimator.penalty), PENALTIES)
-    for name, kind, what in (("C", Real, "a number"), ("tol", Real, "a number"), ("max_iter", Integral, "whole")):
+    for name, kind, what in (("C", Real, "a number"), ("tol", Real, "a number"), ("max_iter", Integral, "whole and")):
         value = getattr(estimator, name)
         if isinstance(value, bool) or not isinstance(value, kind) or not float(value) > 0:
-            raise BadInput(f"`{name}` must be {what} and > 0, got {value!r}; leave it out for the default")
+            raise BadInput(f"`{name}` must be {what} > 0, got {value!r}; leave it out for the default")
     strength = 1 / (estimator.C * total)
     return Settings(
         gauge, strength if estimator.penalty == "l2" else 0.0, strength if estimator.penalty == "l1" else 0.0
