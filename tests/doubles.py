@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -212,6 +213,16 @@ def short(name: str) -> Attack:
 SUITE: dict[str, Attack] = {**{name: short(name) for name in ATTACKS}, **DOUBLES}
 BALLS: dict[str, Callable[..., Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
 EPS = {"linf": 0.3, "l2": 0.6, "l1": 1.0, "l0": 2.0}
+
+every_attack = pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
+PAIRS = {f"{name}-{norm}": (attack, norm) for name, attack in SUITE.items() for norm in attack.norms}
+every_attack_and_norm = pytest.mark.parametrize(("attack", "norm"), PAIRS.values(), ids=PAIRS)
+
+
+def ball_of(attack: Attack, eps: float, **box: object) -> Ball:
+    """The max-norm ball, or, for an attack that is not defined there, one of its own norm that is about as large."""
+    norm = "linf" if "linf" in attack.norms else attack.norms[0]
+    return BALLS[norm](eps=eps * EPS[norm] / EPS["linf"], **box)
 
 
 def NEVER(output: Tensor, task: Task) -> Tensor:

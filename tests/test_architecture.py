@@ -13,13 +13,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "epsball"
 
 # A part may import those above it.
 ORDER = [
-    "errors", "suggest", "files", "projections", "noise", "ball", "balls", "task", "outputs", "losses", "objective",
-    "fingerprint", "models", "data", "tables", "attacks", "linear", "certify", "engine", "training", "run_dir",
-    "report", "adversarial",
-    "evaluation", "shard", "protocol", "explain", "reproduce", "cli", "__main__",
+    "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task",
+    "outputs", "losses", "objective", "fingerprint", "models", "data", "tables", "attacks", "cascades",
+    "linear", "certify", "engine", "called", "heads", "hiding", "training", "run_dir", "storage", "report",
+    "adversarial", "evaluation", "active", "shard", "protocol", "recount", "verification", "comparison",
+    "explain", "reproduce", "cli", "__main__",
 ]  # fmt: skip
 WALLS = {"attacks", "linear", "certify"}
-NO_TORCH = {"report", "run_dir", "tables", "errors", "suggest", "evaluation"}
+NO_TORCH = {"report", "run_dir", "tables", "errors", "suggest", "evaluation", "storage", "comparison"}
 
 
 def part_of(file: Path) -> str:

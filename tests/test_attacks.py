@@ -13,26 +13,26 @@ from importlib import import_module
 
 import pytest
 import torch
-from doubles import BALLS, EPS, NEVER, SUITE, assert_inside
+from doubles import BALLS, EPS, NEVER, SUITE, assert_inside, ball_of, every_attack, every_attack_and_norm
 from nets import CONV_SHAPE, Counting, RaisesAt, Recording, Steady, batch, batch_of, conv, linear, mlp, predicted, rng
 from nets import weighted as scored
 from torch import Tensor, nn
 
 import epsball as eb
 import epsball.attacks
+from epsball import engine
 from epsball.attacks import ATTACKS, attack_class, options_of, parse
 from epsball.attacks.attack import Attack
 from epsball.losses import cross_entropy, margin
 from epsball.noise import Noise
-from epsball.objective import changes_prediction
+from epsball.objective import Objective, changes_prediction
+from epsball.task import task_of
 
-every_attack = pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
 every_norm = pytest.mark.parametrize("norm", BALLS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@every_norm
-@every_attack
+@every_attack_and_norm
 def test_leaves_ball_box_mask_or_dtype(attack: Attack, norm: str, dtype: torch.dtype) -> None:
     model = linear((5,), 3, scale=1.5).to(dtype)
     mask = torch.tensor([[True, False, True, True, False]])
@@ -64,15 +64,15 @@ def test_depends_on_dimensions_or_classes(
     eps = 50.0  # far enough for any linear model; there cross-entropy is saturated
     attack = replace(attack, loss=margin) if attack.loss is cross_entropy else attack
     target = (y + 1) % max(classes, 2) if targeted else None
-    x_adv = attack(model, x, y, eb.Linf(eps=eps), target=target)
-    assert_inside(x_adv, x, "linf", eps, -math.inf, math.inf, None)
+    ball = ball_of(attack, eps)
+    x_adv = attack(model, x, y, ball, target=target)
+    assert_inside(x_adv, x, ball.name, ball.eps, -math.inf, math.inf, None)
     if attack.needs == "grad":
         reached = predicted(model, x_adv)
         assert ((reached == target) if targeted and classes < 3 else (reached != y) | torch.tensor(targeted)).all()
 
 
-@every_norm
-@every_attack
+@every_attack_and_norm
 def test_answer_depends_on_the_batch_or_global_randomness(attack: Attack, norm: str) -> None:
     x, y = batch_of(9, (6,), 3)
     model, ball = Steady(6, 3), BALLS[norm](eps=EPS[norm], lo=0, hi=1)
@@ -87,8 +87,7 @@ def test_answer_depends_on_the_batch_or_global_randomness(attack: Attack, norm: 
     assert torch.equal(alone, whole)
 
 
-@every_norm
-@every_attack
+@every_attack_and_norm
 def test_verdict_depends_on_the_batch(attack: Attack, norm: str) -> None:
     """A network's last bits do depend on the batch; no verdict may."""
     x, model = batch(9, (6,)), mlp((6,), 3)
@@ -132,12 +131,12 @@ def test_caller_gets_back_something_else(attack: Attack, raises_at: int | None) 
     handed = x, y, (y + 1) % 10, torch.arange(5)
     kept = [part.clone() for part in (*handed, *inner.state_dict().values(), *(p.grad for p in inner.parameters()))]
     before = snapshot(model)
-    call = replace(attack, starts=2)
+    call, ball = replace(attack, starts=2), ball_of(attack, 0.01, lo=0, hi=1)
     if raises_at is None:
-        call(model, x, y, eb.Linf(eps=0.01, lo=0, hi=1), target=handed[2], ids=handed[3])
+        call(model, x, y, ball, target=handed[2], ids=handed[3])
     else:
         with pytest.raises(RuntimeError, match="out of memory"):
-            call(model, x, y, eb.Linf(eps=0.01, lo=0, hi=1), target=handed[2], ids=handed[3])
+            call(model, x, y, ball, target=handed[2], ids=handed[3])
     assert snapshot(model) == before
     now = (*handed, *inner.state_dict().values(), *(p.grad for p in inner.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(now, kept, strict=True))
@@ -145,8 +144,7 @@ def test_caller_gets_back_something_else(attack: Attack, raises_at: int | None) 
     assert not x.requires_grad
 
 
-@every_norm
-@every_attack
+@every_attack_and_norm
 def test_fails_on_an_example_that_requires_a_gradient(attack: Attack, norm: str) -> None:
     x, y = batch_of(4, (5,), 3)
     model, ball = linear((5,), 3), BALLS[norm](eps=EPS[norm], lo=0, hi=1)
@@ -161,7 +159,7 @@ def test_fails_on_an_example_that_requires_a_gradient(attack: Attack, norm: str)
 @every_attack
 def test_needs_the_caller_to_have_gradients_on(attack: Attack) -> None:
     x, y = batch_of(4, (5,), 3)
-    ball = eb.Linf(eps=0.2)
+    ball = ball_of(attack, 0.2)
     with torch.no_grad():
         inside = attack(mlp((5,), 3), x, y, ball)
         assert not torch.is_grad_enabled()
@@ -172,7 +170,30 @@ def test_needs_the_caller_to_have_gradients_on(attack: Attack) -> None:
 def test_empty_batch_reaches_the_model(attack: Attack) -> None:
     model = Counting(mlp((5,), 3))
     x = batch(0, (5,))
-    assert attack(model, x, torch.zeros(0, dtype=torch.long), eb.Linf(eps=0.2)).shape == (0, 5)
+    assert attack(model, x, torch.zeros(0, dtype=torch.long), ball_of(attack, 0.2)).shape == (0, 5)
+    assert model.calls == 0
+
+
+REFUSED = [(name, norm) for name, attack in SUITE.items() for norm in BALLS if norm not in attack.norms]
+
+
+@pytest.mark.parametrize(("name", "norm"), REFUSED)
+def test_norm_for_which_an_attack_is_not_defined_is_taken(name: str, norm: str) -> None:
+    """By a direct call, the queue and an evaluation, before the model has been asked anything."""
+    attack, ball = SUITE[name], BALLS[norm](eps=EPS[norm], lo=0, hi=1)
+    model, (x, y) = Counting(linear((5,), 3)), batch_of(4, (5,), 3)
+    told = rf"`ball` must be .*{' or '.join(attack.norms)} for {type(attack).__name__}, got {norm}; .* which norm"
+
+    def queued() -> None:
+        with Objective(model, attack.loss, needs=attack.needs) as objective:
+            engine.run(attack, objective, task_of(x, y, ball))
+
+    calls = [lambda: attack(model, x, y, ball), queued, lambda: eb.evaluate(model, (x, y), ball, attacks=attack)]
+    if name in ATTACKS:
+        calls.append(lambda: eb.evaluate(model, (x, y), ball, attacks=["fgsm", name]))
+    for call in calls:
+        with pytest.raises(eb.BadInput, match=told):
+            call()
     assert model.calls == 0
 
 
@@ -288,6 +309,8 @@ def test_linear_optimum_is_missed_or_beaten(norm: str, eps: float, lo: float, hi
     assert (optimum > 0).all()
     least = {"linf": 1 - 1e-9, "l2": 0.98, "l1": 0.98, "l0": -math.inf}[norm]  # in L0 no ratio is promised
     for name, attack in {**SUITE, "bim": eb.BIM(), "pgd": eb.PGD(steps=40)}.items():
+        if norm not in attack.norms:
+            continue
         gain = (up * (attack(scored(w), x, y, ball, success=NEVER) - x)).sum(1)
         assert (gain <= optimum + 1e-12).all(), name
         if name == "fgsm":

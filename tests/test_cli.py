@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import epsball
+from epsball import run_dir
 from epsball.evaluation import Evaluation
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
@@ -25,6 +29,11 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
 
 
+def widest(said: str, path: Path) -> int:
+    """The longest line, but for those that name a path."""
+    return max(len(line) for line in said.splitlines() if str(path) not in line)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     out = tmp_path_factory.mktemp("cli") / "run"
@@ -34,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Compl
 def test_evaluate_with_no_argument_gives_a_verdict_that_fits_80_columns():
     done = run("evaluate")
     assert done.returncode == 0, done.stderr
-    assert "robust accuracy" in done.stdout
+    assert re.search(r"robust accuracy \d\d\.\d\d% \(95% interval \d\d\.\d-\d\d\.\d%\), clean \d\d\.\d\d%", done.stdout)
     assert "digits: 360 examples, 1x8x8, in [0, 1]" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
@@ -99,6 +108,15 @@ def test_fail_under(share: str, code: int):
         (["attack", "--weights", "nothing.safetensors"], "existing file"),
         (["evaluate", "--limit", "many"], "limit"),
         (["evaluate", "--data", "rows.npz"], "`weights` must be given"),
+        (["evaluate", "--attacks", "worst-of(fgsm, pdg)"], "did you mean 'pgd'"),
+        (["evaluate", "--attacks", "worst-of(fgsm"], "worst-of(A, B, ...)"),
+        (["evaluate", "--attacks", "standard", "--ball", "l0:3"], "`ball` must be linf or l2 or l1 for standard"),
+        (["evaluate", "--attacks", "l1-apgd"], "`ball` must be l1 for L1APGD, got linf"),
+        (["evaluate", "--eot", "0"], "`--eot` must be a whole number >= 1"),
+        (["evaluate", "--storage", "9bit"], "--storage"),
+        (["evaluate", "--source-weights", "net.safetensors"], "`--source` must name the network"),
+        (["verify", "nothing"], "`run` must be a directory"),
+        (["compare", "nothing", "nothing"], "must be a run directory"),
     ],
 )
 def test_bad_usage_exits_with_2_and_says_what_to_do(arguments: list[str], said: str, tmp_path: Path):
@@ -123,13 +141,21 @@ def test_help_fits_80_columns_and_names_every_option():
     assert max(map(len, said.splitlines())) <= 80
     for option in ("--model", "--weights", "--data", "--ball", "--attacks", "--eps", "--out", "--json", "--fail-under"):
         assert option in said
+    for option in ("--eot", "--source", "--source-weights", "--storage"):
+        assert option in said
 
 
 def test_the_list_of_attacks():
     listed = json.loads(run("attacks", "--json").stdout)
-    assert listed["pgd"]["options"]["steps"] == 40
-    assert set(listed) == set(epsball.attacks.ATTACKS)
-    assert max(map(len, run("attacks").stdout.splitlines())) <= 80
+    assert listed["attacks"]["pgd"]["options"]["steps"] == 40
+    assert listed["attacks"]["l1-apgd"]["norms"] == ["l1"]
+    assert set(listed["attacks"]) == set(epsball.attacks.ATTACKS)
+    assert listed["aliases"]["apgd-t"] == "apgd:loss=dlr,aims=9"
+    assert listed["protocols"]["standard"]["linf"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    said = run("attacks").stdout
+    assert max(map(len, said.splitlines())) <= 80
+    for name in (*listed["attacks"], *listed["aliases"], *listed["protocols"], "worst-of"):
+        assert name in said
 
 
 def test_attack_writes_the_set_and_the_sheet(tmp_path: Path):
@@ -187,6 +213,115 @@ def test_colour_images_from_a_folder(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "12 examples, 3x8x8" in done.stdout
     assert (out / "sheet.png").exists()
+
+
+# Runs checked, and side by side
+
+
+def test_the_command_of_a_run_is_kept_for_who_verifies_it(finished):
+    _, out = finished
+    command = json.loads((out / "command.json").read_text())
+    assert command["command"] == ["epsball", "evaluate", *QUICK, "--out", str(out)]
+    assert command["subject"]["data"] == "digits"
+    assert command["subject"]["limit"] == 64
+    assert command["flags"]["attacks"] == ["fgsm", "pgd"]
+
+
+def test_a_run_verifies_and_a_changed_one_does_not(finished, tmp_path: Path):
+    _, out = finished
+    done = run("verify", str(out), "--data", "digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "everything agrees" in done.stdout
+    assert "64 clean predictions made anew (all)" in done.stdout
+    told = json.loads(run("verify", str(out), "--json").stdout)
+    assert (told["agrees"], told["differences"]) == (True, [])
+    assert told["fooled"] == told["confirmed"] == Evaluation.load(out).count("fooled")
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    path = copy / "records" / "00000.parquet"
+    table = run_dir.load(path)
+    rows = [row | {"linf": row["linf"] and row["linf"] / 2} for row in table.to_pylist()]
+    run_dir.save(path, pa.Table.from_pylist(rows, table.schema))
+    done = run("verify", str(copy))
+    assert done.returncode == 1, done.stderr
+    assert widest(done.stdout, tmp_path) <= 80
+    fooled = Evaluation.load(out).points()[0]
+    assert f"{len(fooled)} differences on {len(fooled)} examples: {len(fooled)} distance" in done.stdout
+    assert str(fooled[0]) in done.stdout
+    told = json.loads(run("verify", str(copy), "--json").stdout)
+    assert {row["id"] for row in told["differences"]} == set(fooled.tolist())
+
+
+def test_a_run_verifies_with_another_model_or_one_that_is_not_there(finished, tmp_path: Path):
+    _, out = finished
+    done = run("verify", str(out), "--model", "small-cnn")
+    assert done.returncode == 2
+    assert "`--weights` must be given" in done.stderr
+    other = tmp_path / "other"
+    assert run("evaluate", *QUICK, "--seed", "1", "--out", str(other), "--attacks", "fgsm").returncode == 0
+    done = run("verify", str(out), "--weights", str(other / "model.safetensors"))
+    assert done.returncode == 1, done.stderr
+    assert "1 model" in done.stdout
+    (other / "command.json").unlink()
+    done = run("verify", str(other))
+    assert done.returncode == 2
+    assert "`--model` must be given" in done.stderr
+    weights = str(other / "model.safetensors")
+    assert run("verify", str(other), "--model", "small-mlp", "--weights", weights).returncode == 0
+
+
+def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_path: Path):
+    """Weights named relative to where the run was made; the source trained on the spot, and kept."""
+    from epsball.models import build
+    from epsball.models.load import save_weights
+
+    here = tmp_path / "here"
+    here.mkdir()
+    save_weights(build("small-mlp", (1, 8, 8), 10, seed=4), here / "net.safetensors")
+    arguments = ["--weights", "net.safetensors", "--source", "small-mlp", "--storage", "8bit", "--eot", "2"]
+    arguments += [*QUICK, "--ball", "linf:0.3", "--out", "run"]
+    done = run("evaluate", *arguments, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "source small-mlp, trained here: 3 epochs, seed 1" in done.stdout
+    assert "stored in 8 bits" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    card = json.loads((here / "run" / "source.json").read_text())
+    assert (card["model"], card["seed"]) == ("small-mlp", 1)
+    assert not (here / "run" / "model.safetensors").exists()
+    again = run("evaluate", *arguments, cwd=here)
+    assert "source small-mlp, trained earlier" in again.stdout
+    assert Evaluation.load(here / "run").config["eot"] == 2
+    done = run("verify", "here/run", "--data", "digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mean of 2 passes" in done.stdout
+
+
+def test_a_network_whose_training_was_cut_off_after_its_card_stops_the_run(finished, tmp_path: Path):
+    _, out = finished
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    (copy / "model.safetensors").unlink()
+    done = run("evaluate", *QUICK, "--out", str(copy))
+    assert done.returncode == 0, done.stderr
+    assert (copy / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_two_runs_side_by_side_fit_80_columns(finished, tmp_path: Path):
+    _, out = finished
+    other = tmp_path / "other"
+    names = ["apgd-ce:steps=10", "worst-of(apgd-t:steps=5,aims=3, square:steps=20)"]
+    done = run("evaluate", *QUICK, "--out", str(other), "--attacks", *names, "--eps", "0.05", "0.2")
+    assert done.returncode == 0, done.stderr
+    assert widest(done.stdout, tmp_path) <= 80
+    stages = Evaluation.load(other).stages
+    assert [stage.attack for stage in stages[1:4]] == [names[0], "apgd-t:steps=5,aims=3", "square:steps=20"]
+    done = run("compare", str(out), str(other))
+    assert done.returncode == 0, done.stderr
+    assert widest(done.stdout, tmp_path.parent) <= 80
+    assert "they differ in radii, attacks" in done.stdout
+    assert "B is the harder test" in done.stdout
+    told = json.loads(run("compare", str(out), str(other), "--json").stdout)
+    assert told["both"] + told["only_a"] + told["only_b"] + told["neither"] == told["n"] == 64
+    assert told["accuracy_b"] == Evaluation.load(other).robust_accuracy
+    assert len(told["ids_only_a"]) == told["only_a"] > 0
 
 
 LONG = ["evaluate", "--epochs", "1", "--attacks", "pgd:steps=400,starts=20", "--ball", "linf:0.001"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import pytest
 import torch
-from doubles import DOUBLES, NEVER, SUITE, MinimumNorm
+from doubles import BALLS, DOUBLES, EPS, NEVER, MinimumNorm, ball_of, every_attack, every_attack_and_norm
 from nets import CONV_SHAPE, Broken, Counting, batch, conv, linear, mlp, predicted, rng
 from torch import Tensor
 
@@ -22,8 +22,6 @@ from epsball.engine import Outcome
 from epsball.losses import margin
 from epsball.objective import Objective, Point, changes_prediction
 from epsball.task import Task, task_of
-
-every_attack = pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
 
 
 def clean_task(model: Callable[[Tensor], Tensor], x: Tensor, y: object, ball: Ball, **more: object) -> Task:
@@ -43,34 +41,56 @@ def one_by_one(model: object, attack: Attack, task: Task, success: object = chan
     n = len(task.x)
     x_adv, rank = task.x.clone(), torch.full((n,), -1)
     forwards, backwards, failed = torch.zeros(n).long(), torch.zeros(n).long(), torch.zeros(n).bool()
+    near, lead = task.x.clone(), torch.full((n,), -math.inf, dtype=torch.float64)
     with Objective(model, attack.loss, needs=attack.needs, success=success) as objective:
         for i in range(n):
             for place in range(attack.jobs):
                 job, exists = attack.job(task.rows(torch.tensor([i])), torch.tensor([place]))
                 before = objective.forwards, objective.backwards
-                z, broke = alone(objective, attack, job) if exists else (None, False)
+                z, broke, end, ahead = alone(objective, attack, job) if exists else (None, False, None, -math.inf)
                 forwards[i] += objective.forwards - before[0]
                 backwards[i] += objective.backwards - before[1]
                 failed[i] |= broke
+                if ahead > lead[i]:
+                    near[i], lead[i] = end[0], ahead
                 if z is not None:
                     x_adv[i], rank[i] = z[0], place
                     break
-    return Outcome(x_adv, rank >= 0, failed & (rank < 0), rank, forwards, backwards, 0, 0, 0, 0)
+    return Outcome(
+        x_adv=x_adv,
+        fooled=rank >= 0,
+        invalid=failed & (rank < 0),
+        rank=rank,
+        near=near,
+        lead=lead,
+        forwards=forwards,
+        backwards=backwards,
+        speculative_forwards=0,
+        speculative_backwards=0,
+        padding_forwards=0,
+        padding_backwards=0,
+    )
 
 
-def alone(objective: Objective, attack: Attack, job: Task) -> tuple[Tensor | None, bool]:
-    """The fooling point of a job, and whether the model failed on the way."""
+def alone(objective: Objective, attack: Attack, job: Task) -> tuple[Tensor | None, bool, Tensor | None, float]:
+    """The fooling point of a job, whether the model failed on the way, where it ended, and by how much it led there."""
     state = attack.init(job)
     for turn in range(1, 1000):
         point = objective(state.z, job)
         if not point.valid.item():
-            return None, True
+            return None, True, None, -math.inf
         if attack.until == "fooled" and point.fooled.item():
-            return point.z, False
+            return point.z, False, None, -math.inf
         state = attack.step(state, point, job)
         if (turn == attack.passes) if attack.passes is not None else state.done.item():
             end = objective.judge(state.best, job)
-            return (state.best if end.fooled.item() else None), not end.valid.item()
+            output, ahead = objective.forward(state.best), -math.inf
+            objective.forwards -= 1
+            if output.is_floating_point() and end.valid.item():
+                of, among = (job.y, "label") if job.target.item() < 0 else (job.target, "target")
+                rest = output.scatter(1, of[:, None], -math.inf).max().item()
+                ahead = (rest - output[0, of].item()) * (1 if among == "label" else -1)
+            return (state.best if end.fooled.item() else None), not end.valid.item(), state.best, ahead
     raise AssertionError("the job does not end")
 
 
@@ -85,11 +105,14 @@ def assert_same(one: Outcome, other: Outcome, *, atol: float = 0.0, index: Tenso
 @every_attack
 def test_pool_changes_the_answer_or_the_cost_of_an_example(attack: Attack, jobs: dict[str, int]) -> None:
     x, model = batch(45, (6,)), linear((6,), 3)
-    task = clean_task(model, x, predicted(model, x), eb.Linf(eps=0.16, lo=0, hi=1), seed=1)
+    task = clean_task(model, x, predicted(model, x), ball_of(attack, 0.16, lo=0, hi=1), seed=1)
     attack = replace(attack, **jobs)
     outcome, objective = run(model, attack, task)
     wanted = one_by_one(model, attack, task)
     assert_same(outcome, wanted, atol=1e-12)
+    stand = ~wanted.fooled
+    torch.testing.assert_close(outcome.lead[stand], wanted.lead[stand], rtol=0, atol=1e-12)
+    torch.testing.assert_close(outcome.near[stand], wanted.near[stand], rtol=0, atol=1e-12)
     assert 0 < wanted.fooled.sum() < 45
     made = outcome.forwards.sum() + outcome.speculative_forwards + outcome.padding_forwards
     back = outcome.backwards.sum() + outcome.speculative_backwards + outcome.padding_backwards
@@ -98,11 +121,11 @@ def test_pool_changes_the_answer_or_the_cost_of_an_example(attack: Attack, jobs:
     assert outcome.speculative_backwards >= 0
 
 
-@every_attack
-def test_direct_call_and_queue_find_different_points(attack: Attack) -> None:
+@every_attack_and_norm
+def test_direct_call_and_queue_find_different_points(attack: Attack, norm: str) -> None:
     # 64 rows, as the pool has: on some processors a row of a ragged batch rounds otherwise, and a tie decides.
     x, model = batch(64, (6,)), mlp((6,), 3)
-    y, ball = predicted(model, x), eb.L2(eps=1.4)
+    y, ball = predicted(model, x), BALLS[norm](eps=2 * EPS[norm], lo=-0.5, hi=1.2)
     direct = attack(model, x, y, ball, seed=4)
     outcome, _ = run(model, attack, task_of(x, y, ball, seed=4))
     assert torch.equal(predicted(model, direct) != y, outcome.fooled)
@@ -337,7 +360,7 @@ def test_task_of_the_caller_is_written_to() -> None:
 @every_attack
 def test_refill_or_shrinking_fails_for_a_shape(attack: Attack, shape: tuple[int, ...]) -> None:
     x, model = batch(130, shape), linear(shape, 3)
-    task = task_of(x, predicted(model, x), eb.Linf(eps=0.1, lo=0, hi=1))
+    task = task_of(x, predicted(model, x), ball_of(attack, 0.1, lo=0, hi=1))
     assert_same(run(model, attack, task, 64)[0], run(model, attack, task, 32)[0], atol=1e-12)
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +19,7 @@ from epsball.attacks.attack import Attack, State
 from epsball.ball import Ball
 from epsball.data import Examples, from_arrays, load_data
 from epsball.errors import BadInput
-from epsball.evaluation import Evaluation
+from epsball.evaluation import Evaluation, wilson
 from epsball.models import build
 from epsball.objective import ModelWarning, Objective, Point
 from epsball.task import Task
@@ -65,6 +62,9 @@ def test_records_tell_the_robust_the_fooled_and_the_wrong_apart(net, digits):
     assert ((status == "wrong") == (clean != digits.y).numpy()).all()
     assert ev.clean_accuracy == pytest.approx((clean == digits.y).double().mean().item())
     assert ev.robust_accuracy == (status == "robust").mean()
+    assert ev.interval == wilson(int((status == "robust").sum()), len(digits))
+    assert ev.interval[0] < ev.robust_accuracy < ev.interval[1]
+    assert ev.summary()["interval"] == list(ev.interval)
     assert 0 < ev.robust_accuracy < ev.clean_accuracy
     assert set(ev.records["attack"].to_pylist()) == {None, "fgsm", "pgd:steps=10"}
     ids, points = ev.points()
@@ -72,6 +72,7 @@ def test_records_tell_the_robust_the_fooled_and_the_wrong_apart(net, digits):
     assert len(ids) == ev.count("fooled") > 0
     rows = torch.from_numpy(ids)
     z = torch.from_numpy(points)
+    assert np.array_equal(ev.originals(), digits.x[[list(digits.ids).index(i) for i in ids]].numpy())
     where = {int(i): k for k, i in enumerate(digits.ids)}
     x, y = (part[[where[int(i)] for i in rows]] for part in (digits.x, digits.y))
     assert ball.contains(z, x).all()
@@ -160,6 +161,7 @@ def test_a_target_asks_for_that_class_and_sets_aside_who_is_there(net, digits):
     assert all(r["status"] == "at-target" for r in at)
     asked = [r for r in records if r["status"] in ("robust", "fooled")]
     assert ev.robust_accuracy == sum(r["status"] == "robust" for r in asked) / len(asked)
+    assert ev.interval == wilson(ev.count("robust"), len(asked))
 
 
 def test_a_target_for_each_example(net, digits):
@@ -395,7 +397,9 @@ def test_two_processes_do_not_share_a_directory(net, digits, tmp_path):
 
 
 SCRIPT = """
-import sys, torch
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
 import epsball as eb
 from epsball.data import load_data
 from epsball.models import build
@@ -403,38 +407,59 @@ from epsball.models.load import load_weights
 torch.set_num_threads(1)
 net = build("small-cnn", (1, 8, 8), 10)
 load_weights(net, sys.argv[1])
-ball = eb.Linf(eps=0.02, lo=0, hi=1)
-eb.evaluate(net, load_data("digits", split="train", limit=640), ball, ["fgsm", "pgd:steps=60"], run_dir=sys.argv[2],
-            shard_size=64, width=int(sys.argv[3]))
+whole, run = map(Path, sys.argv[2:4])
+data = load_data("digits", split="train", limit=640)
+chance = random.Random(0)
+
+def evaluate(out, width):
+    eb.evaluate(net, data, eb.Linf(eps=0.03, lo=0, hi=1), sys.argv[5:], storage=sys.argv[4], run_dir=out,
+                shard_size=64, width=width)
+
+def child(out, width):
+    pid = os.fork()
+    if pid == 0:
+        evaluate(out, width)
+        os._exit(0)
+    return pid
+
+def files():
+    return len(list(run.rglob("*.parquet")))
+
+assert os.waitpid(child(whole, 128), 0)[1] == 0
+for width in (128, 32, 64, 512, 96) * 2:
+    before, wait, later = files(), chance.randrange(4), chance.random() * 0.05
+    pid = child(run, width)
+    while files() < before + wait and not (run / "records" / "00009.parquet").exists():
+        time.sleep(0.001)  # poll: so many files on, and a random moment more
+    time.sleep(later)
+    assert os.waitpid(pid, os.WNOHANG)[0] == 0, "it had finished before it could be killed"
+    os.kill(pid, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+assert not (run / "records" / "00009.parquet").exists()
+assert os.waitpid(child(run, 128), 0)[1] == 0
 """
+SMALL_STANDARD = ["apgd-ce:steps=12", "apgd-t:steps=8,aims=3", "fab-t:steps=5,aims=2", "square:steps=40"]
 
 
-@pytest.mark.timeout(200)
-def test_five_kills_leave_the_records_bit_equal(net, tmp_path):
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("storage", "attacks"), [("float", SMALL_STANDARD), ("8bit", ["fgsm", "pgd:steps=20"])])
+def test_ten_kills_at_random_moments_leave_other_records(net, tmp_path, storage, attacks):
+    """The attacks of `standard` at small budgets; a forked process is killed as dead as any, and starts sooner."""
     from epsball.models.load import save_weights
 
     save_weights(net, tmp_path / "net.safetensors")
-    run = tmp_path / "run"
-
-    def start(out: Path, width: int) -> subprocess.Popen:
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "net.safetensors"), str(out), str(width)]
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-    assert start(tmp_path / "whole", 128).wait() == 0
-    kills = 0
-    for width in (128, 32, 64, 512, 128):
-        before = len(list(run.glob("stages/*.parquet")))
-        process = start(run, width)
-        while process.poll() is None and len(list(run.glob("stages/*.parquet"))) < before + 3:
-            time.sleep(0.002)  # poll: the kill is to come in the middle of the work
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills == 5
-    assert not list(run.glob("records/00009.parquet"))
-    assert start(run, 128).wait() == 0
-    assert same(Evaluation.load(run), Evaluation.load(tmp_path / "whole"))
+    paths = [str(tmp_path / name) for name in ("net.safetensors", "whole", "run")]
+    command = [sys.executable, "-c", SCRIPT, *paths, storage, *attacks]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    whole, run = (Evaluation.load(tmp_path / name) for name in ("whole", "run"))
+    assert same(whole, run)
+    assert whole.count("fooled") > 0
+    assert all(stage.attacked for stage in whole.stages[1:])
+    for name in ("whole", "run"):
+        assert eb.verify(tmp_path / name, net).agrees
 
 
 # A linear model knows the answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from nets import batch, batch_of, linear, mlp, rng
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.losses import LOSSES, Loss, UserLoss, cross_entropy, margin, resolve_loss
+from epsball.losses import LOSSES, Loss, UserLoss, cross_entropy, dlr, margin, resolve_loss
 from epsball.objective import Objective
 from epsball.task import Task, task_of
 
@@ -32,21 +33,91 @@ def chance(logits: list[float], of: int) -> float:
     return math.exp(logits[of]) / sum(math.exp(z) for z in logits)
 
 
-def by_hand(name: str, logits: list[float], y: int, aim: int) -> float:
+def by_hand(name: str, logits: list[float], y: int, aim: int, demanded: bool = False) -> float:
     if name == "cross_entropy":
         return -math.log(chance(logits, y)) if aim < 0 else math.log(chance(logits, aim))
     best = [max(z for j, z in enumerate(logits) if j != of) for of in (y, aim)]
-    return best[0] - logits[y] if aim < 0 else logits[aim] - best[1]
+    lead = best[0] - logits[y] if aim < 0 else logits[aim] - best[1]
+    if name == "margin" or len(logits) < 4:
+        return lead
+    first, _, third, fourth = sorted(logits, reverse=True)[:4]
+    if aim < 0:
+        return lead / (first - third)
+    return (lead if demanded else logits[aim] - logits[y]) / (first - (third + fourth) / 2)
 
 
 @pytest.mark.parametrize("aims", AIMS)
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("demanded", [False, True], ids=["aim", "the user's target"])
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 10])
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_departs_from_its_formula(name: str, classes: int, aims: str) -> None:
+def test_loss_departs_from_its_formula(name: str, classes: int, demanded: bool, aims: str) -> None:
     logits, task = task_for(classes, aims)
+    task = replace(task, target=task.aim) if demanded else task
     loss = resolve_loss(name)(logits, task)
-    want = [by_hand(name, z, y, a) for z, y, a in zip(logits.tolist(), task.y.tolist(), task.aim.tolist(), strict=True)]
+    rows = zip(logits.tolist(), task.y.tolist(), task.aim.tolist(), strict=True)
+    want = [by_hand(name, z, y, aim, demanded) for z, y, aim in rows]
     torch.testing.assert_close(loss, torch.tensor(want, dtype=torch.float64), rtol=1e-13, atol=1e-13)
+    for i in range(6):  # also alone: no row may see what the others climb towards
+        row = torch.tensor([i])
+        assert resolve_loss(name)(logits[row], task.rows(row)).item() == pytest.approx(want[i], rel=1e-13)
+
+
+@pytest.mark.parametrize("aims", AIMS)
+@pytest.mark.parametrize("scale", [1e-9, 1e3, 1e9])
+def test_scale_of_the_logits_reaches_dlr(scale: float, aims: str) -> None:
+    """Cross-entropy saturates at large logits; dlr and the direction of its gradient must not notice."""
+    logits, task = task_for(10, aims)
+    grads = []
+    for size in (1.0, scale):
+        leaf = (logits * size).requires_grad_()
+        loss = dlr(leaf, task)
+        torch.testing.assert_close(loss.detach(), dlr(logits, task), rtol=1e-12, atol=1e-12)
+        grads.append(torch.autograd.grad(loss.sum(), leaf)[0] * size)
+        third = logits.argsort(1, descending=True)[:, 2] == task.y  # there the ratio is 1 by its formula
+        assert torch.equal(grads[-1].abs().sum(1) == 0, third & ~task.aimed)
+        torch.testing.assert_close(grads[-1].sum(1), torch.zeros(6).double(), rtol=0, atol=1e-9)  # shifts cancel
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_dlr_below_four_classes_is_not_the_margin_or_has_no_slope(classes: int) -> None:
+    """With three classes z_1 - z_y over z_1 - z_3 is 1 wherever the label comes last, and climbs nowhere."""
+    x, y = batch(12, (5,)), torch.arange(12) % max(classes, 2)
+    for target in (None, (y + 1) % max(classes, 2)):
+        task = task_of(x, y, eb.Linf(eps=1.0), target=target)
+        points = []
+        for loss in (dlr, margin):
+            with Objective(mlp((5,), classes), loss) as objective:
+                points.append(objective(x, task))
+        assert torch.equal(points[0].loss, points[1].loss)
+        assert torch.equal(points[0].grad, points[1].grad)
+        assert (points[0].grad.abs().sum(1) > 0).all()
+
+
+TIES = [
+    [2.0, 2, 2, 2, 2],
+    [0.0, 0, 0, 0, 0],
+    [3.0, 3, 3, -1, -2],
+    [-1.0, 3, 3, 3, -2],
+    [1.0, 5, 1, 1, 1],
+    [-4.0, -4, -4, -4, -9],
+]
+
+
+@pytest.mark.parametrize("aims", AIMS)
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dlr_divides_by_zero_at_ties(dtype: torch.dtype, size: float, aims: str) -> None:
+    _, task = task_for(5, aims)
+    logits = (torch.tensor(TIES, dtype=torch.float64) * size).to(dtype).requires_grad_()
+    loss = dlr(logits, task)
+    assert loss.dtype == dtype
+    assert loss.isfinite().all()
+    assert torch.autograd.grad(loss.double().clamp(-1e6, 1e6).sum(), logits)[0].isfinite().all()
+    if aims == "untargeted" and size == 1:
+        assert loss[1] == 0  # all tied: the margin is zero, whatever it is divided by
+        assert loss[2] == 0  # the label is among three that are tied
+        assert loss[3] > 1e1  # and where it is below them, the ratio is as large as it gets
 
 
 @pytest.mark.parametrize("aims", AIMS)
@@ -114,7 +185,7 @@ def test_loss_in_bfloat16_or_at_large_logits_is_not_finite() -> None:
 
 
 def test_unknown_loss_has_no_remedy() -> None:
-    assert {resolve_loss(name) for name in ("cross_entropy", "margin")} == {cross_entropy, margin}
+    assert {resolve_loss(name) for name in ("cross_entropy", "margin", "dlr")} == {cross_entropy, margin, dlr}
     with pytest.raises(eb.BadInput, match="did you mean 'margin'"):
         resolve_loss("margn")
 

@@ -223,6 +223,79 @@ def test_callable_that_is_no_module_is_refused() -> None:
     assert torch.equal(labels.fooled, predicted(model, x) != y)
 
 
+# Means over several passes.
+
+
+class Turns(nn.Module):
+    """Answers with one model after the other."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        super().__init__()
+        self.models, self.calls = nn.ModuleList(models), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.models[(self.calls - 1) % len(self.models)](x)
+
+
+@pytest.mark.parametrize("target", [None, 2])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_mean_over_passes_is_not_that_of_logits_loss_and_gradient(loss: Callable[..., Tensor], target: int) -> None:
+    x, models = batch(9, (5,)), [mlp((5,), 4, seed=seed) for seed in range(3)]
+    third = torch.stack([model(x).argsort(1, descending=True)[:, 2] for model in models], 1)
+    y = nn.functional.one_hot(third, 4).sum(1).argmin(1)  # for whom dlr has a slope in each of them
+    each = [point_of(model, x, y, loss=loss, target=target) for model in models]
+    mean = point_of(Turns(*models), x, y, loss=loss, target=target, eot=3)
+    for name in ("logits", "loss", "grad"):
+        want = sum(getattr(point, name) for point in each) / 3
+        torch.testing.assert_close(getattr(mean, name), want, rtol=0, atol=1e-14)
+        assert not getattr(mean, name).requires_grad
+    verdict = mean.logits.argmax(1) != y if target is None else mean.logits.argmax(1) == 2
+    assert torch.equal(mean.fooled, verdict)
+    looked = point_of(Turns(*models), x, y, loss=loss, target=target, eot=3, needs="logits")
+    torch.testing.assert_close(looked.logits, mean.logits, rtol=0, atol=1e-14)
+
+
+def test_mean_over_labels_is_not_the_most_frequent() -> None:
+    x = torch.zeros(4, 2)
+    votes = torch.tensor([[0, 1, 2, 3], [1, 1, 2, 0], [1, 0, 2, 0], [3, 0, 1, 0], [1, 1, 0, 3]])
+
+    class Voting:
+        calls = 0
+
+        def __call__(self, z: Tensor) -> Tensor:
+            self.calls += 1
+            return votes[self.calls - 1]
+
+    with Objective(Voting(), cross_entropy, needs="label", eot=5) as objective:
+        assert objective.forward(x).tolist() == [1, 1, 2, 0]
+        assert (objective.forwards, objective.model.calls) == (20, 5)
+
+
+@pytest.mark.parametrize(("needs", "columns"), [("grad", 1), ("grad", 3), ("logits", 0), ("label", 0)])
+def test_passes_of_a_mean_are_counted_once(needs: str, columns: int) -> None:
+    model = Counting(mlp((5,), 3))
+    x, y = batch_of(4, (5,), 3)
+    task = task_of(x, y, BALL)
+    with Objective(model, every_logit if columns == 3 else cross_entropy, needs=needs, eot=6) as objective:
+        objective(x, task)
+        assert (objective.forwards, objective.backwards) == (24, 24 * columns)
+        objective.judge(x, task)
+        assert (objective.forwards, model.forwards, model.calls) == (48, 48, 12)
+
+
+@pytest.mark.parametrize("eot", [0, -3, 2.0, True, None])
+def test_mean_over_no_pass_is_taken(eot: object) -> None:
+    with pytest.raises(eb.BadInput, match=r"`eot` must be a whole number >= 1, got .* stochastic models"):
+        Objective(mlp((5,), 3), cross_entropy, eot=eot)
+
+
+def test_mean_of_a_sound_model_is_another_than_one_pass() -> None:
+    x, y = batch_of(6, (5,), 3)
+    model, ball = mlp((5,), 3), eb.Linf(eps=0.2)
+    torch.testing.assert_close(eb.PGD()(model, x, y, ball, eot=4), eb.PGD()(model, x, y, ball), rtol=0, atol=1e-12)
+
+
 # Warnings and errors.
 
 NET = mlp((5,), 3)

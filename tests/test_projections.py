@@ -18,7 +18,7 @@ import torch
 
 from epsball.ball import Ball
 from epsball.balls import BALLS
-from epsball.projections import knapsack, largest, scale_to_l2, shrink_to_l1
+from epsball.projections import cover, knapsack, largest, level, scale_to_l2, shrink_to_l1
 
 EXACT = 1e-9
 N = 12
@@ -275,3 +275,204 @@ def test_largest_takes_a_gain_that_is_not_positive_or_the_later_of_a_tie() -> No
     gain = torch.tensor([[2.0, 2.0, 2.0, -1.0], [0.0, -1.0, 4.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
     chosen = largest(gain, torch.tensor([[2.0], [3.0], [0.0]]))
     assert chosen.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+# The nearest point of a hyperplane.
+
+
+def needed(case: Scene, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A gain for each row, `share` of what the box allows on the side of its sign, and its sign."""
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(N // 2)
+    low, high, _ = case.displacements()
+    room = np.where(wide(case.grad * sign[:, None]) > 0, high, -low)
+    most = (abs(wide(case.grad)) * np.where(np.isfinite(room), room, 1.5)).sum(1)  # without a box, any gain
+    return torch.from_numpy(share * most.astype(float)) * sign, sign
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("norm", BALLS)
+def test_onto_is_not_on_the_plane_or_not_the_nearest_point_of_it(norm: str, share: float) -> None:
+    for case in scenes(norm):
+        gain, sign = needed(case, share)
+        ball, grad = case.ball, case.grad
+        point = ball.onto(gain, grad, case.x)
+        low, high, _ = case.displacements()
+        v = wide(point) - wide(case.x)
+        assert ((v >= low) & (v <= high)).all()
+        assert (v[(grad == 0).numpy()] == 0).all(), "a coordinate without gradient moved"
+        np.testing.assert_allclose((wide(grad) * v).sum(1).astype(float), gain.numpy(), rtol=1e-12, atol=1e-12)
+        least = ball.eps_for(gain.abs() * (1 - 1e-13), grad * sign[:, None], case.x)
+        slack = 1e-7 if share == 1 and norm == "l2" else 1e-10  # at the very corner the radius is a root of the gain
+        np.testing.assert_allclose(ball.norm(point - case.x).numpy(), least.numpy(), rtol=slack, atol=slack)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_onto_stops_short_of_the_corner_where_the_gain_is_out_of_reach(norm: str) -> None:
+    x = torch.tensor([[0.5, 0.25, 0.75, -0.125]], dtype=torch.float64).expand(3, 4).clone()
+    grad = torch.tensor([[2.0, -1.0, 0.0, 5.0]], dtype=torch.float64).expand(3, 4)
+    mask = torch.tensor([[True, True, True, False]])
+    ball = BALLS[norm](eps=0, lo=-0.25, hi=1, mask=mask)
+    gain = torch.tensor([1.6, 1e30, -2.1], dtype=torch.float64)  # at most 2 * .5 + .5, and -2 * .75 - .75 downwards
+    corners = torch.tensor(
+        [[1.0, -0.25, 0.75, -0.125], [1.0, -0.25, 0.75, -0.125], [-0.25, 1.0, 0.75, -0.125]]
+    ).double()
+    moved = ball.onto(gain, grad, x)
+    torch.testing.assert_close(moved[:2], corners[:2], rtol=0, atol=1e-15)
+    assert (grad * (moved - x))[2].sum().item() == pytest.approx(-2.1, rel=1e-14)  # within reach: not the corner
+    torch.testing.assert_close(ball.onto(gain * 1e30, grad, x), corners, rtol=0, atol=1e-15)
+    assert torch.equal(ball.onto(gain, torch.zeros_like(grad), x), x)
+    assert torch.equal(ball.onto(0 * gain, grad, x), x)
+
+
+@pytest.mark.parametrize("box", ["half", "feature", "row"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_cvxpy_finds_a_nearer_point_of_the_plane(norm: str, box: str) -> None:
+    case = scene(norm, box, "row", "row")
+    gain, _ = needed(case, 0.6)
+    low, high, _ = (side.astype(float) for side in case.displacements())
+    v = cp.Variable(low.shape)
+    up = np.isfinite(high)
+    constraints = [v >= low, v[up] <= high[up], cp.sum(cp.multiply(case.grad.numpy(), v), axis=1) == gain.numpy()]
+    order = {"linf": "inf", "l2": 2, "l1": 1}[norm]
+    tight = {"tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9}
+    best = cp.Problem(cp.Minimize(cp.sum(cp.norm(v, order, axis=1))), constraints).solve(solver=cp.CLARABEL, **tight)
+    ours = case.ball.norm(case.ball.onto(gain, case.grad, case.x) - case.x).sum().item()
+    assert ours == pytest.approx(best, rel=1e-7)
+
+
+def wide_rows(d: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sizes and room in many coordinates: dense, heavy-tailed, all equal, few different, over twenty decades."""
+    draw = torch.Generator().manual_seed(d)
+    size = torch.randn(6, d, generator=draw, dtype=torch.float64).abs()
+    size[1] = size[1] ** 8
+    size[2] = 0.3
+    size[3] = (3 * size[3]).round()
+    size[4] = 10 ** (-20 * torch.rand(d, generator=draw, dtype=torch.float64))
+    room = torch.rand(6, d, generator=draw, dtype=torch.float64)
+    room[:, ::3] *= 1e-3
+    room[:, 1::5] = 0
+    room[5] = math.inf
+    room[5, ::2] = 1e-4
+    return size, room
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("d", [1, 2, 31, 32, 100, 784, 3072])
+def test_cover_misses_the_gain_or_spends_more_than_its_dual(d: int, dtype: torch.dtype) -> None:
+    """Weak duality: for every price p, the least spending is at least (gain - sum room (size - p)_+) / p."""
+    size, room = (part.to(dtype) for part in wide_rows(d))
+    near = 100 * torch.finfo(dtype).eps
+    most = (size * room.clamp_max(9)).double().sum(1, keepdim=True)
+    for share in (1e-6, 0.01, 0.3, 0.9, 0.999):
+        gain = (share * most).to(dtype)
+        v = cover(size, room, gain)
+        assert ((v >= 0) & (v <= room)).all()
+        had = (size.double() * v.double()).sum(1, keepdim=True)
+        torch.testing.assert_close(had, gain.double(), rtol=near, atol=0)
+        partly = (v > 0) & (v < room * (1 - near))
+        price = torch.where(partly, size, -1).amax(1, keepdim=True).double()
+        price = torch.where(price > 0, price, torch.where(v > 0, size, math.inf).amin(1, keepdim=True).double())
+        over = (size.double() - price).clamp_min(0)
+        dual = (gain.double() - torch.where(over > 0, over * room.double(), 0).sum(1, keepdim=True)) / price
+        # what rounding leaves of the gain is bought at the price of the last coordinate
+        assert (v.double().sum(1, keepdim=True) <= dual + near * (dual.abs() + gain.double() / price)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("d", [1, 2, 100, 784])
+def test_level_misses_the_gain(d: int, dtype: torch.dtype) -> None:
+    size, room = (part.to(dtype) for part in wide_rows(d))
+    most = (size * room.clamp_max(9)).double().sum(1, keepdim=True)
+    for share in (0.0, 1e-6, 0.01, 0.3, 0.9, 0.999):
+        gain = (share * most).to(dtype)
+        t = level(size, room, gain)
+        had = (size.double() * torch.minimum(room, t).double()).sum(1, keepdim=True)
+        torch.testing.assert_close(had, gain.double(), rtol=100 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_level_needs_more_rounds_than_it_makes() -> None:
+    """Room that halves from one coordinate to the next while the weight doubles: Newton's method passes every bend."""
+    d = 60
+    room = 2.0 ** -torch.arange(d, dtype=torch.float64)[None]
+    weight = 1 / room
+    gain = (weight * room).sum(1, keepdim=True) * 0.9999
+    t = level(weight, room, gain)
+    assert (weight * torch.minimum(room, t)).sum().item() == pytest.approx(gain.item(), rel=1e-14)
+
+
+@pytest.mark.parametrize("d", [7, 100, 784])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_onto_depends_on_the_other_rows_of_the_batch(norm: str, d: int) -> None:
+    draw = torch.Generator().manual_seed(d)
+    x = (3 * torch.rand(9, d, generator=draw) - 1).clamp(-0.5, 1.5)
+    grad = torch.randn(9, d, generator=draw) ** 3
+    grad[:, 1::4] = 0
+    gain = torch.randn(9, generator=draw) * torch.tensor([0.01, 0.1, 1, 10, 30, 100, 1e3, 1e4, 0])
+    ball = BALLS[norm](eps=1, lo=-0.5, hi=1.5)
+    whole = ball.onto(gain, grad, x)
+    assert torch.equal(whole, torch.cat([ball.onto(gain[i, None], grad[i, None], x[i, None]) for i in range(9)]))
+    order = torch.randperm(9, generator=draw)
+    assert torch.equal(whole[order], ball.onto(gain[order], grad[order], x[order]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3, 4, 5)], ids=str)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_onto_leaves_box_mask_shape_or_dtype(norm: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(len(shape))
+    x = (2.4 * torch.rand(8, *shape, generator=draw, dtype=torch.float64) - 1.2).clamp(-1, 1).to(dtype)
+    grad = torch.randn(8, *shape, generator=draw, dtype=torch.float64).to(dtype)
+    mask = torch.rand(8, *shape, generator=draw) < 0.7
+    ball = BALLS[norm](eps=1, lo=-1, hi=1, mask=mask)
+    for gain in (0.1, -0.4, 3.0, -1e4):
+        point = ball.onto(torch.full((8,), gain, dtype=dtype), grad, x)
+        assert (point.shape, point.dtype) == (x.shape, dtype)
+        assert (point.abs() <= 1).all()
+        assert torch.equal(point[~mask], x[~mask])
+    none = torch.arange(0)
+    assert ball.rows(none).onto(torch.ones(0, dtype=dtype), grad[none], x[none]).shape == (0, *shape)
+
+
+def test_onto_measures_features_with_a_radius_of_their_own_alike() -> None:
+    """With eps per feature the plane is touched by the smallest multiple of the ball: one share of eps everywhere."""
+    eps = torch.tensor([[0.1, 0.4, 0.0, math.inf, 0.2]], dtype=torch.float64)
+    x = torch.tensor([[0.5, 0.5, 0.5, 0.9, 0.5]], dtype=torch.float64)
+    grad = torch.tensor([[1.0, -2.0, 5.0, 1.0, 0.0]], dtype=torch.float64)
+    ball = BALLS["linf"](eps=eps, lo=-1, hi=1)
+    half = ball.onto(
+        torch.tensor([0.05 + 0.4 + 0.1], dtype=torch.float64), grad, x
+    )  # the open coordinate goes to its end, .1 of 2
+    torch.testing.assert_close(half, x.new_tensor([[0.55, 0.3, 0.5, 1.0, 0.5]]), rtol=0, atol=1e-12)
+    assert ball.distance(half, x).item() == pytest.approx(0.5)
+    far = ball.with_eps(eps.clamp_max(7)).onto(torch.tensor([1e9]).double(), grad, x)
+    torch.testing.assert_close(far, x.new_tensor([[1.0, -1.0, 0.5, 1.0, 0.5]]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_eps_below_is_above_the_radius_that_the_box_needs(norm: str) -> None:
+    for case in scenes(norm):
+        gain, sign = needed(case, 0.5)
+        below = case.ball.eps_below(gain[:, None], case.grad[:, None])[:, 0]
+        least = case.ball.eps_for(gain.abs(), case.grad * sign[:, None], case.x)
+        assert (below <= least * (1 + 1e-12) + 1e-300).all()
+        if not isinstance(case.ball.lo, torch.Tensor) and case.ball.lo == -math.inf:
+            torch.testing.assert_close(below[gain != 0], least[gain != 0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("small", [1e-10, 1e-18, 1e-20, 1e-30, 1e-37])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_tiny_gradient_or_gain_is_lost_to_underflow(norm: str, small: float) -> None:
+    x = torch.tensor([[0.1, 0.5]])
+    for hi in (1.0, math.inf):
+        ball = BALLS[norm](eps=1.0, lo=0, hi=hi)
+        point = ball.onto(torch.tensor([small]) / 4, torch.tensor([[-1.0, 1.0]]) * small, x)
+        fair = ball.onto(torch.tensor([0.25]), torch.tensor([[-1.0, 1.0]]), x)
+        torch.testing.assert_close(point, fair, rtol=0, atol=1e-6)
+
+
+def test_cover_buys_what_rounding_leaves_of_the_gain_at_the_price_of_the_cheapest() -> None:
+    draw = torch.Generator().manual_seed(0)
+    price = torch.cat([torch.rand(64, 50, generator=draw) + 1, torch.full((64, 20), 1e-9), torch.zeros(64, 5)], 1)
+    room = torch.rand(64, 75, generator=draw)
+    gain = (price * room)[:, :50].double().sum(1, keepdim=True).float()  # all that the dear give, otherwise rounded
+    assert (cover(price, room, gain)[:, 50:] <= 1e-4).all()

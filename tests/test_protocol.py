@@ -7,7 +7,20 @@ from dataclasses import FrozenInstanceError, dataclass, fields, replace
 
 import pytest
 import torch
-from doubles import DOUBLES, NEVER, SUITE, Best, DeepFoolStep, LabelWalk, LineSearch, MinimumNorm, RandomSearch
+from doubles import (
+    BALLS,
+    DOUBLES,
+    EPS,
+    NEVER,
+    Best,
+    DeepFoolStep,
+    LabelWalk,
+    LineSearch,
+    MinimumNorm,
+    RandomSearch,
+    every_attack,
+    every_attack_and_norm,
+)
 from nets import Counting, LabelOnly, Recording, batch, batch_of, linear, mlp, predicted, weighted
 from torch import Tensor
 
@@ -17,7 +30,6 @@ from epsball.losses import margin
 from epsball.objective import Objective
 from epsball.task import Task, task_of
 
-every_attack = pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
 BALL = eb.Linf(eps=0.3, lo=0, hi=1)
 
 
@@ -90,16 +102,17 @@ def test_hyperparameters_can_be_changed_in_place(attack: Attack) -> None:
     assert replace(attack) == attack
 
 
-@every_attack
+@every_attack_and_norm
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
-def test_step_is_not_pure_or_not_row_by_row(attack: Attack, shape: tuple[int, ...]) -> None:
-    """Three steps over seven rows against the same steps over three of them, and the states before and after."""
+def test_step_is_not_pure_or_not_row_by_row(attack: Attack, norm: str, shape: tuple[int, ...]) -> None:
+    """Seven steps over seven rows against the same steps over three of them, and the states before and after."""
     x, y = batch_of(7, shape, 3)
-    task = task_of(x, y, eb.Linf(eps=0.3, lo=0, hi=1), ids=torch.arange(7) + 11, seed=2)
+    ball = BALLS[norm](eps=EPS[norm], lo=-0.2, hi=1.1)
+    task = task_of(x, y, ball, ids=torch.arange(7) + 11, seed=2)
     index = torch.tensor([5, 0, 3])
     with Objective(linear(shape, 3), attack.loss, needs=attack.needs) as objective:
         state, some = attack.init(task), attack.init(task.rows(index))
-        for _ in range(3):
+        for _ in range(7):
             kept = state.map(torch.clone)
             stepped = attack.step(state, objective(state.z, task), task)
             some = attack.step(some, objective(some.z, task.rows(index)), task.rows(index))
@@ -110,6 +123,31 @@ def test_step_is_not_pure_or_not_row_by_row(attack: Attack, shape: tuple[int, ..
                     getattr(some, f.name), getattr(stepped, f.name)[index], rtol=0, atol=1e-12, msg=f.name
                 )
             state = stepped
+
+
+@every_attack_and_norm
+def test_rows_of_a_pool_share_a_clock(attack: Attack, norm: str) -> None:
+    """Rows that have made 0, 3 and 5 steps, side by side in one pool, go on as each would with its like."""
+    x, y = batch_of(9, (5,), 3)
+    task = task_of(x, y, BALLS[norm](eps=EPS[norm], lo=-0.2, hi=1.1), ids=torch.arange(9) + 11, seed=2)
+    groups = [(torch.tensor([1, 4, 8]), 0), (torch.tensor([0, 2, 6]), 3), (torch.tensor([3, 5, 7]), 5)]
+    with Objective(linear((5,), 3), attack.loss, needs=attack.needs) as objective:
+
+        def stepped(state: State, part: Task, times: int) -> State:
+            for _ in range(times):
+                state = attack.step(state, objective(state.z, part), part)
+            return state
+
+        pool = attack.init(task)
+        for rows, before in groups:
+            part = stepped(attack.init(task.rows(rows)), task.rows(rows), before)
+            pool = pool.map(lambda old, new, at=rows: old.index_copy(0, at, new), part)
+        pool = stepped(pool, task, 3)
+        for rows, before in groups:
+            want = stepped(attack.init(task.rows(rows)), task.rows(rows), before + 3)
+            for f in fields(want):
+                got = getattr(pool, f.name)[rows]
+                torch.testing.assert_close(got, getattr(want, f.name), rtol=0, atol=1e-12, msg=f.name)
 
 
 @dataclass(frozen=True, kw_only=True)

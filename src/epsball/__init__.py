@@ -9,17 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from epsball.active import active_test as active_test
+    from epsball.attacks.apgd import APGD as APGD
     from epsball.attacks.bim import BIM as BIM
+    from epsball.attacks.fab import FAB as FAB
     from epsball.attacks.fgsm import FGSM as FGSM
+    from epsball.attacks.l1_apgd import L1APGD as L1APGD
     from epsball.attacks.noise import SignNoise as SignNoise
     from epsball.attacks.noise import UniformNoise as UniformNoise
     from epsball.attacks.pgd import PGD as PGD
+    from epsball.attacks.square import Square as Square
     from epsball.balls import L0 as L0
     from epsball.balls import L1 as L1
     from epsball.balls import L2 as L2
     from epsball.balls import Linf as Linf
+    from epsball.comparison import compare as compare
     from epsball.data import Examples as Examples
     from epsball.errors import BadInput as BadInput
+    from epsball.evaluation import ActiveTest as ActiveTest
     from epsball.evaluation import Evaluation as Evaluation
     from epsball.linear.hinge import RobustLinearSVC as RobustLinearSVC
     from epsball.linear.logistic import RobustLogisticRegression as RobustLogisticRegression
@@ -27,37 +34,50 @@ if TYPE_CHECKING:
     from epsball.linear.regression import RobustRegressor as RobustRegressor
     from epsball.protocol import evaluate as evaluate
     from epsball.training.fit import fit as fit
+    from epsball.verification import verify as verify
 
 __version__ = "0.1.0"
 
 _NAMES = {
     "BIM": "epsball.attacks.bim",
+    "FAB": "epsball.attacks.fab",
     "FGSM": "epsball.attacks.fgsm",
     "PGD": "epsball.attacks.pgd",
+    "APGD": "epsball.attacks.apgd",
+    "L1APGD": "epsball.attacks.l1_apgd",
     "SignNoise": "epsball.attacks.noise",
+    "Square": "epsball.attacks.square",
     "UniformNoise": "epsball.attacks.noise",
     "L0": "epsball.balls",
     "L1": "epsball.balls",
     "L2": "epsball.balls",
     "Linf": "epsball.balls",
     "BadInput": "epsball.errors",
+    "ActiveTest": "epsball.evaluation",
     "Evaluation": "epsball.evaluation",
     "Examples": "epsball.data",
     "RobustLinearSVC": "epsball.linear.hinge",
     "RobustLogisticRegression": "epsball.linear.logistic",
     "RobustLogisticRegressionCV": "epsball.linear.paths",
     "RobustRegressor": "epsball.linear.regression",
+    "active_test": "epsball.active",
+    "compare": "epsball.comparison",
     "evaluate": "epsball.protocol",
     "fit": "epsball.training.fit",
+    "verify": "epsball.verification",
 }
 _MODULES = {"attacks", "data", "explain", "linear", "losses", "models", "reproduce", "training"}
 __all__ = [
+    "APGD",
     "BIM",
+    "FAB",
     "FGSM",
     "L0",
     "L1",
+    "L1APGD",
     "L2",
     "PGD",
+    "ActiveTest",
     "BadInput",
     "Evaluation",
     "Examples",
@@ -67,10 +87,14 @@ __all__ = [
     "RobustLogisticRegressionCV",
     "RobustRegressor",
     "SignNoise",
+    "Square",
     "UniformNoise",
     "__version__",
+    "active_test",
+    "compare",
     "evaluate",
     "fit",
+    "verify",
 ]
 
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.errors import BadInput
 from epsball.noise import Noise
-
-Batch = Float[Tensor, "n *shape"]
-PerExample = Float[Tensor, " n"]
-BLOCK = 1 << 18  # numbers to a block: temporaries stay in the cache, and below some tens of megabytes
+from epsball.shapes import BLOCK as BLOCK
+from epsball.shapes import RULE, Batch, PerExample, column, flat, shown
+from epsball.shapes import blocks as blocks
+from epsball.shapes import finite as finite
+from epsball.shapes import fits as fits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,6 +221,55 @@ class Ball(ABC):
         needless = torch.where(strictly, gain < 0, gain <= 0)
         return torch.where(needless, 0, torch.where(reached, radius.clamp_min(0), math.inf))
 
+    def onto(self, gain: PerExample, grad: Batch, z: Batch) -> Batch:
+        """The point of box and mask nearest to z in the ball's norm at which <grad, .> is greater by `gain` (n,).
+
+        A projection onto a hyperplane, from either side: where `gain` is negative it falls by that much. Where the box
+        does not allow it, the corner that does most. Coordinates with a gradient of zero stay. The ball's radius plays
+        no part, but where `eps` is one per feature (Linf), distance is measured in units of it. Exact up to rounding in
+        z's dtype, in single precision at least: Croce and Hein (ICML 2020), section 3.2.
+
+        >>> from epsball import Linf
+        >>> x, w = torch.tensor([[0.0, 0.9]]), torch.tensor([[1.0, 2.0]])
+        >>> Linf(eps=0).onto(torch.tensor([0.6]), w, x), Linf(eps=0, hi=1).onto(torch.tensor([0.6]), w, x)
+        (tensor([[0.2000, 1.1000]]), tensor([[0.4000, 1.0000]]))
+        """
+        ball, wide = self.bind(z), torch.promote_types(z.dtype, torch.float32)
+        near, slope, gain = z.to(wide), grad.to(wide), gain.to(wide)
+        side = slope.sign().mul_(column(gain.sign(), z.ndim))
+        room = ball._clip_(torch.add(near, side, alpha=torch.finfo(wide).max / 4)).sub_(near).abs_()
+        if ball.mask is not None:
+            room *= ball.mask
+        size, unit = slope.abs(), ball._unit(near)
+        if unit is not None:
+            size, room = size.mul_(unit), room.div_(unit)
+        length = ball._least(flat(size), flat(room), gain.abs()[:, None]).reshape(z.shape)
+        side.mul_(length if unit is None else length * unit)
+        return ball._clip_(side.add_(near).to(z.dtype))
+
+    def eps_below(self, gain: Float[Tensor, "n k"], grads: Float[Tensor, "n k *shape"]) -> Float[Tensor, "n k"]:
+        """A radius below which <grad, z> cannot change by `gain`: |gain| / dual norm; without a box, `eps_for` itself.
+
+        >>> from epsball import L2
+        >>> L2(eps=0).eps_below(torch.tensor([[10.0, -1.0]]), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
+        tensor([[2.0000, 0.5000]])
+        """
+        if self.mask is not None:
+            grads = grads * self.mask.unsqueeze(1)
+        if (unit := self._unit(grads[:, 0])) is not None:
+            grads = grads * unit
+        dual = self._dual(grads.flatten(0, 1)).reshape(gain.shape)
+        return gain.abs() / dual.clamp_min(torch.finfo(dual.dtype).tiny)
+
+    def distance(self, z: Batch, x: Batch) -> PerExample:
+        """The norm of z - x; where `eps` is one per feature (Linf), the greatest share of it that a coordinate uses."""
+        delta, unit = z - x, self._unit(x)
+        return self.norm(delta if unit is None else delta / unit)
+
+    def clip(self, z: Batch) -> Batch:
+        """z, clipped to the box."""
+        return self._clip(z)
+
     def dual(self, grads: Batch) -> PerExample:
         """The dual norm of each direction over the coordinates that a shared mask leaves open.
 
@@ -242,8 +292,10 @@ class Ball(ABC):
         ball = self.bind(z)
         return ball._ascent(ball._open(grad, z), z)
 
-    def step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+    def step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
         """The point of the ball reached from z by the steepest step of length `size` * eps, projected back.
+
+        `size` is a number or (n,), one per row.
 
         In Linf this is the signed step; in L2 and L1 the projected gradient step, whose fixed point is `argmax`
         (moving the steepest coordinate alone stops at 94 % of the linear optimum in L1 after 40 steps, this at 99 %);
@@ -292,10 +344,23 @@ class Ball(ABC):
         """The radius at which the gain is had, and whether it can be; room is 0 where size is."""
 
     @abstractmethod
+    def _least(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
+    ) -> Float[Tensor, "n d"]:
+        """The least lengths in [0, room] whose product with `size` is `gain`, or all the room that helps.
+
+        `size` and `room` are its own to write over.
+        """
+
+    def _unit(self, like: Batch) -> Tensor | None:
+        """The length of each feature's unit, in `like`'s dtype, where that is not one for all."""
+        return None
+
+    @abstractmethod
     def _ascent(self, grad: Batch, z: Batch) -> Batch: ...
 
     @abstractmethod
-    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch: ...
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch: ...
 
     @abstractmethod
     def _sample(self, x: Batch, noise: Noise) -> Batch: ...
@@ -307,6 +372,10 @@ class Ball(ABC):
         """eps in double precision, so that it broadcasts against `like`, whose first dimension is the rows."""
         eps = torch.as_tensor(self.eps, dtype=torch.float64, device=like.device)
         return column(eps, like.ndim) if eps.ndim <= 1 else eps
+
+    def _length(self, z: Batch, size: float | PerExample) -> Tensor:
+        """size * eps in z's precision, to broadcast against z."""
+        return (self._radius(z) * (column(size, z.ndim) if isinstance(size, Tensor) else size)).to(z)
 
     def _reach(self, size: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
         """The radius to aim at in size's precision: short of eps by the rounding of a sum."""
@@ -367,40 +436,3 @@ class Ball(ABC):
     def _need_box(self) -> None:
         if self._endless() and not (finite(self.lo) and finite(self.hi)):
             raise BadInput("`eps` must be finite where the box is not, got inf; give `lo` and `hi`, or a finite eps")
-
-
-RULE = {
-    "eps": "a number, or (n,) with one radius per example (Linf also (1, *shape), one per feature)",
-    "lo": "a number, or as many dimensions as x with a first one of 1 or n; write `lo[None]` for one per feature",
-    "hi": "a number, or as many dimensions as x with a first one of 1 or n; write `hi[None]` for one per feature",
-    "mask": "as many dimensions as x with a first one of 1 or n; write `mask[None]` for one per feature",
-}
-
-
-def column(per_example: Tensor, ndim: int) -> Tensor:
-    """(n,) or () as (n, 1, ..., 1), to broadcast against a batch of `ndim` dimensions."""
-    return per_example.reshape(-1, *[1] * (ndim - 1))
-
-
-def flat(batch: Batch) -> Float[Tensor, "n d"]:
-    """(n, *shape) as (n, d)."""
-    return batch.flatten(1) if batch.ndim > 1 else batch[:, None]
-
-
-def blocks(n: int, d: int, device: torch.device) -> tuple[Int64[Tensor, " block"], ...]:
-    """The row numbers 0..n-1 in blocks of about `BLOCK` numbers, d to a row."""
-    return torch.arange(n, device=device).split(max(1, BLOCK // max(1, d)))
-
-
-def fits(part: Tensor, x: Tensor) -> bool:
-    return part.ndim == x.ndim and all(p in (1, size) for p, size in zip(part.shape, x.shape, strict=True))
-
-
-def finite(side: float | Tensor) -> bool:
-    return bool(torch.as_tensor(side).isfinite().all())
-
-
-def shown(value: float | Tensor) -> str:
-    if not isinstance(value, Tensor) or value.numel() == 1:
-        return f"{float(value):.6g}"
-    return f"a tensor {tuple(value.shape)} from {value.min().item():.6g} to {value.max().item():.6g}"

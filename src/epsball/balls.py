@@ -16,7 +16,7 @@ from torch import Tensor
 from epsball.ball import Ball, Batch, PerExample, column, finite, fits, flat, shown
 from epsball.errors import BadInput
 from epsball.noise import Noise
-from epsball.projections import knapsack, largest, scale_to_l2, shrink_to_l1
+from epsball.projections import cover, knapsack, largest, level, scale_to_l2, shrink_to_l1
 
 
 class Linf(Ball):
@@ -70,11 +70,28 @@ class Linf(Ball):
         size = size.gather(1, order)
         return _segment(_before(size * room), _onwards(size), room, gain, strict)
 
-    def _signed(self, grad: Batch, size: float) -> Batch:
+    def _least(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
+    ) -> Float[Tensor, "n d"]:
+        return torch.minimum(room, level(size, room, gain), out=room)
+
+    def _unit(self, like: Batch) -> Tensor | None:
+        if not isinstance(self.eps, Tensor) or self.eps.ndim < 2:
+            return None
+        eps, tiny = self.eps.to(like), torch.finfo(like.dtype).tiny
+        if not self._endless():
+            return eps.clamp_min(tiny)
+        self._need_box()
+        lo, hi = self._sides(like)
+        return torch.where(eps.isinf(), hi - lo, eps).clamp_min(tiny)
+
+    def _signed(self, grad: Batch, size: float | PerExample) -> Batch:
         """size * eps * sign(grad), a new tensor."""
         sign = grad.sign()
         if isinstance(self.eps, Tensor):
-            sign *= self._radius(grad).to(grad) * size
+            sign *= self._length(grad, size)
+        elif isinstance(size, Tensor):
+            sign *= column(size * self.eps, grad.ndim)
         else:
             sign *= self.eps * size
         if self._endless():
@@ -85,9 +102,9 @@ class Linf(Ball):
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
         return grad.sign()
 
-    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
         low, high = self._ends(x)
-        if isinstance(self.eps, Tensor) or self._endless():
+        if isinstance(self.eps, Tensor) or isinstance(size, Tensor) or self._endless():
             return self._signed(grad, size).add_(z).clamp_(low, high)
         sign = grad.sign()  # the only new memory of a step: fetching memory is most of what a step costs
         return torch.add(z, sign, alpha=size * self.eps, out=sign).clamp_(low, high)
@@ -141,20 +158,30 @@ class L2(Ball):
         mu, reached = _segment(_before(sizes * room.gather(1, order)), _onwards(sizes.square()), full, gain, strict)
         return torch.linalg.vector_norm(torch.minimum(mu[:, None] * size, room), dim=1), reached
 
+    def _least(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
+    ) -> Float[Tensor, "n d"]:
+        tiny = torch.finfo(size.dtype).tiny
+        scale = size.amax(1, keepdim=True).clamp_min_(tiny)  # squares may underflow
+        size /= scale
+        full = size.clamp_min(tiny)
+        share = level(size.square(), torch.div(room, full, out=full), gain / scale)
+        return torch.minimum(size.mul_(share), room, out=size)
+
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
         tiny = torch.finfo(grad.dtype).tiny
         rows = flat(grad)
         rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(tiny)
         return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(tiny)).reshape(grad.shape)
 
-    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
         # The whole gradient, so that the projection leaves shut coordinates shut; measured by its open part, so that
         # they do not use the step up.
         if self._endless():
             return self._argmax(grad, x)
         grad = grad / column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
         length = column(self.norm(self._open(grad, z)), z.ndim)
-        return self._project(z + grad * torch.where(length > 0, (self._radius(z) * size).to(z) / length, 0), x)
+        return self._project(z + grad * torch.where(length > 0, self._length(z, size) / length, 0), x)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:
         self._need_box()
@@ -206,17 +233,22 @@ class L1(Ball):
         place, reached = _first(before + size * room, gain, strict)
         return (spent + (gain - before) / size).gather(1, place)[:, 0], reached
 
+    def _least(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
+    ) -> Float[Tensor, "n d"]:
+        return cover(size, room, gain)
+
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
         rows = flat(grad)
         place = rows.abs().argmax(1, keepdim=True)
         return torch.zeros_like(rows).scatter(1, place, rows.gather(1, place).sign()).reshape(grad.shape)
 
-    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
         if self._endless():
             return self._argmax(grad, x)
         # Measured by the whole gradient: its greatest open coordinate jumps when rounding opens one.
         dual = column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
-        return self._project(z + grad / dual * (self._radius(z) * size).to(z), x)
+        return self._project(z + grad / dual * self._length(z, size), x)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:
         self._need_box()
@@ -276,14 +308,21 @@ class L0(Ball):
         place, reached = _first((size * room).sort(1, descending=True).values.cumsum(1), gain, strict)
         return (place[:, 0] + 1).to(size), reached
 
+    def _least(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
+    ) -> Float[Tensor, "n d"]:
+        worth, order = (size * room).sort(dim=1, descending=True, stable=True)
+        share = ((gain - worth.cumsum(1) + worth) / worth).nan_to_num_(nan=0.0).clamp_(0, 1)
+        return torch.empty_like(room).scatter_(1, order, share).mul_(room)
+
     def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
         return self.norm(delta) <= self._radius(slack).floor()  # a count needs no slack
 
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
         return replace(self, eps=1)._argmax(grad, z) - z
 
-    def _step(self, grad: Batch, z: Batch, x: Batch, size: float) -> Batch:
-        count = (torch.as_tensor(self.eps, dtype=torch.float64) * size).clamp_min(1)  # less than one is no step
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
+        count = (torch.as_tensor(self.eps, dtype=torch.float64, device=z.device) * size).clamp_min(1)  # or no step
         return self._project(replace(self, eps=count)._argmax(grad, z), x)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
+from epsball.attacks.pace import lead
 from epsball.ball import flat
 from epsball.objective import Objective, Point
 from epsball.task import Task
@@ -36,7 +37,8 @@ class Outcome:
     """What an attack did to each row of its task, and what that cost.
 
     `x_adv` (n, *shape) is the fooling point where `fooled`, else the example itself; `rank` the winning job, -1 for
-    none; `invalid` where logits were not finite and nothing fooled. `forwards` and `backwards` (n,) count the passes
+    none; `invalid` where logits were not finite and nothing fooled. `near` (n, *shape) is the best point at which a job
+    ended, the example itself where none did, and `lead` (n,) by how much the wrong class was ahead there (-inf). `forwards` and `backwards` (n,) count the passes
     up to the winner; `speculative_*` those of jobs that a lower rank made needless, `padding_*` those of rows that
     only filled the pool.
     """
@@ -45,6 +47,8 @@ class Outcome:
     fooled: Bool[Tensor, " n"]
     invalid: Bool[Tensor, " n"]
     rank: Int64[Tensor, " n"]
+    near: Float[Tensor, "n *shape"]
+    lead: Float[Tensor, " n"]
     forwards: Int64[Tensor, " n"]
     backwards: Int64[Tensor, " n"]
     speculative_forwards: int
@@ -66,21 +70,32 @@ def pool_size(wanted: int, width: int) -> int:
     return size
 
 
-def forward_rows(objective: Objective, z: Float[Tensor, "n *shape"], width: int) -> Tensor:
-    """Logits or labels at z, `width` rows at a time, the last batch padded as a pool is."""
+def forward_rows(objective: Objective, task: Task, z: Float[Tensor, "n *shape"], width: int) -> Tensor:
+    """Logits or labels at z, `width` rows of the task at a time, the last batch padded as a pool is."""
     outputs = []
     for start in range(0, len(z), width):
-        part = z[start : start + width]
-        index = torch.arange(pool_size(len(part), width), device=z.device).clamp_max(len(part) - 1)
-        outputs.append(objective.forward(part[index])[: len(part)])
+        rows = min(width, len(z) - start)
+        index = start + torch.arange(pool_size(rows, width), device=z.device).clamp_max(rows - 1)
+        outputs.append(objective.forward(z[index], task.rows(index))[:rows])
     return torch.cat(outputs)
 
 
 def run(
-    attack: Attack, objective: Objective, task: Task, *, width: int = 128, on_turn: OnTurn | None = None
+    attack: Attack,
+    objective: Objective,
+    task: Task,
+    *,
+    judge: Objective | None = None,
+    width: int = 128,
+    on_turn: OnTurn | None = None,
 ) -> Outcome:
-    """Attack every row of `task` through a pool of `width` rows. `objective` is open, and made for this attack."""
-    queue = _Queue(attack, objective, task, width)
+    """Attack every row of `task` through a pool of `width` rows. `objective` is open, and made for this attack.
+
+    With a `judge`, another open objective, the attack is a transfer: it climbs on `objective` to its end, and only
+    where it ends does the judge look.
+    """
+    attack.check_ball(task.ball)
+    queue = _Queue(attack, objective, task, width, judge)
     if len(task.x):
         queue.drive(on_turn or (lambda fallen: None))
     return queue.outcome()
@@ -94,6 +109,7 @@ class _Queue:
     objective: Objective
     task: Task
     width: int
+    judge: Objective | None
     state: State | None = None
     finals: list[tuple[np.ndarray, np.ndarray, Tensor]] = field(default_factory=list)
     waiting: int = 0
@@ -104,12 +120,19 @@ class _Queue:
         self.x_adv = self.task.x.clone()
         self.winner = np.full(n, jobs)
         self.invalid_at = np.full(n, jobs)
+        self.near, self.lead, self.near_rank = self.task.x.clone(), np.full(n, -np.inf), np.full(n, jobs)
         self.forwards = np.zeros((n, jobs), dtype=np.int64)
         self.backwards = np.zeros((n, jobs), dtype=np.int64)
-        self.passes_before = self.objective.forwards, self.objective.backwards
+        self.standing = self.attack.until == "fooled" and self.judge is None
+        self.passes_before = self.made()
         size = min(pool_size(self.width, self.width), -(-n * jobs // LEAST) * LEAST)
         self.row, self.rank = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         self.turns, self.live = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
+
+    def made(self) -> np.ndarray:
+        """Forwards and backwards of all models so far, in rows."""
+        seen = (self.objective,) if self.judge is None else (self.objective, self.judge)
+        return np.array([(one.forwards, one.backwards) for one in seen]).sum(0)
 
     def drive(self, on_turn: OnTurn) -> None:
         """Until no job is left: fill the pool, make a pass, let go what is fooled, finished or dropped."""
@@ -175,25 +198,25 @@ class _Queue:
         """One pass over the pool."""
         state = self.state
         assert state is not None, "refill comes first"
-        backwards = self.objective.backwards
+        before = self.made()
         point = self.objective(state.z, self.pool)
-        columns = (self.objective.backwards - backwards) // len(self.row)
+        forwards, backwards = (self.made() - before) // len(self.row)
         self.state = stepped = self.attack.step(state, point, self.pool)
         self.turns += 1
-        self.forwards[self.row[self.live], self.rank[self.live]] += 1
-        self.backwards[self.row[self.live], self.rank[self.live]] += columns
+        self.forwards[self.row[self.live], self.rank[self.live]] += forwards
+        self.backwards[self.row[self.live], self.rank[self.live]] += backwards
         passes = self.attack.passes
         done = self.turns >= passes if passes is not None else stepped.done.cpu().numpy()
         valid = point.valid.cpu().numpy()
         fooled = np.zeros_like(done)
-        if self.attack.until == "fooled":
+        if self.standing:
             fooled = self.live & point.fooled.cpu().numpy()
             self.settle(self.row[fooled], self.rank[fooled], state.z, np.flatnonzero(fooled))
         failed = self.live & ~valid
         np.minimum.at(self.invalid_at, self.row[failed], self.rank[failed])
         self.live &= ~fooled & (self.rank < self.winner[self.row])
         self.end(self.live & valid & done, stepped)
-        if self.attack.until == "done":  # what it had found before still counts
+        if not self.standing:  # what it had found before still counts
             elsewhere = flat(state.best != state.z).any(1).cpu().numpy()
             self.end(self.live & failed & elsewhere, state)
         self.live &= valid
@@ -221,24 +244,43 @@ class _Queue:
         row, rank = (np.concatenate([final[i] for final in self.finals]) for i in (0, 1))
         z = torch.cat([final[2] for final in self.finals])
         self.finals, self.waiting = [], 0
-        output = forward_rows(self.objective, z, self.width)
-        self.forwards[row, rank] += 1
-        point = Point(z, output, None, None, self.objective.success, self.job(row, rank)[0])
+        judge, task = self.judge or self.objective, self.job(row, rank)[0]
+        output = forward_rows(judge, task, z, self.width)
+        self.forwards[row, rank] += judge.eot
+        point = Point(z, output, None, None, judge.success, task)
         fooled, valid = point.fooled.cpu().numpy(), point.valid.cpu().numpy()
         np.minimum.at(self.invalid_at, row[~valid], rank[~valid])
         self.settle(row[fooled], rank[fooled], z, np.flatnonzero(fooled))
         self.live &= self.rank < self.winner[self.row]
+        if output.is_floating_point():
+            self.approach(
+                row[valid], rank[valid], z, np.flatnonzero(valid), lead(output, task).double().cpu().numpy()[valid]
+            )
+
+    def approach(self, row: np.ndarray, rank: np.ndarray, z: Tensor, index: np.ndarray, ahead: np.ndarray) -> None:
+        """Jobs that ended at z[index], `ahead` by so much: the furthest of each example is kept, of equals the first."""
+        order = np.lexsort((-rank, ahead))  # the best is written last
+        order = order[
+            (ahead > self.lead[row])[order] | ((ahead == self.lead[row]) & (rank < self.near_rank[row]))[order]
+        ]
+        last = {int(row[i]): i for i in order}
+        if last:
+            at = np.fromiter(last, np.int64), np.fromiter(last.values(), np.int64)
+            self.lead[at[0]], self.near_rank[at[0]] = ahead[at[1]], rank[at[1]]
+            self.near[torch.from_numpy(at[0])] = z[torch.from_numpy(index[at[1]])]
 
     def outcome(self) -> Outcome:
         needed = np.arange(self.forwards.shape[1]) <= self.winner[:, None]
         forwards, backwards = (np.where(needed, part, 0).sum(1) for part in (self.forwards, self.backwards))
         fooled = self.winner < self.attack.jobs
-        made = self.objective.forwards - self.passes_before[0], self.objective.backwards - self.passes_before[1]
+        made = self.made() - self.passes_before
         return Outcome(
             x_adv=self.x_adv,
             fooled=torch.from_numpy(fooled),
             invalid=torch.from_numpy(~fooled & (self.invalid_at < self.attack.jobs)),
             rank=torch.from_numpy(np.where(fooled, self.winner, -1)),
+            near=self.near,
+            lead=torch.from_numpy(self.lead),
             forwards=torch.from_numpy(forwards),
             backwards=torch.from_numpy(backwards),
             speculative_forwards=int(self.forwards.sum() - forwards.sum()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from epsball import run_dir
 from epsball.errors import BadInput
+from epsball.files import write_whole
+from epsball.storage import Storage
 
 Status = Literal["robust", "fooled", "wrong", "at-target", "invalid"]
 STATUSES: tuple[Status, ...] = ("robust", "fooled", "wrong", "at-target", "invalid")
@@ -49,6 +51,88 @@ class Stage:
         return Stage(**{key: value if key in same else value + theirs[key] for key, value in mine.items()})
 
 
+ENOUGH = 0.95
+"""The share of hidden adversarial examples that a strong enough protocol finds; below it the test is failed."""
+ACTIVE = "active.json"
+EASY = 0.5
+"""Where random search finds as large a share, finding them says nothing about an attack."""
+
+
+@dataclass(frozen=True)
+class ActiveTest:
+    """What a protocol found of adversarial examples that were hidden in the balls of `n` examples (see `active_test`).
+
+    `found` of them by the protocol, `random` by `draws` random points each; `skipped` examples could be given none.
+    `missed` are the ids where the protocol failed, `caught` how many each of its attacks found, in order, each working
+    on what still stood. `features` says what the hidden heads act on; `asked` examples were asked for. `forwards` and
+    `backwards` are the protocol's passes, in rows.
+    """
+
+    n: int
+    found: int
+    random: int
+    skipped: int
+    missed: tuple[int, ...]
+    caught: tuple[tuple[str, int], ...]
+    features: str
+    draws: int
+    asked: int
+    seed: int
+    forwards: int
+    backwards: int
+    seconds: float = field(compare=False)
+
+    @property
+    def too_weak(self) -> bool:
+        """Whether the protocol missed more than it may: what it calls robust need not be."""
+        return self.found < ENOUGH * self.n
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether there was nothing to find, or what the protocol found random search finds too."""
+        return self.n == 0 or (not self.too_weak and self.random >= EASY * self.n)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the protocol found what was hidden, and that took more than luck."""
+        return not self.too_weak and not self.says_nothing
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        if not self.n:
+            return f"active test: nothing could be hidden in the balls of {self.skipped} examples, so it says nothing"
+        found = f"{self.found} of {self.n} hidden adversarial examples found (random search: {self.random})"
+        if self.too_weak:
+            return f"active test: the protocol is too weak for this model: {found}"
+        return f"active test: {found}" + (", too easy to say anything" if self.says_nothing else "")
+
+    def summary(self) -> dict[str, Any]:
+        """The result as JSON can hold it."""
+        return {**vars(self), "passed": self.passed, "verdict": self.verdict}
+
+    def to_json(self) -> str:
+        """As JSON; `from_json` gives an equal result."""
+        return json.dumps(vars(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ActiveTest:
+        """The result that `to_json` wrote."""
+        record = json.loads(text)
+        caught = tuple((name, count) for name, count in record.pop("caught"))
+        return cls(missed=tuple(record.pop("missed")), caught=caught, **record)
+
+    @classmethod
+    def load(cls, path: Path) -> ActiveTest | None:
+        """The result that a run left in its directory, None where the test was not made."""
+        kept = path / ACTIVE
+        return cls.from_json(kept.read_text()) if kept.exists() else None
+
+    def save(self, path: Path) -> None:
+        """Leave the result in a run's directory."""
+        write_whole(path / ACTIVE, lambda draft: draft.write_text(self.to_json()))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The verdict on a model: one record per example, and what each stage caught and cost.
@@ -59,7 +143,9 @@ class Evaluation:
     `eps` (the radius it fell at), `adversarial_prediction, adversarial_confidence`, `distance` in the ball's norm,
     `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits that are not finite, from
     which on the example does not count as robust; `forwards, backwards` are the attack passes spent on it.
-    `adversarial` holds the fooling points.
+    `adversarial` holds the fooling points `x_adv` and their examples `x` as they are kept, `points()` and `originals()`
+    give what they stand for. `active_test` says whether the attacks are strong enough for this model,
+    where that was asked.
     """
 
     config: dict[str, Any]
@@ -67,6 +153,7 @@ class Evaluation:
     adversarial: pa.Table
     stages: tuple[Stage, ...]
     probes: int
+    active_test: ActiveTest | None = None
 
     def __len__(self) -> int:
         return self.records.num_rows
@@ -91,19 +178,32 @@ class Evaluation:
         return self.curve[-1][1]
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval (Wilson) of `robust_accuracy`, which is measured on a sample of examples."""
+        return wilson(int(self._held()[-1].sum()), self._asked)
+
+    @property
     def curve(self) -> list[tuple[float | None, float]]:
         """(radius, robust accuracy at it), smallest first. The radius is None where it differs between examples."""
+        whole, held = self._asked, self._held()
+        shares = [float(rows.sum() / whole) if whole else math.nan for rows in held]
+        return list(zip(self.config["radii"], shares, strict=True))
+
+    @property
+    def _asked(self) -> int:
+        """How many examples robust accuracy is a share of."""
+        return len(self) - (self.count("at-target") + self.count("wrong") if self.config["target"] else 0)
+
+    def _held(self) -> list[np.ndarray]:
+        """The examples that hold at each radius, (n,) boolean."""
         status = self.records["status"].to_numpy(zero_copy_only=False)
-        fell = self.records["eps"].to_numpy(zero_copy_only=False)
-        whole = len(self) - (self.count("at-target") + self.count("wrong") if self.config["target"] else 0)
         radii = self.config["radii"]
         if len(radii) == 1:
-            held = [status == "robust"]
-        else:  # comparisons with a radius that is not there are false
-            lost = self.records["overflow_eps"].to_numpy(zero_copy_only=False)
-            attacked = np.isin(status, ("robust", "fooled")) | ~np.isnan(lost)
-            held = [attacked & ~(fell <= eps) & ~(lost <= eps) for eps in radii]
-        return [(eps, float(rows.sum() / whole) if whole else math.nan) for eps, rows in zip(radii, held, strict=True)]
+            return [status == "robust"]
+        # comparisons with a radius that is not there are false
+        fell, lost = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
+        attacked = np.isin(status, ("robust", "fooled")) | ~np.isnan(lost)
+        return [attacked & ~(fell <= eps) & ~(lost <= eps) for eps in radii]
 
     @property
     def cost(self) -> dict[str, int]:
@@ -138,8 +238,15 @@ class Evaluation:
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """The ids of the fooled examples and their adversarial points, (m,) and (m, *shape)."""
-        shape = tuple(self.config["data"]["shape"])
-        return self.adversarial["id"].to_numpy().copy(), run_dir.points(self.adversarial["x_adv"], shape).copy()
+        return self.adversarial["id"].to_numpy().copy(), self._read("x_adv")
+
+    def originals(self) -> np.ndarray:
+        """The fooled examples as they were, (m, *shape), in the order of `points`."""
+        return self._read("x")
+
+    def _read(self, name: str) -> np.ndarray:
+        storage, shape = Storage.of(self.config), tuple(self.config["data"]["shape"])
+        return storage.points(self.adversarial[name], shape).copy()
 
     def summary(self) -> dict[str, Any]:
         """The figures of the verdict, as JSON can hold them."""
@@ -147,6 +254,7 @@ class Evaluation:
             "n": len(self),
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
+            "interval": list(self.interval),
             "curve": [{"eps": eps, "robust_accuracy": accuracy} for eps, accuracy in self.curve],
             "status": {status: self.count(status) for status in STATUSES},
             "stages": [vars(stage) for stage in self.stages],
@@ -154,6 +262,7 @@ class Evaluation:
             "backwards": self.backwards,
             "cost": self.cost,
             "seconds": self.seconds,
+            "active_test": None if self.active_test is None else self.active_test.summary(),
             "config": self.config,
         }
 
@@ -172,11 +281,12 @@ class Evaluation:
                 f"`path` {path} holds a run that is not finished: {len(missing)} of {shards} shards are "
                 "missing; start it again with the same arguments and it goes on"
             )
-        return gathered(
+        found = gathered(
             config,
             [run_dir.load(file) for file in kept],
             lambda shard, name: run_dir.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
         )
+        return replace(found, active_test=ActiveTest.load(path))
 
 
 def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:
@@ -193,11 +303,13 @@ def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evalu
             probes += notes.get("probes", 0)
             stages[name] = stages[name].plus(stage) if name in stages else stage
             if "x_adv" in part.column_names:
-                fallen.append(part.filter(part["fooled"]).select(["id", "x_adv"]))
+                kept = [name for name in ("id", "x_adv", "x") if name in part.column_names]
+                fallen.append(part.filter(part["fooled"]).select(kept))
     order = ["clean", *(stage["name"] for stage in config["stages"])]
     adversarial = pa.concat_tables([table.replace_schema_metadata() for table in fallen]) if fallen else None
     if adversarial is None:
-        adversarial = pa.table({"id": pa.array([], pa.int64()), "x_adv": pa.array([], pa.list_(pa.float32()))})
+        none = pa.array([], pa.list_(pa.float32()))
+        adversarial = pa.table({"id": pa.array([], pa.int64()), "x_adv": none, "x": none})
     return Evaluation(
         config=config,
         records=pa.concat_tables([table.replace_schema_metadata() for table in records]).combine_chunks(),
@@ -205,3 +317,17 @@ def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evalu
         stages=tuple(stages[name] for name in order if name in stages),
         probes=probes,
     )
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, count of n, by Wilson's score test (1927); not a number for n = 0.
+
+    >>> [round(end, 4) for end in wilson(128, 360)]
+    [0.3079, 0.4063]
+    """
+    if n == 0:
+        return math.nan, math.nan
+    from scipy.stats import binomtest  # a second to import
+
+    low, high = binomtest(count, n).proportion_ci(method="wilson")
+    return float(low), float(high)

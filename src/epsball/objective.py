@@ -146,8 +146,10 @@ class Objective:
 
     `model` maps (n, *shape) to logits (n, classes), to one logit (n,) or (n, 1), or, for attacks that need only the
     label, to integers (n,). `forwards` and `backwards` count rows; `probes` counts the rows of checks that no attack
-    asked for. A `careful` objective takes gradients that are not finite for zero, on every pass; any other becomes so
-    when its first gradient gives a reason.
+    asked for. With `eot` = k a pass asks k times and shows the mean of logits, loss and gradient (labels: the most
+    frequent): for models that draw random numbers, the expectation over transformation of Athalye et al. (ICML 2018),
+    and the classifier in question is the one that averages k draws. A `careful` objective takes gradients that are not
+    finite for zero, on every pass; any other becomes so when its first gradient gives a reason.
     """
 
     def __init__(
@@ -158,10 +160,13 @@ class Objective:
         needs: Needs = "grad",
         success: Success = changes_prediction,
         careful: bool = False,
+        eot: int = 1,
     ) -> None:
         if not callable(model):
             raise BadInput(f"`model` must be callable, x -> logits, got {type(model).__name__}")
-        self.model, self.loss, self.needs, self.success = model, loss, needs, success
+        if isinstance(eot, bool) or not isinstance(eot, int) or eot < 1:
+            raise BadInput(f"`eot` must be a whole number >= 1, got {eot!r}; 1 is right for all but stochastic models")
+        self.model, self.loss, self.needs, self.success, self.eot = model, loss, needs, success, eot
         self.forwards = self.backwards = self.probes = 0
         self.careful = careful
         self._fresh = True
@@ -181,16 +186,20 @@ class Objective:
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(None, None, None)
 
-    def forward(self, z: Float[Tensor, "n *shape"]) -> Tensor:
+    def forward(self, z: Float[Tensor, "n *shape"], task: Task | None = None) -> Tensor:
         """Logits (n, classes) or labels (n,) at z, without a gradient."""
         with torch.no_grad():
-            output = self._run(z)
-        self.forwards += len(z)
+            output = self._run(z, task) if self.eot == 1 else self._average(z, task)
+        self.forwards += len(z) * self.eot
         return output
+
+    def _average(self, z: Tensor, task: Task | None) -> Tensor:
+        outputs = torch.stack([self._run(z, task) for _ in range(self.eot)])
+        return outputs.mean(0) if outputs.is_floating_point() else outputs.mode(0).values
 
     def judge(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
         """A pass that only looks: success and validity at z, no loss, no gradient."""
-        return Point(z, self.forward(z), None, None, self.success, task)
+        return Point(z, self.forward(z, task), None, None, self.success, task)
 
     def verdict(self, output: Tensor, task: Task) -> Bool[Tensor, " n"]:
         """Success, from logits or labels that are there already."""
@@ -201,18 +210,17 @@ class Objective:
         if self.needs == "label":
             return self.judge(z, task)
         if self.needs == "logits":
-            logits = self._logits(self.forward(z))
+            logits = self._logits(self.forward(z, task))
             if self._fresh:
                 self._fresh = False
                 self._check_first(logits, task)
             return Point(z, logits, self.loss(logits, task), None, self.success, task)
-        leaf = z.detach().requires_grad_()
-        logits = self._logits(self._run(leaf))
-        if self._fresh:
-            self._check_first(logits, task)
-        loss = self.loss(logits, task)
-        grad = self._gradient(loss, leaf)
-        self.forwards += len(z)
+        logits, loss, grad = self._gradients(z, task)
+        for _ in range(1, self.eot):
+            more = self._gradients(z, task)
+            logits, loss, grad = logits.detach() + more[0].detach(), loss.detach() + more[1].detach(), grad + more[2]
+        if self.eot > 1:
+            logits, loss, grad = logits / self.eot, loss / self.eot, grad / self.eot
         if self._fresh:
             self._fresh = False
             self._check_gradient(grad)
@@ -220,23 +228,34 @@ class Objective:
             grad = grad.nan_to_num(nan=0.0)
         return Point(z, logits, loss, grad, self.success, task)
 
+    def _gradients(self, z: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, loss and input gradient of one forward."""
+        leaf = z.detach().requires_grad_()
+        logits = self._logits(self._run(leaf, task))
+        if self._fresh:
+            self._check_first(logits, task)
+        loss = self.loss(logits, task)
+        self.forwards += len(z)
+        return logits, loss, self._gradient(loss, leaf)
+
     def check_deterministic(self, z: Float[Tensor, "n *shape"]) -> bool:
         """Run the model twice on z and warn where it answers differently. Counted in `probes`."""
         with torch.no_grad():
-            first, second = self._run(z), self._run(z)
+            first, second = self._run(z, None), self._run(z, None)
         self.probes += 2 * len(z)
         slack = 1e-4 * first.abs().nan_to_num(0, 0, 0).amax().item() if first.numel() else 0.0
         same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
         if not same:
             warnings.warn(
                 "`model` is stochastic in eval mode: two passes over the same examples differ; verdicts will not "
-                "repeat. Fix its noise, or average several passes inside the model",
+                "repeat. Fix its noise, or attack and judge the mean of several passes with eot=20",
                 ModelWarning,
                 stacklevel=3,
             )
         return same
 
-    def _run(self, z: Tensor) -> Tensor:
+    def _run(self, z: Tensor, task: Task | None) -> Tensor:
+        """The model at z; `task` says which rows these are, for a subclass whose model differs between rows."""
         version = z._version
         try:
             output = self.model(z)

@@ -9,6 +9,10 @@ The Euclidean projection onto {|v|_2 <= r} and the maximiser of a linear functio
 min(mu * size, room); the projection onto {|v|_1 <= r} is min((size - theta)_+, room); the maximiser over it is a
 fractional knapsack (Dantzig, "Discrete-variable extremum problems", 1957). The multipliers are found exactly, by
 active sets of piecewise linear functions (compare Duchi et al., ICML 2008, which has no box).
+
+The nearest point of a hyperplane asks the other way round, for the least radius with a given gain: `level` (max norm,
+Euclidean), `cover` (L1), after Croce and Hein (ICML 2020, section 3.2), who sort. Here an elementwise operation with
+a boolean result costs many times one with a floating point result (torch 2.13, CPU), hence the comparisons `out=`.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 MAX_ITERATIONS = 256
+SORTED = 5
+"""`cover` stops drawing its bounds together where they would hold some 2^5 coordinates, and sorts those."""
 
 
 def scale_to_l2(
@@ -110,3 +116,78 @@ def largest(gain: Float[Tensor, "n d"], count: Float[Tensor, "n 1"]) -> Bool[Ten
     place = torch.arange(gain.shape[1], device=gain.device).expand_as(order)
     rank = torch.empty_like(order).scatter(1, order, place)
     return (rank < count) & (gain > 0)
+
+
+def level(weight: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
+    """The least t >= 0 with sum of weight * min(room, t) = `gain`; where there is none, so great that all room is used.
+
+    The sum is concave and piecewise linear in t: Newton's method from 0 rises to the root and is there as soon as no
+    more room is used up on the way. Rows that have arrived are left out of the rounds that others need. A gap of eight
+    roundings of `gain` is none.
+
+    >>> level(torch.tensor([[3.0, 4.0]]), torch.tensor([[9.0, 0.5]]), torch.tensor([[5.0]]))
+    tensor([[1.]])
+    """
+    near = 8 * torch.finfo(gain.dtype).eps
+    found = at = torch.zeros_like(gain)
+    rows, missing, buffer = None, gain, torch.empty_like(weight)
+    for _ in range(weight.shape[1] + 1):
+        slope = torch.gt(room, at, out=buffer).mul_(weight).sum(1, keepdim=True)
+        ahead = at + (missing / slope).nan_to_num_(nan=0.0, posinf=0.0)
+        going = (missing > near * gain) & (ahead > at)
+        at = torch.where(going, ahead, at)
+        found = at if rows is None else found.index_copy_(0, rows, at)
+        left = going.squeeze(1).nonzero().squeeze(1)
+        if not len(left):
+            break
+        if len(left) < len(at):
+            rows = left if rows is None else rows[left]
+            weight, room, gain, at, buffer = weight[left], room[left], gain[left], at[left], buffer[: len(left)]
+        missing = gain - torch.minimum(room, at, out=buffer).mul_(weight).sum(1, keepdim=True)
+    return found
+
+
+def cover(price: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]) -> Float[Tensor, "n d"]:
+    """The v in [0, room] with the least sum and <price, v> = `gain`; where there is none, all the room there is.
+
+    The other side of `knapsack`: the dearest coordinates are filled first, the first of a tie before the others. Bounds
+    of the price at which the gain is had are drawn together as in quickselect, at the mean price of what lies between
+    them, weighted by room: there the dual's tangents at the bounds meet. Only what is left between them is sorted. A
+    gap of eight roundings of `gain` is none.
+
+    >>> cover(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[9.0, 0.5, 0.4]]), torch.tensor([[2.0]]))
+    tensor([[0.0000, 0.5000, 0.2500]])
+    """
+    (n, d), tiny = price.shape, torch.finfo(price.dtype).tiny
+    gain = gain * (1 - 8 * torch.finfo(price.dtype).eps)  # what rounding lacks is not bought of the cheapest
+    alone = price.clamp_min(tiny)
+    room = torch.minimum(room, torch.div(gain, alone, out=alone), out=alone)  # and not infinite where there is no box
+    buffer = price * room
+    # At a bound: its price, then the worth and the room of all that is dearer.
+    high = torch.cat([price.amax(1, keepdim=True), gain * 0, gain * 0], 1)
+    low = torch.cat([gain * 0, buffer.sum(1, keepdim=True), room.sum(1, keepdim=True)], 1)
+    out_of_reach = low[:, 1:2] <= gain
+    pivot = high[:, :1] / 2
+    for _ in range(max(0, d.bit_length() - SORTED)):
+        spent = torch.gt(price, pivot, out=buffer).mul_(room).sum(1, keepdim=True)
+        inside = buffer.mul_(price).sum(1, keepdim=True)
+        seen, enough = torch.cat([pivot, inside, spent], 1), (inside >= gain).to(price)
+        low, high = low.lerp(seen, enough), seen.lerp(high, enough)
+        between = low - high
+        pivot = between[:, 1:2] / between[:, 2:]
+    high = high.masked_fill(out_of_reach, 0)
+    taken = torch.gt(price, high[:, :1], out=buffer).mul_(room)
+    row, column = ((price > low[:, :1]) & (price <= high[:, :1])).nonzero(as_tuple=True)
+    if not len(row):
+        return taken
+    number = row.bincount(minlength=n)
+    place = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+    prices, most = price.new_zeros(2, n, int(number.amax()))
+    prices[row, place], most[row, place] = price[row, column], room[row, column]
+    prices, order = prices.sort(dim=1, descending=True, stable=True)
+    most = most.gather(1, order)
+    worth = prices * most
+    missing = gain - high[:, 1:2] - worth.cumsum(1) + worth
+    length = torch.minimum((missing / prices.clamp_min(tiny)).clamp_min(0), most)
+    taken[row, column] = torch.empty_like(length).scatter_(1, order, length)[row, place]
+    return taken

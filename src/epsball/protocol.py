@@ -9,10 +9,12 @@ point. Shards of consecutive ids and stages are the units of work that a resumed
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -24,20 +26,27 @@ from jaxtyping import Int64
 from torch import Tensor
 
 import epsball
-from epsball import engine, fingerprint, run_dir
+from epsball import cascades, engine, fingerprint, run_dir
+from epsball.active import examined
 from epsball.attacks import parse
 from epsball.attacks.attack import Attack, whole
 from epsball.ball import Ball
+from epsball.ball_file import save_ball
+from epsball.called import Called, UserAttack
 from epsball.data import Examples, from_arrays
 from epsball.errors import BadInput
-from epsball.evaluation import Evaluation, gathered
+from epsball.evaluation import ActiveTest, Evaluation, gathered
 from epsball.losses import cross_entropy
 from epsball.objective import Model, Objective, Success, changes_prediction, frozen
 from epsball.run_dir import RunDir
-from epsball.shard import PROBED, Plan, Shard
+from epsball.shard import PROBED, Plan, Shard, numbers
+from epsball.storage import Kind, Storage
 from epsball.task import labels, task_of
 
+log = logging.getLogger(__name__)
+
 SHARD = 1024
+Asked = str | Attack | UserAttack
 
 
 @dataclass(frozen=True)
@@ -54,55 +63,85 @@ def evaluate(
     model: Model,
     data: Examples | tuple[Any, Any],
     ball: Ball,
-    attacks: str | Attack | Sequence[str | Attack] = ("fgsm", "pgd"),
+    attacks: Asked | Sequence[Asked] = ("fgsm", "pgd"),
     *,
     eps: Sequence[float] | None = None,
     target: Int64[Tensor, " n"] | int | None = None,
+    source: Model | None = None,
+    eot: int = 1,
     seed: int = 0,
     width: int = 128,
     run_dir: str | Path | None = None,
     success: Success = changes_prediction,
+    storage: Kind = "float",
+    active_test: int = 0,
     shard_size: int = SHARD,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
     """How robust is `model` on `data` in `ball`? The worst case over all `attacks`, per example, re-verified.
 
     `model` is a torch module, or a callable x -> logits; `data` are Examples, or (x, y) with x (n, *shape) in the
-    units of the ball and y (n,). `attacks` are run in order, by name ("pgd", "pgd:steps=100") or as objects, each on
-    what still stands. `eps` gives several radii, for the robustness curve; `target` (n,) or one class asks for that
-    class. `width` rows share a pass and do not change the records (from 32 up, on CPU). With `run_dir` the run is kept
-    there, and goes on from there if it was interrupted.
+    units of the ball and y (n,). `attacks` are run in order, each on what still stands: by name ("pgd",
+    "pgd:steps=100"), as objects, as callables (model, x, y, ball) -> x_adv, or as protocols of several attacks
+    ("standard", "fast": see `epsball.cascades`). With a `source`, another model, they are transfers: they see the
+    source alone, and `model` judges where they end. `eot` passes are averaged, for a stochastic model. `eps` gives
+    several radii, for the robustness curve; `target` (n,) or one class asks for that class. `width` rows share a pass
+    and do not change the records (from 32 up, on CPU). With `run_dir` the run is kept there, and goes on from there if
+    it was interrupted. With `storage` "8bit" adversarial examples are kept, and judged, in the 256 levels of an image
+    from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `active_test`
+    the same attacks are also set on so many hidden adversarial examples, at the largest radius: are they strong enough
+    for this model (see `epsball.active_test`)?
 
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """
+    whole("active_test", active_test, 0)
+    if active_test and source is not None:
+        raise BadInput("`active_test` must be 0 with a `source`: a transfer does not see the head that hides a point")
     examples = data if isinstance(data, Examples) else from_arrays(*data)
-    plan = plan_of(model, examples, ball, attacks, eps, target, seed, width, success, shard_size)
+    plan = plan_of(model, examples, ball, attacks, eps, target, source, eot, seed, width, success, shard_size, storage)
     with ExitStack() as stack:
         kept = stack.enter_context(RunDir(run_dir, plan.config)) if run_dir is not None else None
+        if kept is not None:
+            save_ball(plan.task.ball, kept.ball)
         stack.enter_context(frozen(model))
-        return _run(plan, kept, on_progress or (lambda progress: None))
+        if source is not None:
+            stack.enter_context(frozen(source))
+        found = _run(plan, kept, on_progress or (lambda progress: None))
+        return replace(found, active_test=_active(plan, kept, active_test))
 
 
 def plan_of(
     model: Model,
     examples: Examples,
     ball: Ball,
-    attacks: str | Attack | Sequence[str | Attack],
+    attacks: Asked | Sequence[Asked],
     eps: Sequence[float] | None,
     target: object,
+    source: Model | None,
+    eot: int,
     seed: int,
     width: int,
     success: Success,
     shard_size: int,
+    storage: str,
 ) -> Plan:
     """The checked arguments of `evaluate`, and the configuration that a resume is held against."""
     whole("width", width, 1)
     whole("shard_size", shard_size, 1)
+    whole("eot", eot, 1)
     seed = index(seed)
-    listed = [attacks] if isinstance(attacks, str | Attack) else list(attacks)
+    asked = list(attacks) if isinstance(attacks, Sequence) and not isinstance(attacks, str) else [attacks]
+    listed = [part for one in asked for part in (cascades.expand(one, ball.name) if isinstance(one, str) else (one,))]
     if not listed:
         raise BadInput("`attacks` must name at least one attack, got none; as in attacks=['fgsm', 'pgd']")
-    chosen = tuple(parse(attack) if isinstance(attack, str) else attack for attack in listed)
+    chosen = tuple(_chosen(attack) for attack in listed)
+    for attack in chosen:
+        if isinstance(attack, Attack):
+            attack.check_ball(ball)
+        elif target is not None:
+            raise BadInput(f"`target` must be left out with {attack.name}: a callable is not told of it")
+    if source is not None and not callable(source):
+        raise BadInput(f"`source` must be a model, callable, x -> logits, got {type(source).__name__}")
     radii = None if eps is None else tuple(sorted(float(radius) for radius in eps))
     if radii is not None and (not radii or len(set(radii)) < len(radii)):
         raise BadInput(f"`eps` must be distinct radii, at least one, got {list(radii)}; or leave it out")
@@ -116,6 +155,7 @@ def plan_of(
     goal = None if target is None else labels("target", target, examples.x)[order]
     bound = ball.bind(examples.x).rows(order)
     task = task_of(examples.x[order], examples.y[order], bound, target=goal, ids=examples.ids[order], seed=seed)
+    kept = _storage(storage, bound, task.x)
     one_radius = None if isinstance(ball.eps, Tensor) else float(ball.eps)
     config = {
         "epsball": epsball.__version__,
@@ -125,37 +165,57 @@ def plan_of(
             "name": examples.name,
             "n": len(order),
             "shape": list(task.x.shape[1:]),
-            "dtype": str(task.x.dtype).removeprefix("torch."),
+            "dtype": kept.dtype,
             "digest": fingerprint.of_tensors(task.x, task.y, task.noise.ids),
+            "labels": fingerprint.of_tensors(task.y, task.noise.ids),
         },
         "model": fingerprint.of_model(model),
+        "source": None if source is None else fingerprint.of_model(source),
+        "eot": eot,
         "ball": fingerprint.described(bound),
         "radii": list(radii) if radii else [one_radius],
+        "protocol": [one if isinstance(one, str) else _name(one) for one in asked],
         "attacks": [fingerprint.described(attack) for attack in chosen],
         "stages": [
-            {"name": f"{i:02d}-{type(attack).__name__.lower()}", "attack": name, "eps": radius}
+            {"name": f"{i:02d}-{_file(attack)}", "attack": name, "eps": radius}
             for i, (radius, (name, attack)) in enumerate(
                 (radius, pair)
                 for radius in (radii or (one_radius,))
-                for pair in zip(_names(listed), chosen, strict=True)
+                for pair in zip(map(_name, listed), chosen, strict=True)
             )
         ],
         "target": None if goal is None else fingerprint.of_tensors(goal),
         "success": fingerprint.described(success),
+        "storage": asdict(kept),
         "seed": seed,
         "shard_size": shard_size,
         "width": width,
     }
-    return Plan(model, task, chosen, radii, width, success, shard_size, json.loads(json.dumps(config)))
+    return Plan(
+        model, task, chosen, radii, width, success, shard_size, json.loads(json.dumps(config)), kept, source, eot
+    )
+
+
+def _storage(asked: str, ball: Ball, x: Tensor) -> Storage:
+    """How the points of a run on `x` in the bound `ball` are kept."""
+    lo, hi = (None if isinstance(side, Tensor) else float(side) for side in (ball.lo, ball.hi))
+    dtype = str(x.dtype).removeprefix("torch.")
+    storage = Storage.chosen(asked, dtype, lo, hi, map(numbers, x.split(SHARD)))
+    if storage.x_adv == "8bit" and storage.x != "8bit":
+        log.warning(
+            "`storage` '8bit': the data is not on the 256 levels from %g to %g, so that keeping a point may move every "
+            "number by up to half a level; successes that this carries out of the ball do not count",
+            lo,
+            hi,
+        )
+    return storage
 
 
 def _run(plan: Plan, kept: RunDir | None, on_progress: Callable[[Progress], None]) -> Evaluation:
     n = len(plan.task.x)
     records: list[pa.Table] = []
     memory: dict[tuple[int, str], pa.Table] = {}
-    objectives = [
-        Objective(plan.model, a.loss, needs=a.needs, success=plan.success, careful=True) for a in plan.attacks
-    ]
+    objectives = [plan.objective(attack) for attack in plan.attacks]
     standing = 0
     if kept is not None and kept.stage(0, "clean").exists():
         _same_model(plan, run_dir.load(kept.stage(0, "clean")))
@@ -179,12 +239,28 @@ def _run(plan: Plan, kept: RunDir | None, on_progress: Callable[[Progress], None
     return gathered(kept.config if kept is not None else plan.config, records, find)
 
 
+def _active(plan: Plan, kept: RunDir | None, n: int) -> ActiveTest | None:
+    """The active test of `n` examples at the largest radius: the one that the run's directory holds, or made now."""
+    before = None if kept is None else ActiveTest.load(kept.path)
+    if not n or (before is not None and before.asked == n):
+        return before
+    task = plan.task
+    if plan.radii is not None:
+        task = replace(task, ball=task.ball.with_eps(plan.radii[-1]).bind(task.x))
+    names = [stage["attack"] for stage in plan.config["stages"][: len(plan.attacks)]]
+    attacks = list(zip(names, plan.attacks, strict=True))
+    found = examined(plan.model, task, attacks, n=n, eot=plan.eot, width=plan.width)
+    if kept is not None:
+        found.save(kept.path)
+    return found
+
+
 def _same_model(plan: Plan, clean: pa.Table) -> None:
     """Refuse a resume with a model that answers differently: a digest does not see all that a model is made of."""
-    if "logits" not in clean.column_names:
+    if "logits" not in clean.column_names or plan.eot > 1:  # the logits of a stochastic model are never the same
         return
     with Objective(plan.model, cross_entropy) as objective:
-        now = engine.forward_rows(objective, plan.task.x[:PROBED], plan.width).cpu()
+        now = engine.forward_rows(objective, plan.task, plan.task.x[:PROBED], plan.width).cpu()
     before = torch.tensor(run_dir.points(clean["logits"], (-1,))[: len(now)])
     if now.shape != before.shape or not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise BadInput(
@@ -197,6 +273,25 @@ def _tell(on_progress: Callable[[Progress], None], done: int, robust: int, total
     on_progress(Progress(stage, done, robust + left, total))
 
 
-def _names(attacks: Sequence[str | Attack]) -> list[str]:
-    """What each attack is called in the records: as the user wrote it, else by its class."""
-    return [attack if isinstance(attack, str) else type(attack).__name__.lower() for attack in attacks]
+def _chosen(asked: Asked) -> Attack | Called:
+    """An attack from its name, as it is, or around a callable."""
+    if isinstance(asked, str):
+        return parse(asked)
+    if isinstance(asked, Attack):
+        return asked
+    if not callable(asked) or isinstance(asked, type):
+        raise BadInput(f"`attacks` must be names, attacks such as PGD(), or callables, got {asked!r}")
+    return Called(asked)
+
+
+def _name(asked: Asked | Called) -> str:
+    """What an attack is called in the records: as the user wrote it, else by its class or function."""
+    if isinstance(asked, str):
+        return asked
+    chosen = asked if isinstance(asked, Called) else _chosen(asked)
+    return chosen.name if isinstance(chosen, Called) else type(chosen).__name__.lower()
+
+
+def _file(attack: Attack | Called) -> str:
+    """A stage's name in a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", _name(attack)).strip("-")

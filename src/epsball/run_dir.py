@@ -1,8 +1,10 @@
 """The run directory: what is finished is on disk, whole, and a later process goes on from there.
 
-`config.json` says what the run is made of; `stages/SHARD-STAGE.parquet` holds one attack at one radius on one shard,
-with the adversarial examples; `records/SHARD.parquet` one row per example, written after the shard's last stage. Every
-file is written beside its place, synced, and renamed. The adversarial examples load with `datasets`.
+`config.json` says what the run is made of, `ball.safetensors` holds the ball's tensors where it has any;
+`stages/SHARD-STAGE.parquet` holds one attack at one radius on one shard, with the adversarial examples and the examples
+they came from; `records/SHARD.parquet` one row per example, written after the shard's last stage. So every verdict can
+be recomputed from the files alone. Every file is written beside its place, synced, and renamed, and every page of a
+table has a checksum. The adversarial examples load with `datasets`.
 """
 
 from __future__ import annotations
@@ -79,6 +81,11 @@ class RunDir:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
+    @property
+    def ball(self) -> Path:
+        """Where the ball's tensors are kept."""
+        return self.path / "ball.safetensors"
+
     def stage(self, shard: int, stage: str) -> Path:
         """Where a stage of a shard is kept."""
         return self.path / "stages" / f"{shard:05d}-{stage}.parquet"
@@ -89,13 +96,16 @@ class RunDir:
 
 
 def save(path: Path, table: pa.Table) -> None:
-    """Write a table whole."""
-    write_whole(path, lambda draft: pq.write_table(table, draft, compression="zstd"))
+    """Write a table whole, with a checksum of every page."""
+    write_whole(path, lambda draft: pq.write_table(table, draft, compression="zstd", write_page_checksum=True))
 
 
 def load(path: Path) -> pa.Table:
-    """Read a table, with the notes in its metadata, as plain lists also where `datasets` has registered its types."""
-    table = pq.ParquetFile(path).read()
+    """Read a table, with the notes in its metadata, as plain lists also where `datasets` has registered its types.
+
+    Raises `OSError` or `pyarrow.ArrowException` for a file that is missing, no table, or damaged.
+    """
+    table = pq.ParquetFile(path, page_checksum_verification=True).read()
     for place, column in enumerate(table.columns):
         if isinstance(column.type, pa.BaseExtensionType):
             storage = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
@@ -114,9 +124,9 @@ def notes(table: pa.Table) -> dict[str, Any]:
 
 
 def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
-    """An array (n, *shape) as a column of nested lists, null where not `valid`."""
+    """Rows (m, *shape) as a column of nested lists, in the m places that are `valid` (n,), null in the others."""
     shape = points.shape[1:]
-    column: pa.Array = pa.array(np.ascontiguousarray(points[valid]).reshape(-1))
+    column: pa.Array = pa.array(np.ascontiguousarray(points).reshape(-1))
     for size in reversed(shape[1:]):
         column = pa.ListArray.from_arrays(pa.array(np.arange(0, len(column) + 1, size, dtype=np.int32)), column)
     if not shape:
@@ -145,7 +155,7 @@ def table(columns: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = N
         inner = built.schema.field(place).type
         while pa.types.is_list(inner):
             inner = inner.value_type
-        kind = {"float": "float32", "double": "float64"}[str(inner)]
+        kind = {"float": "float32", "double": "float64", "uint8": "uint8"}[str(inner)]
         known = {
             b"ARROW:extension:name": f"datasets.features.features.Array{len(shape)}DExtensionType".encode(),
             b"ARROW:extension:metadata": json.dumps([list(shape), kind]).encode(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,14 +15,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from epsball import engine, run_dir
+from epsball import called, engine, run_dir
 from epsball.attacks.attack import Attack
 from epsball.ball import Ball
 from epsball.balls import L0, L1, L2, Linf
+from epsball.called import Called
+from epsball.engine import OnTurn, Outcome
 from epsball.evaluation import Stage
-from epsball.losses import cross_entropy
+from epsball.losses import Loss, cross_entropy
 from epsball.objective import Model, Objective, Success, check_labels, prediction
 from epsball.run_dir import RunDir
+from epsball.storage import Storage, checksums
 from epsball.task import AWAY, Task
 
 log = logging.getLogger(__name__)
@@ -55,12 +59,31 @@ class Plan:
 
     model: Model
     task: Task
-    attacks: tuple[Attack, ...]
+    attacks: tuple[Attack | Called, ...]
     radii: tuple[float, ...] | None
     width: int
     success: Success
     shard_size: int
     config: dict[str, Any]
+    storage: Storage
+    source: Model | None = None
+    eot: int = 1
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an attack starts from what those before it found; a transfer may not know what that is."""
+        return self.source is None and any(isinstance(a, Attack) and a.goes_on for a in self.attacks)
+
+    def objective(self, attack: Attack | Called) -> Objective:
+        """The question that `attack` asks: of the source where there is one, else of the model."""
+        if isinstance(attack, Called):
+            return self.judge(cross_entropy)
+        model = self.model if self.source is None else self.source
+        return Objective(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
+
+    def judge(self, loss: Loss) -> Objective:
+        """The model itself, to look with."""
+        return Objective(self.model, loss, success=self.success, eot=self.eot)
 
 
 @dataclass(eq=False)
@@ -92,6 +115,7 @@ class Shard:
         passes = {name: np.zeros(len(ids), np.int64) for name in ("forwards", "backwards")}
         attack = np.full(len(ids), None, dtype=object)
         overflow, overflowed = np.full(len(ids), np.nan), np.zeros(len(ids), dtype=bool)
+        ahead = np.full(len(ids), -np.inf)
         names = ["clean"]
         stages = self.plan.config["stages"]
         for number, stage in enumerate(stages):
@@ -101,6 +125,7 @@ class Shard:
                 continue
             table = self.stage(stage["name"], partial(self.attacked, number, stage, open_rows, on_left))
             names.append(stage["name"])
+            self.approach(open_rows, table, ahead)
             fooled = table["fooled"].to_numpy(zero_copy_only=False)
             rows = open_rows[fooled]
             for name, count in passes.items():
@@ -113,7 +138,7 @@ class Shard:
             for name in ("adversarial_prediction", "adversarial_confidence"):
                 columns[name][rows] = table[name].drop_null().to_numpy()
             x = self.task.x[torch.from_numpy(rows)].cpu()
-            z = torch.tensor(run_dir.points(table["x_adv"], tuple(x.shape[1:])))
+            z = torch.from_numpy(self.plan.storage.points(table["x_adv"], tuple(x.shape[1:])).copy())
             ball = self.ball(number).rows(torch.from_numpy(rows))
             for name, norm in (("distance", ball), *NORMS.items()):
                 columns[name][rows] = norm.norm(z.double() - x.double()).numpy()
@@ -137,6 +162,18 @@ class Shard:
         )
         return run_dir.with_notes(table, {"stages": names})
 
+    def approach(self, rows: np.ndarray, table: pa.Table, ahead: np.ndarray) -> None:
+        """Note where an attack came nearer to a wrong class, for those after it that go on from there."""
+        if "near" not in table.column_names:
+            return
+        lead = table["lead"].to_numpy(zero_copy_only=False)  # not a number where there is no point
+        points = torch.from_numpy(run_dir.points(table["near"], tuple(self.task.x.shape[1:])).copy())
+        better = lead > ahead[rows]
+        near = self.task.x.clone() if self.task.near is None else self.task.near
+        near[torch.from_numpy(rows[better])] = points[torch.from_numpy(better[~np.isnan(lead)])].to(near)
+        ahead[rows[better]] = lead[better]
+        self.task = replace(self.task, near=near)
+
     def stage(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
         """The stage's table, from where it is kept, or made and kept now."""
         if self.kept is None:
@@ -150,17 +187,18 @@ class Shard:
     def clean(self) -> pa.Table:
         """The clean pass, and a second look at a few rows: does the model answer twice the same?"""
         began = time.perf_counter()
-        with Objective(self.plan.model, cross_entropy, success=self.plan.success) as objective:
-            output = engine.forward_rows(objective, self.task.x, self.plan.width)
+        with self.plan.judge(cross_entropy) as objective:
+            output = engine.forward_rows(objective, self.task, self.task.x, self.plan.width)
             if output.is_floating_point():
                 check_labels(output, self.task)
-            if self.number == 0:
+            if self.number == 0 and self.plan.eot == 1:
                 objective.check_deterministic(self.task.x[:PROBED])
-        n = len(output)
-        stage = _stage("clean", "clean", None, n, 0, 0, began, forwards=n, padding_forwards=objective.forwards - n)
-        columns = {"id": self.task.noise.ids.cpu().numpy(), **_said(output)}
+        n, eot = len(output), self.plan.eot
+        padding = objective.forwards - n * eot
+        stage = _stage("clean", "clean", None, n, 0, 0, began, forwards=n * eot, padding_forwards=padding)
+        columns = {"id": self.task.noise.ids.cpu().numpy(), "label": self.task.y.cpu().numpy(), **_said(output)}
         if output.is_floating_point():
-            columns["logits"] = run_dir.nested(output.to(_stored(output.dtype)).cpu().numpy(), np.full(n, True))
+            columns["logits"] = run_dir.nested(numbers(output), np.full(n, True))
         return run_dir.with_notes(run_dir.table(columns), {"stage": vars(stage), "probes": objective.probes})
 
     def attacked(
@@ -173,37 +211,36 @@ class Shard:
         rows = torch.from_numpy(open_rows).to(self.task.x.device)
         task = replace(self.task, ball=self.ball(number)).rows(rows)
         label = _label(stage)
-        with objective:
-            found = engine.run(
-                attack,
-                objective,
-                task,
-                width=self.plan.width,
-                on_turn=lambda fallen: on_left(label, len(open_rows) - fallen),
-            )
+        with ExitStack() as stack:
+            stack.enter_context(objective)
+            judge = objective
+            if self.plan.source is not None:
+                judge = stack.enter_context(self.plan.judge(cross_entropy))
+            found = self.found(attack, objective, judge, task, lambda fallen: on_left(label, len(open_rows) - fallen))
             hit = found.fooled.nonzero().squeeze(1).to(rows.device)
-            stored = found.x_adv[hit].to(_stored(task.x.dtype))
-            before = objective.forwards
-            point = stored.to(task.x.dtype)
             hits = task.rows(hit)
-            output = engine.forward_rows(objective, point, self.plan.width) if len(hit) else point.new_zeros(0, 2)
-            verification = objective.forwards - before
-        good = objective.verdict(output, hits) & hits.ball.contains(point, hits.x)
+            x = numbers(hits.x)
+            stored = self.plan.storage.keep(numbers(found.x_adv[hit]), x)
+            point = torch.from_numpy(self.plan.storage.read(stored)).to(task.x)
+            before = judge.forwards
+            output = engine.forward_rows(judge, hits, point, self.plan.width) if len(hit) else point.new_zeros(0, 2)
+            verification = judge.forwards - before
+        good = judge.verdict(output, hits) & hits.ball.contains(point, hits.x)
         if not bool(good.all()):
-            log.warning("%s: %d successes did not stand when verified, and do not count", label, int((~good).sum()))
+            level = logging.INFO if self.plan.storage.x_adv == "8bit" else logging.WARNING  # rounding costs some
+            log.log(level, "%s: %d successes did not stand when verified, and do not count", label, int((~good).sum()))
+        stood = good.cpu().numpy()
         fooled = np.zeros(len(open_rows), dtype=bool)
-        fooled[hit.cpu().numpy()] = good.cpu().numpy()
-        x_adv = np.zeros((len(open_rows), *stored.shape[1:]), dtype=str(stored.dtype).removeprefix("torch."))
-        x_adv[hit.cpu().numpy()] = stored.cpu().numpy()
+        fooled[hit.cpu().numpy()] = stood
+        points = {"x_adv": stored[stood], "x": self.plan.storage.keep_x(x[stood])}
         columns = {"id": task.noise.ids.cpu().numpy(), "fooled": fooled, "invalid": found.invalid.numpy()}
         for name, values in _said(output).items():
             if name != "valid":
-                spread = np.zeros(len(open_rows), values.dtype)
-                spread[hit.cpu().numpy()] = values
-                columns[f"adversarial_{name}"] = pa.array(spread, mask=~fooled)
+                columns[f"adversarial_{name}"] = run_dir.nested(values[stood], fooled)
         columns["rank"] = found.rank.numpy()
         columns["forwards"], columns["backwards"] = found.forwards.numpy(), found.backwards.numpy()
-        columns["x_adv"] = run_dir.nested(x_adv, fooled)
+        kept = points | {"crc32": checksums(*points.values())}
+        columns |= {name: run_dir.nested(part, fooled) for name, part in kept.items()}
         summed = {
             name: int(getattr(found, name).sum() if name in ("forwards", "backwards") else getattr(found, name))
             for name in COUNTS
@@ -220,7 +257,32 @@ class Shard:
             verification=verification,
             **summed,
         )
-        return run_dir.with_notes(run_dir.table(columns, {"x_adv": x_adv.shape[1:]}), {"stage": vars(summary)})
+        if self.plan.goes_on:
+            ended = np.isfinite(found.lead.numpy()) & ~found.fooled.numpy()
+            columns["lead"] = pa.array(found.lead.numpy(), mask=~ended)
+            columns["near"] = run_dir.nested(numbers(found.near[torch.from_numpy(ended)]), ended)
+        table = run_dir.table(columns, {name: part.shape[1:] for name, part in points.items()})
+        return run_dir.with_notes(table, {"stage": vars(summary)})
+
+    def found(
+        self, attack: Attack | Called, objective: Objective, judge: Objective, task: Task, on_turn: OnTurn
+    ) -> Outcome:
+        """What an attack did; a transfer climbs on the source, whose own logits rank the classes, and `judge` looks."""
+        plan = self.plan
+        if isinstance(attack, Called):
+            model = plan.model if plan.source is None else plan.source
+            return called.run(attack, model, judge, task, width=plan.width, on_turn=on_turn)
+        if plan.source is None:
+            return engine.run(attack, objective, task, width=plan.width, on_turn=on_turn)
+        before = objective.forwards
+        clean = engine.forward_rows(objective, task, task.x, plan.width)
+        if clean.is_floating_point():
+            check_labels(clean, task)
+        looked = objective.forwards - before
+        task = replace(task, clean=clean if clean.is_floating_point() else None)
+        found = engine.run(attack, objective, task, judge=judge, width=plan.width, on_turn=on_turn)
+        padding = looked - plan.eot * len(clean)
+        return replace(found, forwards=found.forwards + plan.eot, padding_forwards=found.padding_forwards + padding)
 
     def ball(self, number: int) -> Ball:
         """The bound ball of a stage."""
@@ -256,6 +318,6 @@ def _label(stage: dict[str, Any]) -> str:
     return stage["attack"] if stage["eps"] is None else f"{stage['attack']} at {stage['eps']:.4g}"
 
 
-def _stored(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of stored points: single precision, double where the data is."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def numbers(values: Tensor) -> np.ndarray:
+    """As stored: single precision, double where the values are."""
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32)).cpu().numpy()

@@ -22,7 +22,8 @@ class Task:
 
     `x` (n, *shape) the examples, `y` (n,) their labels, `target` (n,) the class that the user demands, -1 for none,
     `aim` (n,) the class that this job climbs towards, -1 where it climbs away from `y`. `clean` (n, classes) are the
-    logits at `x`, None where nobody computed them. `ball` is bound to `x`.
+    logits at `x`, None where nobody computed them. `ball` is bound to `x`. `near` (n, *shape) are the best points of
+    the ball that attacks before this one have found, None where there were none.
     """
 
     x: Float[Tensor, "n *shape"]
@@ -32,6 +33,7 @@ class Task:
     clean: Float[Tensor, "n classes"] | None
     ball: Ball
     noise: Noise
+    near: Float[Tensor, "n *shape"] | None = None
 
     @cached_property
     def aimed(self) -> Bool[Tensor, " n"]:
@@ -67,6 +69,7 @@ class Task:
             clean=None if self.clean is None else self.clean[index],
             ball=self.ball.rows(index),
             noise=self.noise.rows(index),
+            near=None if self.near is None else self.near[index],
         )
 
     def with_jobs(self, rank: Int64[Tensor, " n"], aim: Int64[Tensor, " n"]) -> Task:

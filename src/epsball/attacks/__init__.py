@@ -15,9 +15,21 @@ ATTACKS: dict[str, str] = {
     "fgsm": "epsball.attacks.fgsm:FGSM",
     "bim": "epsball.attacks.bim:BIM",
     "pgd": "epsball.attacks.pgd:PGD",
+    "apgd": "epsball.attacks.apgd:APGD",
+    "l1-apgd": "epsball.attacks.l1_apgd:L1APGD",
+    "fab": "epsball.attacks.fab:FAB",
+    "square": "epsball.attacks.square:Square",
     "uniform-noise": "epsball.attacks.noise:UniformNoise",
     "sign-noise": "epsball.attacks.noise:SignNoise",
 }
+
+ALIASES: dict[str, str] = {
+    "apgd-ce": "apgd",
+    "apgd-dlr": "apgd:loss=dlr",
+    "apgd-t": "apgd:loss=dlr,aims=9",
+    "fab-t": "fab:aims=9",
+}
+"""Other names of the literature, for an attack with options."""
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -38,13 +50,16 @@ def parse(text: str) -> Attack:
 
     >>> parse("pgd:steps=100,loss=margin").steps
     100
+    >>> parse("apgd-t:aims=3").aims
+    3
     """
     from dataclasses import fields
 
     from epsball.losses import resolve_loss
 
     name, _, rest = text.strip().partition(":")
-    cls = attack_class(name.lower())
+    name, _, preset = ALIASES.get(name.lower(), name).partition(":")
+    cls, rest = attack_class(name.lower()), f"{preset},{rest}"
     kinds = {f.name: f.type for f in fields(cls)}
     options = {}
     for pair in filter(None, rest.split(",")):
@@ -56,7 +71,9 @@ def parse(text: str) -> Attack:
     return cls(**options)
 
 
-def _number(name: str, value: str, kind: str) -> float:
+def _number(name: str, value: str, kind: str) -> float | bool:
+    if kind == "bool":
+        return {"true": True, "false": False}[one_of(name, value.strip().lower(), ("true", "false"))]
     try:
         return int(value) if kind == "int" else float(value)
     except ValueError as error:

@@ -59,13 +59,15 @@ class Attack(ABC, Generic[S]):
     """Hyperparameters that all attacks share.
 
     `needs` says what the model must give, `until` whether a job ends at its first success ("fooled") or when the
-    attack says so ("done": minimum norm, training). An example has `starts` x max(`aims`, 1) jobs: with aims = k, the
-    k most likely other classes at the clean input are climbed towards one by one.
+    attack says so ("done": minimum norm, training), `norms` for which balls it is defined. An example has `starts` x
+    max(`aims`, 1) jobs: with aims = k, the k most likely other classes at the clean input are climbed towards one by
+    one.
     """
 
     needs: ClassVar[Needs] = "grad"
     until: ClassVar[Literal["fooled", "done"]] = "fooled"
     reads_clean: ClassVar[bool] = False
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
 
     loss: Loss = cross_entropy
     starts: int = 1
@@ -77,6 +79,14 @@ class Attack(ABC, Generic[S]):
         if not callable(self.loss):
             raise BadInput(f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.losses")
 
+    def check_ball(self, ball: Ball) -> None:
+        """Raise `BadInput` where the attack is not defined for balls of this norm."""
+        if ball.name not in self.norms:
+            raise BadInput(
+                f"`ball` must be {' or '.join(self.norms)} for {type(self).__name__}, got {ball.name}; "
+                "`epsball attacks` says which attack takes which norm"
+            )
+
     @property
     def passes(self) -> int | None:
         """The length of every job where it is known beforehand, else None.
@@ -84,6 +94,11 @@ class Attack(ABC, Generic[S]):
         Where it is known the driver keeps count, and `step` need not touch `t` and `done`.
         """
         return None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it starts from the best points of the attacks before it, `task.near`, where there are any."""
+        return False
 
     @property
     def jobs(self) -> int:
@@ -125,19 +140,22 @@ class Attack(ABC, Generic[S]):
         ids: Int64[Tensor, " n"] | None = None,
         seed: int = 0,
         success: Success = changes_prediction,
+        eot: int = 1,
     ) -> Float[Tensor, "n *shape"]:
         """Attack a batch: the first fooling point that was looked at, per example, else where the attack ended.
 
         `x` (n, *shape) in the units of the ball, `y` (n,) labels, `target` (n,) or one class to be reached; `ids` key
-        the noise (default: row numbers). k steps cost exactly k passes for the first start; further starts run on
-        the rows that still stand. What is returned is in the ball; whether it fools is the model's to say.
+        the noise (default: row numbers); `eot` passes are averaged, for a stochastic model. k steps cost exactly k
+        passes for the first start; further starts run on the rows that still stand. What is returned is in the ball;
+        whether it fools is the model's to say.
 
         Raises `BadInput` for arguments that do not fit; the model comes back as it was, whatever happens.
         """
+        self.check_ball(ball)
         task = task_of(x, y, ball, target=target, ids=ids, seed=seed)
         if len(x) == 0:
             return x.clone()
-        with Objective(model, self.loss, needs=self.needs, success=success) as objective:
+        with Objective(model, self.loss, needs=self.needs, success=success, eot=eot) as objective:
             if self.aims or self.reads_clean:
                 output = objective.forward(x)
                 if output.is_floating_point():

@@ -1,8 +1,7 @@
 """The command line: one command per file, each parses, calls one library function, and prints.
 
-Exit codes: 0 done, 1 robust accuracy below --fail-under, 2 bad usage, 70 a crash, 130
-interrupted. No module here imports torch
-before a command runs, so that `--help` answers at once.
+Exit codes: 0 done, 1 robust accuracy below --fail-under, or a run that does not verify, 2 bad usage, 70 a crash, 130
+interrupted. No module here imports torch before a command runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ from rich.markup import escape
 import epsball
 from epsball.cli.attack import attack
 from epsball.cli.attacks import attacks
+from epsball.cli.compare import compare
 from epsball.cli.evaluate import evaluate
 from epsball.cli.explain import explain
 from epsball.cli.linear import linear
 from epsball.cli.reproduce import reproduce
+from epsball.cli.verify import verify
 from epsball.errors import BadInput
 
 BAD_USAGE = 2
@@ -38,6 +39,8 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
 )
 app.command(evaluate)
+app.command(verify)
+app.command(compare)
 app.command(attack)
 app.command(attacks)
 app.command(explain)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json as encoder
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from epsball.attacks import ATTACKS, attack_class, options_of
+from epsball.attacks import ALIASES, ATTACKS, attack_class, options_of
+from epsball.cascades import CASCADES
 
 
 def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """List the attacks that --attacks knows, with their options.
+    """List the attacks and protocols that --attacks knows: norms, options, what they stand for.
 
     Parameters
     ----------
@@ -24,13 +25,36 @@ def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     for name in ATTACKS:
         cls = attack_class(name)
         summary = (cls.__doc__ or "").partition("\n")[0]
-        listed[name] = {"summary": summary, "needs": cls.needs, "options": options_of(cls)}
+        listed[name] = {
+            "summary": summary,
+            "needs": cls.needs,
+            "norms": list(cls.norms),
+            "options": options_of(cls),
+        }
+    aliases = {name: stands for name, stands in ALIASES.items() if stands.partition(":")[0] in ATTACKS}
     if json:
-        print(encoder.dumps(listed, indent=2))
+        print(encoder.dumps({"attacks": listed, "aliases": aliases, "protocols": CASCADES}, indent=2))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("name", "what it does", "options (name:key=value,...)"):
-        table.add_column(head)
+    console = Console(highlight=False)
+    table = _table("attack", "norms", "what it does", "options (name:key=value,...)")
     for name, entry in listed.items():
-        table.add_row(name, entry["summary"], "\n".join(f"{key}={value}" for key, value in entry["options"].items()))
-    Console().print(table)
+        options = "\n".join(f"{key}={value}" for key, value in entry["options"].items())
+        table.add_row(name, "\n".join(entry["norms"]), entry["summary"], options)
+    console.print(table)
+    short = _table("other name", "stands for")
+    for name, stands in aliases.items():
+        short.add_row(name, stands)
+    console.print("", short)
+    protocols = _table("protocol", "norm", "its attacks, each on what still stands")
+    for name, norms in CASCADES.items():
+        for row, (norm, parts) in enumerate(norms.items()):
+            protocols.add_row("" if row else name, norm, " ".join(parts))
+    protocols.add_row("worst-of(A, B, ...)", "any", "A B ..., as in 'worst-of(fgsm, pgd:steps=100)'")
+    console.print("", protocols)
+
+
+def _table(*heads: str) -> Table:
+    table: Any = Table(box=None, pad_edge=False, header_style="bold")
+    for number, head in enumerate(heads):
+        table.add_column(head, no_wrap=number < len(heads) - 2 or number == 0, overflow="fold")
+    return table

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -19,6 +20,7 @@ from epsball.files import write_whole
 if TYPE_CHECKING:
     from torch import nn
 
+    from epsball.attacks.attack import Attack
     from epsball.ball import Ball
     from epsball.data import Examples
     from epsball.training.fit import FitResult
@@ -100,48 +102,71 @@ class Subject:
 
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
         """The model and a line about where it comes from; trained, and kept in `out`, where it has no weights yet."""
-        from epsball.models import MODELS, spelled
+        return self._network("model", self.spec, self.weights, self.seed, examples, out, console)
+
+    def source(
+        self, spec: str, weights: Path | None, examples: Examples, out: Path | None, console: Console
+    ) -> tuple[nn.Module, str]:
+        """A surrogate, as `network` makes the model; trained on the spot with the next seed, so that it is another."""
+        return self._network("source", spec, weights, self.seed + 1, examples, out, console)
+
+    @property
+    def spec(self) -> str:
+        """What names the model."""
+        return self.model or ("small-mlp" if self.data == "digits" else "small-cnn")
+
+    def _network(
+        self,
+        role: str,
+        spec: str,
+        weights: Path | None,
+        seed: int,
+        examples: Examples,
+        out: Path | None,
+        console: Console,
+    ) -> tuple[nn.Module, str]:
         from epsball.models.load import load_model, load_weights, save_weights
 
-        spec = self.model or ("small-mlp" if self.data == "digits" else "small-cnn")
         classes = examples.classes
-        load = partial(load_model, spec, shape=examples.shape, seed=self.seed)
-        if self.weights is not None or (":" in spec and spelled(spec.partition(":")[0]) not in MODELS):
-            model = load(classes=classes, weights=self.weights)
-            return model, f"{spec}{f' with {self.weights}' if self.weights else ''}"
-        asked = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": self.seed}
-        kept, card = (out / "model.safetensors", out / "model.json") if out is not None else (None, None)
-        if kept is not None and card is not None and kept.exists() and card.exists():
-            known = json.loads(card.read_text())
-            if {name: known.get(name) for name in asked} == asked:
+        load = partial(load_model, spec, shape=examples.shape, seed=seed)
+        if weights is not None or not built_in(spec):
+            model = load(classes=classes, weights=weights)
+            return model, f"{spec}{f' with {weights}' if weights else ''}"
+        asked = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": seed}
+        kept, card = (out / f"{role}.safetensors", out / f"{role}.json") if out is not None else (None, None)
+        if kept is not None and card is not None and (kept.exists() or card.exists()):
+            known = json.loads(card.read_text()) if card.exists() else {}
+            if {name: known.get(name) for name in asked} != asked:
+                raise BadInput(
+                    f"`--out` {out} holds a {role} that was not made by this command; choose a new directory"
+                )
+            if kept.exists():  # else it was stopped between the two
                 model = load(classes=known["classes"])
                 load_weights(model, kept)
                 return model, f"{spec}, trained earlier, from {kept}"
-        if kept is not None and card is not None and (kept.exists() or card.exists()):
-            raise BadInput(f"`--out` {out} holds a network that was not made by this command; choose a new directory")
-        train = self._train_split()
+        train = self._train_split("weights" if role == "model" else "source-weights")
         classes = max(classes, train.classes)
         model = load(classes=classes)
-        result = self._trained(model, train, console)
+        result = self._trained(model, train, seed, console)
         if kept is not None and card is not None:
             made = asked | {"classes": classes, "training": json.loads(result.to_json())}
-            save_weights(model, kept)
             write_whole(card, lambda draft: draft.write_text(json.dumps(made, indent=2)))
-        return model, f"{spec}, trained here: {result.config['epochs']} epochs, seed {self.seed}"
+            save_weights(model, kept)
+        return model, f"{spec}, trained here: {result.config['epochs']} epochs, seed {seed}"
 
-    def _train_split(self) -> Examples:
+    def _train_split(self, missing: str) -> Examples:
         if self.data.endswith(".npz"):
             raise BadInput(
-                f"`weights` must be given with {self.data}: it has no other rows to train a built-in model on"
+                f"`{missing}` must be given with {self.data}: it has no other rows to train a built-in model on"
             )
         try:
             return self.examples(split="train")
         except BadInput as error:
             raise BadInput(
-                f"`weights` must be given: a built-in model needs a split to be trained on ({error})"
+                f"`{missing}` must be given: a built-in model needs a split to be trained on ({error})"
             ) from error
 
-    def _trained(self, model: nn.Module, train: Examples, console: Console) -> FitResult:
+    def _trained(self, model: nn.Module, train: Examples, seed: int, console: Console) -> FitResult:
         from epsball.training.fit import fit
 
         steps = ceil(len(train) / BATCH)
@@ -154,9 +179,47 @@ class Subject:
                 epochs=epochs,
                 batch_size=BATCH,
                 lr=3e-3,
-                seed=self.seed,
+                seed=seed,
                 progress=lambda at: bar.update(task, completed=at.step, note=f"loss {at.loss:.3f}"),
             )
+
+
+def built_in(spec: str) -> bool:
+    """Whether `spec` names a network of epsball's, and not a factory module:function."""
+    from epsball.models import MODELS, spelled
+
+    return ":" not in spec or spelled(spec.partition(":")[0]) in MODELS
+
+
+def parsed(attacks: Sequence[str], ball: str) -> list[Attack]:
+    """The attacks that a command line names, protocols spelled out, for the ball NORM:RADIUS.
+
+    Raises `BadInput` for a name that is not known, and an attack that is not defined in this norm: before there is any
+    data to look at, or network to train.
+    """
+    from epsball.attacks import parse
+    from epsball.balls import parse as parse_ball
+    from epsball.cascades import expand
+
+    near = parse_ball(ball, lo=0, hi=1)  # any box will do
+    found = [parse(part) for name in attacks for part in expand(name, near.name)]
+    for attack in found:
+        attack.check_ball(near)
+    return found
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def percent(interval: tuple[float, float]) -> str:
+    """An interval of shares, as in 30.8-40.6%."""
+    return f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}%"
 
 
 def progress(console: Console) -> Progress:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json as encoder
-from math import isfinite
+import os
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from epsball.cli.common import Json, Subject, described, progress
+from epsball.cli.common import Json, Subject, described, finite, parsed, percent, progress
 from epsball.errors import BadInput
+from epsball.files import write_whole
 
 if TYPE_CHECKING:
     from epsball.evaluation import Evaluation, Status
@@ -24,9 +28,14 @@ def evaluate(
     attacks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("fgsm", "pgd"),
     eps: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
     target: int | None = None,
+    eot: int = 1,
+    source: str | None = None,
+    source_weights: Path | None = None,
+    storage: Literal["float", "8bit"] = "float",
     out: Path | None = None,
     json: Json = False,
     fail_under: float | None = None,
+    active_test: int = 0,
 ) -> int:
     """Measure the robustness of a classifier: how much of its accuracy is left in the worst point of each ball?
 
@@ -36,34 +45,54 @@ def evaluate(
     ----------
     attacks
         Attacks in the order they are run, each on the examples that still stand: names of `epsball attacks`, with
-        options as in pgd:steps=100,starts=5.
+        options as in pgd:steps=100,starts=5; protocols such as standard; lists as in 'worst-of(fgsm, pgd)'.
     eps
         Several radii instead of the ball's one: the robustness curve.
     target
         Drive every example towards this class instead of away from its own.
+    eot
+        Passes that are averaged, for a model that draws random numbers: 20, say.
+    source
+        Attack this model instead, and judge by the model where the attacks end: a transfer. A built-in network
+        without --source-weights is trained on the spot, with the next seed.
+    source_weights
+        A .safetensors or .pt file for the source.
+    storage
+        How adversarial examples are kept, and judged: float, or 8bit for the 256 levels of an image, rounded towards
+        the example; a success that does not survive it does not count.
     out
         A directory for records and adversarial examples; an interrupted run goes on from there.
     json
         Print the verdict as JSON on stdout.
     fail_under
         Exit with 1 when the robust accuracy is below this share (0 to 1).
+    active_test
+        Hide adversarial examples in the balls of so many examples, and say whether the attacks find them: attacks that
+        do not are too weak for this model.
     """
     import epsball
-    from epsball.attacks import parse
     from epsball.balls import parse_radius
     from epsball.cli.allocator import keep_memory
 
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise BadInput(f"`--fail-under` must be a share from 0 to 1, got {fail_under}; write 0.5 for 50 %")
+    if eot < 1:
+        raise BadInput(f"`--eot` must be a whole number >= 1, got {eot}; 1 is right for all but stochastic models")
+    if source is None and source_weights is not None:
+        raise BadInput(f"`--source` must name the network that {source_weights} is for, got none; as in small-cnn")
+    if active_test < 0:
+        raise BadInput(f"`--active-test` must be >= 0, got {active_test}; it is a number of examples, 0 for none")
     keep_memory()
-    for attack in attacks:  # a typo is said before the network is trained
-        parse(attack)
+    parsed(attacks, subject.ball)  # a typo is said before the network is trained
     radii = None if eps is None else [parse_radius(radius) for radius in eps]
     errors = Console(stderr=True, highlight=False)
     examples = subject.examples(limit=subject.limit)
     ball = subject.ball_for(examples)
+    surrogate, told = None, {}
     try:
-        model, origin = subject.network(examples, out, errors)
+        model, told["model"] = subject.network(examples, out, errors)
+        if source is not None:
+            surrogate, told["source"] = subject.source(source, source_weights, examples, out, errors)
         with progress(errors) as bar:
             task = bar.add_task("", total=len(examples), note="")
             found = epsball.evaluate(
@@ -73,33 +102,54 @@ def evaluate(
                 attacks,
                 eps=radii,
                 target=target,
+                source=surrogate,
+                eot=eot,
+                storage=storage,
                 seed=subject.seed,
                 width=subject.width,
                 run_dir=out,
+                active_test=active_test,
                 on_progress=lambda at: bar.update(
                     task, description=at.stage, completed=at.done, note=f"{at.standing:,} standing"
                 ),
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*([out] if out else [])) from None
+    if out is not None:
+        flags = {"attacks": attacks, "eps": eps, "target": target, "eot": eot, "storage": storage}
+        flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
+        _keep_command(out, subject, flags, examples.classes)
     if json:
-        print(encoder.dumps(_finite(found.summary()), indent=2, allow_nan=False))
+        print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
     else:
-        _report(
-            found, origin, described(examples), subject.ball if eps is None else subject.ball.partition(":")[0], out
-        )
+        told |= {"data": described(examples), "ball": subject.ball if eps is None else subject.ball.partition(":")[0]}
+        _report(found, told, out)
     return int(fail_under is not None and not found.robust_accuracy >= fail_under)
 
 
-def _report(found: Evaluation, origin: str, data: str, ball: str, out: Path | None) -> None:
+def _keep_command(out: Path, subject: Subject, flags: dict[str, Any], classes: int) -> None:
+    """What the run was started with, for `epsball verify`: the subject's fields, the other flags, the command line."""
+    command = {
+        "command": ["epsball", *sys.argv[1:]],
+        "directory": os.getcwd(),
+        "subject": asdict(subject),
+        "flags": flags,
+        "classes": classes,
+    }
+    text = encoder.dumps(command, indent=2, default=str)
+    write_whole(out / "command.json", lambda draft: draft.write_text(text))
+
+
+def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
     console = Console(highlight=False)
-    console.print(f"[dim]model[/]  {origin}", soft_wrap=True)
-    console.print(f"[dim]data[/]   {data}", soft_wrap=True)
-    console.print(f"[dim]ball[/]   {ball}\n")
+    for name in ("model", "source", "data", "ball"):
+        if name in told:
+            console.print(f"[dim]{name:<6}[/] {escape(told[name])}", soft_wrap=True)
+    console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("stage")
+    table.add_column("stage", overflow="fold", min_width=12)
     for head in ("eps", "examples", "fell", "standing", "passes/example", "seconds"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     standing = found.count("robust") + found.count("fooled")
     correct = round(found.clean_accuracy * len(found))
     table.add_row("clean", "", f"{len(found):,}", f"{len(found) - correct:,}", f"{correct:,}", "", _seconds(found, 0))
@@ -120,19 +170,23 @@ def _report(found: Evaluation, origin: str, data: str, ball: str, out: Path | No
     verdict = f"robust accuracy {found.robust_accuracy:.2%}"
     if found.config["target"]:
         verdict = f"not driven to the target: {found.robust_accuracy:.2%} of {asked:,}"
-    console.print(f"[bold]{verdict}[/], clean {found.clean_accuracy:.2%}" + (f" ({', '.join(apart)})" if apart else ""))
-    console.print("[dim]An upper bound: a stronger attack may find more.[/]")
+    kept = ", stored in 8 bits" if found.config["storage"]["x_adv"] == "8bit" else ""
+    console.print(
+        f"[bold]{verdict}[/] (95% interval {percent(found.interval)}), clean {found.clean_accuracy:.2%}{kept}"
+        + (f" ({', '.join(apart)})" if apart else "")
+    )
+    if kept and (lost := sum(stage.unconfirmed for stage in found.stages)):
+        console.print(f"[dim]{lost:,} successes did not survive the rounding, and do not count.[/]")
+    if found.config["eot"] > 1:
+        console.print(f"[dim]The model judged is the mean of {found.config['eot']} passes.[/]")
+    said = "An upper bound: a stronger attack may find more."
+    if found.config["source"] is not None:
+        said = "A transfer: attacks that see the model itself find more."
+    console.print(f"[dim]{said}[/]")
+    if (test := found.active_test) is not None:
+        console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]", soft_wrap=True)
     if out is not None:
-        console.print(f"[dim]records and adversarial examples: {out}[/]", soft_wrap=True)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+        console.print(f"[dim]records and adversarial examples: {escape(str(out))}[/]", soft_wrap=True)
 
 
 APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}

@@ -1,0 +1,73 @@
+"""When to give a job up: its margin, at the best pace it ever had, would not reach the border with the passes left.
+
+Attacks gain ever less: what the first passes bring is seldom brought again by as many more, but often by as many times
+more. So progress is measured per doubling of the steps. After 1, 2, 4, 8, ... steps a row notes its best margin; from
+the `first` such number that is large enough on it is given up where
+
+    best margin + hope * greatest gain of a doubling so far * log2(most steps / steps made) < 0.
+
+Nothing but the row's own history counts, and no scale: the rule is the same for logits a thousand times as large. Compare
+the schedules that share passes between examples by rank, as A3 (Liu et al., CVPR 2022, arXiv:2203.05154).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from epsball.errors import BadInput
+from epsball.task import AWAY, Task
+
+Pace = Float[Tensor, "n 3"]
+"""By row: the best margin, what it was at the last power of two, the greatest gain between two powers of two."""
+
+
+def no_pace(like: Float[Tensor, "n ..."], hope: float) -> Pace:
+    """The pace of rows that have not been looked at; (n, 0) where no row is ever given up."""
+    start = like.new_tensor([-math.inf, -math.inf, 0] if hope < math.inf else [])
+    return start.expand(len(like), -1)
+
+
+def hopeful(name: str, hope: float) -> None:
+    """Raise `BadInput` unless `hope` is a number >= 0, or infinite."""
+    if not hope >= 0:
+        raise BadInput(f"`{name}` must be >= 0, got {hope}; inf gives no row up, 2 is careful")
+
+
+def lead(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, " n"]:
+    """By how much the best wrong class is ahead of the label, or the user's target of all others: > 0 is success."""
+    goal = torch.where(task.target == AWAY, task.y, task.target)[:, None]
+    gap = logits.scatter(1, goal, -math.inf).amax(1) - logits.gather(1, goal).squeeze(1)
+    return torch.where(task.target == AWAY, gap, -gap) if task.some_targeted else gap
+
+
+def looked(
+    pace: Pace,
+    logits: Float[Tensor, "n classes"],
+    task: Task,
+    t: Int64[Tensor, " n"],
+    steps: int,
+    hope: float,
+    *,
+    first: int,
+) -> tuple[Pace, Bool[Tensor, " n"]]:
+    """The pace after a pass that came `t` (n,) steps after the start, of at most `steps`; and which rows to give up.
+
+    >>> from epsball.balls import Linf
+    >>> from epsball.task import task_of
+    >>> task = task_of(torch.zeros(2, 1), torch.tensor([0, 0]), Linf(eps=1.0))
+    >>> pace = torch.tensor([[-4.0, -4.0, 1.0], [-8.0, -9.0, 1.0]])  # 8 of 100 steps made: 3.6 doublings are left
+    >>> looked(pace, torch.tensor([[3.0, 0.0], [8.0, 0.0]]), task, torch.tensor([8, 8]), 100, 1.0, first=8)[1]
+    tensor([False,  True])
+    """
+    best, marked, gain = pace.unbind(1)
+    best = torch.maximum(best, lead(logits, task).to(best))
+    at_mark = (t & (t - 1)) == 0  # 0, 1, 2, 4, 8, ...; the first step, from anywhere, is no measure
+    gain = torch.where(at_mark & (t > 1), torch.maximum(gain, best - marked), gain)
+    marked = torch.where(at_mark, best, marked)
+    left = torch.log2(steps / t.clamp(1, steps).to(best))
+    lost = at_mark & (t >= first) & (best + hope * gain * left < 0)
+    return torch.stack([best, marked, gain], 1), lost

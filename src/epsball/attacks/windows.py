@@ -1,0 +1,206 @@
+"""How Square starts and fills its windows in each norm.
+
+Andriushchenko et al., "Square Attack" (ECCV 2020, arXiv:1912.00049), algorithms 2 and 3, with AutoAttack's details; the
+L1 form is AutoAttack's (Croce and Hein, ICML 2021, arXiv:2103.01208). Here a window may lie at every place, the last
+row and column among them, which the published code never reaches.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from epsball.attacks.grid import HALF, Cells, Grid, Windows, below, eta, owned, windows
+from epsball.ball import Batch, column, flat
+from epsball.balls import Linf
+from epsball.task import Task
+
+SHORT = 1 - 1e-6
+"""The part of the radius that L2 and L1 aim at, as in AutoAttack: cells are rounded when they are written."""
+TINY = 1e-12
+PerRow = Float[Tensor, " n"]
+
+
+class Filling(ABC):
+    """What depends on the norm. A proposal has `corners` windows."""
+
+    corners: int
+
+    @abstractmethod
+    def windows(self, shape: tuple[int, ...], steps: int, p: float, device: torch.device) -> Windows:
+        """The windows of a whole attack; they are kept from call to call."""
+
+    @abstractmethod
+    def start(self, task: Task) -> Batch:
+        """Where to look first."""
+
+    @abstractmethod
+    def budget(self, task: Task) -> PerRow:
+        """What each row may spend, in float64."""
+
+    @abstractmethod
+    def spent(self, z: Batch, x: Batch) -> PerRow:
+        """What each row spends, in float64."""
+
+    @abstractmethod
+    def propose(
+        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, budget: PerRow, held: PerRow
+    ) -> tuple[Batch, PerRow]:
+        """A new point that differs from `best`, which spends `held`, in the windows of `move`; and what it spends."""
+
+
+class Ends(Filling):
+    """The max norm: every cell is at an end of its interval; a window sends each channel to one of its two ends."""
+
+    corners = 1
+
+    def windows(self, shape: tuple[int, ...], steps: int, p: float, device: torch.device) -> Windows:
+        return windows(shape, steps, p, False, 1, 0, device)
+
+    def start(self, task: Task) -> Batch:
+        """Stripes: the ends change along the last axis only."""
+        task.ball._need_box()
+        grid, (low, high) = Grid.of(tuple(task.x.shape[1:])), self._ends(task)
+        stripes = task.noise.sign((grid.channels, *(1,) * (len(grid.sides) - 1), grid.sides[-1]))
+        up = stripes.expand(-1, -1, *grid.sides).reshape(-1) > 0
+        return torch.where(up, high, low).view(task.x.shape)
+
+    def budget(self, task: Task) -> PerRow:
+        return torch.zeros(len(task.x), dtype=torch.float64, device=task.x.device)
+
+    def spent(self, z: Batch, x: Batch) -> PerRow:
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def propose(
+        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, budget: PerRow, held: PerRow
+    ) -> tuple[Batch, PerRow]:
+        cells, z = at.cells(move, 0), best.clone()
+        row, index, up = z.view(-1), cells.index, move[:, 3:] == 1
+        low, high, old = (part.index_select(0, index) for part in (*self._ends(task), row))
+        value = torch.where(cells.spread(up.flatten()), high, low)
+        # The paper draws again until the point changes (AutoAttack does not); here the other ends are taken.
+        idle = cells.all(value == old).view(up.shape).all(1, keepdim=True)
+        value = torch.where(cells.spread((up ^ idle).flatten()), high, low)
+        row.scatter_(0, index, value)
+        return z, held
+
+    def _ends(self, task: Task) -> tuple[Float[Tensor, " cells"], Float[Tensor, " cells"]]:
+        """The ends of ball, box and mask, flat."""
+        assert isinstance(task.ball, Linf)
+        low, high = task.ball._ends(task.x)
+        return low.reshape(-1), high.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Mass(Filling):
+    """Norms that add up (L2: squares, L1: absolute values): a proposal moves mass from one window into another.
+
+    The new pattern of the first window is its old one plus a pair of opposite hills, split along a random axis, with
+    the mass of both windows and what `best` does not spend; the second window goes back to x. With `lavish` each
+    channel gets as much as all together, and the ball's projection takes the least of it away again.
+    """
+
+    power: int
+    decay: int
+    lavish: bool
+    corners = 2
+
+    def windows(self, shape: tuple[int, ...], steps: int, p: float, device: torch.device) -> Windows:
+        return windows(shape, steps, p, True, self.power, self.decay, device)
+
+    def start(self, task: Task) -> Batch:
+        """Tiles, five to the shortest side, each with the pattern of a window and a random sign per channel."""
+        x, grid, noise = task.x, Grid.of(tuple(task.x.shape[1:])), task.noise
+        dimensions, side = len(grid.sides), max(1, min(grid.sides) // 5)
+        hills = eta(side, dimensions, self.power, self.decay)
+        tile, pattern = torch.zeros(grid.sides, dtype=torch.long), torch.zeros(dimensions, *grid.sides).double()
+        tiles = [length // side for length in grid.sides]
+        inner = tuple(
+            slice(start := (length - side * many) // 2, start + side * many)
+            for length, many in zip(grid.sides, tiles, strict=True)
+        )
+        number = torch.arange(math.prod(tiles)).reshape(tiles)
+        for axis in range(dimensions):
+            pattern[(axis, *inner)] = hills.transpose(0, axis).repeat(tiles)
+            number = number.repeat_interleave(side, axis)
+        tile[inner] = number
+        tile, pattern = tile.flatten().to(x.device), pattern.flatten(1).to(x.device)
+        axis = below(noise.bits((math.prod(tiles),), draw=1) & HALF, dimensions)
+        sign = noise.sign((grid.channels, math.prod(tiles)), dtype=torch.float64)
+        hill = pattern[axis[:, tile], torch.arange(grid.places, device=x.device)]
+        delta = (sign[:, :, tile] * hill[:, None]).reshape(x.shape)
+        whole = self.spent(delta, torch.zeros_like(delta))
+        # AutoAttack's L1 start has norm one in each tile and channel, whatever the radius; here at its radius of 12.
+        wealth = max(1.0, grid.channels * math.prod(tiles) / 12) if self.power == 1 else 1.0
+        scale = wealth * (self.budget(task) / whole).pow(1 / self.power)
+        return task.ball.project((x + delta * column(scale, x.ndim)).to(x.dtype), x)
+
+    def budget(self, task: Task) -> PerRow:
+        x, ball = task.x, task.ball
+        radius = (ball._radius(flat(x)[:, 0]) * SHORT).pow(self.power).expand(len(x))
+        if not ball._endless():
+            return radius
+        ball._need_box()
+        return torch.minimum(radius, self.spent(x + torch.maximum(ball.hi - x, x - ball.lo), x))
+
+    def spent(self, z: Batch, x: Batch) -> PerRow:
+        size = (flat(z).double() - flat(x).double()).abs().pow(self.power)
+        count = torch.full_like(size[:, 0], size.shape[1], dtype=torch.long)
+        return torch.segment_reduce(size.flatten(), "sum", lengths=count, unsafe=True)
+
+    def propose(
+        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, budget: PerRow, held: PerRow
+    ) -> tuple[Batch, PerRow]:
+        x, ball, channels = task.x, task.ball, at.grid.channels
+        z, centre = best.clone(), x.reshape(-1)
+        row, cells = z.view(-1), at.cells(move, 0)
+        base, old, first = self._clear(row, centre, cells, cells.index)
+        shift = owned(move[:, 3] - move[:, 2], channels)
+        freed = first + self._clear(row, centre, cells, cells.index + cells.spread(shift))[2]
+        mass = (freed + owned(budget - held, channels) / channels).clamp_min_(0)
+        sign = (2 * move[:, 4:] - 1).flatten()
+        hills = at.pattern.index_select(0, cells.entry).mul_(cells.spread(sign))
+        new = hills.add_(old.div_(cells.spread(first.pow(1 / self.power).add_(TINY))))
+        scale = mass.div_(self._mass(cells, new).add_(TINY)).pow(1 / self.power)
+        if self.lavish:
+            scale *= channels
+        row.scatter_(0, cells.index, new.mul_(cells.spread(scale)).add_(base).to(z.dtype))
+        z = ball._masked(ball._clip_(z), x)
+        if not (self.lavish and channels > 1):
+            written = z.view(-1).index_select(0, cells.index).double().sub_(base)
+            spent = held + per_row(self._mass(cells, written) - freed, channels)
+            if not bool((spent * SHORT**self.power > budget).any()):
+                return z, spent
+        z = ball.project(z, x)
+        return z, self.spent(z, x)
+
+    def _clear(self, row: Tensor, centre: Tensor, cells: Cells, index: Int64[Tensor, " cells"]) -> tuple[Tensor, ...]:
+        """Send the cells at `index` back to the centre, in place: the centre there, what was taken away, its mass."""
+        inner = centre.index_select(0, index)
+        base = inner.double()
+        old = row.index_select(0, index).double().sub_(base)
+        row.scatter_(0, index, inner)
+        return base, old, self._mass(cells, old)
+
+    def _mass(self, cells: Cells, delta: Float[Tensor, " cells"]) -> Float[Tensor, " owners"]:
+        return cells.sum(delta.abs().pow_(self.power))
+
+
+def per_row(value: Float[Tensor, " owners"], channels: int) -> PerRow:
+    """The sum over the channels of each row, in their order."""
+    if channels == 1:
+        return value
+    count = torch.full((len(value) // channels,), channels, device=value.device)
+    return torch.segment_reduce(value, "sum", lengths=count, unsafe=True)
+
+
+FILLINGS: dict[str, Filling] = {
+    "linf": Ends(),
+    "l2": Mass(power=2, decay=2, lavish=False),
+    "l1": Mass(power=1, decay=4, lavish=True),
+}

@@ -1,0 +1,155 @@
+"""`epsball verify`: is what a run directory says true of its model?"""
+
+from __future__ import annotations
+
+import json as encoder
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from epsball.cli.common import Json, Subject, built_in, finite
+from epsball.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from epsball.verification import Verification
+
+SHOWN = 20
+OF_THE_DATA = ("split", "limit", "image_column", "label_column")
+
+
+def verify(
+    run: Path,
+    /,
+    *,
+    model: str | None = None,
+    weights: Path | None = None,
+    data: str | None = None,
+    width: int = 128,
+    json: Json = False,
+) -> int:
+    """Recompute every success, containment and figure of a run from its files, with a fresh model.
+
+    Exits with 0 where all agrees, with 1 where anything differs; each difference names its example.
+
+    Parameters
+    ----------
+    run
+        The directory that `epsball evaluate --out` wrote.
+    model
+        The model, as in `epsball evaluate`. Default: the one that the run names.
+    weights
+        Its weights. Default: those that the run names, or that it keeps of a network trained on the spot.
+    data
+        Also hold the examples that the run keeps against this data, as in `epsball evaluate`, and make every clean
+        prediction anew.
+    width
+        Examples that share a pass.
+    json
+        Print everything, with all differences, as JSON on stdout.
+    """
+    import epsball
+    from epsball.cli.allocator import keep_memory
+
+    keep_memory()
+    config, command = _read(run / "config.json"), _read(run / "command.json")
+    if config is None or "data" not in config:
+        raise BadInput(
+            f"`run` must be a directory that `epsball evaluate --out` wrote, got {run}; is it spelled right?"
+        )
+    network, origin = _model(run, config, command or {}, model, weights)
+    examples = None
+    if data is not None:
+        told = {} if command is None else command["subject"]
+        examples = Subject(data=data, **{name: told[name] for name in OF_THE_DATA if name in told}).examples(
+            limit=told.get("limit")
+        )
+    found = epsball.verify(run, network, data=examples, width=width)
+    if json:
+        print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
+    else:
+        _report(found, str(run), origin, data)
+    return int(not found.agrees)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON file; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        return encoder.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"`run` must hold readable files, but {path} is damaged: {error}") from error
+
+
+def _model(
+    run: Path, config: dict[str, Any], command: dict[str, Any], model: str | None, weights: Path | None
+) -> tuple[nn.Module, str]:
+    """The model that is asked for, else the one that the run names, and a line about where it comes from."""
+    from epsball.models.load import load_model
+
+    subject = Subject(**command.get("subject", {}))
+    if model is None and not command:
+        raise BadInput(f"`--model` must be given: {run} names none (no command.json), as it was not made by a command")
+    spec, kept = model or subject.spec, run / "model.safetensors"
+    ours = model is None or model == subject.spec
+    if weights is None and ours and subject.weights is not None:
+        weights = Path(command["directory"]) / subject.weights
+    elif weights is None and ours and built_in(spec):
+        weights = kept
+    if weights is None and built_in(spec):
+        raise BadInput(f"`--weights` must be given with --model {spec}: the run keeps none for it")
+    card = (_read(run / "model.json") or {}) if weights == kept else {}
+    classes = card.get("classes") or command.get("classes") or _classes(run)
+    network = load_model(spec, shape=config["data"]["shape"], classes=classes, weights=weights, seed=subject.seed)
+    return network, f"{spec}{f' with {weights}' if weights else ''}"
+
+
+def _classes(run: Path) -> int:
+    """As many classes as the logits that the run keeps have columns."""
+    from epsball import run_dir
+
+    clean = run_dir.load(run / "stages" / "00000-clean.parquet")
+    return run_dir.points(clean["logits"], (-1,)).shape[1] if "logits" in clean.column_names else 1
+
+
+def _report(found: Verification, run: str, origin: str, data: str | None) -> None:
+    console = Console(highlight=False)
+    console.print(f"[dim]run[/]    {escape(run)}", soft_wrap=True)
+    console.print(f"[dim]model[/]  {escape(origin)}", soft_wrap=True)
+    if data is not None:
+        console.print(f"[dim]data[/]   {escape(data)}", soft_wrap=True)
+    whose = "all" if found.with_data else "the fooled"
+    console.print(
+        f"\n{found.n:,} examples; {found.confirmed:,} of {found.fooled:,} successes confirmed: in the ball, fooling\n"
+        f"{found.clean_checked:,} clean predictions made anew ({whose})\n"
+        f"robust accuracy {found.robust_accuracy:.2%}, clean {found.clean_accuracy:.2%}"
+    )
+    if found.eot > 1:
+        console.print(
+            f"[dim]The model is stochastic: judged by the mean of {found.eot} passes, as in the run; verdicts on the "
+            "border need not repeat.[/]"
+        )
+    if found.agrees:
+        console.print("\n[bold]everything agrees[/]")
+        return
+    rows = found.differences.to_pylist()
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head, most in (("id", 10), ("what", 17), ("stored", 24), ("found", 24)):
+        table.add_column(head, overflow="ellipsis", no_wrap=True, max_width=most)
+    for row in rows[:SHOWN]:
+        table.add_row("run" if row["id"] is None else str(row["id"]), *(escape(row[part]) for part in COLUMNS))
+    console.print("", table)
+    if len(rows) > SHOWN:
+        console.print(f"[dim]and {len(rows) - SHOWN:,} more: --json prints all[/]")
+    kinds = ", ".join(f"{count:,} {what}" for what, count in Counter(row["what"] for row in rows).most_common())
+    touched = len({row["id"] for row in rows if row["id"] is not None})
+    console.print(f"\n[bold red]{len(rows):,} differences[/] on {touched:,} examples: {kinds}")
+
+
+COLUMNS = ("what", "stored", "found")
