@@ -126,12 +126,15 @@ class Storage:
         """
         if self.lo is None or self.hi is None:
             return False
-        width = (self.hi - self.lo) or 1.0
-        for part in np.array_split(x.reshape(-1), -(-x.size // CHUNK) or 1):
-            near = np.rint((part.astype(np.float64) - self.lo) / width * LAST).clip(0, LAST).astype(np.uint8)
-            if (self.table[near] != part).any():
-                return False
-        return True
+        parts = np.array_split(x.reshape(-1), -(-x.size // CHUNK) or 1)
+        return all(np.array_equal(self.table[self._rounded(part)], part) for part in parts)
+
+    def _rounded(self, x: np.ndarray) -> np.ndarray:
+        """The level that x is where it is one, uint8; some level elsewhere."""
+        assert self.lo is not None, "a box comes with the levels"
+        assert self.hi is not None, "a box comes with the levels"
+        near = (x - x.dtype.type(self.lo)) * x.dtype.type(LAST / ((self.hi - self.lo) or 1.0))
+        return np.rint(near, out=near).clip(0, LAST, out=near).astype(np.uint8)
 
     def keep(self, z: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Adversarial points z (n, *shape) of the examples x as they are kept: as they are, or uint8."""
@@ -139,7 +142,7 @@ class Storage:
 
     def keep_x(self, x: np.ndarray) -> np.ndarray:
         """Examples as they are kept, without loss."""
-        return _nearest(x, self.table).astype(np.uint8) if self.x == "8bit" else x
+        return self._rounded(x) if self.x == "8bit" else x
 
     def read(self, kept: np.ndarray) -> np.ndarray:
         """The points that stand behind what is kept: the one place where bytes are decoded."""

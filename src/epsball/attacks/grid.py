@@ -150,45 +150,53 @@ class Windows:
         start, count, where = (owned(move[:, column], self.grid.channels) for column in (0, 1, 2 + corner))
         where = where + torch.arange(0, len(where) * self.grid.places, self.grid.places, device=where.device)
         least, most = (end.item() for end in count.aminmax())
-        if least == most:  # nearly always, and every operation less is half a per cent of a small network's pass
-            owner, entry = None, (start[:, None] + torch.arange(most, device=where.device)).view(-1)
-            index = (self.offset.index_select(0, entry).view(-1, int(most)) + where[:, None]).view(-1)
-        else:
+        # In a small network's pass every operation between two passes costs half a per cent: the usual cases have few.
+        if least < most:
             owner = torch.repeat_interleave(count)
             shift = start - count.cumsum(0) + count
             entry = torch.arange(len(owner), device=where.device) + shift.index_select(0, owner)
-            index = self.offset.index_select(0, entry).add_(where.index_select(0, owner))
-        return Cells(index, entry, count, owner)
+            index = self.offset.index_select(0, entry) + where.index_select(0, owner)
+            return Cells(index, self.pattern.index_select(0, entry), count, owner)
+        if self.axes == 1:
+            entry = slice(first := int(start[0]), first + int(most))
+            return Cells(self.offset[entry] + where[:, None], self.pattern[entry], count, None)
+        entry = start[:, None] + torch.arange(most, device=where.device)
+        offset, pattern = (part.index_select(0, entry.view(-1)).view_as(entry) for part in (self.offset, self.pattern))
+        return Cells(offset + where[:, None], pattern, count, None)
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Cells of all rows in one list, owner by owner; an owner is a channel of a row, number row * channels + channel.
+    """Cells of all rows, owner by owner; an owner is a channel of a row, number row * channels + channel.
 
-    `index` is the cell's in the flat batch, `entry` its in the tables of `Windows`, `count` how many each owner has.
-    `owner` is each cell's, None where all owners have equally many.
+    What belongs to cells is (cells,), with each cell's `owner`, or, where all owners have equally many, (owners, each)
+    without one. `index` is the cell's in the flat batch, `pattern` the window's there, `count` how many each owner has.
     """
 
-    index: Int64[Tensor, " cells"]
-    entry: Int64[Tensor, " cells"]
+    index: Int64[Tensor, "..."]
+    pattern: Float[Tensor, "..."]
     count: Int64[Tensor, " owners"]
     owner: Int64[Tensor, " cells"] | None
 
-    def sum(self, value: Float[Tensor, " cells"]) -> Float[Tensor, " owners"]:
-        """The sum over each owner's cells, in their order: the same bits in every batch."""
-        return torch.segment_reduce(value, "sum", lengths=self.count, unsafe=True)
+    def of(self, batch: Float[Tensor, " all"]) -> Float[Tensor, "..."]:
+        """What the flat batch has at the cells."""
+        return batch.index_select(0, self.index.view(-1)).view_as(self.index)
 
-    def all(self, flag: Bool[Tensor, " cells"]) -> Bool[Tensor, " owners"]:
+    def write(self, batch: Float[Tensor, " all"], value: Float[Tensor, "..."]) -> None:
+        """Have the flat batch hold `value` at the cells, in place."""
+        batch.scatter_(0, self.index.view(-1), value.view(-1))
+
+    def sum(self, value: Float[Tensor, "..."]) -> Float[Tensor, " owners"]:
+        """The sum over each owner's cells, in their order: the same bits in every batch."""
+        return torch.segment_reduce(value.view(-1), "sum", lengths=self.count, unsafe=True)
+
+    def all(self, flag: Bool[Tensor, "..."]) -> Bool[Tensor, " owners"]:
         """Whether all of each owner's cells have the flag."""
-        if self.owner is None:
-            return flag.view(len(self.count), -1).all(1)
-        return self.sum(flag.float()) == self.count
+        return flag.all(1) if self.owner is None else self.sum(flag.float()) == self.count
 
     def spread(self, value: Tensor) -> Tensor:
-        """What each owner has, (owners,), at each of its cells."""
-        if self.owner is None:
-            return value[:, None].expand(-1, len(self.index) // len(value)).reshape(-1)
-        return value.index_select(0, self.owner)
+        """What each owner has, (owners,), as a factor or condition for its cells."""
+        return value[:, None] if self.owner is None else value.index_select(0, self.owner)
 
 
 def owned(value: Tensor, channels: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -80,13 +80,13 @@ class Ends(Filling):
         self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, budget: PerRow, held: PerRow
     ) -> tuple[Batch, PerRow]:
         cells, z = at.cells(move, 0), best.clone()
-        row, index, up = z.view(-1), cells.index, move[:, 3:] == 1
-        low, high, old = (part.index_select(0, index) for part in (*self._ends(task), row))
-        value = torch.where(cells.spread(up.flatten()), high, low)
+        row, up = z.view(-1), (move[:, 3:] == 1).view(-1)
+        low, high, old = (cells.of(part) for part in (*self._ends(task), row))
         # The paper draws again until the point changes (AutoAttack does not); here the other ends are taken.
-        idle = cells.all(value == old).view(up.shape).all(1, keepdim=True)
-        value = torch.where(cells.spread((up ^ idle).flatten()), high, low)
-        row.scatter_(0, index, value)
+        idle = cells.all(torch.where(cells.spread(up), high, low) == old)
+        if at.grid.channels > 1:
+            idle = owned(idle.view(len(move), -1).all(1), at.grid.channels)
+        cells.write(row, torch.where(cells.spread(up ^ idle), high, low))
         return z, held
 
     def _ends(self, task: Task) -> tuple[Float[Tensor, " cells"], Float[Tensor, " cells"]]:
@@ -159,35 +159,34 @@ class Mass(Filling):
         x, ball, channels = task.x, task.ball, at.grid.channels
         z, centre = best.clone(), x.reshape(-1)
         row, cells = z.view(-1), at.cells(move, 0)
-        base, old, first = self._clear(row, centre, cells, cells.index)
+        base, old, first = self._clear(row, centre, cells)
         shift = owned(move[:, 3] - move[:, 2], channels)
-        freed = first + self._clear(row, centre, cells, cells.index + cells.spread(shift))[2]
+        freed = first + self._clear(row, centre, replace(cells, index=cells.index + cells.spread(shift)))[2]
         mass = (freed + owned(budget - held, channels) / channels).clamp_min_(0)
-        sign = (2 * move[:, 4:] - 1).flatten()
-        hills = at.pattern.index_select(0, cells.entry).mul_(cells.spread(sign))
-        new = hills.add_(old.div_(cells.spread(first.pow(1 / self.power).add_(TINY))))
+        sign = (2 * move[:, 4:] - 1).view(-1)
+        new = old.div_(cells.spread(first.pow(1 / self.power).add_(TINY))).add_(cells.pattern * cells.spread(sign))
         scale = mass.div_(self._mass(cells, new).add_(TINY)).pow(1 / self.power)
         if self.lavish:
             scale *= channels
-        row.scatter_(0, cells.index, new.mul_(cells.spread(scale)).add_(base).to(z.dtype))
+        cells.write(row, new.mul_(cells.spread(scale)).add_(base).to(z.dtype))
         z = ball._masked(ball._clip_(z), x)
         if not (self.lavish and channels > 1):
-            written = z.view(-1).index_select(0, cells.index).double().sub_(base)
+            written = cells.of(z.view(-1)).double().sub_(base)
             spent = held + per_row(self._mass(cells, written) - freed, channels)
             if not bool((spent * SHORT**self.power > budget).any()):
                 return z, spent
         z = ball.project(z, x)
         return z, self.spent(z, x)
 
-    def _clear(self, row: Tensor, centre: Tensor, cells: Cells, index: Int64[Tensor, " cells"]) -> tuple[Tensor, ...]:
-        """Send the cells at `index` back to the centre, in place: the centre there, what was taken away, its mass."""
-        inner = centre.index_select(0, index)
+    def _clear(self, row: Tensor, centre: Tensor, cells: Cells) -> tuple[Tensor, ...]:
+        """Send the cells back to the centre, in place: the centre there, what was taken away, and its mass."""
+        inner = cells.of(centre)
         base = inner.double()
-        old = row.index_select(0, index).double().sub_(base)
-        row.scatter_(0, index, inner)
+        old = cells.of(row).double().sub_(base)
+        cells.write(row, inner)
         return base, old, self._mass(cells, old)
 
-    def _mass(self, cells: Cells, delta: Float[Tensor, " cells"]) -> Float[Tensor, " owners"]:
+    def _mass(self, cells: Cells, delta: Float[Tensor, "..."]) -> Float[Tensor, " owners"]:
         return cells.sum(delta.abs().pow_(self.power))
 
 
