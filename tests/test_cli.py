@@ -329,7 +329,14 @@ LONG = ["evaluate", "--epochs", "1", "--attacks", "pgd:steps=400,starts=20", "--
 
 def started(out: Path) -> subprocess.Popen[str]:
     command = [*COMMAND, *LONG, "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENV,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job has it ignored
+    )
     while process.poll() is None and not list(out.glob("stages/*.parquet")):
         time.sleep(0.01)  # poll: the signal is to come in the middle of the run
     return process

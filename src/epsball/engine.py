@@ -38,9 +38,9 @@ class Outcome:
 
     `x_adv` (n, *shape) is the fooling point where `fooled`, else the example itself; `rank` the winning job, -1 for
     none; `invalid` where logits were not finite and nothing fooled. `near` (n, *shape) is the best point at which a job
-    ended, the example itself where none did, and `lead` (n,) by how much the wrong class was ahead there (-inf). `forwards` and `backwards` (n,) count the passes
-    up to the winner; `speculative_*` those of jobs that a lower rank made needless, `padding_*` those of rows that
-    only filled the pool.
+    ended, the example itself where none did, and `lead` (n,) by how much the wrong class was ahead there (-inf).
+    `forwards` and `backwards` (n,) count the passes up to the winner; `speculative_*` those of jobs that a lower rank
+    made needless, `padding_*` those of rows that only filled the pool.
     """
 
     x_adv: Float[Tensor, "n *shape"]
@@ -258,7 +258,7 @@ class _Queue:
             )
 
     def approach(self, row: np.ndarray, rank: np.ndarray, z: Tensor, index: np.ndarray, ahead: np.ndarray) -> None:
-        """Jobs that ended at z[index], `ahead` by so much: the furthest of each example is kept, of equals the first."""
+        """Jobs ended at z[index], `ahead` by so much: the furthest of each example is kept, of equals the first."""
         order = np.lexsort((-rank, ahead))  # the best is written last
         order = order[
             (ahead > self.lead[row])[order] | ((ahead == self.lead[row]) & (rank < self.near_rank[row]))[order]

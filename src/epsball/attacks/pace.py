@@ -6,8 +6,8 @@ the `first` such number that is large enough on it is given up where
 
     best margin + hope * greatest gain of a doubling so far * log2(most steps / steps made) < 0.
 
-Nothing but the row's own history counts, and no scale: the rule is the same for logits a thousand times as large. Compare
-the schedules that share passes between examples by rank, as A3 (Liu et al., CVPR 2022, arXiv:2203.05154).
+Nothing but the row's own history counts, and no scale: the rule is the same for logits a thousand times as large.
+Compare the schedules that share passes between examples by rank, as A3 (Liu et al., CVPR 2022, arXiv:2203.05154).
 """
 
 from __future__ import annotations
