@@ -105,6 +105,7 @@ CALIBRATION = {
     "fgsm-rs-2": Net("mnist", "small-cnn", Ascent(1, 1.25), 0.25, 4, lr=5e-3, seed=12),
     "mlp": Net("mnist", "small-mlp", Ascent(5, 0.3, ramp=2), 0.1, 3, seed=13),
     "cifar-cnn": Net("cifar10", "small-cnn", Ascent(5, 0.3, ramp=2), 8 / 255, 4, seed=14),
+    "robust-3": Net("mnist", "small-cnn", Ascent(7, 0.25, ramp=3), EPS, 6, seed=16),
     "mnist-resnet": Net("mnist", "preact-resnet18:width=8", Ascent(1, 1.0, ramp=2), 0.25, 1, seed=15, limit=20000),
 }
 

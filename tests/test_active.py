@@ -521,6 +521,27 @@ def test_an_evaluation_with_a_target_is_tested_too(net, digits):
     assert ev.active_test.n == 8
 
 
+def test_the_target_of_an_evaluation_is_that_of_its_active_test(net, digits):
+    """The heads, scaled by the margin that the model has, are the same for any target, and without one."""
+    data, seen = digits.rows(torch.arange(24)), []
+
+    def watched(logits: Tensor, task: Task) -> Tensor:
+        if logits.shape[1] == 2:
+            seen[-1].append(logits.detach().clone())
+        return cross_entropy(logits, task)
+
+    tests = []
+    for target in (None, 3, 8):
+        seen.append([])
+        run = eb.evaluate(net, data, BALLS["linf"], eb.FGSM(loss=watched), target=target, active_test=8)
+        tests.append(run.active_test)
+    assert tests[0].n == 8
+    assert tests[0] == tests[1] == tests[2]
+    for other in seen[1:]:
+        assert len(other) == len(seen[0]) > 0
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
 def test_a_transfer_has_no_active_test(net, digits):
     with pytest.raises(BadInput, match="`active_test` must be 0 with a `source`"):
         eb.evaluate(net, digits, BALLS["linf"], "pgd", source=net, active_test=8)

@@ -13,7 +13,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from doubles import BALLS, EPS, NEVER, SUITE, assert_inside, ball_of, every_attack, every_attack_and_norm
+from doubles import BALLS, EPS, NEVER, PAIRS, SUITE, assert_inside, ball_of, every_attack, every_attack_and_norm
 from nets import CONV_SHAPE, Counting, RaisesAt, Recording, Steady, batch, batch_of, conv, linear, mlp, predicted, rng
 from nets import weighted as scored
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ import epsball.attacks
 from epsball import engine
 from epsball.attacks import ATTACKS, attack_class, options_of, parse
 from epsball.attacks.attack import Attack
+from epsball.ball import flat
 from epsball.losses import cross_entropy, margin
 from epsball.noise import Noise
 from epsball.objective import Objective, changes_prediction
@@ -49,6 +50,49 @@ def test_leaves_ball_box_mask_or_dtype(attack: Attack, norm: str, dtype: torch.d
             ball = BALLS[norm](eps=EPS[norm], lo=lo, hi=hi, mask=part)
             x_adv = attack(model, x, y, ball, target=target, seed=3, success=success)
             assert_inside(x_adv, x, norm, EPS[norm], lo, hi, part)
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+REGISTERED = {name: pair for name, pair in PAIRS.items() if pair[0] in [SUITE[one] for one in ATTACKS]}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("attack", "norm"), REGISTERED.values(), ids=REGISTERED)
+def test_breaks_or_leaves_the_ball_where_logits_are_of_another_dtype(
+    attack: Attack, norm: str, dtype: torch.dtype
+) -> None:
+    """As under autocast; with more examples than the pool has rows, so that new rows join those that have stepped."""
+    x, net = batch(40, (5,)).to(dtype), linear((5,), 3, scale=1.5)
+    ball = BALLS[norm](eps=0.6 * EPS[norm] if norm != "l0" else 1.0, lo=0, hi=1).bind(x)
+    attacks = [attack, replace(attack, hope=2.0)] if "hope" in options_of(type(attack)) else [attack]
+    for kind in DTYPES:
+        model = lambda z, kind=kind: net(z.double()).to(kind)  # noqa: E731
+        y = predicted(model, x)
+        for one in attacks:
+            with Objective(model, one.loss, needs=one.needs) as objective:
+                found = engine.run(one, objective, task_of(x, y, ball), approach=True, width=32)
+            assert found.x_adv.dtype == dtype
+            assert torch.equal(ball.project(found.x_adv, x), found.x_adv)
+            assert torch.equal(ball.project(found.near, x), found.near)
+            assert torch.equal(predicted(model, found.x_adv) != y, found.fooled)
+            assert found.fooled.sum() < 40
+            assert found.fooled.any() or attack.needs != "grad"
+
+
+@pytest.mark.parametrize(("attack", "norm"), REGISTERED.values(), ids=REGISTERED)
+def test_infinite_radius_of_one_row_changes_another(attack: Attack, norm: str) -> None:
+    x, net = batch(9, (6,), lo=-0.5, hi=0.8), mlp((6,), 3)
+    y = predicted(net, x)
+    radius = torch.linspace(0.2, 1.2, 9, dtype=x.dtype).mul(EPS[norm])
+    endless = torch.where(torch.arange(9) % 4 == 1, math.inf, radius)
+    ends = [attack(net, x, y, BALLS[norm](eps=eps, lo=-0.5, hi=0.8), success=NEVER) for eps in (radius, endless)]
+    same = endless.isfinite()
+    torch.testing.assert_close(ends[1][same], ends[0][same], rtol=0, atol=1e-12)
+    assert same.sum() == 7
+    if attack.needs == "grad":
+        moved = flat(ends[1] - x).abs().sum(1)
+        assert (moved[~same] > moved[same].max() / 2).all()
+        assert ((ends[1] >= -0.5) & (ends[1] <= 0.8)).all()
 
 
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])

@@ -338,6 +338,26 @@ def test_steps_stop_short_of_the_linear_optimum(norm: str, share: float) -> None
     assert (ratio <= 1 + 1e-12).all()
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@NORMS
+def test_infinite_radius_changes_the_steps_of_other_rows(norm: str, dtype: torch.dtype, shape: tuple) -> None:
+    draw = torch.Generator().manual_seed(5)
+    x, z, grad = (torch.rand(6, *shape, generator=draw).to(dtype) - 0.3 for _ in range(3))
+    radius = torch.tensor([1.0, 0.2, 2.0, 1.5, 0.1, 1.2])
+    endless = radius.clone()
+    endless[[1, 4]] = math.inf
+    bounded, ball = (BALLS[norm](eps=eps, lo=-0.3, hi=0.7).bind(x) for eps in (radius, endless))
+    z = bounded.project(z, x)
+    for size in (0.25, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=dtype)):
+        stepped = ball.step(grad, z, x, size)
+        same = endless.isfinite()
+        assert torch.equal(stepped[same], bounded.step(grad, z, x, size)[same])
+        assert torch.equal(stepped[~same], ball.argmax(grad, x)[~same])
+        if norm in ("l2", "l1"):
+            assert not torch.equal(stepped[same], ball.argmax(grad, x)[same])
+
+
 def test_flat_or_column_mixes_rows() -> None:
     assert flat(torch.zeros(3)).shape == (3, 1)
     assert flat(torch.zeros(0, 2, 5)).shape == (0, 10)

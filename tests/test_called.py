@@ -84,7 +84,56 @@ def test_point_that_fools_from_outside_counts(far: str, caplog: pytest.LogCaptur
         allowed = eb.evaluate(model, (x, y), eb.Linf(eps=moved), cheats)
         assert allowed.count("fooled") == run.stages[1].unconfirmed
     else:
-        assert run.count("invalid") == 70
+        assert (run.count("invalid"), run.count("robust")) == (0, 70)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_logits_that_overflow_outside_the_ball_take_an_example_out_of_the_count(inside: bool) -> None:
+    inner, x, y = examples()
+    edge = (x + 0.01).amax().item()
+
+    def model(z: Tensor) -> Tensor:
+        return inner(z) / (z.amax(1, keepdim=True) <= edge)  # not finite above
+
+    def up(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+        return x + 0.3
+
+    run = eb.evaluate(model, (x, y), eb.Linf(eps=0.31 if inside else 0.29), up)
+    over = int(((x + 0.3).amax(1) > edge).sum())
+    assert over > 5
+    assert run.count("invalid") == (over if inside else 0)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_callable_that_trains_the_model_leaves_buffers_or_gradients_to_the_judge(graded: bool) -> None:
+    model = nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.Linear(16, 5)).double()
+    x = batch(70, (20,))
+    if graded:
+        model(x).sum().backward()
+    y = predicted(model.eval(), x)
+    kept = {name: part.clone() for name, part in model.state_dict().items()}
+    objects = [id(part) for part in model.buffers()]
+    grads = [None if part.grad is None else (part.grad, part.grad.clone()) for part in model.parameters()]
+
+    def careless(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+        model.train()
+        model.requires_grad_(True)
+        nn.functional.cross_entropy(model(x), y).backward()
+        model[1].running_mean = torch.ones(16, dtype=x.dtype)
+        model[1].register_buffer("more", x)
+        return x
+
+    run = eb.evaluate(model, (x, y), eb.Linf(eps=EPS), [careless, "fgsm"])
+    assert status(run) == status(eb.evaluate(model, (x, y), eb.Linf(eps=EPS), "fgsm"))
+    assert model.state_dict().keys() == kept.keys()
+    assert all(torch.equal(part, kept[name]) for name, part in model.state_dict().items())
+    assert [id(part) for part in model.buffers()] == objects
+    for part, before in zip(model.parameters(), grads, strict=True):
+        if before is None:
+            assert part.grad is None
+        else:
+            assert part.grad is before[0]
+            assert torch.equal(part.grad, before[1])
 
 
 @pytest.mark.parametrize(

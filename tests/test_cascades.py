@@ -48,7 +48,9 @@ def test_standard_is_not_the_standard_version_of_autoattack() -> None:
         ("STANDARD", CASCADES["standard"]["l2"]),
         ("worst-of()", ()),
         ("worst-of(pgd, pgd)", ("pgd", "pgd")),
-        ("unheard-of", ("unheard-of",)),  # the attacks' own table says what is wrong with it
+        ("worst-of (fgsm)", ("fgsm",)),
+        ("worst-of(pgd, worst-of(fgsm, pgd:steps=3,starts=2), bim)", ("pgd", "fgsm", "pgd:steps=3,starts=2", "bim")),
+        ("worst-of(worst-of(worst-of(fgsm), standard))", ("fgsm", *CASCADES["standard"]["l2"])),
     ],
 )
 def test_name_stands_for_other_attacks(text: str, parts: tuple[str, ...]) -> None:
@@ -61,10 +63,43 @@ def test_list_that_is_not_closed_is_taken(text: str) -> None:
         expand(text, "linf")
 
 
-@pytest.mark.parametrize("text", ["worst-of(pgd, worst-of(fgsm, bim))", "worst-of(steps=3, pgd)", "worst-of()"])
+@pytest.mark.parametrize(
+    "text", ["worst-of(steps=3, pgd)", "worst-of()", "worst-of(pgd))", "worst-of(fgsm), worst-of(bim)"]
+)
 def test_list_without_a_meaning_is_run(text: str) -> None:
     with pytest.raises(eb.BadInput):
         eb.evaluate(mlp((5,), 3), batch_of(4, (5,), 3), eb.Linf(eps=0.1), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("standrd", "standard"),
+        ("worst_of(fgsm)", "worst-of(...)"),
+        ("worst_of(fgsm, pgd:steps=100,starts=2)", "worst-of(...)"),
+        ("standard,fgsm", "standard"),
+        ("apgdt", "apgd-t"),
+        ("worst-of(fgsm, fst)", "fast"),
+        ("pdg:steps=3", "pgd"),
+    ],
+)
+def test_name_that_is_misspelled_is_refused_without_the_right_one(text: str, near: str) -> None:
+    with pytest.raises(eb.BadInput, match="`attacks` must be one of") as refused:
+        expand(text, "linf")
+    assert f"did you mean {near!r}?" in str(refused.value)
+    listed = str(refused.value).partition(", got")[0]
+    assert all(name in listed for name in (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)"))
+
+
+@pytest.mark.parametrize("text", ["standard:steps=3", "fast:", "worst-of(fgsm, Fast:hope=1)", "fast(3)"])
+def test_protocol_with_options_is_run_without_them(text: str) -> None:
+    with pytest.raises(eb.BadInput, match="`attacks`: a protocol takes no options, got"):
+        expand(text, "linf")
+
+
+def test_other_names_are_not_offered_for_one_attack() -> None:
+    with pytest.raises(eb.BadInput, match=r"one of fgsm, .*apgd-t.*did you mean 'apgd-t'"):
+        parse("apgdt")
 
 
 def test_protocol_is_run_in_a_norm_for_which_it_is_not_defined() -> None:

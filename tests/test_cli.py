@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 import epsball
-from epsball import run_dir
+from epsball import cli, run_dir
 from epsball.evaluation import Evaluation
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
@@ -293,6 +294,75 @@ def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_p
     done = run("verify", "here/run", "--data", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean of 2 passes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--storage", "8bit", "--lo=-inf", "--hi", "inf"], "`storage` '8bit' must have a box"),
+        (["--active-test", "4", "--source", "small-cnn"], "`--active-test` must be 0 with --source"),
+        (["--eps", "0.1", "0.1"], "`eps` must be distinct radii"),
+        (["--eps", "0.1", "-0.1"], "eps"),
+    ],
+)
+def test_a_network_is_trained_before_the_command_is_refused(arguments: list[str], said: str, tmp_path: Path):
+    done = run("evaluate", *QUICK, *arguments, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2, done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
+FACTORY = """
+import torch
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+def test_a_users_module_that_is_not_found_is_not_said_to_be_elsewhere(tmp_path: Path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    (here / "mymod.py").write_text(FACTORY)
+    done = run("evaluate", "--limit", "20", "--model", "mymod:make", "--source", "mymod:mak", cwd=here)
+    assert done.returncode == 2
+    assert "`--source` mymod:mak:" in " ".join(done.stderr.split())
+    made = run("evaluate", "--limit", "20", "--model", "mymod:make", "--attacks", "fgsm", "--out", "run", cwd=here)
+    assert made.returncode == 0, made.stderr
+    assert run("verify", "run", cwd=here).returncode == 0
+    done = run("verify", "../here/run", cwd=there)
+    assert done.returncode == 2
+    assert f"the run was made in {here}" in " ".join(done.stderr.split())
+    (here / "run" / "command.json").unlink()
+    for damage in (lambda raw: raw[:100], lambda raw: b""):
+        path = here / "run" / "stages" / "00000-clean.parquet"
+        path.write_bytes(damage(path.read_bytes()))
+        for command in (["verify", "run", "--model", "mymod:make"], ["compare", "run", "run"]):
+            done = run(*command, cwd=here)
+            assert done.returncode == 2, done.stderr
+            assert "00000-clean.parquet is missing or damaged" in " ".join(done.stderr.split())
+
+
+def test_a_run_interrupted_in_its_active_test_cannot_be_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    arguments = ["evaluate", *QUICK, "--attacks", "fgsm", "--active-test", "4", "--out", str(out)]
+    with warnings.catch_warnings(), monkeypatch.context() as patched:  # the command line takes over how they are shown
+        patched.setattr("epsball.protocol.examined", interrupted)
+        assert cli.run(arguments) == 130
+    capsys.readouterr()
+    kept = (out / "command.json").read_text()
+    done = run("verify", str(out))
+    assert done.returncode == 0, done.stderr
+    other = run("evaluate", *QUICK, "--attacks", "pgd", "--lo=-1", "--out", str(out))
+    assert other.returncode == 2
+    assert (out / "command.json").read_text() == kept  # a command that was refused is not the run's
+    assert run(*arguments).returncode == 0
 
 
 def test_a_network_whose_training_was_cut_off_after_its_card_stops_the_run(finished, tmp_path: Path):

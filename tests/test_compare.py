@@ -170,6 +170,10 @@ def test_the_verdict_takes_the_wrong_side(data: Examples) -> None:
     assert compare(worse, run(data)).verdict.startswith("B is the more robust model:")
     both = compare(weak, run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]), eps=0.6))
     assert both.verdict.startswith("More examples held in A: its model is more robust or its test is easier")
+    seeds = replace(compare(weak, strong), differ=("seed",))
+    assert seeds.verdict == "More examples held in A, with another seed: by the luck of starts and noise."
+    assert "harder test" in replace(seeds, differ=("seed", "attacks")).verdict
+    assert "more robust model" in replace(seeds, differ=("model", "seed")).verdict
     close = compare(run(data, eps=0.3), run(data, eps=0.305))
     assert close.p_value > 0.05 or "chance" not in close.verdict
     barely = replace(compare(weak, strong), only_a=3, only_b=1, difference=-2 / 120, p_value=mcnemar(3, 1))
@@ -205,6 +209,10 @@ def test_runs_on_other_data_are_compared(data: Examples) -> None:
     with pytest.raises(BadInput, match="an example in common"):
         compare(run(data.rows(torch.arange(50))), run(data.rows(torch.arange(50, 90))))
     assert compare(a, run(replace(data, name="renamed"))).n == 120  # the digest says that it is the same
-    assert compare(a, run(replace(data, x=data.x * 0.9))).n == 120  # the same name, the same labels
+    assert compare(a, run(replace(data, name="renamed"))).differ == ()
+    moved = compare(a, run(replace(data, x=data.x * 0.9)))  # the same name, the same labels
+    assert (moved.n, moved.differ) == (120, ("data",))
+    assert "The data of the runs is not the same" in moved.verdict
+    assert "noise" not in moved.verdict
     with pytest.raises(BadInput, match="must be a run directory"):
         compare(a, "nothing")

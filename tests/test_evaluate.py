@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -375,6 +378,66 @@ def test_a_run_that_is_not_finished_says_so(net, digits, tmp_path):
         Evaluation.load(tmp_path / "run")
     with pytest.raises(BadInput, match="must be a run directory"):
         Evaluation.load(tmp_path / "nothing")
+
+
+DAMAGE = {
+    "cut short": lambda raw: raw[: len(raw) // 2],
+    "empty": lambda raw: b"",
+    "a flipped byte": lambda raw: raw[:40] + bytes([raw[40] ^ 1]) + raw[41:],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize(
+    "file", ["stages/00000-00-fgsm.parquet", "stages/00001-clean.parquet", "records/00001.parquet"]
+)
+def test_a_damaged_table_is_named_and_its_remedy_mends_the_run(net, digits, tmp_path, file, kind):
+    path, arguments = tmp_path / "run" / file, (net, digits.rows(torch.arange(60)), eb.Linf(eps=0.05, **BOX), "fgsm")
+    whole = eb.evaluate(*arguments, run_dir=tmp_path / "run", shard_size=30)
+    path.write_bytes(DAMAGE[kind](path.read_bytes()))
+    for use in (Evaluation.load, lambda run: eb.evaluate(*arguments, run_dir=run, shard_size=30)):
+        with pytest.raises(BadInput, match=re.escape(str(path)) + ".*delete it and start the run again"):
+            use(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(BadInput, match=path.name if "stages" in file else "not finished"):
+        Evaluation.load(tmp_path / "run")
+    mended = eb.evaluate(*arguments, run_dir=tmp_path / "run", shard_size=30)
+    assert mended.records.equals(whole.records)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
+@pytest.mark.parametrize(
+    ("file", "remedy"), [("config.json", "new directory"), ("active.json", "only the active test")]
+)
+def test_a_damaged_json_file_is_named_with_a_remedy(net, digits, tmp_path, file, remedy, text):
+    arguments = (net, digits.rows(torch.arange(20)), eb.Linf(eps=0.05, **BOX), "fgsm")
+    eb.evaluate(*arguments, run_dir=tmp_path, active_test=4)
+    whole = (tmp_path / file).read_text()
+    for damaged in (text, '{"n": 4}'):
+        (tmp_path / file).write_text(damaged)
+        for use in (Evaluation.load, lambda run: eb.evaluate(*arguments, run_dir=run, active_test=4)):
+            with pytest.raises(BadInput, match=f"(?s)(config.json|active.json).*{remedy}"):
+                use(tmp_path)
+    (tmp_path / file).write_text(whole)
+    assert eb.evaluate(*arguments, run_dir=tmp_path, active_test=4) == Evaluation.load(
+        tmp_path
+    )  # nobody holds the lock
+
+
+def test_an_endless_radius_is_not_json(net, digits, tmp_path):
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    arguments = (net, digits.rows(torch.arange(20)), eb.L2(eps=1, **BOX), "fgsm")
+    first = eb.evaluate(*arguments, eps=[0.5, math.inf], run_dir=tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(), parse_constant=refused)
+    assert config["radii"] == [0.5, "inf"]
+    loaded = Evaluation.load(tmp_path)
+    assert loaded == first == eb.evaluate(*arguments, eps=[0.5, math.inf], run_dir=tmp_path)
+    assert [eps for eps, _ in loaded.curve] == [0.5, math.inf]
+    with pytest.raises(BadInput, match="another `"):
+        eb.evaluate(*arguments, eps=[0.5, 9.0], run_dir=tmp_path)
 
 
 def test_a_resumed_run_makes_only_the_passes_that_are_missing(net, digits, tmp_path):

@@ -17,6 +17,7 @@ from epsball import engine
 from epsball.attacks import parse
 from epsball.attacks.fab import hyperplanes
 from epsball.ball import Ball
+from epsball.errors import BadInput
 from epsball.linear.exact import minimal_eps
 from epsball.losses import cross_entropy
 from epsball.objective import Objective
@@ -205,6 +206,24 @@ def test_fooling_point_at_the_very_border_is_taken_for_one_outside() -> None:
         assert_inside(x_adv, x, "linf", eps, -math.inf, math.inf, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("aims", [0, 9])
+@every_norm
+def test_success_lies_in_the_slack_of_the_ball(norm: str, aims: int, dtype: torch.dtype) -> None:
+    """In bfloat16 the slack at 1 is .031, as much as the radius; only what rounding adds to x + eps may be beyond."""
+    first, second = (torch.randn(*shape, generator=rng(1)) for shape in ((8, 32), (32, 5)))
+    model = lambda z: (torch.sin(3 * (z.double() - 0.5) @ first.double()) @ second.double()).to(dtype)  # noqa: E731
+    x, eps = batch(100, (8,)).to(dtype), {"linf": 0.03, "l2": 0.06, "l1": 0.12}[norm]
+    y, ball = predicted(model, x), BALLS[norm](eps=eps, lo=0, hi=1)
+    found = eb.evaluate(model, (x, y), ball, eb.FAB(steps=20, aims=aims))
+    farthest = max(size for size in found.records["distance"].to_pylist() if size is not None)
+    rounding = torch.finfo(dtype).eps * (1 + eps) / 2 if norm == "linf" else 0
+    assert 20 < found.count("fooled") < 100
+    assert farthest <= eps * (1 + 1e-12) + rounding
+    direct = eb.FAB(steps=20, aims=aims)(model, x, y, ball)
+    assert torch.equal(ball.project(direct, x), direct)
+
+
 def test_last_point_is_thrown_away_unseen() -> None:
     model = Recording(scored(torch.tensor([3.0]).double(), -3.0))
     x, y = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
@@ -369,3 +388,22 @@ def test_short_form_or_the_name_of_the_literature_is_misread() -> None:
     assert parse("fab") == eb.FAB()
     assert parse("fab-t:steps=20") == eb.FAB(steps=20, aims=9)
     assert parse("fab:eta=1.1,alpha-max=.2,minimise=true") == eb.FAB(eta=1.1, alpha_max=0.2, minimise=True)
+
+
+def test_job_without_hope_goes_on_or_one_that_comes_nearer_is_given_up() -> None:
+    """On linear models the nearest border is found within ten passes: beyond the radius nothing is left to hope for."""
+    model, x, y = case(12, 4, 0.0, 1.0, n=64)
+    for name, eps in (("linf", 0.6), ("l2", 1.4), ("l1", 3.8)):
+        ball = BALLS[name](eps=eps, lo=0, hi=1)
+        full = eb.evaluate(model, (x, y), ball, "fab-t:aims=3")
+        hoping = eb.evaluate(model, (x, y), ball, "fab-t:aims=3,hope=2")
+        assert 5 < full.count("robust") < 60
+        assert hoping.count("robust") == full.count("robust")
+        assert hoping.stages[1].backwards < 0.9 * full.stages[1].backwards  # aims out of reach are not given up
+
+
+def test_hope_of_the_minimum_norm_is_accepted_or_a_wrong_one() -> None:
+    with pytest.raises(BadInput, match="`hope` must be left out with `minimise`"):
+        eb.FAB(minimise=True, hope=2)
+    with pytest.raises(BadInput, match="`hope` must be >= 0, got -1"):
+        eb.FAB(hope=-1)

@@ -324,6 +324,18 @@ def test_sick_model_is_not_warned_of_once_with_a_remedy(sign: str) -> None:
     assert all(issubclass(w.category, ModelWarning) for w in caught)
 
 
+@pytest.mark.parametrize("needs", ["grad", "logits"])
+def test_sick_model_is_warned_of_on_every_draw_of_a_mean(needs: str) -> None:
+    x, y = batch_of(8, (5,), 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Objective(Probabilities(NET), cross_entropy, needs=needs, eot=5) as objective:
+            for _ in range(2):
+                objective(x, task_of(x, y, BALL))
+    assert [str(w.message) for w in caught if "probabilities" in str(w.message)] != []
+    assert len([w for w in caught if "probabilities" in str(w.message)]) == 1
+
+
 def test_stochastic_model_is_not_warned_of_or_a_sound_one_is() -> None:
     x = batch(8, (5,))
     with Objective(Stochastic(NET), cross_entropy) as objective:
@@ -360,7 +372,7 @@ def test_sound_model_is_warned_of(model: nn.Module, dtype: torch.dtype) -> None:
         (lambda x: (x, x), "must return a tensor of logits, got tuple; wrap it"),
         (lambda x: {"logits": x}, "must return a tensor of logits, got dict; wrap it"),
         (lambda x: x.numpy(force=True), "must return a tensor of logits, got ndarray"),
-        (lambda x: x.detach(), "must be differentiable.*take an attack whose `needs`"),
+        (lambda x: x.detach(), "must be differentiable.*take an attack that needs no gradient, such as square"),
         (lambda x: torch.ones(8, 3, dtype=x.dtype), "must be differentiable"),
         (lambda x: torch.ones(8, 3, dtype=x.dtype, requires_grad=True), "must be differentiable"),
         (LabelOnly(NET), "returns labels, but this attack needs logits"),

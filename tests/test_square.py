@@ -459,3 +459,32 @@ def test_another_loss_is_not_climbed() -> None:
     task = task_of(x, y, ball)
     z = Square(steps=200, loss=cross_entropy)(model, x, y, ball, success=NEVER)
     assert (cross_entropy(model(z), task) > cross_entropy(model(x), task)).all()
+
+
+@every_norm
+def test_example_at_which_no_attack_ended_is_gone_on_from(norm: str) -> None:
+    """Its point is x itself, at which the windows of an attack that goes on have nothing to build on."""
+    x, y = batch_of(6, (3, 5, 4), 3)
+    task = task_of(x, y, BALLS[norm](eps=EPS[norm], lo=0, hi=1))
+    near = task.ball.argmax(torch.randn(x.shape, generator=rng(5), dtype=x.dtype), x)
+    none = torch.tensor([False, True, False, False, True, False])
+    start = Square(steps=9).init(task)
+    for without in (none, none | True, none & False):
+        mixed = torch.where(without[:, None, None, None], x, near)
+        state = Square(steps=9, onward=True).init(replace(task, near=mixed))
+        assert torch.equal(state.z[without], start.z[without])
+        assert torch.equal(state.z[~without], near[~without])
+        assert torch.equal(state.held[without], start.held[without])
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_infinite_radius_of_one_row_changes_what_another_may_spend(norm: str) -> None:
+    """Next to it a row could spend no more than its box holds, which is less than its radius."""
+    x, y = batch_of(3, (5,), 3)
+    radius = torch.tensor([0.5, 40.0, 1.0], dtype=x.dtype)
+    budgets = [
+        Square(steps=9).init(task_of(x, y, BALLS[norm](eps=eps, lo=0, hi=1))).budget
+        for eps in (radius, torch.where(radius == 1, math.inf, radius))
+    ]
+    assert torch.equal(budgets[0][:2], budgets[1][:2])
+    assert budgets[1].isfinite().all()

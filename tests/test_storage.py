@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball import run_dir
+from epsball.ball import Ball
 from epsball.ball_file import PARTS, inside_box, load_ball, save_ball
 from epsball.data import from_arrays
 from epsball.errors import BadInput
@@ -174,6 +175,35 @@ def test_a_success_that_rounding_undoes_counts_or_stops_the_next_attack() -> Non
     ids, points = wider.points()
     assert ids.tolist() == [0]
     assert points.item() == np.float32(102) / np.float32(255)
+
+
+@pytest.mark.parametrize(
+    "ball", [eb.Linf(eps=8 / 255, lo=0, hi=1), eb.L2(eps=0.1, lo=0, hi=1), eb.L1(eps=0.3, lo=0, hi=1)]
+)
+def test_a_success_that_rounding_undoes_does_not_end_the_search(ball: Ball) -> None:
+    """A job that stops at its first success, just over the border, would leave more robust than one step of FGSM."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (100, 20), generator=generator) / 255
+    model = nn.Linear(20, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) - 0.5)
+        y = model(x).argmax(1)
+    fgsm = eb.evaluate(model, (x, y), ball, "fgsm", storage="8bit").count("robust")
+    assert 10 < fgsm < 95
+    for attack in ("apgd", "standard", "fast"):
+        found = eb.evaluate(model, (x, y), ball, attack, storage="8bit")
+        assert found.count("robust") <= fgsm, attack
+        rows = 0
+
+        def counted(z: Tensor) -> Tensor:
+            nonlocal rows
+            rows += len(z)
+            return model(z)
+
+        again = eb.evaluate(counted, (x, y), ball, attack, storage="8bit")
+        assert again.forwards == sum(again.cost.values()) == rows, attack  # second looks are counted
+        assert again.cost["attack"] == sum(again.records["forwards"].to_pylist())
 
 
 @pytest.fixture(scope="module")

@@ -362,6 +362,9 @@ def test_a_configuration_that_was_edited_goes_unnoticed(net: Net, run: Path) -> 
     assert fooled <= {id for id, _ in told(named, "attack")}
     digest = edited(data=config["data"] | {"labels": "0" * 16})
     assert told(digest) == [(None, "label")]
+    assert set(told(edited(radii=[0.5]))) == {(None, "eps")}
+    assert (None, "eps") in told(edited(radii=[0.15, 0.5]))
+    assert (None, "eps") in told(edited(ball=config["ball"] | {"eps": 0.5}))
     assert told(edited(target="tensor 0")) == [(None, "target")]
     assert edited().agrees
 
@@ -425,6 +428,13 @@ def sure(logits: Tensor, task: Task) -> Tensor:
     return (logits.argmax(1) != task.y) & (logits.softmax(1).amax(1) > 0.55)
 
 
+def falls_by(logits: Tensor, task: Task) -> Tensor:
+    assert task.clean is not None
+    assert task.clean.dtype == logits.dtype
+    loss = (task.clean - logits).gather(1, task.y[:, None])[:, 0]
+    return (logits.argmax(1) != task.y) & (loss > 0.1)
+
+
 def table(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(50, 3, generator=generator).clamp(-1.5, 2).to(dtype)
@@ -452,6 +462,10 @@ def kinds() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "no success at all": (linear, eb.Linf(eps=0.0, **box), {}),
         "bytes": (linear, eb.Linf(eps=0.3, **box), {"storage": "8bit"}),
         "a source": (linear, eb.Linf(eps=0.3, **box), {"source": linear}),
+        "a success that asks for the clean logits": (linear, eb.Linf(eps=0.3, **box), {"success": falls_by}),
+        "one radius for a ball of another": (linear, eb.Linf(eps=9.0, **box), {"eps": [0.3]}),
+        "one radius for a ball of several": (linear, eb.Linf(eps=per_example, **box), {"eps": [1]}),
+        "an endless curve": (linear, eb.L2(eps=1, **box), {"eps": [0.2, float("inf")]}),
         "an endless radius": (linear, eb.L2(eps=float("inf"), **box), {}),
     }
 

@@ -178,7 +178,7 @@ class L2(Ball):
         # The whole gradient, so that the projection leaves shut coordinates shut; measured by its open part, so that
         # they do not use the step up.
         if self._endless():
-            return self._argmax(grad, x)
+            return _to_the_end(self, grad, z, x, size)
         grad = grad / column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
         length = column(self.norm(self._open(grad, z)), z.ndim)
         return self._project(z + grad * torch.where(length > 0, self._length(z, size) / length, 0), x)
@@ -245,7 +245,7 @@ class L1(Ball):
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
         if self._endless():
-            return self._argmax(grad, x)
+            return _to_the_end(self, grad, z, x, size)
         # Measured by the whole gradient: its greatest open coordinate jumps when rounding opens one.
         dual = column(_greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
         return self._project(z + grad / dual * self._length(z, size), x)
@@ -418,6 +418,15 @@ def _pulled(ball: Ball, z: Batch, x: Batch, shorten: Callable[[Tensor, Tensor, T
     size, room = ball._orthant(z - x, x)
     near = ball._moved(x, z - x, shorten(size, room, ball._reach(size)))
     return torch.where(column(fits, x.ndim), clipped, near)
+
+
+def _to_the_end(ball: Ball, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
+    """A step of a ball with infinite radii: those rows go to the maximiser over the box, the others as ever."""
+    far = ball._argmax(grad, x)
+    if not isinstance(ball.eps, Tensor):
+        return far
+    near = replace(ball, eps=ball.eps.nan_to_num(posinf=0))._step(grad, z, x, size)
+    return torch.where(column(ball.eps.isinf(), x.ndim), far, near)
 
 
 def _scattered(ball: Ball, x: Batch, noise: Noise, unit: Float[Tensor, "n d"]) -> Batch:

@@ -37,7 +37,8 @@ def run(called: Called, model: Model, objective: Objective, task: Task, *, width
     """Attack every row on `model`, and judge by `objective`, which is open.
 
     Forwards that the callable makes are counted where `model` is a module; its backwards cannot be seen. Forwards that
-    are no whole number per row count as padding. Whatever the callable does to the model's modes is undone.
+    are no whole number per row count as padding. Whatever the callable does to the model's modes, buffers and `.grad`
+    is undone.
     """
     parts, forwards, fallen, padding = [], [], 0, 0
     fooled, invalid = [], []
@@ -59,7 +60,7 @@ def run(called: Called, model: Model, objective: Objective, task: Task, *, width
         parts.append(torch.where(good.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, part.x))
         forwards.append(torch.full((len(rows),), counts[0] // len(rows) + objective.eot))
         fooled.append(good.cpu())
-        invalid.append((~valid & ~good).cpu())
+        invalid.append((~valid & ~good & part.ball.contains(x_adv, part.x)).cpu())  # elsewhere logits say nothing
         fallen += int(good.sum())
         on_turn(fallen)
     hit = torch.cat(fooled)
@@ -81,17 +82,29 @@ def run(called: Called, model: Model, objective: Objective, task: Task, *, width
 
 @contextmanager
 def _as_it_was(model: Model) -> Iterator[None]:
-    """On leaving, every module's mode and every parameter's `requires_grad` are what they were, for the judge."""
+    """On leaving, every module's mode and buffers, every parameter's `requires_grad` and `.grad` are what they were."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [(module, module.training) for module in modules]
-    learning = [(part, part.requires_grad) for module in modules for part in module.parameters(recurse=False)]
+    learning = [
+        (part, part.requires_grad, part.grad) for module in modules for part in module.parameters(recurse=False)
+    ]
+    buffers = [(module, dict(module._buffers)) for module in modules]
+    held = [*(grad for _, _, grad in learning), *(part for _, parts in buffers for part in parts.values())]
+    values = [(part, part.detach().clone()) for part in held if part is not None]
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
-        for part, wanted in learning:
+        for part, wanted, grad in learning:
             part.requires_grad_(wanted)
+            part.grad = grad
+        for module, parts in buffers:
+            module._buffers.clear()
+            module._buffers.update(parts)
+        with torch.no_grad():
+            for part, value in values:
+                part.copy_(value)
 
 
 @contextmanager

@@ -7,7 +7,11 @@ how it was found, and on which networks, is in docs/protocols.md. The tables are
 
 from __future__ import annotations
 
+import re
+
+from epsball.attacks import ALIASES, ATTACKS
 from epsball.errors import BadInput
+from epsball.suggest import one_of
 
 CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
     "standard": {
@@ -16,9 +20,16 @@ CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
         "l1": ("l1-apgd:starts=5", "l1-apgd:loss=dlr,aims=5", "fab-t", "square"),
     },
     "fast": {
-        "linf": ("apgd-ce:hope=2", "apgd-t:hope=2", "square:onward=true,p=0.1,hope=2"),
-        "l2": ("apgd-ce:hope=2", "apgd-t:hope=2", "square:onward=true,p=0.1,hope=2"),
-        "l1": ("apgd-ce:hope=2", "l1-apgd", "l1-apgd:loss=dlr,aims=5", "square:onward=true,p=0.1,hope=2"),
+        "linf": ("apgd-ce:hope=2", "apgd-t:hope=2", "square:onward=true,p=0.1,hope=2", "square:hope=2"),
+        "l2": ("apgd-ce:hope=2", "apgd-t:hope=2", "fab-t:hope=2", "square:onward=true,p=0.1,hope=2", "square:hope=2"),
+        "l1": (
+            "apgd-ce:hope=2",
+            "fab-t:hope=2",
+            "l1-apgd:starts=5",
+            "l1-apgd:loss=dlr,aims=5",
+            "square:onward=true,p=0.1,hope=2",
+            "square:hope=2",
+        ),
     },
 }
 
@@ -31,16 +42,21 @@ def expand(text: str, norm: str) -> tuple[str, ...]:
     >>> expand("worst-of(fgsm, pgd:steps=100,starts=2)", "l2")
     ('fgsm', 'pgd:steps=100,starts=2')
     """
-    name = text.strip().lower()
+    name = re.split("[:(]", text.strip().lower(), maxsplit=1)[0].strip()
     if name.startswith("worst-of"):
-        if not (name.startswith("worst-of(") and name.endswith(")")):
+        inside = re.fullmatch(r"worst-of\s*\((.*)\)", text.strip(), re.IGNORECASE | re.DOTALL)
+        if inside is None:
             raise BadInput(
                 f"`attacks` must name a list as worst-of(A, B, ...), got {text!r}; as in worst-of(pgd, square)"
             )
-        inside = text.strip()[len("worst-of(") : -1]
-        return tuple(part for one in _parted(inside) for part in expand(one, norm))
-    if name not in CASCADES:
+        return tuple(part for one in _parted(inside[1]) for part in expand(one, norm))
+    if one_of("attacks", name, (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)")) not in CASCADES:
         return (text,)
+    if name != text.strip().lower():
+        raise BadInput(
+            f"`attacks`: a protocol takes no options, got {text!r}; name its attacks yourself, as in "
+            "worst-of(apgd-ce:steps=50, square)"
+        )
     if norm not in CASCADES[name]:
         raise BadInput(
             f"`ball` must be {' or '.join(CASCADES[name])} for {name}, got {norm}: not all of its attacks are defined "
@@ -50,9 +66,16 @@ def expand(text: str, norm: str) -> tuple[str, ...]:
 
 
 def _parted(text: str) -> list[str]:
-    """A list at its commas; a part that is KEY=VALUE goes on with the options of the attack before it."""
+    """A list at its commas, but for those of a list in it; a part KEY=VALUE belongs to the attack before it."""
+    split, depth = [""], 0
+    for sign in text:
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and depth == 0:
+            split.append("")
+        else:
+            split[-1] += sign
     parts: list[str] = []
-    for part in filter(None, map(str.strip, text.split(","))):
+    for part in filter(None, map(str.strip, split)):
         if "=" in part and ":" not in part and parts:
             parts[-1] += f",{part}"
         else:

@@ -29,8 +29,9 @@ class Comparison:
     on these examples, `interval_a`, `interval_b` their 95 % intervals (Wilson). `difference` is that of B less that of
     A, `difference_interval` its 95 % interval (Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10: Wilson's
     intervals joined for pairs), `p_value` that of the exact McNemar test, two-sided. `differ` says what of the settings
-    is not the same: what it names may be the cause. `left_out_a`, `left_out_b` count the examples that only one run
-    holds, or that a targeted run sets apart.
+    is not the same: what it names may be the cause. "data" is among them where the digests of all that the runs hold
+    differ: then the same ids and labels may stand for other examples. `left_out_a`, `left_out_b` count the examples
+    that only one run holds, or that a targeted run sets apart.
     """
 
     a: str
@@ -61,7 +62,7 @@ class Comparison:
         if self.difference == 0:
             return f"Equal robust accuracy; {self.only_a} examples held in A only, and as many in B only."
         higher, lower = ("B", "A") if self.difference > 0 else ("A", "B")
-        model, protocol = "model" in self.differ, bool(set(self.differ) - {"model"})
+        model, protocol = "model" in self.differ, bool(set(self.differ) - {"model", "data", "seed"})
         if model and protocol:
             said = (
                 f"More examples held in {higher}: its model is more robust or its test is easier, which cannot be told "
@@ -71,8 +72,14 @@ class Comparison:
             said = f"{higher} is the more robust model: under the same test more of its examples held."
         elif protocol:
             said = f"{lower} is the harder test: of the same model it broke more examples."
+        elif "seed" in self.differ:
+            said = f"More examples held in {higher}, with another seed: by the luck of starts and noise."
+        elif "data" in self.differ:
+            said = f"More examples held in {higher}, with the same settings."
         else:
             said = f"More examples held in {higher}, with the same settings: by noise of the model or of the machine."
+        if "data" in self.differ:
+            said += " The data of the runs is not the same, which may be the cause."
         return said if self.p_value <= CHANCE else f"{said} It may be chance."
 
     def summary(self) -> dict[str, Any]:
@@ -140,6 +147,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration decides a verdict, by the name it is given to a reader."""
     ball = config["ball"]
     return {
+        "data": config["data"]["digest"],
         "model": config["model"],
         "ball": {part: ball[part] for part in ("class", "lo", "hi", "mask")},
         "radii": ball["eps"] if config["radii"] == [None] else config["radii"],

@@ -33,14 +33,34 @@ OnTurn = Callable[[int], None]
 
 
 @dataclass(frozen=True, eq=False)
+class Look:
+    """A second look at a success, without which it does not count and its job goes on.
+
+    `judge` is open, and need not be the objective that the attack climbs; it is asked about the points as `kept`
+    (z, x) says that they will be: (n, *shape) both, rounded for a file, for instance.
+    """
+
+    judge: Objective
+    kept: Callable[[Tensor, Tensor], Tensor]
+
+    def stands(self, z: Float[Tensor, "n *shape"], task: Task, width: int) -> Bool[Tensor, " n"]:
+        """Where what is kept of z still is a success, in the ball."""
+        point = self.kept(z, task.x)
+        output = forward_rows(self.judge, task, point, width)
+        return self.judge.verdict(output, task) & task.ball.contains(point, task.x)
+
+
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What an attack did to each row of its task, and what that cost.
 
     `x_adv` (n, *shape) is the fooling point where `fooled`, else the example itself; `rank` the winning job, -1 for
-    none; `invalid` where logits were not finite and nothing fooled. `near` (n, *shape) is the best point at which a job
-    ended, the example itself where none did, and `lead` (n,) by how much the wrong class was ahead there (-inf).
+    none; `invalid` where logits were not finite and nothing fooled. Where a run was asked for the approach, `near`
+    (n, *shape) is the best of the points at which jobs ended and of their peaks, the example itself where none ended,
+    and `lead` (n,) by how much the wrong class was ahead there (-inf).
     `forwards` and `backwards` (n,) count the passes up to the winner; `speculative_*` those of jobs that a lower rank
-    made needless, `padding_*` those of rows that only filled the pool.
+    made needless, `padding_*` those of rows that only filled the pool. `unconfirmed` rows had a success that did not
+    stand a second look, and none that did.
     """
 
     x_adv: Float[Tensor, "n *shape"]
@@ -55,6 +75,7 @@ class Outcome:
     speculative_backwards: int
     padding_forwards: int
     padding_backwards: int
+    unconfirmed: int = 0
 
 
 def pool_size(wanted: int, width: int) -> int:
@@ -86,16 +107,20 @@ def run(
     task: Task,
     *,
     judge: Objective | None = None,
+    look: Look | None = None,
+    approach: bool = False,
     width: int = 128,
     on_turn: OnTurn | None = None,
 ) -> Outcome:
     """Attack every row of `task` through a pool of `width` rows. `objective` is open, and made for this attack.
 
     With a `judge`, another open objective, the attack is a transfer: it climbs on `objective` to its end, and only
-    where it ends does the judge look.
+    where it ends does the judge look. With a `look` a success counts, and ends its job, where it stands that look.
+    With `approach` the outcome's `near` and `lead` are filled, which costs jobs without success one more forward where
+    their peak is not where they end.
     """
     attack.check_ball(task.ball)
-    queue = _Queue(attack, objective, task, width, judge)
+    queue = _Queue(attack, objective, task, width, judge, look, approach)
     if len(task.x):
         queue.drive(on_turn or (lambda fallen: None))
     return queue.outcome()
@@ -110,8 +135,10 @@ class _Queue:
     task: Task
     width: int
     judge: Objective | None
+    look: Look | None
+    approach: bool
     state: State | None = None
-    finals: list[tuple[np.ndarray, np.ndarray, Tensor]] = field(default_factory=list)
+    finals: list[tuple[np.ndarray, np.ndarray, Tensor, Tensor]] = field(default_factory=list)
     waiting: int = 0
     entered: int = 0
 
@@ -120,7 +147,9 @@ class _Queue:
         self.x_adv = self.task.x.clone()
         self.winner = np.full(n, jobs)
         self.invalid_at = np.full(n, jobs)
-        self.near, self.lead, self.near_rank = self.task.x.clone(), np.full(n, -np.inf), np.full(n, jobs)
+        self.refused = np.zeros(n, dtype=bool)
+        self.near = self.task.x.clone() if self.approach else self.task.x
+        self.lead, self.near_rank = np.full(n, -np.inf), np.full(n, jobs)
         self.forwards = np.zeros((n, jobs), dtype=np.int64)
         self.backwards = np.zeros((n, jobs), dtype=np.int64)
         self.standing = self.attack.until == "fooled" and self.judge is None
@@ -131,8 +160,8 @@ class _Queue:
 
     def made(self) -> np.ndarray:
         """Forwards and backwards of all models so far, in rows."""
-        seen = (self.objective,) if self.judge is None else (self.objective, self.judge)
-        return np.array([(one.forwards, one.backwards) for one in seen]).sum(0)
+        seen = {self.objective, self.judge, None if self.look is None else self.look.judge} - {None}
+        return np.array([(one.forwards, one.backwards) for one in seen if one is not None]).sum(0)
 
     def drive(self, on_turn: OnTurn) -> None:
         """Until no job is left: fill the pool, make a pass, let go what is fooled, finished or dropped."""
@@ -210,23 +239,39 @@ class _Queue:
         valid = point.valid.cpu().numpy()
         fooled = np.zeros_like(done)
         if self.standing:
-            fooled = self.live & point.fooled.cpu().numpy()
+            fooled = self.stood(self.live & point.fooled.cpu().numpy(), self.row, self.rank, state.z)
             self.settle(self.row[fooled], self.rank[fooled], state.z, np.flatnonzero(fooled))
         failed = self.live & ~valid
         np.minimum.at(self.invalid_at, self.row[failed], self.rank[failed])
         self.live &= ~fooled & (self.rank < self.winner[self.row])
-        self.end(self.live & valid & done, stepped)
+        self.end(self.live & valid & done, stepped.best, self.attack.peak(stepped))
         if not self.standing:  # what it had found before still counts
             elsewhere = flat(state.best != state.z).any(1).cpu().numpy()
-            self.end(self.live & failed & elsewhere, state)
+            self.end(self.live & failed & elsewhere, state.best, state.best)
         self.live &= valid
 
-    def end(self, ended: np.ndarray, state: State) -> None:
+    def stood(self, fooled: np.ndarray, row: np.ndarray, rank: np.ndarray, z: Tensor) -> np.ndarray:
+        """Which successes among the jobs (row, rank) at z stand a second look, where one is asked for."""
+        hits = np.flatnonzero(fooled)
+        if self.look is None or not len(hits):
+            return fooled
+        task = self.job(row[hits], rank[hits])[0]
+        good = self.look.stands(z[torch.from_numpy(hits).to(z.device)], task, self.width)
+        self.forwards[row[hits], rank[hits]] += self.look.judge.eot
+        stood = fooled.copy()
+        stood[hits] = good.cpu().numpy()
+        self.refused[row[fooled & ~stood]] = True
+        return stood
+
+    def end(self, ended: np.ndarray, best: Tensor, peak: Tensor) -> None:
         """Free the rows of jobs that have ended, whose best points are to be looked at."""
         rows = np.flatnonzero(ended)
         self.live[rows] = False
         if len(rows):
-            self.finals.append((self.row[rows], self.rank[rows], state.best[torch.from_numpy(rows)]))
+            at = torch.from_numpy(rows)
+            last = best[at]
+            peak = peak[at] if self.approach and peak is not best else last
+            self.finals.append((self.row[rows], self.rank[rows], last, peak))
             self.waiting += len(rows)
 
     def settle(self, row: np.ndarray, rank: np.ndarray, z: Tensor, index: np.ndarray) -> None:
@@ -242,32 +287,38 @@ class _Queue:
     def settle_finals(self) -> None:
         """One forward for the points where finished jobs ended."""
         row, rank = (np.concatenate([final[i] for final in self.finals]) for i in (0, 1))
-        z = torch.cat([final[2] for final in self.finals])
+        z, peak = torch.cat([final[2] for final in self.finals]), torch.cat([final[3] for final in self.finals])
         self.finals, self.waiting = [], 0
         judge, task = self.judge or self.objective, self.job(row, rank)[0]
         output = forward_rows(judge, task, z, self.width)
         self.forwards[row, rank] += judge.eot
         point = Point(z, output, None, None, judge.success, task)
-        fooled, valid = point.fooled.cpu().numpy(), point.valid.cpu().numpy()
+        fooled, valid = self.stood(point.fooled.cpu().numpy(), row, rank, z), point.valid.cpu().numpy()
         np.minimum.at(self.invalid_at, row[~valid], rank[~valid])
         self.settle(row[fooled], rank[fooled], z, np.flatnonzero(fooled))
         self.live &= self.rank < self.winner[self.row]
-        if output.is_floating_point():
-            self.approach(
-                row[valid], rank[valid], z, np.flatnonzero(valid), lead(output, task).double().cpu().numpy()[valid]
-            )
+        if not (self.approach and output.is_floating_point()):
+            return
+        self.note(row, rank, z, output, task)
+        rows = np.flatnonzero(~fooled & flat(peak != z).any(1).cpu().numpy())
+        if len(rows):  # the last point of a climb need not be its best
+            at = torch.from_numpy(rows).to(z.device)
+            peak, task = peak[at], task.rows(at)
+            self.note(row[rows], rank[rows], peak, forward_rows(judge, task, peak, self.width), task)
+            self.forwards[row[rows], rank[rows]] += judge.eot
 
-    def approach(self, row: np.ndarray, rank: np.ndarray, z: Tensor, index: np.ndarray, ahead: np.ndarray) -> None:
-        """Jobs ended at z[index], `ahead` by so much: the furthest of each example is kept, of equals the first."""
+    def note(self, row: np.ndarray, rank: np.ndarray, z: Tensor, output: Tensor, task: Task) -> None:
+        """Points z of jobs with their logits: the furthest ahead of each example is kept, of equals the first job's."""
+        valid = output.isfinite().all(1)
+        ahead = torch.where(valid, lead(output, task), -torch.inf).double().cpu().numpy()
         order = np.lexsort((-rank, ahead))  # the best is written last
-        order = order[
-            (ahead > self.lead[row])[order] | ((ahead == self.lead[row]) & (rank < self.near_rank[row]))[order]
-        ]
+        further = (ahead > self.lead[row]) | ((ahead == self.lead[row]) & (rank < self.near_rank[row]))
+        order = order[(further & np.isfinite(ahead))[order]]
         last = {int(row[i]): i for i in order}
         if last:
             at = np.fromiter(last, np.int64), np.fromiter(last.values(), np.int64)
             self.lead[at[0]], self.near_rank[at[0]] = ahead[at[1]], rank[at[1]]
-            self.near[torch.from_numpy(at[0])] = z[torch.from_numpy(index[at[1]])]
+            self.near[torch.from_numpy(at[0])] = z[torch.from_numpy(at[1])]
 
     def outcome(self) -> Outcome:
         needed = np.arange(self.forwards.shape[1]) <= self.winner[:, None]
@@ -287,4 +338,5 @@ class _Queue:
             speculative_backwards=int(self.backwards.sum() - backwards.sum()),
             padding_forwards=int(made[0] - self.forwards.sum()),
             padding_backwards=int(made[1] - self.backwards.sum()),
+            unconfirmed=int((self.refused & ~fooled).sum()),
         )

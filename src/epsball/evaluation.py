@@ -118,15 +118,23 @@ class ActiveTest:
     @classmethod
     def from_json(cls, text: str) -> ActiveTest:
         """The result that `to_json` wrote."""
-        record = json.loads(text)
+        return cls._of(json.loads(text))
+
+    @classmethod
+    def _of(cls, record: dict[str, Any]) -> ActiveTest:
         caught = tuple((name, count) for name, count in record.pop("caught"))
         return cls(missed=tuple(record.pop("missed")), caught=caught, **record)
 
     @classmethod
     def load(cls, path: Path) -> ActiveTest | None:
         """The result that a run left in its directory, None where the test was not made."""
-        kept = path / ACTIVE
-        return cls.from_json(kept.read_text()) if kept.exists() else None
+        kept, remedy = path / ACTIVE, "delete it and start the run again: only the active test is repeated"
+        if not kept.exists():
+            return None
+        try:
+            return cls._of(run_dir.read_json(kept, remedy))
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{kept} is damaged: it holds no result of an active test; {remedy}") from error
 
     def save(self, path: Path) -> None:
         """Leave the result in a run's directory."""
@@ -272,7 +280,7 @@ class Evaluation:
         path = Path(path)
         if not (path / "config.json").exists():
             raise BadInput(f"`path` must be a run directory with a config.json, got {path}; was it the --out of a run?")
-        config = json.loads((path / "config.json").read_text())
+        config = run_dir.read_config(path)
         shards = -(-config["data"]["n"] // config["shard_size"])
         kept = [path / "records" / f"{shard:05d}.parquet" for shard in range(shards)]
         missing = [file.name for file in kept if not file.exists()]

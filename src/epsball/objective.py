@@ -147,8 +147,9 @@ class Objective:
     `model` maps (n, *shape) to logits (n, classes), to one logit (n,) or (n, 1), or, for attacks that need only the
     label, to integers (n,). `forwards` and `backwards` count rows; `probes` counts the rows of checks that no attack
     asked for. With `eot` = k a pass asks k times and shows the mean of logits, loss and gradient (labels: the most
-    frequent): for models that draw random numbers, the expectation over transformation of Athalye et al. (ICML 2018),
-    and the classifier in question is the one that averages k draws. A `careful` objective takes gradients that are not
+    frequent; where `needs` is 'logits' the loss is that of the mean logits, not the mean of k losses): for models that
+    draw random numbers, the expectation over transformation of Athalye et al. (ICML 2018), and the classifier in
+    question is the one that averages k draws. A `careful` objective takes gradients that are not
     finite for zero, on every pass; any other becomes so when its first gradient gives a reason.
     """
 
@@ -215,14 +216,15 @@ class Objective:
                 self._fresh = False
                 self._check_first(logits, task)
             return Point(z, logits, self.loss(logits, task), None, self.success, task)
+        first = self._fresh
         logits, loss, grad = self._gradients(z, task)
+        self._fresh = False
         for _ in range(1, self.eot):
             more = self._gradients(z, task)
             logits, loss, grad = logits.detach() + more[0].detach(), loss.detach() + more[1].detach(), grad + more[2]
         if self.eot > 1:
             logits, loss, grad = logits / self.eot, loss / self.eot, grad / self.eot
-        if self._fresh:
-            self._fresh = False
+        if first:
             self._check_gradient(grad)
         if self.careful and not math.isfinite(grad.sum().item()):
             grad = grad.nan_to_num(nan=0.0)
@@ -283,7 +285,10 @@ class Objective:
 
     def _logits(self, output: Tensor | None) -> Tensor:
         if output is None or not output.is_floating_point():
-            raise BadInput("`model` returns labels, but this attack needs logits; take one whose `needs` is 'label'")
+            raise BadInput(
+                "`model` returns labels, but this attack needs logits, as all built-in ones do; hand over your own: a "
+                "callable (model, x, y, ball) -> x_adv, or an Attack whose `needs` is 'label'"
+            )
         return output
 
     def _gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
@@ -301,7 +306,7 @@ class Objective:
             if found[0] is None:
                 raise BadInput(
                     "`model` must be differentiable for this attack: its output does not depend on x through torch; "
-                    "take an attack whose `needs` is 'logits' or 'label'"
+                    "take an attack that needs no gradient, such as square"
                 )
             grads.append(found[0])
         self.backwards += len(columns) * len(leaf)

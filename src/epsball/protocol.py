@@ -41,7 +41,7 @@ from epsball.objective import Model, Objective, Success, changes_prediction, fro
 from epsball.run_dir import RunDir
 from epsball.shard import PROBED, Plan, Shard, numbers
 from epsball.storage import Kind, Storage
-from epsball.task import labels, task_of
+from epsball.task import AWAY, labels, task_of
 
 log = logging.getLogger(__name__)
 
@@ -142,11 +142,9 @@ def plan_of(
             raise BadInput(f"`target` must be left out with {attack.name}: a callable is not told of it")
     if source is not None and not callable(source):
         raise BadInput(f"`source` must be a model, callable, x -> logits, got {type(source).__name__}")
-    radii = None if eps is None else tuple(sorted(float(radius) for radius in eps))
-    if radii is not None and (not radii or len(set(radii)) < len(radii)):
-        raise BadInput(f"`eps` must be distinct radii, at least one, got {list(radii)}; or leave it out")
-    for radius in radii or ():
-        ball.with_eps(radius)
+    radii = radii_of(eps, ball)
+    if radii is not None:
+        ball = ball.with_eps(radii[-1])
     if not len(examples):
         raise BadInput("`data` must hold at least one example, got none; look at its split and limit")
     order = examples.ids.argsort(stable=True)
@@ -196,6 +194,18 @@ def plan_of(
     )
 
 
+def radii_of(eps: Sequence[float] | None, ball: Ball) -> tuple[float, ...] | None:
+    """The radii of a curve, smallest first. Raises `BadInput` where one is there twice, or none of the ball's kind."""
+    if eps is None:
+        return None
+    radii = tuple(sorted(float(radius) for radius in eps))
+    if not radii or len(set(radii)) < len(radii):
+        raise BadInput(f"`eps` must be distinct radii, at least one, got {list(radii)}; or leave it out")
+    for radius in radii:
+        ball.with_eps(radius)
+    return radii
+
+
 def _storage(asked: str, ball: Ball, x: Tensor) -> Storage:
     """How the points of a run on `x` in the bound `ball` are kept."""
     lo, hi = (None if isinstance(side, Tensor) else float(side) for side in (ball.lo, ball.hi))
@@ -221,8 +231,9 @@ def _run(plan: Plan, kept: RunDir | None, on_progress: Callable[[Progress], None
         _same_model(plan, run_dir.load(kept.stage(0, "clean")))
     for shard, start in enumerate(range(0, n, plan.shard_size)):
         index = torch.arange(start, min(start + plan.shard_size, n), device=plan.task.x.device)
-        if kept is not None and kept.records(shard).exists():
-            records.append(run_dir.load(kept.records(shard)))
+        before = None if kept is None else kept.finished(shard)
+        if before is not None:
+            records.append(before)
         else:
             work = Shard(plan, shard, plan.task.rows(index), kept, memory, objectives)
             told = partial(_tell, on_progress, start, standing, n)
@@ -244,9 +255,8 @@ def _active(plan: Plan, kept: RunDir | None, n: int) -> ActiveTest | None:
     before = None if kept is None else ActiveTest.load(kept.path)
     if not n or (before is not None and before.asked == n):
         return before
-    task = plan.task
-    if plan.radii is not None:
-        task = replace(task, ball=task.ball.with_eps(plan.radii[-1]).bind(task.x))
+    away = torch.full_like(plan.task.y, AWAY)  # what is hidden is another class, whatever the run's target is
+    task = replace(plan.task, target=away, aim=away)  # its ball is that of the largest radius
     names = [stage["attack"] for stage in plan.config["stages"][: len(plan.attacks)]]
     attacks = list(zip(names, plan.attacks, strict=True))
     found = examined(plan.model, task, attacks, n=n, eot=plan.eot, width=plan.width)
@@ -260,7 +270,7 @@ def _same_model(plan: Plan, clean: pa.Table) -> None:
     if "logits" not in clean.column_names or plan.eot > 1:  # the logits of a stochastic model are never the same
         return
     with Objective(plan.model, cross_entropy) as objective:
-        now = engine.forward_rows(objective, plan.task, plan.task.x[:PROBED], plan.width).cpu()
+        now = engine.forward_rows(objective, plan.task, plan.task.x[: min(PROBED, len(clean))], plan.width).cpu()
     before = torch.tensor(run_dir.points(clean["logits"], (-1,))[: len(now)])
     if now.shape != before.shape or not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise BadInput(

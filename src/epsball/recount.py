@@ -97,8 +97,9 @@ class Differences:
 class Claims:
     """The records of a shard as they follow from its stages, row by row; `confirmed` where a success was seen again.
 
-    `places` are the rows' numbers in the whole run. `found_at` are the clean predictions as they were made anew, -1
-    where logits are not finite; `data_rows` the rows in the data at hand, -1 for none.
+    `places` are the rows' numbers in the whole run, `logits` (n, classes) the clean ones, None where none were kept.
+    `found_at` are the clean predictions as they were made anew, -1 where logits are not finite; `data_rows` the rows in
+    the data at hand, -1 for none.
     """
 
     ids: np.ndarray
@@ -107,6 +108,7 @@ class Claims:
     places: np.ndarray
     at: np.ndarray
     valid: np.ndarray
+    logits: np.ndarray | None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -124,10 +126,11 @@ class Claims:
         self.data_rows = np.full(n, -1)
 
     @classmethod
-    def of(cls, records: pa.Table, start: int, at: np.ndarray, valid: np.ndarray) -> Self:
+    def of(cls, records: pa.Table, start: int, at: np.ndarray, valid: np.ndarray, logits: np.ndarray | None) -> Self:
         """Before any stage: who was right, and may be attacked."""
         ids, y = (records[name].to_numpy() for name in ("id", "label"))
-        return cls(ids, y, records["target"].fill_null(AWAY).to_numpy(), start + np.arange(len(ids)), at, valid)
+        target = records["target"].fill_null(AWAY).to_numpy()
+        return cls(ids, y, target, start + np.arange(len(ids)), at, valid, logits)
 
     def standing(self) -> np.ndarray:
         """The rows that the next attack is run on."""

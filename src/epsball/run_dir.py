@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,23 +36,27 @@ class RunDir:
 
     def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
         self.path = Path(path)
-        config = json.loads(json.dumps(config))
         self.config = config
         known = self.path / "config.json"
         if not known.exists() and self.path.exists() and any(self.path.glob("*.parquet")):
             raise BadInput(f"`run_dir` must be a run's directory or a new one, got {self.path}; choose another name")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._held()
-        if not known.exists():
-            write_whole(known, lambda draft: draft.write_text(json.dumps(config, indent=2)))
-            return
-        self.config = before = json.loads(known.read_text())
-        if "stages" not in before and before:
+        try:
+            if known.exists():
+                self.config = read_config(self.path)
+                self._check_same(config)
+            else:
+                text = json.dumps(_texts(config), indent=2, allow_nan=False)
+                write_whole(known, lambda draft: draft.write_text(text))
+        except BaseException:
             self.close()
-            raise BadInput(f"`run_dir` {self.path} holds a config.json that is not a run's; choose a new directory")
+            raise
+
+    def _check_same(self, config: dict[str, Any]) -> None:
+        before = self.config
         for name in sorted((set(before) | set(config)) - FREE):
             if before.get(name) != config.get(name):
-                self.close()
                 where, there, here = _differs(name, before.get(name), config.get(name))
                 raise BadInput(
                     f"`run_dir` {self.path} holds a run with another `{name}`: {where} is {_short(there)} there, "
@@ -94,6 +99,48 @@ class RunDir:
         """Where the records of a shard are kept."""
         return self.path / "records" / f"{shard:05d}.parquet"
 
+    def finished(self, shard: int) -> pa.Table | None:
+        """The records of a shard, if they are there with every stage that they name."""
+        if not self.records(shard).exists():
+            return None
+        table = load(self.records(shard))
+        return table if all(self.stage(shard, name).exists() for name in notes(table)["stages"]) else None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """What a JSON file of a run holds. Raises `BadInput` with the file and the remedy where it is no such file."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is missing or damaged ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} is damaged: it holds {type(found).__name__} and not named values; {remedy}")
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a directory. In the file infinity is text; radii are numbers here."""
+    config = read_json(path / "config.json", "restore it, or make the run again in a new directory")
+    try:
+        config["radii"] = [_radius(radius) for radius in config["radii"]]
+        config["stages"] = [stage | {"eps": _radius(stage["eps"])} for stage in config["stages"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"`run_dir` {path} holds a config.json that is not a run's; choose a new directory") from error
+    return config
+
+
+def _radius(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _texts(value: Any) -> Any:
+    """As JSON can hold it: numbers that are not finite as text."""
+    if isinstance(value, dict):
+        return {name: _texts(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_texts(part) for part in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
+
 
 def save(path: Path, table: pa.Table) -> None:
     """Write a table whole, with a checksum of every page."""
@@ -103,9 +150,16 @@ def save(path: Path, table: pa.Table) -> None:
 def load(path: Path) -> pa.Table:
     """Read a table, with the notes in its metadata, as plain lists also where `datasets` has registered its types.
 
-    Raises `OSError` or `pyarrow.ArrowException` for a file that is missing, no table, or damaged.
+    Raises `BadInput` for a file that is missing, no table, or damaged.
     """
-    table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        notes(table)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        why = str(error).partition("\n")[0]
+        raise BadInput(
+            f"{path} is missing or damaged ({why}); delete it and start the run again: only what it held is repeated"
+        ) from error
     for place, column in enumerate(table.columns):
         if isinstance(column.type, pa.BaseExtensionType):
             storage = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)

@@ -20,7 +20,7 @@ from epsball.attacks.attack import Attack
 from epsball.ball import Ball
 from epsball.balls import L0, L1, L2, Linf
 from epsball.called import Called
-from epsball.engine import OnTurn, Outcome
+from epsball.engine import Look, OnTurn, Outcome
 from epsball.evaluation import Stage
 from epsball.losses import Loss, cross_entropy
 from epsball.objective import Model, Objective, Success, check_labels, prediction
@@ -80,6 +80,16 @@ class Plan:
             return self.judge(cross_entropy)
         model = self.model if self.source is None else self.source
         return Objective(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
+
+    def read(self, stored: np.ndarray) -> Tensor:
+        """The points that stand behind what is kept."""
+        return torch.from_numpy(self.storage.read(stored))
+
+    def look(self, judge: Objective) -> Look | None:
+        """How successes are looked at before they end a job: none where a point is kept as it is found."""
+        if self.storage.x_adv != "8bit":
+            return None
+        return Look(judge, lambda z, x: self.read(self.storage.keep(numbers(z), numbers(x))).to(x))
 
     def judge(self, loss: Loss) -> Objective:
         """The model itself, to look with."""
@@ -221,7 +231,7 @@ class Shard:
             hits = task.rows(hit)
             x = numbers(hits.x)
             stored = self.plan.storage.keep(numbers(found.x_adv[hit]), x)
-            point = torch.from_numpy(self.plan.storage.read(stored)).to(task.x)
+            point = self.plan.read(stored).to(task.x)
             before = judge.forwards
             output = engine.forward_rows(judge, hits, point, self.plan.width) if len(hit) else point.new_zeros(0, 2)
             verification = judge.forwards - before
@@ -245,7 +255,7 @@ class Shard:
             name: int(getattr(found, name).sum() if name in ("forwards", "backwards") else getattr(found, name))
             for name in COUNTS
         }
-        unconfirmed = len(hit) - int(fooled.sum())
+        unconfirmed = found.unconfirmed + len(hit) - int(fooled.sum())
         summary = _stage(
             stage["name"],
             stage["attack"],
@@ -273,14 +283,17 @@ class Shard:
             model = plan.model if plan.source is None else plan.source
             return called.run(attack, model, judge, task, width=plan.width, on_turn=on_turn)
         if plan.source is None:
-            return engine.run(attack, objective, task, width=plan.width, on_turn=on_turn)
+            look, approach = plan.look(judge), plan.goes_on
+            return engine.run(attack, objective, task, look=look, approach=approach, width=plan.width, on_turn=on_turn)
         before = objective.forwards
         clean = engine.forward_rows(objective, task, task.x, plan.width)
         if clean.is_floating_point():
             check_labels(clean, task)
         looked = objective.forwards - before
         task = replace(task, clean=clean if clean.is_floating_point() else None)
-        found = engine.run(attack, objective, task, judge=judge, width=plan.width, on_turn=on_turn)
+        found = engine.run(
+            attack, objective, task, judge=judge, look=plan.look(judge), width=plan.width, on_turn=on_turn
+        )
         padding = looked - plan.eot * len(clean)
         return replace(found, forwards=found.forwards + plan.eot, padding_forwards=found.padding_forwards + padding)
 

@@ -8,7 +8,6 @@ those that did not fall, is held against the logits that were kept.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from epsball.losses import cross_entropy
 from epsball.noise import Noise
 from epsball.objective import Model, Objective, Success, changes_prediction, prediction
 from epsball.recount import CLEAN, CONFIDENCE, RECORDS, STAGE, Claims, Columns, Differences, check_columns, values
+from epsball.run_dir import read_config
 from epsball.shard import NORMS
 from epsball.storage import Storage, checksums
 from epsball.task import AWAY, Task
@@ -92,7 +92,7 @@ def verify(
     """
     path = Path(run_dir)
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = read_config(path)
         storage, n = Storage(**config["storage"]), config["data"]["n"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
@@ -181,12 +181,12 @@ class _Check:
         self.records.append(records)
         self.found.append(claims.table(records))
 
-    def clean(self, records: pa.Table, clean: pa.Table | None) -> tuple[np.ndarray, np.ndarray]:
-        """The clean predictions as the kept logits give them, and where those are finite."""
+    def clean(self, records: pa.Table, clean: pa.Table | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The clean predictions as the kept logits give them, where those are finite, and those logits, if any."""
         ids, said = records["id"].to_numpy(), records["clean_prediction"]
         at, valid = said.fill_null(0).to_numpy().copy(), said.is_valid().to_numpy().copy()
         if clean is None:
-            return at, valid
+            return at, valid, None
         compare = self.differences.compare
         rows, places = self.differences.paired("the clean stage", clean["id"].to_numpy(), ids)
         kept: pa.Table = clean.take(pa.array(rows))
@@ -200,7 +200,10 @@ class _Check:
             compare(ids, "clean prediction", at[places], prediction(logits).numpy())
             compare(ids, "clean prediction", valid[places], logits.isfinite().all(1).numpy())
             compare(ids, "clean confidence", confidence, _confidence(logits), atol=CONFIDENCE)
-        return at, valid
+            whole = np.full((len(records), logits.shape[1]), np.nan)
+            whole[places] = logits.numpy()
+            return at, valid, whole
+        return at, valid, None
 
     def without(self, stage: dict[str, Any], claims: Claims, records: pa.Table, name: str) -> None:
         """A stage whose file cannot be read: whoever is said to have fallen there is not confirmed."""
@@ -303,7 +306,8 @@ class _Check:
             torch.tensor(part[where], device=self.device) for part in (claims.y, claims.target, claims.ids)
         )
         noise = Noise(self.config["seed"], ids, torch.zeros_like(ids))
-        return Task(x, y, target, target, None, NORMS["linf"] if ball is None else ball, noise)
+        clean = None if claims.logits is None else torch.from_numpy(claims.logits[where]).to(x)
+        return Task(x, y, target, target, clean, NORMS["linf"] if ball is None else ball, noise)
 
     def forward(self, task: Task, z: Tensor) -> Tensor:
         try:
@@ -375,6 +379,10 @@ class _Check:
             order = order[torch.isin(self.data.ids.cpu()[order], ids)]
             rows = self.data.rows(order.to(self.data.x.device))
             add(None, "data", config["data"]["digest"], fingerprint.of_tensors(rows.x, rows.y, rows.ids))
+        radii = list(dict.fromkeys(stage["eps"] for stage in config["stages"]))
+        add(None, "eps", f"radii {config['radii']}", f"radii {radii}")
+        if None not in radii:
+            add(None, "eps", f"ball {_number(config['ball']['eps'])}", f"ball {radii[-1]}")
         stored, made = (Evaluation(config, part, pa.table({}), (), 0) for part in (records, found))
         add(None, "accuracy", f"clean {stored.clean_accuracy}", f"clean {made.clean_accuracy}")
         for (eps, share), (_, again) in zip(stored.curve, made.curve, strict=True):
@@ -390,6 +398,14 @@ class _Check:
             eot=config["eot"],
             differences=self.differences.table(),
         )
+
+
+def _number(value: Any) -> Any:
+    """A number out of JSON as it is said: 1 and 1.0 are the same, infinity is text; anything else as it is."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _confidence(output: Tensor) -> np.ndarray:

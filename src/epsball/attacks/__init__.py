@@ -58,8 +58,9 @@ def parse(text: str) -> Attack:
     from epsball.losses import resolve_loss
 
     name, _, rest = text.strip().partition(":")
-    name, _, preset = ALIASES.get(name.lower(), name).partition(":")
-    cls, rest = attack_class(name.lower()), f"{preset},{rest}"
+    name = one_of("attack", name.lower(), (*ATTACKS, *ALIASES))
+    name, _, preset = ALIASES.get(name, name).partition(":")
+    cls, rest = attack_class(name), f"{preset},{rest}"
     kinds = {f.name: f.type for f in fields(cls)}
     options = {}
     for pair in filter(None, rest.split(",")):

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State, at_least, whole
-from epsball.attacks.pace import hopeful, looked, no_pace
+from epsball.attacks.pace import hopeful, lead, looked, no_pace
 from epsball.ball import column
 from epsball.objective import Point
 from epsball.task import Task
@@ -100,7 +100,7 @@ class APGD(Attack[Climb]):
 
     def init(self, task: Task) -> Climb:
         z = task.ball.sample(task.x, task.noise)
-        zero = z.new_zeros(len(z))
+        zero = z.new_zeros(len(z), dtype=torch.promote_types(z.dtype, torch.float32))  # whatever the logits are
         return Climb.at(
             z,
             last=z,
@@ -118,7 +118,7 @@ class APGD(Attack[Climb]):
     def step(self, state: Climb, point: Point, task: Task) -> Climb:
         # Between two passes every tensor operation counts: what a row is to do is asked of lists, and most passes need
         # none of what a checkpoint does.
-        z, grad, loss, ndim = state.z, point.grad, point.loss, state.z.ndim
+        z, grad, loss, ndim = state.z, point.grad, point.loss.to(state.height.dtype), state.z.ndim
         peak, slope, height = self._best(state, grad, loss)
         rises, size, checked, halved = state.rises + (loss > state.lately), state.size, state.checked, state.halved
         turns = set(state.t.tolist())
@@ -137,13 +137,16 @@ class APGD(Attack[Climb]):
         # A quarter of the way to z + (z - last), so that a row that has come to rest stays exactly where it is.
         share = column((state.t > 0).to(z.dtype) * DRIFT, ndim) if 0 in turns else DRIFT
         ahead = task.ball.project(ahead.lerp_(z.mul(2).sub_(state.last), share), task.x)
-        t, done, pace = state.t + 1, state.done, state.pace
+        t, done, pace, best = state.t + 1, state.done, state.pace, ahead
         if self.hope < math.inf:
-            pace, lost = looked(pace, point.logits, task, state.t, self.steps, self.hope, first=PATIENCE)
+            margin = lead(point.logits, task)
+            pace, lost = looked(pace, margin, state.t, self.steps, self.hope, first=PATIENCE)
             done = lost | (t >= self.steps)
+            if bool(lost.any()):
+                best = torch.where(column(lost, ndim), peak, ahead)
         return Climb(
             z=ahead,
-            best=ahead if self.hope == math.inf else peak,
+            best=best,
             t=t,
             done=done,
             last=z,
@@ -157,6 +160,9 @@ class APGD(Attack[Climb]):
             halved=halved,
             pace=pace,
         )
+
+    def peak(self, state: Climb) -> Float[Tensor, "n *shape"]:
+        return state.peak
 
     @staticmethod
     def _best(state: Climb, grad: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:

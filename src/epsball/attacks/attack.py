@@ -113,6 +113,13 @@ class Attack(ABC, Generic[S]):
     def step(self, state: S, point: Point, task: Task) -> S:
         """The state after a pass at `state.z` showed `point`. Pure, row by row."""
 
+    def peak(self, state: S) -> Float[Tensor, "n *shape"]:
+        """The best point of a finished job that was looked at, for attacks that go on from there.
+
+        `best` itself where an attack does not keep another one.
+        """
+        return state.best
+
     def job(self, task: Task, rank: Int64[Tensor, " n"]) -> tuple[Task, Bool[Tensor, " n"]]:
         """The task of the rows' jobs of that rank, and where there is one (an aim needs a class to go to).
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State, at_least, whole
+from epsball.attacks.pace import hopeful, looked, no_pace
 from epsball.ball import Ball, column, flat
 from epsball.errors import BadInput
 from epsball.losses import Loss, margin
@@ -26,6 +27,9 @@ from epsball.task import Task
 
 FARTHEST = 1e6
 """No point is looked at farther out than this times 1 + |x|: where a gradient vanishes, the plane is no border."""
+
+PATIENCE = 8
+"""The passes that no job is given up before."""
 
 REACHED = 0.99
 """The share of the way at which a plane counts as reached: what lacks is rounding, or less than `eta` makes good."""
@@ -49,10 +53,11 @@ def hyperplanes(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor,
 
 @dataclass(frozen=True, eq=False)
 class Crossing(State):
-    """With the nearest fooling point seen (x before there is one) and its distance, infinite until then."""
+    """With the nearest fooling point seen (x before there is one), its distance, infinite until then, and the pace."""
 
     near: Float[Tensor, "n *shape"]
     distance: Float[Tensor, " n"]
+    pace: Float[Tensor, "n ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,8 @@ class FAB(Attack[Crossing]):
 
     `eta` says how far beyond the border the walk goes (1: onto it), `alpha_max` is the greatest weight of x's
     projection, `beta` the share of the way from x that a step back keeps; the values are the paper's. The first start
-    is x, later ones are drawn from the ball of half the radius.
+    is x, later ones are drawn from the ball of half the radius. `hope` < inf gives jobs up whose nearest fooling point
+    comes nearer too slowly to reach the ball (`pace.py`); one that has found none goes on.
 
     On linear models of up to ten classes, in boxes, it fooled within 1.02 times the least possible radius in ten steps.
 
@@ -86,6 +92,7 @@ class FAB(Attack[Crossing]):
     alpha_max: float = 0.1
     beta: float = 0.9
     minimise: bool = False
+    hope: float = math.inf
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +101,11 @@ class FAB(Attack[Crossing]):
         for name in ("alpha_max", "beta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"`{name}` must be from 0 to 1, got {getattr(self, name)}; it is a share")
+        hopeful("hope", self.hope)
+        if self.minimise and self.hope < math.inf:
+            raise BadInput(
+                f"`hope` must be left out with `minimise`, got {self.hope}: the nearest point is no matter of a radius"
+            )
         if self.loss is not hyperplanes:
             raise BadInput(
                 f"`loss` must be left out for FAB, got {getattr(self.loss, '__name__', self.loss)!r}: it walks to the "
@@ -106,7 +118,7 @@ class FAB(Attack[Crossing]):
             drawn = torch.lerp(z, task.ball.sample(z, task.noise), 0.5)
             z = torch.where(column(first, z.ndim), z, drawn)
         far = torch.full_like(task.y, math.inf, dtype=z.dtype)
-        return replace(Crossing.at(z, near=task.x, distance=far), best=task.x)
+        return replace(Crossing.at(z, near=task.x, distance=far, pace=no_pace(far, self.hope)), best=task.x)
 
     def step(self, state: Crossing, point: Point, task: Task) -> Crossing:
         state, succeeded = self.looked(state, point, task)
@@ -120,12 +132,17 @@ class FAB(Attack[Crossing]):
         z, t = self.ahead(z, task.x, gap, grad, task.ball), state.t + 1
         # A last point that nobody looked at is handed over where it may succeed; the minimum norm needs a look at it.
         best, done = state.best, succeeded | ((state.t if self.minimise else t) >= self.steps)
+        pace = state.pace
+        if self.hope < math.inf:
+            spare = _radius(task.ball, state.distance) - state.distance
+            pace, lost = looked(pace, spare, state.t, self.steps, self.hope, first=PATIENCE)
+            done = done | lost
         ended = (done & ~succeeded & ~state.done).nonzero().squeeze(1)
         if len(ended):
             best = best.index_copy(
                 0, ended, self.handed(replace(state, z=z).map(lambda part: part[ended]), task, ended)
             )
-        return replace(state, z=z, best=best, t=t, done=done | state.done)
+        return replace(state, z=z, best=best, t=t, done=done | state.done, pace=pace)
 
     def looked(self, state: Crossing, point: Point, task: Task) -> tuple[Crossing, Bool[Tensor, " n"]]:
         """The state with the fooling points that are nearer than any before, and where the job has succeeded."""
@@ -136,7 +153,7 @@ class FAB(Attack[Crossing]):
         if not len(rows):
             return state, succeeded
         found = state.z[rows]
-        inside = distance[rows] == 0 if self.minimise else task.ball.rows(rows).contains(found, task.x[rows])
+        inside = distance[rows] == 0 if self.minimise else _inside(task.ball.rows(rows), found, task.x[rows])
         best, hits = state.best, rows[inside]
         if len(hits):
             succeeded[hits] = True
@@ -174,8 +191,23 @@ class FAB(Attack[Crossing]):
         x, ball = task.x[rows], task.ball.rows(rows)
         seen = state.distance < math.inf
         if not self.minimise:
-            seen &= ~ball.contains(state.z, x)
+            seen &= ~_inside(ball, state.z, x)
         return ball.project(torch.where(column(seen, x.ndim), state.near, state.z), x)
+
+
+def _inside(ball: Ball, z: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Bool[Tensor, " n"]:
+    """Where z is in the ball as it stands, without the slack of `contains`, which in bfloat16 may be twice the radius.
+
+    A walk ends at the border of the classes, not of the ball: what lies a little beyond the ball is projected into it
+    when the job ends, and looked at there.
+    """
+    return flat(ball.project(z, x) == z).all(1)
+
+
+def _radius(ball: Ball, like: Float[Tensor, " n"]) -> Tensor:
+    """The radius in the units of `Ball.distance`, () or (n,)."""
+    eps = torch.as_tensor(ball.eps).to(like)
+    return eps if eps.ndim <= 1 else torch.ones_like(like)
 
 
 def _nearest(

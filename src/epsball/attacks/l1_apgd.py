@@ -105,7 +105,8 @@ class L1APGD(Attack[SparseClimb]):
         radius = self._schedule[0][:1].to(x.device).expand(len(x))
         noise = task.noise.normal(x.shape[1:]).to(x.dtype)
         z = self._wider(ball, radius).project(noise.mul_(spread).add_(x), x)
-        zero, moved = z.new_zeros(len(z)), _moved(z, x).to(z.dtype)
+        wide = torch.promote_types(z.dtype, torch.float32)  # whatever the logits are; half precision counts to 256
+        zero, moved = z.new_zeros(len(z), dtype=wide), _moved(z, x).to(wide)
         return SparseClimb.at(
             z, peak=z, slope=z, height=zero - math.inf, size=zero + 1, count=_thinner(moved), moved=moved
         )
@@ -116,10 +117,11 @@ class L1APGD(Attack[SparseClimb]):
         now = state.t.clamp_max(self.steps - 1)  # rows that only fill a pool go on
         radius, after = radii[now], radii[now + 1]
         fresh, due = after < radius, checks[now]
-        better = point.loss > state.height
+        loss = point.loss.to(state.height.dtype)
+        better = loss > state.height
         wide = column(better, ndim)
         peak, slope = torch.where(wide, z, state.peak), torch.where(wide, grad, state.slope)
-        height = torch.where(better, point.loss, state.height)
+        height = torch.where(better, loss, state.height)
         size, count, moved = state.size, state.count, state.moved
         if due.any():
             found = _moved(peak, x).to(moved)
@@ -156,6 +158,9 @@ class L1APGD(Attack[SparseClimb]):
             count=count,
             moved=moved,
         )
+
+    def peak(self, state: SparseClimb) -> Float[Tensor, "n *shape"]:
+        return state.peak
 
 
 def sparse_sign(grad: Float[Tensor, "n *shape"], count: Float[Tensor, " n"]) -> Float[Tensor, "n *shape"]:

@@ -26,8 +26,12 @@ Pace = Float[Tensor, "n 3"]
 
 
 def no_pace(like: Float[Tensor, "n ..."], hope: float) -> Pace:
-    """The pace of rows that have not been looked at; (n, 0) where no row is ever given up."""
-    start = like.new_tensor([-math.inf, -math.inf, 0] if hope < math.inf else [])
+    """The pace of rows that have not been looked at, in single precision at least; (n, 0) where none is ever given up.
+
+    In half precision a gain below half an ulp of the margin would be none.
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    start = like.new_tensor([-math.inf, -math.inf, 0] if hope < math.inf else [], dtype=wide)
     return start.expand(len(like), -1)
 
 
@@ -38,36 +42,34 @@ def hopeful(name: str, hope: float) -> None:
 
 
 def lead(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, " n"]:
-    """By how much the best wrong class is ahead of the label, or the user's target of all others: > 0 is success."""
+    """By how much the best wrong class is ahead of the label, or the user's target of all others: > 0 is success.
+
+    In single precision at least.
+    """
     goal = torch.where(task.target == AWAY, task.y, task.target)[:, None]
-    gap = logits.scatter(1, goal, -math.inf).amax(1) - logits.gather(1, goal).squeeze(1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    rival, own = logits.scatter(1, goal, -math.inf).amax(1), logits.gather(1, goal).squeeze(1)
+    gap = rival.to(wide) - own.to(wide)
     return torch.where(task.target == AWAY, gap, -gap) if task.some_targeted else gap
 
 
 def looked(
-    pace: Pace,
-    logits: Float[Tensor, "n classes"],
-    task: Task,
-    t: Int64[Tensor, " n"],
-    steps: int,
-    hope: float,
-    *,
-    first: int,
+    pace: Pace, height: Float[Tensor, " n"], t: Int64[Tensor, " n"], steps: int, hope: float, *, first: int
 ) -> tuple[Pace, Bool[Tensor, " n"]]:
     """The pace after a pass that came `t` (n,) steps after the start, of at most `steps`; and which rows to give up.
 
-    >>> from epsball.balls import Linf
-    >>> from epsball.task import task_of
-    >>> task = task_of(torch.zeros(2, 1), torch.tensor([0, 0]), Linf(eps=1.0))
+    `height` (n,) is the margin that the pass found: `lead`, or -inf where it found none. A row is given up only where
+    the last power of two knew a margin already: before that it has no pace.
+
     >>> pace = torch.tensor([[-4.0, -4.0, 1.0], [-8.0, -9.0, 1.0]])  # 8 of 100 steps made: 3.6 doublings are left
-    >>> looked(pace, torch.tensor([[3.0, 0.0], [8.0, 0.0]]), task, torch.tensor([8, 8]), 100, 1.0, first=8)[1]
+    >>> looked(pace, torch.tensor([-3.0, -8.0]), torch.tensor([8, 8]), 100, 1.0, first=8)[1]
     tensor([False,  True])
     """
     best, marked, gain = pace.unbind(1)
-    best = torch.maximum(best, lead(logits, task).to(best))
+    best, known = torch.maximum(best, height.to(best)), marked > -math.inf
     at_mark = (t & (t - 1)) == 0  # 0, 1, 2, 4, 8, ...; the first step, from anywhere, is no measure
-    gain = torch.where(at_mark & (t > 1), torch.maximum(gain, best - marked), gain)
+    gain = torch.where(at_mark & (t > 1) & known, torch.maximum(gain, best - marked), gain)
     marked = torch.where(at_mark, best, marked)
     left = torch.log2(steps / t.clamp(1, steps).to(best))
-    lost = at_mark & (t >= first) & (best + hope * gain * left < 0)
+    lost = at_mark & (t >= first) & known & (best + hope * gain * left < 0)
     return torch.stack([best, marked, gain], 1), lost

@@ -146,7 +146,7 @@ class Mass(Filling):
         if not ball._endless():
             return radius
         ball._need_box()
-        return torch.minimum(radius, self.spent(x + torch.maximum(ball.hi - x, x - ball.lo), x))
+        return torch.where(radius.isinf(), self.spent(x + torch.maximum(ball.hi - x, x - ball.lo), x), radius)
 
     def spent(self, z: Batch, x: Batch) -> PerRow:
         size = (flat(z).double() - flat(x).double()).abs().pow(self.power)

@@ -108,7 +108,10 @@ class Subject:
         self, spec: str, weights: Path | None, examples: Examples, out: Path | None, console: Console
     ) -> tuple[nn.Module, str]:
         """A surrogate, as `network` makes the model; trained on the spot with the next seed, so that it is another."""
-        return self._network("source", spec, weights, self.seed + 1, examples, out, console)
+        try:
+            return self._network("source", spec, weights, self.seed + 1, examples, out, console)
+        except BadInput as error:  # which speaks of a model
+            raise BadInput(f"`--source` {spec}: {error}") from error
 
     @property
     def spec(self) -> str:
@@ -126,6 +129,7 @@ class Subject:
         console: Console,
     ) -> tuple[nn.Module, str]:
         from epsball.models.load import load_model, load_weights, save_weights
+        from epsball.run_dir import read_json
 
         classes = examples.classes
         load = partial(load_model, spec, shape=examples.shape, seed=seed)
@@ -135,7 +139,7 @@ class Subject:
         asked = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": seed}
         kept, card = (out / f"{role}.safetensors", out / f"{role}.json") if out is not None else (None, None)
         if kept is not None and card is not None and (kept.exists() or card.exists()):
-            known = json.loads(card.read_text()) if card.exists() else {}
+            known = read_json(card, "choose a new directory") if card.exists() else {}
             if {name: known.get(name) for name in asked} != asked:
                 raise BadInput(
                     f"`--out` {out} holds a {role} that was not made by this command; choose a new directory"

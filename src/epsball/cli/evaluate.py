@@ -73,6 +73,8 @@ def evaluate(
     import epsball
     from epsball.balls import parse_radius
     from epsball.cli.allocator import keep_memory
+    from epsball.protocol import radii_of
+    from epsball.storage import Storage
 
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise BadInput(f"`--fail-under` must be a share from 0 to 1, got {fail_under}; write 0.5 for 50 %")
@@ -82,17 +84,26 @@ def evaluate(
         raise BadInput(f"`--source` must name the network that {source_weights} is for, got none; as in small-cnn")
     if active_test < 0:
         raise BadInput(f"`--active-test` must be >= 0, got {active_test}; it is a number of examples, 0 for none")
+    if active_test and source is not None:
+        raise BadInput("`--active-test` must be 0 with --source: a transfer does not see the head that hides a point")
     keep_memory()
-    parsed(attacks, subject.ball)  # a typo is said before the network is trained
+    # All that can be refused is refused before a network is trained.
+    parsed(attacks, subject.ball)
     radii = None if eps is None else [parse_radius(radius) for radius in eps]
     errors = Console(stderr=True, highlight=False)
     examples = subject.examples(limit=subject.limit)
     ball = subject.ball_for(examples)
+    radii_of(radii, ball)
+    Storage.chosen(storage, "float32", float(ball.lo), float(ball.hi), ())
     surrogate, told = None, {}
+    flags = {"attacks": attacks, "eps": eps, "target": target, "eot": eot, "storage": storage}
+    flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
     try:
         model, told["model"] = subject.network(examples, out, errors)
         if source is not None:
             surrogate, told["source"] = subject.source(source, source_weights, examples, out, errors)
+        if out is not None and not (out / "config.json").exists():  # a resume may yet be refused
+            _keep_command(out, subject, flags, examples.classes)
         with progress(errors) as bar:
             task = bar.add_task("", total=len(examples), note="")
             found = epsball.evaluate(
@@ -115,9 +126,7 @@ def evaluate(
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*([out] if out else [])) from None
-    if out is not None:
-        flags = {"attacks": attacks, "eps": eps, "target": target, "eot": eot, "storage": storage}
-        flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
+    if out is not None:  # also of a run that was begun without a command
         _keep_command(out, subject, flags, examples.classes)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))

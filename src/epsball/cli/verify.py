@@ -55,13 +55,15 @@ def verify(
     """
     import epsball
     from epsball.cli.allocator import keep_memory
+    from epsball.run_dir import read_config
 
     keep_memory()
-    config, command = _read(run / "config.json"), _read(run / "command.json")
-    if config is None or "data" not in config:
+    if not (run / "config.json").exists():
         raise BadInput(
             f"`run` must be a directory that `epsball evaluate --out` wrote, got {run}; is it spelled right?"
         )
+    config = read_config(run)
+    command = _read(run / "command.json", "delete it and give --model, and --weights")
     network, origin = _model(run, config, command or {}, model, weights)
     examples = None
     if data is not None:
@@ -77,14 +79,11 @@ def verify(
     return int(not found.agrees)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, remedy: str) -> dict[str, Any] | None:
     """A JSON file; None where there is none."""
-    if not path.exists():
-        return None
-    try:
-        return encoder.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"`run` must hold readable files, but {path} is damaged: {error}") from error
+    from epsball.run_dir import read_json
+
+    return read_json(path, remedy) if path.exists() else None
 
 
 def _model(
@@ -104,9 +103,14 @@ def _model(
         weights = kept
     if weights is None and built_in(spec):
         raise BadInput(f"`--weights` must be given with --model {spec}: the run keeps none for it")
-    card = (_read(run / "model.json") or {}) if weights == kept else {}
+    card = (_read(run / "model.json", "give --weights") or {}) if weights == kept else {}
     classes = card.get("classes") or command.get("classes") or _classes(run)
-    network = load_model(spec, shape=config["data"]["shape"], classes=classes, weights=weights, seed=subject.seed)
+    try:
+        network = load_model(spec, shape=config["data"]["shape"], classes=classes, weights=weights, seed=subject.seed)
+    except BadInput as error:
+        if "directory" not in command:
+            raise
+        raise BadInput(f"{error} (the run was made in {command['directory']})") from error
     return network, f"{spec}{f' with {weights}' if weights else ''}"
 
 
