@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "epsball"
 # A part may import those above it.
 ORDER = [
     "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task",
-    "outputs", "losses", "objective", "fingerprint", "models", "data", "tables", "attacks", "cascades",
+    "outputs", "losses", "objective", "acceleration", "fingerprint", "models", "data", "tables", "attacks", "cascades",
     "linear", "certify", "engine", "called", "heads", "hiding", "training", "run_dir", "storage", "report",
-    "adversarial", "evaluation", "active", "shard", "protocol", "recount", "verification", "comparison",
+    "adversarial", "evaluation", "active", "worth_while", "shard", "protocol", "recount", "verification", "comparison",
     "explain", "reproduce", "cli", "__main__",
 ]  # fmt: skip
 WALLS = {"attacks", "linear", "certify"}

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from epsball.acceleration import Accelerated as Accelerated
+    from epsball.acceleration import accelerate as accelerate
     from epsball.active import active_test as active_test
     from epsball.attacks.apgd import APGD as APGD
     from epsball.attacks.bim import BIM as BIM
@@ -60,6 +62,8 @@ _NAMES = {
     "RobustLogisticRegression": "epsball.linear.logistic",
     "RobustLogisticRegressionCV": "epsball.linear.paths",
     "RobustRegressor": "epsball.linear.regression",
+    "Accelerated": "epsball.acceleration",
+    "accelerate": "epsball.acceleration",
     "active_test": "epsball.active",
     "compare": "epsball.comparison",
     "evaluate": "epsball.protocol",
@@ -77,6 +81,7 @@ __all__ = [
     "L1APGD",
     "L2",
     "PGD",
+    "Accelerated",
     "ActiveTest",
     "BadInput",
     "Evaluation",
@@ -90,6 +95,7 @@ __all__ = [
     "Square",
     "UniformNoise",
     "__version__",
+    "accelerate",
     "active_test",
     "compare",
     "evaluate",

@@ -20,7 +20,7 @@ CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
         "l1": ("l1-apgd:starts=5", "l1-apgd:loss=dlr,aims=5", "fab-t", "square"),
     },
     "fast": {
-        "linf": ("apgd-ce:hope=2", "apgd-t:hope=2", "square:onward=true,p=0.1,hope=2", "square:hope=2"),
+        "linf": ("apgd-ce:hope=2", "apgd-t:hope=2", "square:onward=true,p=0.1,hope=2", "square:hope=1"),
         "l2": ("apgd-ce:hope=2", "apgd-t:hope=2", "fab-t:hope=2", "square:onward=true,p=0.1,hope=2", "square:hope=2"),
         "l1": (
             "apgd-ce:hope=2",

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import epsball
 from epsball import cascades, engine, fingerprint, run_dir
+from epsball.acceleration import Plan as Acceleration
 from epsball.active import examined
 from epsball.attacks import parse
 from epsball.attacks.attack import Attack, whole
@@ -38,10 +39,11 @@ from epsball.errors import BadInput
 from epsball.evaluation import ActiveTest, Evaluation, gathered
 from epsball.losses import cross_entropy
 from epsball.objective import Model, Objective, Success, changes_prediction, frozen
-from epsball.run_dir import RunDir
+from epsball.run_dir import RunDir, read_config
 from epsball.shard import PROBED, Plan, Shard, numbers
 from epsball.storage import Kind, Storage
 from epsball.task import AWAY, labels, task_of
+from epsball.worth_while import accelerated
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ def evaluate(
     success: Success = changes_prediction,
     storage: Kind = "float",
     active_test: int = 0,
+    accelerate: bool | Acceleration | None = None,
+    compile: bool = False,
     shard_size: int = SHARD,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
@@ -90,7 +94,8 @@ def evaluate(
     it was interrupted. With `storage` "8bit" adversarial examples are kept, and judged, in the 256 levels of an image
     from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `active_test`
     the same attacks are also set on so many hidden adversarial examples, at the largest radius: are they strong enough
-    for this model (see `epsball.active_test`)?
+    for this model (see `epsball.active_test`)? The attacks climb on the model `accelerate`d (None: where a short trial
+    is likely to pay; or a plan to go by), also `compile`d; what counts is what the model itself says.
 
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """
@@ -99,6 +104,7 @@ def evaluate(
         raise BadInput("`active_test` must be 0 with a `source`: a transfer does not see the head that hides a point")
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     plan = plan_of(model, examples, ball, attacks, eps, target, source, eot, seed, width, success, shard_size, storage)
+    plan = _accelerated(plan, accelerate, compile, None if run_dir is None else Path(run_dir))
     with ExitStack() as stack:
         kept = stack.enter_context(RunDir(run_dir, plan.config)) if run_dir is not None else None
         if kept is not None:
@@ -204,6 +210,19 @@ def radii_of(eps: Sequence[float] | None, ball: Ball) -> tuple[float, ...] | Non
     for radius in radii:
         ball.with_eps(radius)
     return radii
+
+
+def _accelerated(plan: Plan, asked: bool | Acceleration | None, compile: bool, run_dir: Path | None) -> Plan:
+    """The plan with an accelerated model, where that is asked for or worth while; a run that goes on keeps its own."""
+    before, going_on = None, run_dir is not None and (run_dir / "config.json").exists()
+    if going_on and run_dir is not None:
+        record = read_config(run_dir).get("acceleration")
+        before = None if record is None else Acceleration.from_dict(record)
+        asked = False if asked is None and record is None else asked
+    model = plan.model if plan.source is None else plan.source
+    made = accelerated(model, plan.task, plan.attacks, asked=asked, compile=compile, before=before, width=plan.width)
+    plan.config["acceleration"] = None if made is None else made.plan.to_dict()
+    return replace(plan, fast=None if made is None or made.plan.rewriting == "none" else made)
 
 
 def _storage(asked: str, ball: Ball, x: Tensor) -> Storage:

@@ -68,6 +68,8 @@ class Plan:
     storage: Storage
     source: Model | None = None
     eot: int = 1
+    fast: Model | None = None
+    """What the attacks climb on in the place of the model (or source): the same function, at less cost."""
 
     @property
     def goes_on(self) -> bool:
@@ -78,7 +80,7 @@ class Plan:
         """The question that `attack` asks: of the source where there is one, else of the model."""
         if isinstance(attack, Called):
             return self.judge(cross_entropy)
-        model = self.model if self.source is None else self.source
+        model = self.fast or self.source or self.model
         return Objective(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
 
     def read(self, stored: np.ndarray) -> Tensor:
@@ -86,8 +88,8 @@ class Plan:
         return torch.from_numpy(self.storage.read(stored))
 
     def look(self, judge: Objective) -> Look | None:
-        """How successes are looked at before they end a job: none where a point is kept as it is found."""
-        if self.storage.x_adv != "8bit":
+        """How successes are looked at before they end a job: not at all where that can make no difference."""
+        if self.storage.x_adv != "8bit" and self.fast is None:
             return None
         return Look(judge, lambda z, x: self.read(self.storage.keep(numbers(z), numbers(x))).to(x))
 
@@ -224,7 +226,7 @@ class Shard:
         with ExitStack() as stack:
             stack.enter_context(objective)
             judge = objective
-            if self.plan.source is not None:
+            if self.plan.source is not None or self.plan.fast is not None:
                 judge = stack.enter_context(self.plan.judge(cross_entropy))
             found = self.found(attack, objective, judge, task, lambda fallen: on_left(label, len(open_rows) - fallen))
             hit = found.fooled.nonzero().squeeze(1).to(rows.device)

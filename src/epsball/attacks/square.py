@@ -16,7 +16,7 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack, State, whole
 from epsball.attacks.grid import BLOCK
-from epsball.attacks.pace import hopeful, lead, looked, no_pace
+from epsball.attacks.pace import hopeful, looked, no_pace
 from epsball.attacks.windows import FILLINGS, Filling
 from epsball.ball import Batch, column, flat
 from epsball.errors import BadInput
@@ -77,6 +77,8 @@ class Square(Attack[Searching]):
         if not 0 < self.p <= 1:
             raise BadInput(f"`p` must be > 0 and <= 1, got {self.p}; it is the first windows' share of the places")
         hopeful("hope", self.hope)
+        if self.hope < math.inf and self.loss is not margin:
+            raise BadInput(f"`hope` must be inf with another loss than margin, got {self.hope}: it measures the margin")
 
     @property
     def passes(self) -> int | None:
@@ -127,18 +129,20 @@ class Square(Attack[Searching]):
         else:
             move = state.moves[torch.arange(len(state.due), device=state.due.device), state.due]
         z, tried = filling.propose(at, move, task, best, state.budget, held)
+        height = torch.where(better, point.loss, state.height)
         done, pace = state.done, state.pace
         if self.hope < math.inf:
-            ahead = lead(point.logits, task)
-            pace, lost = looked(pace, ahead, state.t, self.steps, self.hope, first=PATIENCE)
-            done = lost | (state.t + 1 >= self.steps)
+            done = state.t + 1 >= self.steps
+            if bool(((state.t & (state.t - 1)) == 0).any()):  # the best margin is all that counts between two marks
+                pace, lost = looked(pace, height, state.t, self.steps, self.hope, first=PATIENCE)
+                done = done | lost
         return Searching(
             z=z,
             best=best,
             t=state.t + 1,
             done=done,
             pace=pace,
-            height=torch.where(better, point.loss, state.height),
+            height=height,
             budget=state.budget,
             held=held,
             tried=tried,

@@ -36,6 +36,8 @@ def evaluate(
     json: Json = False,
     fail_under: float | None = None,
     active_test: int = 0,
+    accelerate: bool | None = None,
+    compile: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure the robustness of a classifier: how much of its accuracy is left in the worst point of each ball?
 
@@ -69,6 +71,11 @@ def evaluate(
     active_test
         Hide adversarial examples in the balls of so many examples, and say whether the attacks find them: attacks that
         do not are too weak for this model.
+    accelerate
+        Let the attacks climb on a network of the same function with cheaper gradients. Default: where a short trial is
+        likely to pay. What counts is what the model itself says.
+    compile
+        Have torch compile it, too: a minute or more once, for long runs.
     """
     import epsball
     from epsball.balls import parse_radius
@@ -98,6 +105,7 @@ def evaluate(
     surrogate, told = None, {}
     flags = {"attacks": attacks, "eps": eps, "target": target, "eot": eot, "storage": storage}
     flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
+    flags |= {"accelerate": accelerate, "compile": compile}
     try:
         model, told["model"] = subject.network(examples, out, errors)
         if source is not None:
@@ -120,6 +128,8 @@ def evaluate(
                 width=subject.width,
                 run_dir=out,
                 active_test=active_test,
+                accelerate=True if compile and accelerate is None else accelerate,
+                compile=compile,
                 on_progress=lambda at: bar.update(
                     task, description=at.stage, completed=at.done, note=f"{at.standing:,} standing"
                 ),
@@ -150,6 +160,8 @@ def _keep_command(out: Path, subject: Subject, flags: dict[str, Any], classes: i
 
 
 def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
+    from epsball.acceleration.plan import Plan
+
     console = Console(highlight=False)
     for name in ("model", "source", "data", "ball"):
         if name in told:
@@ -192,6 +204,8 @@ def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
     if found.config["source"] is not None:
         said = "A transfer: attacks that see the model itself find more."
     console.print(f"[dim]{said}[/]")
+    if (record := found.config.get("acceleration")) is not None:
+        console.print(f"[dim]gradients: {Plan.from_dict(record)}[/]", soft_wrap=True)
     if (test := found.active_test) is not None:
         console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]", soft_wrap=True)
     if out is not None:

@@ -1,0 +1,212 @@
+"""The same function with cheaper input gradients: folding, layout, kernels, compilation.
+
+Every attack and every step of adversarial training is forwards and input gradients, and autograd charges more for an
+input gradient than it must. `accelerate` rewrites a network, holds it against the original on the spot, times both, and
+keeps what wins. What it cannot follow it leaves alone: the answer is the same function, or the network itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from epsball.acceleration.layers import Convolution, convolution
+from epsball.acceleration.plan import Plan, Rewriting
+from epsball.acceleration.rewriting import LaidOut, graph, tree
+from epsball.acceleration.trial import (
+    WINS,
+    Difference,
+    Different,
+    best_kernels,
+    check_apart,
+    compared,
+    faster,
+    gradient_pass,
+    runnable,
+)
+from epsball.errors import BadInput
+from epsball.objective import frozen
+
+__all__ = ["Accelerated", "Plan", "accelerate"]
+
+log = logging.getLogger(__name__)
+
+
+class Accelerated(nn.Module):
+    """A network that computes what the original does, made by `accelerate`; `plan` says how."""
+
+    def __init__(self, network: nn.Module, plan: Plan) -> None:
+        super().__init__()
+        self.network, self.plan = network, plan
+        self.training = network.training
+
+    def forward(self, x: Float[Tensor, "n *shape"]) -> Tensor:
+        return self.network(x)
+
+
+def accelerate(
+    model: nn.Module,
+    example: Float[Tensor, "n *shape"],
+    *,
+    plan: Plan | None = None,
+    compile: bool = False,
+    trainable: bool = False,
+) -> Accelerated:
+    """`model` as a network of the same function, whose input gradients are cheaper on this machine.
+
+    `example` (n, *shape) are examples to try it on, as many as will share a pass. Rewritten networks (BatchNorm folded,
+    layers joined, other kernels for the backward-data of convolutions, channels last in memory) are held against the
+    original: logits within 1e-4 of the largest, gradients within 1e-3 in norm (float64: 1e-9 and 1e-6); the fastest is
+    taken if it beats the original by 5 % in a short trial, else `.plan.rewriting` is "none" and the network is the
+    model itself. With a `plan` there is no trial: so the same bits come back on another day. `compile` has torch
+    compile the result, once for each shape that it meets; where that fails there is a warning, and it goes without.
+
+    The model is not changed. The result shares the memory of its parameters, is frozen and in eval mode: after training
+    the model, accelerate it again. With `trainable` it is for training instead: only the backward-data of convolutions
+    is another, parameters, statistics and layers are the model's own, and parameter gradients flow, also twice. (Where
+    that is channels last in memory, a dropout of single pixels draws its zeros in that order.)
+
+    Raises `BadInput` for a model that is no module, no example, and a plan that does not fit the model.
+
+    >>> from epsball.models import build
+    >>> net = accelerate(build("small-mlp", (4,), 3), torch.rand(8, 4), plan=Plan("graph"))
+    >>> net(torch.rand(2, 4)).shape
+    torch.Size([2, 3])
+    """
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"`model` must be a torch module, got {type(model).__name__}; a callable is used as it is")
+    if trainable and compile:
+        raise BadInput("`compile` must be left out with `trainable`; compile the training step as a whole")
+    if trainable and plan is not None and plan.rewriting not in ("trainable", "none"):
+        raise BadInput(
+            f"`plan` must be a trainable one with `trainable`, got {plan.rewriting!r}; leave one of them out"
+        )
+    if not len(example):
+        raise BadInput("`example` must hold at least one example, got none; take some of the data")
+    began = time.perf_counter()
+    example = example.detach()
+    devices = [example.device] if example.is_cuda else []
+    with frozen(model), torch.enable_grad(), torch.random.fork_rng(devices):
+        if plan is None:
+            network, plan = _trial(model, example, trainable)
+            plan = replace(plan, seconds=time.perf_counter() - began)
+        else:
+            network = _planned(model, example, plan)
+            compile = plan.compiled
+        if compile:
+            network, plan = _compiled(network, example, plan)
+    if plan.rewriting == "trainable":
+        network = _built(model, plan, example)  # with the modes and needs of gradients that the model has outside
+    return Accelerated(network, plan)
+
+
+def _built(model: nn.Module, plan: Plan, x: Tensor) -> nn.Module:
+    """The network that a plan describes, uncompiled."""
+    trainable = plan.rewriting == "trainable"
+
+    def choose(name: str, layer: nn.Conv2d, rectified: bool) -> Convolution:
+        method = plan.kernels.get(name, "native")
+        last = plan.channels_last
+        return convolution(layer, name, method, rectified=rectified, trainable=trainable, channels_last=last)
+
+    if plan.rewriting == "none":
+        return model
+    if any(_compiled_already(part) for part in model.modules()):
+        raise Different("it is compiled already; accelerate the model that was compiled, with `compile`")
+    with runnable():
+        if plan.rewriting == "graph":
+            return graph(model, choose, x, channels_last=plan.channels_last)
+        network = tree(model, choose, frozen=not trainable)
+        if not plan.channels_last:
+            return network
+        laid = nn.Sequential(LaidOut(), network)
+        laid.training = laid[0].training = network.training
+        return laid
+
+
+def _compiled_already(part: nn.Module) -> bool:
+    """Whether a copy would run the original's code: torch.jit's scripts, `torch.compile(part)`, `part.compile()`."""
+    compiled = isinstance(part, torch.jit.ScriptModule) or "_orig_mod" in part._modules
+    return compiled or part._compiled_call_impl is not None
+
+
+def _held(model: nn.Module, network: nn.Module, plan: Plan, x: Tensor) -> Difference:
+    """How far the network is from the model; raises `Different` where it is another function, or shares layers."""
+    if plan.rewriting != "trainable":
+        check_apart(model, network, x)
+    return compared(model, network, x)
+
+
+def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Plan]:
+    """The fastest of the networks that compute what `model` does, itself among them."""
+    try:
+        compared(model, model, x)  # no noise, and a gradient to save on
+    except Different as error:
+        return model, Plan(reason=str(error))
+    networks: list[tuple[nn.Module, Plan]] = []
+    reasons: list[str] = []
+    rewritings: tuple[Rewriting, ...] = ("trainable",) if trainable else ("graph", "tree")
+    for rewriting in rewritings:
+        for channels_last in (False, True) if x.ndim == 4 else (False,):
+            plan = Plan(rewriting, channels_last)
+            try:
+                network = _built(model, plan, x)
+                with runnable():
+                    chosen = best_kernels(network, x, channels_last=channels_last)
+                if any(method != "native" for method in chosen.values()):
+                    plan = replace(plan, kernels={layer.name: method for layer, method in chosen.items()})
+                    network = _built(model, plan, x)
+                apart = _held(model, network, plan, x)
+            except Different as error:
+                reasons.append(str(error))
+                continue
+            networks.append((network, replace(plan, logits=apart.logits, gradients=apart.gradients)))
+        if networks:  # a graph shows all that a tree does
+            break
+    if not networks:
+        return model, Plan(reason=reasons[-1])
+    runs = [partial(gradient_pass, network, x) for network, _ in networks]
+    ratios = [median(rounds) for rounds in faster(partial(gradient_pass, model, x), runs)]
+    best = min(range(len(ratios)), key=ratios.__getitem__)
+    if ratios[best] >= WINS:
+        return model, Plan(reason=f"rewritten it takes {ratios[best]:.2f} of a pass's time")
+    network, plan = networks[best]
+    return network, replace(plan, ratio=ratios[best])
+
+
+def _planned(model: nn.Module, x: Tensor, plan: Plan) -> nn.Module:
+    """The network of a plan that was made before, held against the original again."""
+    if plan.rewriting == "none":
+        return model
+    try:
+        network = _built(model, plan, x)
+        missing = sorted(set(plan.kernels) - {part.name for part in network.modules() if isinstance(part, Convolution)})
+        if missing:
+            raise Different(f"it has no convolutions {', '.join(missing)}")
+        _held(model, network, plan, x)
+    except Different as error:
+        raise BadInput(
+            f"`plan` must be one of this model, got another's: {error}; leave it out, and a new one is made"
+        ) from error
+    return network
+
+
+def _compiled(network: nn.Module, x: Tensor, plan: Plan) -> tuple[nn.Module, Plan]:
+    """The network compiled and tried at x; as it is, with a warning, where that fails."""
+    began = time.perf_counter()
+    try:
+        made = cast(nn.Module, torch.compile(network, dynamic=False))
+        compared(network, made, x)
+    except Exception as error:  # the compiler's own, of which there are many, and Different
+        warnings.warn(f"`compile` failed, and the network goes without: {type(error).__name__}: {error}", stacklevel=3)
+        return network, replace(plan, compiled=False)
+    return made, replace(plan, compiled=True, compile_seconds=time.perf_counter() - began)

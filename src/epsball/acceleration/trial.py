@@ -1,0 +1,191 @@
+"""Is it the same function, and is it cheaper? Measured on the examples at hand, in bounded time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from epsball.acceleration.kernels import Size, by_folding, by_phases, phases
+from epsball.acceleration.layers import METHODS, Convolution, Method
+
+WINS = 0.95
+"""A network must take less than this share of the original's time, a kernel of torch's, to be worth its difference."""
+ROUNDS = (3, 9)
+"""So many rounds of timing are made at least; and at most, where the first ones do not agree."""
+KERNEL_ROWS = 32
+"""The rows that kernels are timed with: they are chosen by the shape of a layer, not by the size of a batch."""
+TOLERANCE = {torch.float64: (1e-9, 1e-6), torch.float32: (1e-4, 1e-3)}
+"""By dtype, how far logits and gradients may be apart, as shares of the original's largest logit and gradient norm."""
+
+Network = Callable[[Tensor], Tensor]
+
+
+class Different(Exception):
+    """The rewritten network is not the original's function, or cannot be run."""
+
+
+@contextmanager
+def runnable() -> Iterator[None]:
+    """Whatever a network's forward or backward raises, it is not one to use."""
+    try:
+        yield
+    except Different:
+        raise
+    except Exception as error:
+        raise Different(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two networks are apart, as shares of the original's largest logit, and gradient's norm."""
+
+    logits: float
+    gradients: float
+
+
+def gradient_pass(network: Network, x: Float[Tensor, "n *shape"]) -> tuple[Tensor, Tensor]:
+    """The output at x, and the input gradient of a fixed combination of its numbers."""
+    leaf = x.detach().requires_grad_()
+    output = network(leaf)
+    weights = torch.linspace(-1, 2, output[0].numel() or 1, dtype=output.dtype, device=output.device)
+    (grad,) = torch.autograd.grad(output, leaf, weights.reshape(output[0].shape).expand_as(output))
+    return output.detach(), grad
+
+
+def compared(original: Network, other: Network, x: Float[Tensor, "n *shape"]) -> Difference:
+    """How far `other` is from `original` on batches of several sizes: at x, around it, and upside down.
+
+    Raises `Different` where that is more than `TOLERANCE`, or `other` cannot be run.
+    """
+    generator = torch.Generator(device=x.device).manual_seed(0)
+    spread = 0.1 * float(x.amax() - x.amin()) or 0.1
+    noisy = x + spread * torch.randn(x.shape, generator=generator, device=x.device, dtype=torch.float32).to(x)
+    worst = [0.0, 0.0]
+    for batch in (x, noisy[: len(x) // 2 + 1], x.flip(0)[:1]):
+        with runnable():
+            expected, found = gradient_pass(original, batch), gradient_pass(other, batch)
+        for place, (one, two, share) in enumerate(zip(expected, found, _tolerance(x), strict=True)):
+            if one.shape != two.shape or one.dtype != two.dtype:
+                raise Different(f"it returns {tuple(two.shape)}, {two.dtype} and not {tuple(one.shape)}, {one.dtype}")
+            one, two = one.double(), two.double()
+            size = one.abs().amax() if place == 0 else one.norm()
+            apart = float(((two - one).abs().amax() if place == 0 else (two - one).norm()) / size.clamp_min(1e-30))
+            if not apart <= share:
+                raise Different(f"its {('logits', 'gradients')[place]} differ by {apart:.1e} of the original's")
+            worst[place] = max(worst[place], apart)
+    return Difference(*worst)
+
+
+def _tolerance(x: Tensor) -> tuple[float, float]:
+    return TOLERANCE.get(x.dtype, (0.05, 0.1))
+
+
+def check_apart(original: nn.Module, other: nn.Module, x: Float[Tensor, "n *shape"]) -> None:
+    """Raise `Different` where `other` calls a layer of the original, whose mode and needs of gradients may change.
+
+    That happens where a forward reaches layers by other ways than as a module's children.
+    """
+    originals = set(original.modules())
+
+    def refuse(layer: nn.Module, inputs: object) -> None:
+        if layer in originals:
+            raise Different(f"it reaches a {type(layer).__name__} in ways that cannot be followed")
+
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        with runnable(), torch.no_grad():
+            other(x[:1])
+    finally:
+        handle.remove()
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run, on the device to its end."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def faster(original: Callable[[], object], others: Sequence[Callable[[], object]]) -> list[list[float]]:
+    """Times over the original's, of each of the others, round by round, interleaved.
+
+    After the fewest rounds it stops, unless the best of the others won some rounds and lost some.
+    """
+    ratios: list[list[float]] = [[] for _ in others]
+    for turn in range(ROUNDS[1]):
+        unit = timed(original)
+        for place, other in enumerate(others):
+            ratios[place].append(timed(other) / unit)
+        best = min(ratios, key=median)
+        if turn + 1 >= ROUNDS[0] and (max(best) < WINS or min(best) >= WINS):
+            break
+    return ratios
+
+
+@contextmanager
+def shapes_of(network: nn.Module) -> Iterator[dict[Convolution, tuple[int, ...]]]:
+    """While it is open, passes note the shape of what goes into each convolution."""
+    shapes: dict[Convolution, tuple[int, ...]] = {}
+    layers = [part for part in network.modules() if isinstance(part, Convolution)]
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shapes[cast(Convolution, layer)] = tuple(inputs[0].shape)
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield shapes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def best_kernels(network: nn.Module, x: Float[Tensor, "n *shape"], *, channels_last: bool) -> dict[Convolution, Method]:
+    """For each convolution that a pass at x reaches the method whose backward-data is fastest; torch's on a tie."""
+    with shapes_of(network) as shapes, torch.no_grad():
+        network(x[:KERNEL_ROWS])
+    known: dict[object, Method] = {}
+    chosen: dict[Convolution, Method] = {}
+    for layer, shape in shapes.items():
+        if len(shape) != 4:
+            continue
+        key = (shape, layer.weight.shape, layer.stride, layer.padding)
+        if key not in known:
+            known[key] = _fastest(layer, shape, channels_last)
+        chosen[layer] = known[key]
+    return chosen
+
+
+def _fastest(layer: Convolution, shape: tuple[int, ...], channels_last: bool) -> Method:
+    stride, padding, size = cast(Size, layer.stride), cast(Size, layer.padding), cast(Size, shape[2:])
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    weight = layer.weight.detach().contiguous(memory_format=layout)
+    with torch.no_grad():
+        x = weight.new_zeros(shape).contiguous(memory_format=layout)
+        grad = torch.ones_like(F.conv2d(x, weight, None, stride, padding))
+        kernels = phases(weight, stride).contiguous(memory_format=layout)
+        ways: dict[Method, Callable[[], Tensor]] = {
+            "native": lambda: torch.ops.aten.convolution_backward(
+                grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [True, False, False]
+            )[0],
+            "phases": lambda: by_phases(grad, kernels, stride, padding, size).contiguous(memory_format=layout),
+            "folding": lambda: by_folding(grad, weight, stride, padding, (1, 1), size).contiguous(memory_format=layout),
+        }
+        for way in ways.values():
+            way()
+        took = {method: min(timed(way) for _ in range(4)) for method, way in ways.items()}
+    best = min(METHODS, key=lambda method: took[method])
+    return best if took[best] < WINS * took["native"] else "native"
