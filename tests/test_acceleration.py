@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO, make
 
+import epsball.acceleration
 from epsball.acceleration import Accelerated, Plan, _built, accelerate
 from epsball.acceleration.layers import METHODS, Convolution
 from epsball.acceleration.rewriting import graph
@@ -327,3 +329,38 @@ def test_where_the_compiler_fails_there_is_a_warning_and_the_network_goes_withou
         assert not network.plan.compiled
         with frozen(model):
             assert_same(gradient_pass(model, x), gradient_pass(network, x), "uncompiled")
+
+
+@pytest.mark.parametrize(("took", "kept"), [(0.8, True), (1.2, False)])
+def test_a_compiled_network_that_is_slower_is_used(took: float, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: nn.Sequential(network))
+    monkeypatch.setattr(
+        epsball.acceleration, "faster", lambda _, runs: [[0.5 if len(runs) > 1 else took] for _ in runs]
+    )
+    model, x = make("vgg"), data(ZOO["vgg"][1], 8)
+    network = accelerate(model, x, compile=True)
+    assert network.plan.compiled is kept
+    assert network.plan.ratio == pytest.approx(0.5 * took if kept else 0.5)
+    assert isinstance(network.network, nn.Sequential) is kept
+    assert network.plan.compile_seconds > 0
+
+
+def of_one_process(rank: int, folder: str) -> None:
+    """What a process of two does: accelerate, and keep the plan and the logits."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    if rank == 1:  # its own trial would find that nothing wins
+        epsball.acceleration.WINS = 0.0
+    torch.manual_seed(0)
+    x, model = torch.rand(16, 1, 28, 28), build("small-cnn", (1, 28, 28), 10)
+    epsball.acceleration.faster = lambda _, runs: [[0.5] for _ in runs]
+    fast = accelerate(model, x)
+    torch.save({"plan": fast.plan.to_dict(), "logits": fast(x)}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_go_by_different_plans(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(of_one_process, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["plan"]["rewriting"] == "graph"
+    assert first["plan"] | {"seconds": 0} == second["plan"] | {"seconds": 0}
+    assert torch.equal(first["logits"], second["logits"])
