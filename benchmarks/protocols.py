@@ -3,9 +3,11 @@
     python benchmarks/protocols.py --nets robust --seeds 0 1 2 --out benchmarks/results/protocols-robust.json
 
 AutoAttack's way is our own `standard` with no exit inside a stage: every job of every example that entered the stage
-is run to its end, fallen examples are removed between stages. One thread; in each round (one per seed) the three take
-turns in an order that rotates, on the same test images; seconds are CPU seconds. Peers look at the same images once per
-seed, and their successes are judged by our own test of ball and prediction. The networks are those of `nets.py`.
+is run to its end, fallen examples are removed between stages. `standard` and `fast` run as `evaluate` runs them, which
+accelerates the model where that is worth while, and again with the model as it is. One thread; in each round (one per
+seed) they take turns in an order that rotates, on the same test images; seconds are CPU seconds. Peers look at the same
+images once per seed, and their successes are judged by our own test of ball and prediction. The networks are those of
+`nets.py`.
 """
 
 from __future__ import annotations
@@ -71,11 +73,11 @@ def autoattacks_way(model: nn.Module, examples: Examples, ball: Ball, seed: int,
     return {"robust": len(standing), "forwards": forwards, "backwards": backwards}
 
 
-def protocol(name: str) -> Callable[..., Result]:
-    """One of our protocols."""
+def protocol(name: str, accelerate: bool | None) -> Callable[..., Result]:
+    """One of our protocols; `accelerate` as in `evaluate`."""
 
     def run(model: nn.Module, examples: Examples, ball: Ball, seed: int) -> Result:
-        found = eb.evaluate(model, examples, ball, name, seed=seed)
+        found = eb.evaluate(model, examples, ball, name, seed=seed, accelerate=accelerate)
         caught = {
             s.attack: [s.fooled, round((s.backwards or s.forwards) / s.attacked, 1), s.seconds]
             for s in found.stages[1:]
@@ -125,8 +127,10 @@ def foolbox_(model: nn.Module, examples: Examples, ball: Ball, seed: int) -> int
 
 OURS: dict[str, Callable[..., Result]] = {
     "autoattack's way": autoattacks_way,
-    "standard": protocol("standard"),
-    "fast": protocol("fast"),
+    "standard": protocol("standard", accelerate=None),
+    "fast": protocol("fast", accelerate=None),
+    "standard, model as it is": protocol("standard", accelerate=False),
+    "fast, model as it is": protocol("fast", accelerate=False),
 }
 PEERS = {"torchattacks": torchattacks_, "foolbox": foolbox_}
 
@@ -153,7 +157,8 @@ def main() -> None:
             clean = int((model(examples.x).argmax(1) == examples.y).sum())
         for turn, seed in enumerate(arguments.seeds):
             row: Result = {"net": name, "eps": net.eps, "n": arguments.limit, "clean": clean, "seed": seed}
-            names = arguments.ours[turn % 3 :] + arguments.ours[: turn % 3]
+            at = turn % len(arguments.ours)
+            names = arguments.ours[at:] + arguments.ours[:at]
             for ours in names:
                 began = time.process_time()
                 row[ours] = OURS[ours](model, examples, ball, seed) | {"seconds": 0.0}
@@ -180,8 +185,8 @@ def summary(rows: list[Result]) -> str:
     for name in (*OURS, *PEERS):
         if name in rows[0]:
             parts.append(f"{name} {[row[name]['robust'] for row in rows]}")  # type: ignore[index]
-    for name in ("standard", "fast"):
-        if "autoattack's way" in rows[0] and name in rows[0]:
+    for name in OURS:
+        if name != "autoattack's way" and {"autoattack's way", name} <= set(rows[0]):
             ratios = [seconds(row, "autoattack's way") / seconds(row, name) for row in rows]
             parts.append(f"{name} {statistics.median(ratios):.1f} times sooner ({min(ratios):.1f}-{max(ratios):.1f})")
     return "; ".join(parts)
