@@ -334,13 +334,19 @@ def test_where_the_compiler_fails_there_is_a_warning_and_the_network_goes_withou
 @pytest.mark.parametrize(("took", "kept"), [(0.8, True), (1.2, False)])
 def test_a_compiled_network_that_is_slower_is_used(took: float, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: nn.Sequential(network))
-    monkeypatch.setattr(
-        epsball.acceleration, "faster", lambda _, runs: [[0.5 if len(runs) > 1 else took] for _ in runs]
-    )
+    ratios = iter([0.5, 0.9, took])  # of the rewritten, of its forward, of the compiled
+
+    def faster(_, runs):
+        ratio = next(ratios)
+        return [[ratio] for _ in runs]
+
+    monkeypatch.setattr(epsball.acceleration, "faster", faster)
     model, x = make("vgg"), data(ZOO["vgg"][1], 8)
     network = accelerate(model, x, compile=True)
     assert network.plan.compiled is kept
     assert network.plan.ratio == pytest.approx(0.5 * took if kept else 0.5)
+    assert network.plan.forward_ratio == 0.9
+    assert network.plan.forwards_too
     assert isinstance(network.network, nn.Sequential) is kept
     assert network.plan.compile_seconds > 0
 

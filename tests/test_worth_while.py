@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,19 @@ def test_callable_is_accelerated_or_refused_without_a_reason(digits) -> None:
     other = build("small-mlp", (1, 8, 8), 10)
     with pytest.raises(BadInput, match="`plan` must be one of this model"):
         accelerate(other, x, plan=FORCED)
+
+
+@pytest.mark.parametrize(("forward_ratio", "climbs"), [(1.05, False), (0.8, True)])
+def test_an_attack_without_gradients_climbs_on_a_network_whose_forward_is_slower(
+    digits, monkeypatch: pytest.MonkeyPatch, forward_ratio: float, climbs: bool
+) -> None:
+    model, x, y = digits
+    rows: list[int] = []
+    forward = Accelerated.forward
+    monkeypatch.setattr(Accelerated, "forward", lambda self, x: rows.append(len(x)) or forward(self, x))
+    plan = replace(FORCED, forward_ratio=forward_ratio)
+    found = eb.evaluate(model, (x, y), BALL, "square:steps=40", accelerate=plan)
+    assert (sum(rows) > 40 * found.count("robust")) is climbs
+    rows.clear()
+    eb.evaluate(model, (x, y), BALL, "pgd:steps=10", accelerate=plan)
+    assert sum(rows) > 100

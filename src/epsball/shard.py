@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from epsball import called, engine, run_dir
+from epsball.acceleration import Accelerated
 from epsball.attacks.attack import Attack
 from epsball.ball import Ball
 from epsball.balls import L0, L1, L2, Linf
@@ -68,8 +69,8 @@ class Plan:
     storage: Storage
     source: Model | None = None
     eot: int = 1
-    fast: Model | None = None
-    """What the attacks climb on in the place of the model (or source): the same function, at less cost."""
+    fast: Accelerated | None = None
+    """What attacks climb on in the place of the model (or source): the same function, at less cost."""
 
     @property
     def goes_on(self) -> bool:
@@ -80,16 +81,22 @@ class Plan:
         """The question that `attack` asks: of the source where there is one, else of the model."""
         if isinstance(attack, Called):
             return self.judge(cross_entropy)
-        model = self.fast or self.source or self.model
+        model = self.faster_for(attack) or self.source or self.model
         return Objective(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
+
+    def faster_for(self, attack: Attack | Called) -> Accelerated | None:
+        """The accelerated network, where it saves this attack time: without gradients its forward has to be faster."""
+        if self.fast is None or isinstance(attack, Called):
+            return None
+        return self.fast if attack.needs == "grad" or self.fast.plan.forwards_too else None
 
     def read(self, stored: np.ndarray) -> Tensor:
         """The points that stand behind what is kept."""
         return torch.from_numpy(self.storage.read(stored))
 
-    def look(self, judge: Objective) -> Look | None:
+    def look(self, judge: Objective, attack: Attack) -> Look | None:
         """How successes are looked at before they end a job: not at all where that can make no difference."""
-        if self.storage.x_adv != "8bit" and self.fast is None:
+        if self.storage.x_adv != "8bit" and self.faster_for(attack) is None:
             return None
         return Look(judge, lambda z, x: self.read(self.storage.keep(numbers(z), numbers(x))).to(x))
 
@@ -226,7 +233,7 @@ class Shard:
         with ExitStack() as stack:
             stack.enter_context(objective)
             judge = objective
-            if self.plan.source is not None or self.plan.fast is not None:
+            if self.plan.source is not None or self.plan.faster_for(attack) is not None:
                 judge = stack.enter_context(self.plan.judge(cross_entropy))
             found = self.found(attack, objective, judge, task, lambda fallen: on_left(label, len(open_rows) - fallen))
             hit = found.fooled.nonzero().squeeze(1).to(rows.device)
@@ -285,7 +292,7 @@ class Shard:
             model = plan.model if plan.source is None else plan.source
             return called.run(attack, model, judge, task, width=plan.width, on_turn=on_turn)
         if plan.source is None:
-            look, approach = plan.look(judge), plan.goes_on
+            look, approach = plan.look(judge, attack), plan.goes_on
             return engine.run(attack, objective, task, look=look, approach=approach, width=plan.width, on_turn=on_turn)
         before = objective.forwards
         clean = engine.forward_rows(objective, task, task.x, plan.width)
@@ -294,7 +301,7 @@ class Shard:
         looked = objective.forwards - before
         task = replace(task, clean=clean if clean.is_floating_point() else None)
         found = engine.run(
-            attack, objective, task, judge=judge, look=plan.look(judge), width=plan.width, on_turn=on_turn
+            attack, objective, task, judge=judge, look=plan.look(judge, attack), width=plan.width, on_turn=on_turn
         )
         padding = looked - plan.eot * len(clean)
         return replace(found, forwards=found.forwards + plan.eot, padding_forwards=found.padding_forwards + padding)

@@ -21,10 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from epsball.acceleration.layers import Convolution, convolution
-from epsball.acceleration.plan import Plan, Rewriting
+from epsball.acceleration.plan import WINS, Plan, Rewriting
 from epsball.acceleration.rewriting import LaidOut, graph, tree
 from epsball.acceleration.trial import (
-    WINS,
     Difference,
     Different,
     best_kernels,
@@ -70,8 +69,8 @@ def accelerate(
     taken if it beats the original by 5 % in a short trial, else `.plan.rewriting` is "none" and the network is the
     model itself. With a `plan` there is no trial: so the same bits come back on another day; of several processes
     (torch.distributed) the first makes the trial for all. `compile` has torch
-    compile the result, once for each shape that it meets; where that fails there is a warning, and it goes without, as
-    it does where the compiled network is not 5 % faster.
+    compile the result, and the same with torch's own kernels and channels last, once for each shape that it meets;
+    where that fails there is a warning, and where neither is 5 % faster it goes without.
 
     The model is not changed. The result shares the memory of its parameters, is frozen and in eval mode: after training
     the model, accelerate it again. With `trainable` it is for training instead: only the backward-data of convolutions
@@ -103,11 +102,11 @@ def accelerate(
             network, plan = _agreed(model, example, trainable)
             plan = replace(plan, seconds=time.perf_counter() - began)
             if compile:
-                network, plan = _compiled(network, example, plan, tried=True)
+                network, plan = _best_compiled(model, network, example, plan)
         else:
             network = _planned(model, example, plan)
             if plan.compiled:
-                network, plan = _compiled(network, example, plan, tried=False)
+                network, plan = _compiled(network, example, plan)
     if plan.rewriting == "trainable":
         network = _built(model, plan, example)  # with the modes and needs of gradients that the model has outside
     return Accelerated(network, plan)
@@ -196,7 +195,9 @@ def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Pla
     if ratios[best] >= WINS:
         return model, Plan(reason=f"rewritten it takes {ratios[best]:.2f} of a pass's time")
     network, plan = networks[best]
-    return network, replace(plan, ratio=ratios[best])
+    with torch.no_grad():
+        (forwards,) = faster(partial(model, x), [partial(network, x)])
+    return network, replace(plan, ratio=ratios[best], forward_ratio=median(forwards))
 
 
 def _planned(model: nn.Module, x: Tensor, plan: Plan) -> nn.Module:
@@ -216,18 +217,32 @@ def _planned(model: nn.Module, x: Tensor, plan: Plan) -> nn.Module:
     return network
 
 
-def _compiled(network: nn.Module, x: Tensor, plan: Plan, *, tried: bool) -> tuple[nn.Module, Plan]:
-    """The network compiled, where that can be done and, `tried`, is faster; else as it is."""
+def _best_compiled(model: nn.Module, network: nn.Module, x: Tensor, plan: Plan) -> tuple[nn.Module, Plan]:
+    """The network compiled as it is, or with torch's own kernels and channels last; uncompiled where that is faster."""
+    plans = [plan]
+    if plan.rewriting in ("graph", "tree") and x.ndim == 4:
+        plans += [replace(plan, kernels={}, channels_last=True)] * (bool(plan.kernels) or not plan.channels_last)
+    made = [_compiled(network if other is plan else _built(model, other, x), x, other, level=5) for other in plans]
+    made = [(compiled, other) for compiled, other in made if other.compiled]
+    if not made:
+        return network, plan
+    spent = sum(other.compile_seconds for _, other in made)
+    runs = [partial(gradient_pass, compiled, x) for compiled, _ in made]
+    ratios = [median(rounds) for rounds in faster(partial(gradient_pass, network, x), runs)]
+    best = min(range(len(ratios)), key=ratios.__getitem__)
+    if ratios[best] >= WINS:
+        log.info("compiled it takes %.2f of the time, and goes without", ratios[best])
+        return network, replace(plan, compile_seconds=spent)
+    return made[best][0], replace(made[best][1], compile_seconds=spent, ratio=plan.ratio * ratios[best])
+
+
+def _compiled(network: nn.Module, x: Tensor, plan: Plan, level: int = 3) -> tuple[nn.Module, Plan]:
+    """The network compiled; as it is, with a warning, where that fails."""
     began = time.perf_counter()
     try:
         made = cast(nn.Module, torch.compile(network, dynamic=False))
         compared(network, made, x)
-        ratio = median(faster(partial(gradient_pass, network, x), [partial(gradient_pass, made, x)])[0]) if tried else 1
     except Exception as error:  # the compiler's own, of which there are many, and Different
-        warnings.warn(f"`compile` failed, and the network goes without: {type(error).__name__}: {error}", stacklevel=3)
+        warnings.warn(f"`compile` failed, and the network goes without: {type(error).__name__}: {error}", stacklevel=level)
         return network, replace(plan, compiled=False)
-    plan = replace(plan, compile_seconds=time.perf_counter() - began)
-    if ratio >= WINS:
-        log.info("compiled it takes %.2f of the time, and goes without", ratio)
-        return network, plan
-    return made, replace(plan, compiled=True, ratio=plan.ratio * ratio)
+    return made, replace(plan, compiled=True, compile_seconds=time.perf_counter() - began)

@@ -10,6 +10,8 @@ from epsball.errors import BadInput
 
 Rewriting = Literal["graph", "tree", "trainable", "none"]
 REWRITINGS: tuple[Rewriting, ...] = get_args(Rewriting)
+WINS = 0.95
+"""A network must take less than this share of the original's time, a kernel of torch's, to be worth its difference."""
 OTHER = "the plan is of another version, leave it out and a new one is made"
 
 
@@ -20,8 +22,9 @@ class Plan:
     `rewriting` is "graph" (traced and joined), "tree" (layer by layer), "trainable" (likewise, for training) or "none"
     (left as it is, `reason` says why); `kernels` names the backward-data of each convolution; with `channels_last`
     images are laid out so, with `compiled` torch.compile makes the rest. `ratio` is the time of a pass (forward and
-    input gradient) over the original's, the median of the trial's rounds; `logits` and `gradients` how far the two were
-    apart, relative; `seconds` the trial's cost, `compile_seconds` the compiler's.
+    input gradient) over the original's, the median of the trial's rounds, `forward_ratio` that of a forward alone;
+    `logits` and `gradients` how far the two were apart, relative; `seconds` the trial's cost, `compile_seconds` the
+    compiler's.
     """
 
     rewriting: Rewriting = "none"
@@ -30,10 +33,16 @@ class Plan:
     compiled: bool = False
     reason: str = ""
     ratio: float = 1.0
+    forward_ratio: float = 1.0
     logits: float = 0.0
     gradients: float = 0.0
     seconds: float = 0.0
     compile_seconds: float = 0.0
+
+    @property
+    def forwards_too(self) -> bool:
+        """Whether a forward alone is faster as well, by more than noise."""
+        return self.forward_ratio < WINS
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; `from_dict` gives an equal plan."""

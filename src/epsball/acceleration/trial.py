@@ -17,9 +17,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from epsball.acceleration.kernels import Size, by_folding, by_phases, phases
 from epsball.acceleration.layers import METHODS, Convolution, Method
+from epsball.acceleration.plan import WINS
 
-WINS = 0.95
-"""A network must take less than this share of the original's time, a kernel of torch's, to be worth its difference."""
 ROUNDS = (3, 9)
 """So many rounds of timing are made at least; and at most, where the first ones do not agree."""
 KERNEL_ROWS = 32
