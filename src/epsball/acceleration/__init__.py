@@ -243,6 +243,7 @@ def _compiled(network: nn.Module, x: Tensor, plan: Plan, level: int = 3) -> tupl
         made = cast(nn.Module, torch.compile(network, dynamic=False))
         compared(network, made, x)
     except Exception as error:  # the compiler's own, of which there are many, and Different
-        warnings.warn(f"`compile` failed, and the network goes without: {type(error).__name__}: {error}", stacklevel=level)
+        why = f"{type(error).__name__}: {error}"
+        warnings.warn(f"`compile` failed, and the network goes without: {why}", stacklevel=level)
         return network, replace(plan, compiled=False)
     return made, replace(plan, compiled=True, compile_seconds=time.perf_counter() - began)
