@@ -20,9 +20,9 @@ from epsball.balls import Linf
 from epsball.data import Examples, load_data
 from epsball.models import build
 from epsball.models.load import load_weights, save_weights
-from epsball.noise import Noise
 from epsball.training.fit import fit
 from epsball.training.plain import Plain
+from epsball.training.step import Step
 
 EPS = 0.3
 KEPT = Path(os.environ.get("EPSBALL_NETS", Path(__file__).parent / ".cache"))
@@ -50,10 +50,10 @@ class Ascent:
     ramp: int = 1
     """Epochs over which the radius grows."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, noise: Noise) -> dict[str, Tensor]:
-        epoch = int(noise.rank[0])
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, step: Step) -> dict[str, Tensor]:
+        epoch = int(step.noise.rank[0])
         ball = ball.with_eps(float(ball.eps) * min(1, (epoch + 1) / self.ramp)).bind(x)
-        z = ball.sample(x, noise)
+        z = ball.sample(x, step.noise)
         for _ in range(self.steps):
             z.requires_grad_()
             (grad,) = torch.autograd.grad(F.cross_entropy(model(z), y, reduction="sum"), z)

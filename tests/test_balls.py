@@ -162,7 +162,12 @@ def answers(ball: Ball, x: torch.Tensor, z: torch.Tensor, grad: torch.Tensor, no
 def test_sample_or_step_leaves_the_ball(norm: str, case: Case) -> None:
     ball = case.ball(norm)
     for seed in (case.seed, -1):
-        assert ball.contains(ball.sample(case.x, noise(len(case.x), seed)), case.x).all()
+        drawn = ball.sample(case.x, noise(len(case.x), seed))
+        assert ball.contains(drawn, case.x).all()
+        anywhere = ball.sample(case.x, noise(len(case.x), seed), in_box=False)
+        assert torch.equal(ball.project(anywhere, case.x), drawn) or norm == "l0" or ball.mask is not None
+        if ball.mask is not None:
+            assert torch.equal(torch.where(ball.mask, case.x, anywhere), case.x)
     z = case.x
     for size in (0.1, 0.5, 2.0):
         z = ball.step(case.grad, z, case.x, size)

@@ -84,9 +84,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls = []
 
-    def __call__(self, model, x, y, ball, noise):
-        self.calls.append((x, y, ball, noise, model.training))
-        return Plain()(model, x, y, ball, noise)
+    def __call__(self, model, x, y, ball, step):
+        self.calls.append((x, y, ball, step.noise, model.training))
+        return Plain()(model, x, y, ball, step)
 
 
 def test_an_objective_gets_each_example_once_per_epoch_with_its_ball_and_noise(digits):
@@ -126,7 +126,7 @@ def test_epoch_means_are_over_examples_and_the_schedule_ends_near_zero(digits):
         def forward(self, x):
             return x.flatten(1)[:, :10] * self.weight
 
-    def objective(model, x, y, ball, noise):
+    def objective(model, x, y, ball, step):
         before = model.weight.item()
         rates.append(before)
         model.weight.sum().backward()  # a gradient of one: Adam moves by the learning rate
@@ -153,10 +153,10 @@ def test_modes_gradients_frozen_parts_and_generators_come_back_also_after_an_exc
     flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
     generator = torch.get_rng_state()
 
-    def objective(model, x, y, ball, noise):
+    def objective(model, x, y, ball, step):
         if fails:
             raise KeyError("in the objective")
-        return Plain()(model, x, y, ball, noise)
+        return Plain()(model, x, y, ball, step)
 
     if fails:
         with pytest.raises(KeyError, match="in the objective"):
@@ -208,16 +208,16 @@ def test_a_result_says_what_was_done_and_survives_json(digits):
 
 def test_a_loss_that_is_not_finite_stops_training_with_the_step_and_keeps_finite_weights(digits):
     model = build("small-mlp", (1, 8, 8), 10)
-    with pytest.raises(Diverged, match=r"nan.* in epoch \d+, step \d+ of \d+, at .*smaller `lr` than 1e\+30"):
+    with pytest.raises(Diverged, match=r"nan.* in epoch \d+, step \d+, at .*smaller `lr` than 1e\+30"):
         fit(model, digits, optimizer="sgd", lr=1e30, schedule="constant")
     fine = build("small-mlp", (1, 8, 8), 10)
 
-    def objective(model, x, y, ball, noise):
+    def objective(model, x, y, ball, step):
         (model(x).sum() * math.nan).backward()
         return {"loss": math.nan}
 
     before = weights(fine)
-    with pytest.raises(Diverged, match="in epoch 1, step 1 of"):
+    with pytest.raises(Diverged, match="in epoch 1, step 1, at"):
         fit(fine, digits, objective=objective)
     assert torch.equal(weights(fine), before)
 
@@ -225,8 +225,8 @@ def test_a_loss_that_is_not_finite_stops_training_with_the_step_and_keeps_finite
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "`epochs` must be >= 1"),
-        ({"batch_size": 0}, "`batch_size` must be >= 1"),
+        ({"epochs": 0}, "`epochs` must be a whole number >= 1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number >= 1"),
         ({"lr": 0.0}, "`lr` must be > 0"),
         ({"lr": math.nan}, "`lr` must be > 0"),
         ({"weight_decay": -1.0}, "`weight_decay` must be >= 0"),

@@ -15,7 +15,7 @@ from torch import nn
 
 from epsball.errors import BadInput
 from epsball.models import build
-from epsball.models.builtin import Normalize
+from epsball.models.builtin import MAX_NORM, Maxout, Normalize
 from epsball.models.load import load_model, load_weights, save_weights
 
 
@@ -33,7 +33,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 5, 9)])
-@pytest.mark.parametrize("name", ["small-mlp", "small-cnn", "preact_resnet18:width=8"])
+@pytest.mark.parametrize("name", ["small-mlp", "small-cnn", "preact_resnet18:width=8", "maxout:units=12,pieces=3"])
 def test_every_model_gives_logits_for_its_shape_and_a_gradient_for_its_input(name, shape):
     model = build(name, shape, 7).eval()
     x = draw(3, *shape).requires_grad_()
@@ -51,6 +51,40 @@ def test_the_resnet_has_the_size_of_the_papers_at_full_width():
         sum(p.numel() for p in model.parameters()) == 11_172_170
     )  # kuangliu/pytorch-cifar's 11,171,146 and the last norm
     assert sum(isinstance(part, nn.Conv2d) for part in model.modules()) == 20
+
+
+def test_maxout_is_not_the_largest_of_its_pieces_or_has_another_size_than_the_papers():
+    model = build("maxout", (1, 28, 28), 10)
+    assert sum(p.numel() for p in model.parameters()) == 1200 * 785 + 1200 * 241 + 10 * 241
+    assert [part.p for part in model if isinstance(part, nn.Dropout)] == [0.2, 0.5, 0.5]
+    model, x = build("maxout:units=4,pieces=3,dropout=0", (2, 3), 5).double(), draw(7, 2, 3).double()
+    assert not any(isinstance(part, nn.Dropout) for part in model)
+    hidden = x.flatten(1)
+    for layer in (part for part in model if isinstance(part, Maxout)):
+        lines = [hidden @ row + bias for row, bias in zip(layer.linear.weight, layer.linear.bias, strict=True)]
+        hidden = torch.stack([torch.stack(lines[unit::4]).amax(0) for unit in range(4)], 1)
+    torch.testing.assert_close(model(x), model[-1](hidden), rtol=1e-12, atol=1e-12)
+
+
+def test_maxouts_pieces_grow_without_bound_or_are_shortened_where_they_may_not_be():
+    model, x = build("maxout:units=4,pieces=3,dropout=0", (6,), 5), draw(7, 6)
+    layer = model[1]
+    with torch.no_grad():
+        layer.linear.weight[:5] *= 20
+    long = layer.linear.weight.detach().clone()
+    assert (long.norm(dim=1) > MAX_NORM).sum() == 5
+    model.eval()(x)
+    assert torch.equal(layer.linear.weight, long)
+    layer.linear.weight.requires_grad_(False)
+    model.train()(x)
+    assert torch.equal(layer.linear.weight, long)  # frozen, as in an attack in train mode
+    layer.linear.weight.requires_grad_(True)
+    both = model(x) + model(2 * x)  # the second forward leaves what the first one's backward needs
+    both.sum().backward()
+    norms = layer.linear.weight.detach().norm(dim=1)
+    torch.testing.assert_close(norms[:5], torch.full((5,), MAX_NORM), rtol=1e-5, atol=0)
+    assert torch.equal(layer.linear.weight[5:], long[5:])
+    torch.testing.assert_close(layer.linear.weight[:5] / norms[:5, None], long[:5] / long[:5].norm(dim=1)[:, None])
 
 
 def test_the_seed_alone_decides_the_weights_and_the_global_generator_is_left_alone():
@@ -73,6 +107,9 @@ def test_the_seed_alone_decides_the_weights_and_the_global_generator_is_left_alo
         ("preact-resnet18:width=x", (1, 8, 8), "KEY=INTEGER"),
         ("preact-resnet18:width=0", (1, 8, 8), "`width` must be >= 1"),
         ("small-mlp:width=8", (4,), "must be left out"),
+        ("maxout:unit=8", (4,), "did you mean 'units'"),
+        ("maxout:pieces=0", (4,), "`units` and `pieces` must be >= 1"),
+        ("maxout:dropout=100", (4,), "`dropout` must be a percentage"),
         ("small-mlp", (), "`shape` and `classes`"),
     ],
 )

@@ -304,10 +304,14 @@ class Ball(ABC):
         ball = self.bind(x)
         return ball._step(grad, z, x, size)
 
-    def sample(self, x: Batch, noise: Noise) -> Batch:
-        """A uniform draw from the ball without its box (L0: from the box, on floor(eps) coordinates), projected."""
+    def sample(self, x: Batch, noise: Noise, *, in_box: bool = True) -> Batch:
+        """A uniform draw from the ball without its box (L0: from the box, on floor(eps) coordinates), projected.
+
+        Not `in_box`, it is left where it was drawn; the mask holds.
+        """
         ball = self.bind(x)
-        return ball._project(ball._sample(x, noise), x)
+        drawn = ball._sample(x, noise)
+        return ball._project(drawn, x) if in_box else ball._masked(drawn, x)
 
     def contains(self, z: Batch, x: Batch) -> Bool[Tensor, " n"]:
         """Whether z is in ball, box and mask: in float64, norm <= eps + 4 ulp of x's dtype at the data's scale."""

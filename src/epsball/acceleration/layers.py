@@ -33,7 +33,7 @@ class Convolution(nn.Conv2d):
     kernels: Tensor | None
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.method == "native" or input.ndim != 4:
+        if self.method == "native" or input.ndim != 4 or torch.is_autocast_enabled(input.device.type):
             found = super()._conv_forward(input, weight, bias)
             return found.relu_() if self.rectified else found
         if self.trainable:

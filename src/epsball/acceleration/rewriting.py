@@ -9,6 +9,7 @@ nobody else reads. What cannot be traced is a leaf of the graph, and treated as 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, cast
 
@@ -58,7 +59,19 @@ def tree(
                 if part is not None:
                     path = f"{name}.{child}" if name else child
                     made._modules[child] = tree(part, choose, path, frozen=frozen, seen=seen)
+            if not frozen and type(made) is nn.Sequential and "forward" not in vars(made):
+                _rectify_in_place(made)
     return seen[module]
+
+
+def _rectify_in_place(made: nn.Sequential) -> None:
+    """A ReLU right behind a convolution overwrites what nobody else reads: fresh memory costs more than the ReLU."""
+    parts = list(made._modules.items())
+    for (_, before), (name, after) in pairwise(parts):
+        plain = type(after) is nn.ReLU and not after.inplace and "forward" not in vars(after)
+        if isinstance(before, Convolution) and plain and not _hooked(before) and not _hooked(after):
+            made._modules[name] = own = cast(nn.ReLU, clone(after, frozen=False))
+            own.inplace = True
 
 
 def graph(model: nn.Module, choose: Choose, x: Tensor, *, channels_last: bool = False) -> fx.GraphModule:

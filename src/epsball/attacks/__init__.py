@@ -68,11 +68,12 @@ def parse(text: str) -> Attack:
         if not equals:
             raise BadInput(f"`attack` options are KEY=VALUE, got {pair!r} in {text!r}; as in pgd:steps=40,starts=2")
         key = one_of(f"{name} option", key.strip().replace("-", "_"), kinds)
-        options[key] = resolve_loss(value) if key == "loss" else _number(f"{name}:{key}", value, str(kinds[key]))
+        options[key] = resolve_loss(value) if key == "loss" else number(f"{name}:{key}", value, str(kinds[key]))
     return cls(**options)
 
 
-def _number(name: str, value: str, kind: str) -> float | bool:
+def number(name: str, value: str, kind: str) -> float | bool:
+    """An option's value from its text; `kind` is bool, int or float."""
     if kind == "bool":
         return {"true": True, "false": False}[one_of(name, value.strip().lower(), ("true", "false"))]
     try:

@@ -20,8 +20,10 @@ from epsball.cli.attacks import attacks
 from epsball.cli.compare import compare
 from epsball.cli.evaluate import evaluate
 from epsball.cli.explain import explain
+from epsball.cli.filling import fill
 from epsball.cli.linear import linear
 from epsball.cli.reproduce import reproduce
+from epsball.cli.train import train
 from epsball.cli.verify import verify
 from epsball.errors import BadInput
 
@@ -41,6 +43,7 @@ app = cyclopts.App(
 app.command(evaluate)
 app.command(verify)
 app.command(compare)
+app.command(train, config=fill)
 app.command(attack)
 app.command(attacks)
 app.command(explain)
@@ -66,11 +69,8 @@ def run(arguments: Sequence[str]) -> int:
     except (BadInput, OSError, ArithmeticError) as error:
         return _refused(errors, error)
     except KeyboardInterrupt as interrupt:
-        kept = (
-            f" What is finished is in {interrupt.args[0]}; the same command goes on from there."
-            if interrupt.args
-            else ""
-        )
+        where, how = (*interrupt.args, None, None)[:2]
+        kept = f" What is finished is in {where}; {how or 'the same command'} goes on from there." if where else ""
         errors.print(f"interrupted.{kept}", markup=False, soft_wrap=True)
         return INTERRUPTED
     except Exception:

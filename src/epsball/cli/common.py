@@ -31,20 +31,15 @@ BATCH = 128
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The model, the data and the ball.
+class Material:
+    """The model, the data and the ball: what all commands on networks share.
 
     Parameters
     ----------
-    model
-        A built-in network (small-mlp, small-cnn, preact-resnet18:width=16), trained on the spot unless --weights is
-        given, or package.module:factory. Default: small-mlp for digits, else small-cnn.
     weights
         A .safetensors or .pt file for the model; a checkpoint that would run code is refused.
     data
         digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
-    split
-        The split to attack; a built-in network without weights is trained on "train".
     limit
         Take only the first examples.
     image_column
@@ -58,12 +53,6 @@ class Subject:
         The box's lower end. Default: the data's (0 for images).
     hi
         The box's upper end. Default: the data's (1 for images).
-    seed
-        Keys all randomness: training on the spot, random starts, noise.
-    epochs
-        Epochs of training on the spot. Default: as many as make about 1,500 steps.
-    width
-        Examples that share a pass; it does not change the verdict.
     """
 
     model: str | None = None
@@ -76,9 +65,6 @@ class Subject:
     ball: str = "linf:0.1"
     lo: float | None = None
     hi: float | None = None
-    seed: int = 0
-    epochs: int | None = None
-    width: int = 128
 
     def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
         """The data of a split."""
@@ -100,6 +86,36 @@ class Subject:
         hi = examples.hi if self.hi is None else self.hi
         return parse(self.ball, lo=lo, hi=hi)
 
+    @property
+    def spec(self) -> str:
+        """What names the model."""
+        return self.model or ("small-mlp" if self.data == "digits" else "small-cnn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Material):
+    """The model, the data and the ball of an attack.
+
+    Parameters
+    ----------
+    model
+        A built-in network (small-mlp, small-cnn, maxout, preact-resnet18:width=16), trained on the spot unless
+        --weights is given, package.module:factory, or a folder that `epsball train` wrote. Default: small-mlp for
+        digits, else small-cnn.
+    split
+        The split to attack; a built-in network without weights is trained on "train".
+    seed
+        Keys all randomness: training on the spot, random starts, noise.
+    epochs
+        Epochs of training on the spot. Default: as many as make about 1,500 steps.
+    width
+        Examples that share a pass; it does not change the verdict.
+    """
+
+    seed: int = 0
+    epochs: int | None = None
+    width: int = 128
+
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
         """The model and a line about where it comes from; trained, and kept in `out`, where it has no weights yet."""
         return self._network("model", self.spec, self.weights, self.seed, examples, out, console)
@@ -112,11 +128,6 @@ class Subject:
             return self._network("source", spec, weights, self.seed + 1, examples, out, console)
         except BadInput as error:  # which speaks of a model
             raise BadInput(f"`--source` {spec}: {error}") from error
-
-    @property
-    def spec(self) -> str:
-        """What names the model."""
-        return self.model or ("small-mlp" if self.data == "digits" else "small-cnn")
 
     def _network(
         self,
@@ -189,10 +200,11 @@ class Subject:
 
 
 def built_in(spec: str) -> bool:
-    """Whether `spec` names a network of epsball's, and not a factory module:function."""
+    """Whether `spec` names a network of epsball's, and not a factory module:function or a folder with weights."""
     from epsball.models import MODELS, spelled
+    from epsball.models.folder import is_folder
 
-    return ":" not in spec or spelled(spec.partition(":")[0]) in MODELS
+    return (":" not in spec and not is_folder(spec)) or spelled(spec.partition(":")[0]) in MODELS
 
 
 def parsed(attacks: Sequence[str], ball: str) -> list[Attack]:

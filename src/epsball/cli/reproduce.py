@@ -14,6 +14,7 @@ from rich.table import Table
 
 from epsball.cli.common import Json, described, progress
 from epsball.files import write_whole
+from epsball.reproduce.budget import Budget
 
 if TYPE_CHECKING:
     from epsball.reproduce.record import Reproduction
@@ -28,10 +29,12 @@ def goodfellow2015(
     data: str | None = None,
     out: Path = Path("goodfellow2015"),
     json: Json = False,
+    budget: Annotated[Budget, Parameter(name="*")] = Budget(),  # noqa: B008 - it is frozen
 ) -> None:
     """Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples" (ICLR 2015).
 
-    Writes OUT/EXPERIMENT.png and OUT/EXPERIMENT.json for each experiment: threes-sevens.
+    Writes OUT/EXPERIMENT.png and OUT/EXPERIMENT.json for each experiment: threes-sevens (logistic regression), and with
+    maxout networks, trained once for all three: training (clean and adversarial), controls (noise instead), transfer.
 
     Parameters
     ----------
@@ -44,17 +47,19 @@ def goodfellow2015(
         The directory to write to.
     json
         Print the figures as JSON on stdout.
+    budget
+        How much is spent on the maxout networks.
     """
-    from epsball.reproduce.goodfellow2015 import EXPERIMENTS, PAPER, chosen, mnist
+    from epsball.reproduce.goodfellow2015 import EXPERIMENTS, PAPER, Nets, chosen, mnist
 
     names, errors, found = chosen(only or ()), Console(stderr=True, highlight=False), {}
     with progress(errors) as bar:
         task = bar.add_task("reading the data", total=None, note="")
-        source = mnist(data)
+        nets = Nets(mnist(data), budget)
         for name in names:
             bar.update(task, description=name)
             found[name] = EXPERIMENTS[name](
-                source, on_progress=lambda done, total, now: bar.update(task, completed=done, total=total, note=now)
+                nets, on_progress=lambda done, total, now: bar.update(task, completed=done, total=total, note=now)
             )
             text = found[name].to_json()
             write_whole(out / f"{name}.json", partial(Path.write_text, data=text))
@@ -65,7 +70,7 @@ def goodfellow2015(
         return
     console = Console(highlight=False)
     console.print(f"[dim]paper[/]  {PAPER}")
-    console.print(f"[dim]data[/]   {described(source.test)}", soft_wrap=True)
+    console.print(f"[dim]data[/]   {described(nets.source.test)}", soft_wrap=True)
     for name, record in found.items():
         console.print(f"\n[bold]{escape(record.title)}[/]")
         console.print(_table(record))

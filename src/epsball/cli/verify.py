@@ -90,12 +90,15 @@ def _model(
     run: Path, config: dict[str, Any], command: dict[str, Any], model: str | None, weights: Path | None
 ) -> tuple[nn.Module, str]:
     """The model that is asked for, else the one that the run names, and a line about where it comes from."""
+    from epsball.models.folder import is_folder
     from epsball.models.load import load_model
 
     subject = Subject(**command.get("subject", {}))
     if model is None and not command:
         raise BadInput(f"`--model` must be given: {run} names none (no command.json), as it was not made by a command")
     spec, kept = model or subject.spec, run / "model.safetensors"
+    if model is None and is_folder(spec, within=command["directory"]):
+        spec = str(Path(command["directory"]) / Path(spec).expanduser())
     ours = model is None or model == subject.spec
     if weights is None and ours and subject.weights is not None:
         weights = Path(command["directory"]) / subject.weights

@@ -17,6 +17,7 @@ MODELS: dict[str, str] = {
     "small-mlp": "epsball.models.builtin:small_mlp",
     "small-cnn": "epsball.models.builtin:small_cnn",
     "preact-resnet18": "epsball.models.builtin:preact_resnet18",
+    "maxout": "epsball.models.builtin:maxout",
 }
 
 

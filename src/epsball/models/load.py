@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from epsball.errors import BadInput
 from epsball.files import write_whole
 from epsball.models import MODELS, build, spelled
+from epsball.models.folder import RECORD, WEIGHTS, is_folder, read_model_folder, read_record
 from epsball.suggest import one_of
 
 CONVERT = (
@@ -35,21 +36,55 @@ CONVERT = (
 def load_model(
     spec: str, *, shape: Sequence[int], classes: int, weights: str | Path | None = None, seed: int = 0
 ) -> nn.Module:
-    """The model that `spec` names: a built-in (see `build`), or "package.module:factory".
+    """The model that `spec` names: a built-in (see `build`), "package.module:factory", or the folder of a trained one.
 
     A factory is called without arguments and returns an `nn.Module`, or another callable (n, *shape) -> logits, which
     is wrapped; instead of a factory it may be an `nn.Module` itself. The current directory is searched first. `shape`
-    (of one example), `classes` and `seed` are for the built-in ones; `weights` is a file for `load_weights`.
+    (of one example), `classes` and `seed` are for the built-in ones; `weights` is a file for `load_weights`. A folder
+    (see `read_model_folder`) has its weights and classes; `shape` must be that of its examples.
 
-    Raises `BadInput` for a name that is not found, a factory that needs arguments or makes no model, and weights that
-    do not fit.
+    Raises `BadInput` for a name that is not found, a factory that needs arguments or makes no model, weights that do
+    not fit, and a folder that is damaged, none of a model, or given weights.
     """
+    if is_folder(spec):
+        return _kept(Path(spec).expanduser(), tuple(shape), weights)
     base, colon, rest = spec.partition(":")
     built_in = spelled(base) in MODELS or not colon or "=" in rest
+    if not colon:
+        _refuse_unknown(spec)
     model = build(spec, shape, classes, seed=seed) if built_in else _made(base, rest)
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def _kept(folder: Path, shape: tuple[int, ...], weights: str | Path | None) -> nn.Module:
+    """The model of a folder, for examples of that shape."""
+    record = read_record(folder)
+    if weights is not None:
+        raise BadInput(
+            f"`weights` must be left out with the folder {folder}, which has its own, got {weights}; for others name "
+            f"the network: {record.spec}"
+        )
+    if record.shape != shape:
+        raise BadInput(
+            f"`data` must have examples of shape {record.shape} for the model in {folder}, got {shape}; where the "
+            f"network takes other shapes, write --model {record.spec} --weights {folder / WEIGHTS}"
+        )
+    return read_model_folder(folder)
+
+
+def _refuse_unknown(name: str) -> None:
+    """Refuse a name that is neither a built-in's nor a folder's, with the nearest of both."""
+    if spelled(name) in MODELS:
+        return
+    path = Path(name).expanduser()
+    beside = [str(path.parent / entry.name) for entry in path.parent.glob("*") if (entry / RECORD).exists()]
+    near = get_close_matches(name, [*MODELS, *beside], n=1, cutoff=0.5)
+    raise BadInput(
+        f"`model` must be one of {', '.join(MODELS)}, module:factory, or a folder that `epsball train` wrote, got "
+        f"{name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    )
 
 
 class Wrapped(nn.Module):

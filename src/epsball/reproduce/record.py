@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from epsball.reproduce.sources import Source
+if TYPE_CHECKING:
+    from epsball.reproduce.nets import Nets
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Reproduction(Protocol):
 
 
 class Experiment(Protocol):
-    """What a table of experiments holds. `on_progress` is called with what is done, of how many, and what is next."""
+    """What a table of experiments holds. `nets` holds the examples, and what was trained for the experiments before.
 
-    def __call__(
-        self, source: Source, *, on_progress: Callable[[int, int, str], None] | None = None
-    ) -> Reproduction: ...
+    `on_progress` is called with what is done, of how many, and what is next.
+    """
+
+    def __call__(self, nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Reproduction: ...

@@ -1,0 +1,139 @@
+"""Adversarial training as a mixed objective, for two passes a step instead of three.
+
+Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples" (ICLR 2015), section 6:
+alpha J(x) + (1 - alpha) J(x + eps sign(grad_x J(x))). The backward pass through J(x), which gives its parameter
+gradients, gives grad_x as well: what is left is one pass on the adversarial batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from epsball.ball import Ball
+from epsball.errors import BadInput
+from epsball.suggest import one_of
+from epsball.training.climb import climbing, gradient
+from epsball.training.cross_entropy import (
+    CrossEntropyTraining,
+    accuracy,
+    input_gradient,
+    logits_of,
+    reached,
+    without_parameters,
+)
+from epsball.training.statistics import BATCH_NORM, BatchNorm, adversarial_pass, clean_pass
+from epsball.training.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSMMix(CrossEntropyTraining):
+    """alpha J(x) + (1 - alpha) J(x_adv), x_adv the ball's maximiser of grad_x J(x): FGSM's point, in every norm.
+
+    Two passes a step: each of them gives parameter gradients, the first also grad_x J, whose direction no alpha, not
+    even 0, erases. The attack is in train mode, since its pass is one that is trained on; J is smoothed in it too,
+    where `label_smoothing` > 0. Derivatives do not go through x_adv.
+
+    Parameters
+    ----------
+    alpha
+        The share of the clean loss, in [0, 1]; at a constant 1 the adversarial pass is left out, and one pass remains.
+    alpha_end
+        Where given, alpha goes there, linearly over the training.
+    batch_norm
+        Each pass normalises by its own batch. "both" update the running statistics, or only the "clean" or only the
+        "adversarial" one; with "separate" the adversarial pass has a second set of statistics (kept with the
+        training), and the model's own are the clean ones. "joint" normalises by the mixed batch: that needs the
+        adversarial batch before the clean forward, so it costs three passes, the first of them an attack in train mode
+        that leaves the statistics as they are.
+    shared_dropout
+        Both passes draw the same numbers from torch's generator, so that dropout makes the same zeros.
+
+    Logs "loss", "clean_loss", "adversarial_loss", "accuracy" (clean) and "adversarial_accuracy".
+    """
+
+    alpha: float = 0.5
+    alpha_end: float | None = None
+    batch_norm: BatchNorm = "both"
+    shared_dropout: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("alpha", self.alpha), ("alpha_end", self.alpha_end)):
+            if value is not None and not 0 <= value <= 1:
+                raise BadInput(f"`{name}` must be in [0, 1], got {value}; the paper's alpha is 0.5")
+        one_of("batch_norm", self.batch_norm, BATCH_NORM)
+        if self.shared_dropout and self.batch_norm == "joint":
+            raise BadInput(
+                "`shared_dropout` must be False where batch_norm is 'joint', got True: one pass over both batches "
+                "draws for each row; take batch_norm='both'"
+            )
+
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
+    ) -> dict[str, Tensor | float]:
+        ball, alpha = self.need(ball), self.alpha
+        if self.alpha_end is not None:
+            alpha += (self.alpha_end - self.alpha) * step.over
+        if self.batch_norm == "joint":
+            return self._jointly(model, x, y, ball, alpha)
+        only_clean = self.alpha == 1 and self.alpha_end in (None, 1)
+        leaf = x.detach().requires_grad_(not only_clean)
+        devices = [x.device] if x.is_cuda else []
+        with clean_pass(self.batch_norm, model), torch.random.fork_rng(devices, enabled=self.shared_dropout):
+            logits, loss, grad = self._clean(model, leaf, y, alpha)
+        if grad is None:
+            return {"loss": loss, "clean_loss": loss, "accuracy": accuracy(logits, y)}
+        x_adv = ball.argmax(grad, x)
+        with adversarial_pass(self.batch_norm, model, step.memory):
+            found = logits_of(model, x_adv)
+            adversarial = self.loss(found, y)
+            ((1 - alpha) * adversarial).backward()
+        return _logged(torch.stack([logits, found.detach()]), y, loss, adversarial.detach(), alpha)
+
+    def _clean(
+        self, model: nn.Module, leaf: Tensor, y: Tensor, alpha: float
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "n *shape"] | None]:
+        """Logits, J, and where the leaf asks for it the direction of grad_x J; parameters are given alpha times theirs.
+
+        The leaf's gradient is alpha times grad_x J too, which has the same maximiser.
+        """
+        if alpha == 0:  # alpha J has no direction, and parameter gradients are not asked for
+            with without_parameters(model):
+                logits = logits_of(model, leaf)
+                loss = self.loss(logits, y)
+                grad = input_gradient(loss, leaf)
+            return logits.detach(), loss.detach(), grad
+        logits = logits_of(model, leaf)
+        loss = self.loss(logits, y)
+        (alpha * loss).backward()
+        return logits.detach(), loss.detach(), reached(leaf.grad) if leaf.requires_grad else None
+
+    def _jointly(self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, alpha: float) -> dict[str, Tensor | float]:
+        """One mixed batch of 2n rows, after a pass of n rows for grad_x."""
+        with climbing(model, "train"):
+            grad = gradient(model, x, lambda logits: self.losses(logits, y).sum())
+        logits = logits_of(model, torch.cat([x, ball.argmax(grad, x)]))
+        clean, adversarial = logits.tensor_split(2)
+        clean_loss, adversarial_loss = self.loss(clean, y), self.loss(adversarial, y)
+        loss = alpha * clean_loss + (1 - alpha) * adversarial_loss
+        loss.backward()
+        both = logits.detach().reshape(2, *clean.shape)
+        return _logged(both, y, clean_loss.detach(), adversarial_loss.detach(), alpha)
+
+
+def _logged(
+    logits: Float[Tensor, "two n classes"], y: Int64[Tensor, " n"], clean: Tensor, adversarial: Tensor, alpha: float
+) -> dict[str, Tensor | float]:
+    """What is logged about both passes, in few operations: after a pass the caches are cold, and each one counts."""
+    accuracies = (logits.argmax(2) == y).mean(1, dtype=torch.float32)
+    return {
+        "loss": torch.lerp(adversarial, clean, alpha),
+        "clean_loss": clean,
+        "accuracy": accuracies[0],
+        "adversarial_loss": adversarial,
+        "adversarial_accuracy": accuracies[1],
+    }

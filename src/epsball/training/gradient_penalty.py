@@ -1,0 +1,79 @@
+"""What FGSM training is to first order: J plus eps times the dual norm of its input gradient, by double backward.
+
+J(x + delta) = J(x) + <grad J, delta> + ...; the greatest inner product in the ball is eps times the dual norm, in the
+max norm eps |grad J|_1 (Goodfellow, Shlens and Szegedy, ICLR 2015, sections 3 and 5; Simon-Gabriel et al.,
+"First-order adversarial vulnerability of neural networks and input dimension", ICML 2019, proposition 3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from epsball.attacks.attack import at_least
+from epsball.ball import Ball, column, flat
+from epsball.errors import BadInput
+from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, logits_of
+from epsball.training.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientPenalty(CrossEntropyTraining):
+    """The mean of J + weight eps |grad_x J|_dual; with `box` the penalty is the gain that the box allows.
+
+    With `box` it is the ball's support, <grad J, argmax - x>: exactly the first-order term of FGSM's gain. In L0, which
+    only counts, the dual norm times eps is a bound of it. One pass a step that is differentiated again and costs about
+    three, in train mode; there is no attack. J is smoothed in the penalty too.
+
+    Logs "loss", "clean_loss", "penalty" (before its weight) and "accuracy".
+    """
+
+    weight: float = 1.0
+    box: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("weight", self.weight, 0)
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether a network with cheaper input gradients helps."""
+        return False
+
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
+    ) -> dict[str, Tensor | float]:
+        ball, leaf = self.need(ball), x.detach().requires_grad_()
+        logits = logits_of(model, leaf)
+        losses = self.losses(logits, y)
+        grad = input_gradient(losses.sum(), leaf, create_graph=True)
+        penalty = (boxed_gain if self.box else free_gain)(ball, grad, x).mean()
+        clean_loss = losses.mean()
+        loss = clean_loss + self.weight * penalty
+        loss.backward(inputs=[parameter for parameter in model.parameters() if parameter.requires_grad])
+        return {
+            "loss": loss.detach(),
+            "clean_loss": clean_loss.detach(),
+            "penalty": penalty.detach(),
+            "accuracy": accuracy(logits, y),
+        }
+
+
+def free_gain(ball: Ball, grad: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+    """eps times the dual norm of each row, over what the mask leaves open."""
+    if ball.mask is not None:
+        grad = grad * ball.mask
+    eps = ball.eps
+    if isinstance(eps, Tensor):
+        eps = eps if eps.ndim == x.ndim > 1 else column(eps, x.ndim)
+    if not (bool(eps.isfinite().all()) if isinstance(eps, Tensor) else math.isfinite(eps)):
+        raise BadInput("`eps` must be finite for a gradient penalty without the box, got inf; set box=True")
+    return ball.dual(grad * eps)  # homogeneous, and so it holds for one radius per feature as well
+
+
+def boxed_gain(ball: Ball, grad: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+    """The ball's support; its maximiser does not change when the gradient does a little, so it is a constant."""
+    return flat(grad * (ball.argmax(grad.detach(), x) - x)).sum(1)

@@ -1,0 +1,47 @@
+"""N-FGSM: a single step from stronger noise, and no clipping to the ball.
+
+de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training" (NeurIPS 2022), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from epsball.attacks.attack import at_least
+from epsball.ball import Ball
+from epsball.training.climb import Mode, ascend, summed_cross_entropy
+from epsball.training.on_adversarial import OnAdversarial
+from epsball.training.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFGSM(OnAdversarial):
+    """J at x + noise + step: noise uniform in the ball of `noise` * eps, a step of `step_size` * eps from there.
+
+    In the max norm x + u + step_size eps sign(grad J(x + u)), u uniform in +- noise eps; points leave the ball, but not
+    the box. Two passes a step, one for the input and one for the parameters. The attack is in train mode, as in the
+    authors' code; there its pass updates the running statistics too, here only the pass that is trained on does.
+
+    Logs "loss" and "adversarial_accuracy".
+    """
+
+    attack_mode: Mode = "train"
+    noise: float = 2.0
+    step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("noise", self.noise, 0)
+        at_least("step_size", self.step_size, 0)
+
+    def attack(
+        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball, step: Step
+    ) -> Float[Tensor, "n *shape"]:
+        start = ball.with_eps(self.noise * ball.eps).bind(x).sample(x, step.noise)
+        reach = self.noise + self.step_size
+        wide = ball.with_eps(reach * ball.eps).bind(x)  # no step ends outside it
+        share = self.step_size / reach if reach else 0.0
+        return ascend(model, start, x, wide, summed_cross_entropy(y), steps=1, step_size=share)

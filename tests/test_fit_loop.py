@@ -1,0 +1,481 @@
+"""The training loop beyond a step: resumes to the bit, parts of batches, averages, held-out examples, overfitting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from epsball import Linf
+from epsball.data import Examples, load_data
+from epsball.errors import BadInput
+from epsball.models import build
+from epsball.training import loop as loops
+from epsball.training.averaging import tensors_of
+from epsball.training.fit import FitResult, fit
+from epsball.training.plain import Plain
+from epsball.training.settings import Settings
+from epsball.training.step import Step, TrainingObjective
+from epsball.training.validation import Check, check, overfitted
+
+BALL = Linf(eps=0.1, lo=0, hi=1)
+fork = get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Examples:
+    return load_data("digits", split="train", limit=300)
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(0.2), nn.BatchNorm2d(1), *build("small-mlp", (1, 8, 8), 10, seed=seed))
+
+
+def same(one: nn.Module, two: nn.Module) -> bool:
+    first, second = tensors_of(one), tensors_of(two)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@dataclass(frozen=True)
+class OneStep(TrainingObjective):
+    """FGSM from a random start; what it did last is in its memory, which the next step starts from."""
+
+    def __call__(self, model, x, y, ball, step: Step):
+        z = ball.sample(x, step.noise).requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(z), y), z)
+        step.memory["mean"] = grad.mean() + step.memory.get("mean", torch.zeros(()))
+        logits = model(ball.argmax(grad, x) + 1e-3 * step.memory["mean"])
+        loss = F.cross_entropy(logits, y)
+        loss.backward()
+        return {"loss": loss.detach(), "adversarial_accuracy": (logits.argmax(1) == y).float().mean()}
+
+
+EVERYTHING = {
+    "objective": OneStep(),
+    "epochs": 3,
+    "batch_size": 50,
+    "lr": 1e-2,
+    "average": "ema",
+    "decay": 0.9,
+    "hold_out": 60,
+    "ramp": 0.5,
+    "seed": 3,
+}
+
+
+class Killed(Exception):
+    """What stops a training in the middle."""
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_training_that_is_stopped_five_times_ends_with_the_same_bits(digits, tmp_path, monkeypatch, optimizer):
+    options = EVERYTHING | {"optimizer": optimizer}
+    undisturbed = net()
+    expected = fit(undisturbed, digits, BALL, **options)
+    for every in (0.0, 1e9):  # a checkpoint at each look, or at the ends of epochs only
+        monkeypatch.setattr(loops, "SAVE_EVERY", every)
+        out, stops = tmp_path / f"{optimizer}-{every}", [2, 5, 6, 11, 14]
+
+        def stop(mark, stops=stops):
+            if stops and mark.step >= stops[0]:
+                stops.pop(0)
+                raise Killed
+
+        resumes = 0
+        while True:
+            model, resumes = net(seed=9 if any(out.glob("checkpoint-*")) else 0), resumes + 1
+            try:
+                found = fit(model, digits, BALL, out=out, progress=stop, **options)
+                break
+            except Killed:
+                continue
+        assert resumes == 6
+        assert same(model, undisturbed)
+        assert found.epochs == expected.epochs
+        assert found.checks == expected.checks
+        assert found.best == expected.best
+        again = net()
+        assert replace(fit(again, digits, BALL, out=out, **options), seconds=0) == replace(found, seconds=0)
+        assert same(again, undisturbed)
+        assert FitResult.from_json((out / "training.json").read_text()).checks == found.checks
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from epsball import Linf
+from epsball.data import load_data
+from epsball.models import build
+from epsball.training import loop, ranks
+from epsball.training.fit import fit
+from test_fit_loop import EVERYTHING, net
+torch.set_num_threads(1)
+loop.SAVE_EVERY = 0.0
+ranks.launched()
+model = net()
+def tell(mark):
+    if ranks.rank() == 0:
+        print(mark.step, flush=True)
+fit(model, load_data("digits", split="train", limit=300), Linf(eps=0.1, lo=0, hi=1), out=sys.argv[1], progress=tell,
+    **EVERYTHING)
+if ranks.rank() == 0:
+    torch.save(model.state_dict(), Path(sys.argv[1]) / "end.pt")
+"""
+
+
+def script(out: Path) -> list[str]:
+    path = out.parent / "train_it.py"
+    path.write_text(SCRIPT)
+    return [str(path), str(out)]
+
+
+def surroundings() -> dict[str, str]:
+    return os.environ | {
+        "PYTHONPATH": str(Path(__file__).parent),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+
+
+def train_it(out: Path, told: Connection) -> None:
+    """A process that tells its steps; a fork, which has torch already."""
+    torch.set_num_threads(1)
+    loops.SAVE_EVERY = 0.0
+    model = net()
+    data = load_data("digits", split="train", limit=300)
+    fit(model, data, BALL, out=out, progress=lambda mark: told.send(mark.step), **EVERYTHING)
+    torch.save(model.state_dict(), out / "end.pt")
+    told.send("the end")
+
+
+def killed_at(out: Path, step: int | None) -> None:
+    """Train until that step, and kill -9."""
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=train_it, args=(out, theirs))
+    process.start()
+    while (found := ours.recv()) != "the end":
+        if step is not None and found >= step:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.join()
+    assert process.exitcode == (0 if step is None else -signal.SIGKILL)
+
+
+def test_kill_9_five_times_ends_with_the_same_weights(tmp_path):
+    killed_at(tmp_path / "calm", None)
+    for step in (2, 5, 6, 11, 14, None):
+        killed_at(tmp_path / "killed", step)
+    calm, killed = (torch.load(tmp_path / which / "end.pt") for which in ("calm", "killed"))
+    assert all(torch.equal(calm[name], killed[name]) for name in calm)
+
+
+def of_rank(rank: int, folder: str, world: int) -> None:
+    """One process of several that train the digits a step without chance."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    model = build("small-mlp", (1, 8, 8), 10, seed=rank)  # another start, which the first one's replaces
+    data = load_data("digits", split="train", limit=131)
+    gradients = []
+
+    def objective(model, x, y, ball, step):
+        found = OneStep()(model, x, y, ball, step)
+        step.memory.clear()
+        return found
+
+    def note(mark):
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+
+    result = fit(
+        model, data, BALL, objective=objective, epochs=2, batch_size=65, optimizer="sgd", hold_out=30, progress=note
+    )
+    torch.save((gradients, tensors_of(model), result.checks), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_gradients_of_two_processes_are_those_of_one_on_the_joint_batch(tmp_path):
+    torch.multiprocessing.spawn(of_rank, (str(tmp_path), 2), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    (tmp_path / "meet").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(of_rank, (str(tmp_path), 1), nprocs=1)
+    alone = torch.load(tmp_path / "0.pt", weights_only=False)
+    for one, two, joint in zip(first[0], second[0], alone[0], strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, joint, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    assert first[2] == second[2]
+    assert [one.examples for one in first[2]] == [30] * 4
+    assert [one.clean for one in first[2]] == pytest.approx([one.clean for one in alone[2]], abs=0.04)
+
+
+def torchrun(*options: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+
+
+def running(command: list[str]) -> subprocess.Popen[str]:
+    """A process whose output, the steps, is read."""
+    return subprocess.Popen(command, env=surroundings(), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+
+
+def test_torchrun_starts_again_after_a_rank_is_killed_and_ends_with_the_same_weights(tmp_path):
+    calm = subprocess.run([*torchrun(), *script(tmp_path / "calm")], env=surroundings(), capture_output=True, text=True)
+    assert calm.returncode == 0, calm.stderr
+    killed = False
+    with running([*torchrun("--max-restarts=1"), *script(tmp_path / "killed")]) as process:
+        for line in process.stdout:
+            if int(line) >= 7 and not killed:
+                killed = True
+                pgrep = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+                os.kill(int(pgrep.stdout.split()[-1]), signal.SIGKILL)
+    assert process.returncode == 0
+    assert killed
+    calm_end, end = (torch.load(tmp_path / which / "end.pt") for which in ("calm", "killed"))
+    assert all(torch.equal(calm_end[name], end[name]) for name in end)
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one(tmp_path):
+    with running([*torchrun(), *script(tmp_path / "out")]) as process:
+        for line in process.stdout:
+            if int(line) >= 7:
+                process.terminate()
+                break
+        process.stdout.close()
+    alone = subprocess.run(
+        [sys.executable, *script(tmp_path / "out")], env=surroundings(), capture_output=True, text=True, check=True
+    )
+    assert int(alone.stdout.split()[0]) > 3
+    assert (tmp_path / "out" / "end.pt").exists()
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 4}, {"epochs": 4}, {"objective": Plain()}])
+def test_a_resume_with_other_settings_is_refused_by_name(digits, tmp_path, change):
+    fit(net(), digits, BALL, out=tmp_path, **EVERYTHING)
+    with pytest.raises(BadInput, match=f"`out` must be a training with the same {next(iter(change))}"):
+        fit(net(), digits, BALL, out=tmp_path, **(EVERYTHING | change))
+
+
+def test_a_damaged_checkpoint_is_named(digits, tmp_path):
+    fit(net(), digits, BALL, out=tmp_path, **EVERYTHING)
+    last = sorted(tmp_path.glob("checkpoint-*"))[-1]
+    (last / ".metadata").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match=f"{last.name} is damaged.*delete it"):
+        fit(net(), digits, BALL, out=tmp_path, **EVERYTHING)
+
+
+@pytest.mark.parametrize("batch_size", [60, 50])
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(digits, batch_size):
+    models = [build("small-mlp", (1, 8, 8), 10).double() for _ in range(2)]
+    data = replace(digits, x=digits.x.double())
+    results = []
+    for model, parts in zip(models, (1, 7), strict=True):
+
+        def objective(model, x, y, ball, step):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return {"loss": loss.detach(), "rows": len(x)}
+
+        results.append(
+            fit(model, data, objective=objective, epochs=1, batch_size=batch_size, accumulate=parts, optimizer="sgd")
+        )
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+    assert results[0].epochs[0]["loss"] == pytest.approx(results[1].epochs[0]["loss"], abs=1e-12)
+    assert results[0].epochs[0]["rows"] == batch_size > results[1].epochs[0]["rows"]
+
+
+def test_the_radius_grows_with_the_training(digits):
+    radii = []
+
+    def objective(model, x, y, ball, step):
+        radii.append((step.over, float(ball.eps)))
+        return Plain()(model, x, y, ball, step)
+
+    fit(net(), digits, BALL, objective=objective, epochs=2, batch_size=50, ramp=0.5)
+    assert radii == [(over, pytest.approx(0.1 * min(1, over / 0.5))) for over, _ in radii]
+    assert radii[0][1] < 0.01 < 0.1 == radii[-1][1]
+
+
+def test_averages_are_what_they_say_and_are_what_the_model_ends_with(digits):
+    steps, ends = {}, {}
+    for kind in ("none", "ema", "swa"):
+        model, seen = net(), []
+        fit(
+            model,
+            digits,
+            epochs=2,
+            batch_size=50,
+            average=kind,
+            decay=0.5,
+            progress=lambda mark, seen=seen, model=model: seen.append(model[-1].weight.detach().clone()),
+        )
+        steps[kind], ends[kind] = seen, model[-1].weight.detach()
+    for one, two in zip(steps["none"], steps["ema"], strict=True):
+        assert torch.equal(one, two)  # averaging does not change the training
+    ema = steps["ema"][0]
+    for count, weight in enumerate(steps["ema"][1:], 1):
+        ema = ema.lerp(weight, 1 - min(0.5, (1 + count) / (10 + count)))
+    torch.testing.assert_close(ends["ema"], ema)
+    torch.testing.assert_close(ends["swa"], torch.stack(steps["swa"][9:]).mean(0))
+    assert torch.equal(ends["none"], steps["none"][-1])
+
+
+def test_held_out_examples_are_never_trained_on_and_the_best_epoch_is_what_stays(digits):
+    seen, weights = set(), []
+
+    def objective(model, x, y, ball, step):
+        seen.update(step.noise.ids.tolist())
+        return OneStep()(model, x, y, ball, step)
+
+    def note(mark):
+        if mark.check is not None and mark.check.step == mark.step:
+            weights.append((mark.check, model[-1].weight.detach().clone()))
+
+    model = net()
+    result = fit(
+        model,
+        digits,
+        BALL,
+        objective=objective,
+        epochs=4,
+        batch_size=60,
+        hold_out=100,
+        checks=2,
+        lr=0.05,
+        progress=note,
+    )
+    assert len(seen) == 200
+    assert len(result.checks) == 8
+    ends = [(one, weight) for one, weight in weights if one.step % 4 == 0]
+    best = max((one.pgd for one, _ in ends))
+    first = next((one, weight) for one, weight in ends if one.pgd == best)
+    assert result.best == first[0]
+    assert torch.equal(model[-1].weight, first[1])
+    held = digits.rows(torch.tensor([row for row in range(300) if int(digits.ids[row]) not in seen]))
+    found = check(model, held, BALL, step=0, epoch=0, seed=0)
+    assert (found.clean, found.fgsm, found.pgd) == (result.best.clean, result.best.fgsm, result.best.pgd)
+    assert found.clean >= found.fgsm >= found.pgd
+
+
+def test_patience_stops_a_training_that_gets_no_better(digits):
+    result = fit(net(), digits, BALL, epochs=50, batch_size=100, hold_out=50, patience=3, lr=0.05, checks=1)
+    assert "no better robust accuracy for 3 epochs" in result.checks[-1].event
+    assert len(result.epochs) == result.best.epoch + 3 < 50
+
+
+BROKEN = Check(step=9, epoch=2, examples=100, clean=0.9, fgsm=0.8, pgd=0.05)
+
+
+@pytest.mark.parametrize(
+    ("now", "best", "trained", "found"),
+    [
+        (BROKEN, 0.5, None, True),
+        (BROKEN, 0.5, 0.99, True),
+        (replace(BROKEN, fgsm=0.1), 0.5, None, False),  # all is lost: it diverges, which is something else
+        (replace(BROKEN, fgsm=0.1), 0.5, 0.9, True),  # the training's own step sees nothing
+        (replace(BROKEN, pgd=0.3), 0.5, None, False),
+        (BROKEN, 0.08, None, False),  # it never was robust
+        (Check(step=1, epoch=1, examples=9, clean=0.5), 0.9, None, False),
+    ],
+)
+def test_catastrophic_overfitting_is_a_collapse_under_pgd_alone(now, best, trained, found):
+    assert overfitted(now, best, trained) is found
+
+
+@pytest.mark.parametrize(("how", "steps"), [("rollback", 12), ("switch", 12), ("stop", 6), ("ignore", 12)])
+def test_each_remedy_does_what_it_says(digits, monkeypatch, caplog, how, steps):
+    seen, weights, rates = [], [], []
+
+    def told(model, held, ball, *, step, epoch, seed):
+        weights.append(model[-1].weight.detach().clone())
+        pgd = 0.01 if len(weights) == 3 else 0.5
+        return Check(step=step, epoch=epoch, examples=len(held), clean=0.9, fgsm=0.8, pgd=pgd)
+
+    def note(mark):
+        seen.append(model[-1].weight.detach().clone())
+        rates.append(mark.rate)
+
+    monkeypatch.setattr(loops, "check", told)
+    model = net()
+    result = fit(
+        model,
+        digits,
+        BALL,
+        objective=OneStep(),
+        epochs=2,
+        batch_size=40,
+        hold_out=60,
+        checks=3,
+        on_overfit=how,
+        schedule="constant",
+        progress=note,
+    )
+    assert len(seen) == steps
+    event = result.checks[2].event
+    if how == "ignore":
+        assert event == ""
+        return
+    assert "catastrophic overfitting: accuracy under PGD-10 fell from 50.0% to 1.0%" in event
+    assert "catastrophic overfitting" in caplog.text
+    assert torch.equal(seen[5], weights[1])
+    if how == "rollback":
+        assert rates == [1e-3] * 6 + [5e-4] * 6
+    if how == "switch":
+        assert "PGD training" in event
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"hold_out": 300}, "`hold_out` must be below the 300 examples"),
+        ({"patience": 2}, "`patience` must be left out"),
+        ({"ramp": 2.0}, "`ramp` must be a share"),
+        ({"average": "sma"}, "did you mean 'swa'|did you mean 'ema'"),
+        ({"accumulate": True}, "`accumulate` must be a whole number"),
+        ({"settings": Settings(), "lr": 1.0}, "`settings` must be left out"),
+    ],
+)
+def test_settings_that_break_a_rule_are_refused(digits, options, message):
+    with pytest.raises(BadInput, match=message):
+        fit(net(), digits, BALL, **options)
+
+
+def test_lower_precision_and_channels_last_train_too_and_leave_the_layout_as_it_was():
+    x, y = torch.rand(64, 3, 8, 8), torch.arange(64) % 4
+    model = build("small-cnn", (3, 8, 8), 4)
+    result = fit(model, (x, y), epochs=20, batch_size=32, lr=1e-2, precision="bf16", channels_last=True)
+    assert result.epochs[-1]["loss"] < 0.5 * result.epochs[0]["loss"]
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_an_accelerated_training_keeps_its_plan_and_learns(tmp_path):
+    x, y = torch.rand(256, 1, 16, 16), torch.arange(256) % 2
+    x[y == 1, :, :8] += 1
+    model, ball = build("small-cnn", (1, 16, 16), 2), Linf(eps=0.1)
+    result = fit(model, (x, y), ball, objective=OneStep(), epochs=3, batch_size=64, accelerate=True, out=tmp_path)
+    plan = result.config["acceleration"]
+    assert plan["rewriting"] in ("trainable", "none")
+    assert (model(x).argmax(1) == y).float().mean() > 0.95
+    assert (
+        fit(model, (x, y), ball, objective=OneStep(), epochs=3, batch_size=64, accelerate=True, out=tmp_path).config[
+            "acceleration"
+        ]
+        == plan
+    )
+
+
+def test_tensorboard_gets_the_figures(digits, tmp_path):
+    pytest.importorskip("tensorboard")
+    fit(net(), digits, BALL, epochs=1, batch_size=100, hold_out=50, tensorboard=tmp_path)
+    (log,) = tmp_path.iterdir()
+    text = log.read_bytes()
+    assert all(name in text for name in (b"train/loss", b"train/learning_rate", b"held_out/pgd"))
