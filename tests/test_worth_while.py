@@ -107,8 +107,8 @@ def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPat
         return Accelerated(module, Plan(reason="asked"))
 
     monkeypatch.setattr("epsball.worth_while.accelerate", noted)
-    steps = LONG // len(x) + 1
-    many, few = eb.PGD(steps=steps), eb.PGD(steps=steps - 2)
+    many, few = eb.PGD(steps=3 * LONG // len(x)), eb.PGD(steps=LONG // len(x) - 1)
+    some = eb.PGD(steps=LONG // len(x) + 2)  # enough if all stood
     far = Linf(eps=1.0, lo=0, hi=1)
 
     def tried(network: object, attack: eb.PGD, ball: Linf) -> bool:
@@ -119,6 +119,7 @@ def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPat
 
     assert tried(model, many, BALL)
     assert not tried(model, few, BALL)  # too short
+    assert not tried(model, some, BALL)  # too short for the share that stands
     assert not tried(model, many, far)  # nothing stands
     assert not tried(build("small-mlp", (1, 8, 8), 10), many, BALL)  # nothing to win
     assert not tried(lambda z: model(z), many, BALL)

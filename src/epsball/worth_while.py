@@ -1,7 +1,8 @@
 """Is it worth while to accelerate the model of a run? A trial costs about as much as fifty passes.
 
-It pays where the model has convolutions or BatchNorm, the attacks may make many passes, and the examples do not fall
-after a few: those of an undefended network fall at once, and the run would be over before the trial.
+It pays where the model has convolutions or BatchNorm, and the attacks will make many passes: so many as they may make on
+the examples that do not fall after a few. Those of an undefended network fall at once, and the run is over before the
+trial.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from epsball.objective import Model, Objective
 from epsball.task import Task
 
 LONG = 1 << 15
-"""The rows of passes that the attacks of a run must be able to ask for."""
+"""The rows of passes that the attacks of a run must be likely to ask for."""
 TYPICAL = 100
 """The passes of a job that does not say how many it will make."""
-ASKED, STEPS, STAND = 32, 8, 0.5
-"""So many examples are attacked for so many steps first; more than this share of the correct ones must stand."""
+ASKED, STEPS = 32, 8
+"""So many examples are attacked for so many steps first: the share that stands is taken for that of the run."""
 
 
 def accelerated(
@@ -55,7 +56,8 @@ def worth_while(model: Model, task: Task, attacks: tuple[Attack | Called, ...]) 
     if not isinstance(model, nn.Module) or not any(isinstance(m, (nn.Conv2d, *NORMS)) for m in model.modules()):
         return False
     own = [attack for attack in attacks if isinstance(attack, Attack) and attack.needs != "label"]
-    if len(task.x) * sum(attack.jobs * (attack.passes or TYPICAL) for attack in own) < LONG:
+    rows = len(task.x) * sum(attack.jobs * (attack.passes or TYPICAL) for attack in own)
+    if rows < LONG:
         return False
     few = task.rows(torch.arange(min(ASKED, len(task.x)), device=task.x.device))
     try:
@@ -66,4 +68,4 @@ def worth_while(model: Model, task: Task, attacks: tuple[Attack | Called, ...]) 
             stood = right & ~objective.judge(found, few).fooled
     except Exception:  # what is wrong with the model is said by the run itself
         return False
-    return int(stood.sum()) > STAND * int(right.sum())
+    return rows * int(stood.sum()) >= LONG * len(stood)

@@ -134,7 +134,7 @@ class Loop:
                     if "adversarial_accuracy" in logged:
                         state.recent.append(logged["adversarial_accuracy"])
                     if state.batch in marks:
-                        self._look(whole=state.batch == batches)
+                        self._look(over, whole=state.batch == batches)
                 self._tell(logged, rate, (batches - state.batch) * replays, batches * replays)
             if state.batch in marks and state.batch < batches and self._save_is_due():
                 self._save()
@@ -189,13 +189,17 @@ class Loop:
         x, y = batch.x.to(self.device), batch.y.to(self.device)
         if self.settings.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        if ball is not None and step.over < self.settings.ramp:
-            ball = ball.with_eps(ball.eps * (step.over / self.settings.ramp))
+        if ball is not None and (share := self._radius(step.over)) < 1:
+            ball = ball.with_eps(ball.eps * share)
         noise = replace(step.noise, ids=step.noise.ids.to(self.device), rank=step.noise.rank.to(self.device))
         lower = torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
         with lower:
             logged = objective(self.network, x, y, None if ball is None else ball.bind(x), replace(step, noise=noise))
         return {name: float(value) for name, value in logged.items()}
+
+    def _radius(self, over: float) -> float:
+        """The share of the ball's radius that is trained on when `over` of the training is."""
+        return over / self.settings.ramp if over < self.settings.ramp else 1.0
 
     def _scale_gradients(self, by: float) -> None:
         for parameter in self.parameters:
@@ -232,8 +236,11 @@ class Loop:
         if self.subject.held is not None and self.settings.on_overfit != "ignore":
             self.state.keep_good()
 
-    def _look(self, *, whole: bool) -> None:
-        """Measure the accuracies on held-out examples, `whole` at an epoch's end; act where training has broken."""
+    def _look(self, over: float, *, whole: bool) -> None:
+        """Measure the accuracies on held-out examples, `whole` at an epoch's end; act where training has broken.
+
+        The ball is the one that is trained on now; weights can be the best from when it has grown to its radius.
+        """
         state, held, ball = self.state, self.subject.held, self.subject.held_ball
         trained = sum(state.recent) / len(state.recent) if state.recent else None
         state.recent = []
@@ -242,14 +249,15 @@ class Loop:
         if not whole and len(held) > GLANCE:
             held, ball = held.rows(slice(GLANCE)), ball and ball.rows(torch.arange(GLANCE))
         at: dict[str, int] = {"step": state.done, "epoch": state.epoch + 1, "seed": self.settings.seed}
-        now = check(state.model, held, ball, **at)
+        share = self._radius(over)
+        now = replace(check(state.model, held, ball and ball.with_eps(ball.eps * share), **at), radius=share)
         if self.settings.on_overfit != "ignore" and not state.switched and overfitted(now, state.peak, trained):
             self._remedy(now)
             return
         state.checks.append(now)
         state.peak = max(state.peak, now.robust)
         self._keep_good()
-        if not whole:
+        if not whole or share < 1:
             return
         if state.average.values:
             with state.average.inside(state.model):

@@ -31,7 +31,8 @@ WIDTH = 256
 class Check:
     """Accuracies on held-out examples: `clean`, under FGSM and under PGD-10, of `examples`; without a ball clean only.
 
-    `step` counts the optimiser's steps before it; `epoch` is counted from 1; `event` says what was found and done.
+    `step` counts the optimiser's steps before it; `epoch` is counted from 1; `radius` is the share of the ball's radius
+    that was looked at, less than 1 while it grows; `event` says what was found and done.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Check:
     clean: float
     fgsm: float | None = None
     pgd: float | None = None
+    radius: float = 1.0
     event: str = ""
 
     @property
