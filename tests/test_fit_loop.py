@@ -20,9 +20,10 @@ from epsball import Linf
 from epsball.data import Examples, load_data
 from epsball.errors import BadInput
 from epsball.models import build
+from epsball.objective import ModelWarning
 from epsball.training import loop as loops
 from epsball.training.averaging import tensors_of
-from epsball.training.fit import FitResult, fit
+from epsball.training.fit import Diverged, FitResult, fit
 from epsball.training.plain import Plain
 from epsball.training.settings import Settings
 from epsball.training.step import Step, TrainingObjective
@@ -437,7 +438,10 @@ def test_each_remedy_does_what_it_says(digits, monkeypatch, caplog, how, steps):
         ({"epoch": 3}, "did you mean 'epochs'"),
         ({"hold_out": 300}, "`hold_out` must be below the 300 examples"),
         ({"patience": 2}, "`patience` must be left out"),
-        ({"ramp": 2.0}, "`ramp` must be a share"),
+        ({"ramp": 1.0}, "`ramp` must be a share"),
+        ({"objective": OneStep}, "`objective` must be an objective or a function, got OneStep"),
+        ({"objective": "fgsm-mix"}, "`objective` must be an objective or a function, got str"),
+        ({"objective": lambda *told: None}, "`objective` must return a dict of scalars to log, got NoneType"),
         ({"average": "sma"}, "did you mean 'swa'|did you mean 'ema'"),
         ({"accumulate": True}, "`accumulate` must be a whole number"),
         ({"settings": Settings(), "lr": 1.0}, "`settings` must be left out"),
@@ -446,6 +450,79 @@ def test_each_remedy_does_what_it_says(digits, monkeypatch, caplog, how, steps):
 def test_settings_that_break_a_rule_are_refused(digits, options, message):
     with pytest.raises(BadInput, match=message):
         fit(net(), digits, BALL, **options)
+
+
+def test_an_average_is_rolled_back_with_the_weights(digits, monkeypatch):
+    looks, kept = [], []
+
+    def told(model, held, ball, *, step, epoch, seed):
+        looks.append(step)
+        pgd = 0.01 if len(looks) == 3 else 0.5
+        return Check(step=step, epoch=epoch, examples=len(held), clean=0.9, fgsm=0.8, pgd=pgd)
+
+    def note(mark):
+        if len(looks) == 2 and mark.step == looks[-1]:
+            kept.append({name: value.clone() for name, value in tensors_of(model).items()})
+
+    monkeypatch.setattr(loops, "check", told)
+    model = net()
+    options = {"epochs": 2, "batch_size": 40, "hold_out": 60, "checks": 3, "on_overfit": "stop"}
+    result = fit(model, digits, BALL, objective=OneStep(), average="ema", decay=0.0, progress=note, **options)
+    assert "stopped" in result.checks[-1].event
+    assert all(torch.equal(value, kept[0][name]) for name, value in tensors_of(model).items())
+
+
+def test_a_training_that_is_stopped_by_its_last_look_is_kept_as_finished(digits, tmp_path):
+    options = {"epochs": 50, "batch_size": 100, "hold_out": 50, "patience": 3, "lr": 0.05, "checks": 1}
+    result = fit(net(), digits, BALL, out=tmp_path, **options)
+    kept = FitResult.from_json((tmp_path / "training.json").read_text())
+    assert kept.finished
+    assert kept.epochs == result.epochs
+    steps = []
+    fit(net(), digits, BALL, out=tmp_path, progress=lambda mark: steps.append(mark.step), **options)
+    assert steps == []
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are(digits):
+    def objective(model, x, y, ball, step):
+        (model(x).sum() * (torch.inf if step.number == 3 else 1)).backward()
+        return {"loss": 1.0}
+
+    model = net()
+    with pytest.raises(Diverged, match="a gradient norm of"):
+        fit(model, digits, objective=objective, epochs=1, batch_size=50)
+    assert all(bool(value.isfinite().all()) for value in tensors_of(model).values())
+
+
+def test_what_one_epoch_logs_in_part_is_a_mean_over_that_part(digits):
+    def objective(model, x, y, ball, step):
+        model(x).sum().backward()
+        return {"always": 1.0} | ({"sometimes": 1.0} if step.number > 2 else {})
+
+    assert fit(net(), digits, objective=objective, epochs=1, batch_size=50).epochs == (
+        {"always": 1.0, "sometimes": 1.0},
+    )
+
+
+def test_probabilities_are_warned_of(digits):
+    with pytest.warns(ModelWarning, match="seems to return probabilities"):
+        fit(nn.Sequential(net(), nn.Softmax(1)), digits, epochs=1)
+
+
+def of_uneven(rank: int, folder: str) -> None:
+    """Two processes, one of them without rows; a parameter that nothing reaches, and a buffer with an infinity."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.unused = nn.Parameter(torch.ones(()))
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    fit(model, load_data("digits", split="train", limit=3), epochs=1, batch_size=1, weight_decay=0.1)
+    assert model.mask.tolist() == [0.0, -torch.inf]
+    assert model.unused.item() == 1.0
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_without_rows_or_gradients_change_nothing_else(tmp_path):
+    torch.multiprocessing.spawn(of_uneven, (str(tmp_path),), nprocs=2)
 
 
 def test_lower_precision_and_channels_last_train_too_and_leave_the_layout_as_it_was():

@@ -39,6 +39,17 @@ NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' 
 IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
 
 
+SOFTMAX = (
+    "`model` seems to return probabilities (rows sum to 1): the softmax makes gradients vanish and the model look "
+    "robust. Return the logits before it"
+)
+
+
+def probabilities(logits: Float[Tensor, "n classes"]) -> bool:
+    """Whether these are likely to be probabilities: no number is negative, and rows sum to 1."""
+    return bool(logits.numel() and logits.amin().item() >= 0 and (logits.sum(1) - 1).abs().amax() < 1e-3)
+
+
 class Point:
     """What one pass found at z; an attack is shown what its `needs` says, and an error for the rest.
 
@@ -315,14 +326,8 @@ class Objective:
     def _check_first(self, logits: Tensor, task: Task) -> None:
         """On the first pass after opening: labels in range, logits and not probabilities."""
         check_labels(logits, task)
-        logits = logits.detach()
-        if logits.numel() and logits.amin().item() >= 0 and bool((logits.sum(1) - 1).abs().amax() < 1e-3):
-            warnings.warn(
-                "`model` seems to return probabilities (rows sum to 1): the softmax makes gradients vanish and the "
-                "model look robust. Return the logits before it",
-                ModelWarning,
-                stacklevel=4,
-            )
+        if probabilities(logits.detach()):
+            warnings.warn(SOFTMAX, ModelWarning, stacklevel=4)
 
     def _check_gradient(self, grad: Tensor) -> None:
         """On the first pass after opening: is there a gradient to follow?"""

@@ -1,8 +1,8 @@
 """Is it worth while to accelerate the model of a run? A trial costs about as much as fifty passes.
 
-It pays where the model has convolutions or BatchNorm, and the attacks will make many passes: so many as they may make on
-the examples that do not fall after a few. Those of an undefended network fall at once, and the run is over before the
-trial.
+It pays where the model has convolutions or BatchNorm, and the attacks will make many passes: as many as they may make
+on the examples that do not fall after a few. Those of an undefended network fall at once, and the run is over before
+the trial.
 """
 
 from __future__ import annotations

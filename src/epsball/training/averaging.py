@@ -19,8 +19,8 @@ TAIL = 0.75
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and the buffers that are saved, by name; the model's own memory."""
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    """Parameters and buffers by name, also buffers that a state dict leaves out; the model's own memory."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def put(model: nn.Module, values: dict[str, Tensor]) -> None:

@@ -45,10 +45,10 @@ class FGSMMix(CrossEntropyTraining):
         Where given, alpha goes there, linearly over the training.
     batch_norm
         Each pass normalises by its own batch. "both" update the running statistics, or only the "clean" or only the
-        "adversarial" one; with "separate" the adversarial pass has a second set of statistics (kept with the
-        training), and the model's own are the clean ones. "joint" normalises by the mixed batch: that needs the
-        adversarial batch before the clean forward, so it costs three passes, the first of them an attack in train mode
-        that leaves the statistics as they are.
+        "adversarial" one; with "separate" the adversarial pass has a second set of statistics, which is kept in the
+        training's checkpoints alone: the model ends as with "clean". "joint" normalises by the mixed batch: that needs
+        the adversarial batch before the clean forward, so it costs three passes, the first of them an attack in train
+        mode that leaves the statistics as they are.
     shared_dropout
         Both passes draw the same numbers from torch's generator, so that dropout makes the same zeros.
 

@@ -9,6 +9,7 @@ processes, same bits, however often the training was stopped.
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,7 @@ from epsball.ball import Ball
 from epsball.data import Examples, from_arrays
 from epsball.errors import BadInput
 from epsball.noise import Noise
-from epsball.objective import frozen
+from epsball.objective import SOFTMAX, ModelWarning, frozen, probabilities
 from epsball.outputs import two_columns
 from epsball.training import ranks
 from epsball.training.averaging import Averaged
@@ -67,8 +68,8 @@ def fit(
     is a directory for its logs. `progress` is called after each step.
 
     In several processes (torchrun, after `ranks.launched()`) each takes its share of every batch. Batches are moved to
-    the device of the parameters. Parameters that need no gradient stay; train/eval flags, `.grad` and torch's
-    generators come back as they were, also after an exception.
+    the device of the parameters. The model is trained in train mode, all of it. Parameters that need no gradient stay;
+    train/eval flags, `.grad` and torch's generators come back as they were, also after an exception.
 
     Raises `BadInput` for arguments that do not fit, `Diverged` where the loss is not finite.
 
@@ -81,6 +82,13 @@ def fit(
     if settings is not None and options:
         raise BadInput(f"`settings` must be left out where {', '.join(options)} are given; use dataclasses.replace")
     settings = settings or Settings.of(options)
+    if not isinstance(model, nn.Module):
+        raise BadInput(
+            f"`model` must be a torch module, got {type(model).__name__}; a callable has no weights to train"
+        )
+    if not callable(objective) or isinstance(objective, type):
+        named = getattr(objective, "__name__", type(objective).__name__)
+        raise BadInput(f"`objective` must be an objective or a function, got {named}; as in FGSMMix(alpha=0.5)")
     data = data if isinstance(data, Examples) else from_arrays(*data)
     if len(data) == 0:
         raise BadInput("`data` must hold at least one example, got none; look at its split and limit")
@@ -123,7 +131,10 @@ def _check(model: nn.Module, subject: Subject) -> None:
         if ball is not None and examples is not None:
             ball.bind(examples.x)
     with torch.no_grad(), frozen(model):
-        classes = two_columns(model(data.x[:1].to(next(model.parameters()).device))).shape[1]
+        logits = two_columns(model(data.x[:8].to(next(model.parameters()).device)))
+    classes = logits.shape[1]
+    if probabilities(logits):
+        warnings.warn(SOFTMAX, ModelWarning, stacklevel=3)
     top = max(int(part.y.max()) for part in (data, subject.held) if part is not None)
     if top >= classes:
         raise BadInput(f"`data` must have labels below the {classes} classes of the model, got {top}; widen the model")

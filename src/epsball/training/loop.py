@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from epsball.acceleration import accelerate
 from epsball.acceleration.rewriting import NORMS
@@ -79,9 +80,11 @@ class Loop:
         state, self.began, self.network = self.state, time.perf_counter(), self.state.model
         self.saved, self.device = self.began, next(state.model.parameters()).device
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
-        if not self._resume():
-            self._keep_good()
+        resumed = self._resume()
         self._accelerate()
+        if not resumed:
+            self._keep_good()
+            self._save()
         while state.epoch < self.settings.epochs and not state.finished:
             if state.batch == 0:
                 self._begin_epoch()
@@ -128,7 +131,8 @@ class Loop:
                 rate = settings.lr * state.scale * SCHEDULES[settings.schedule](over)
                 logged = self._step(objective, index, noise.rows(index), over, replay, rate)
                 for name, value in logged.items():
-                    state.sums[name] = state.sums.get(name, 0.0) + value * len(index) / replays
+                    total, rows = state.sums.get(name, (0.0, 0))
+                    state.sums[name] = (total + value * len(index), rows + len(index))
                 if replay + 1 == replays:
                     state.batch += 1
                     if "adversarial_accuracy" in logged:
@@ -138,13 +142,10 @@ class Loop:
                 self._tell(logged, rate, (batches - state.batch) * replays, batches * replays)
             if state.batch in marks and state.batch < batches and self._save_is_due():
                 self._save()
-        if state.batch < batches:  # it was stopped
-            self._save()
-            return
-        state.history.append({name: total / len(data) for name, total in state.sums.items()})
+        state.history.append({name: total / rows for name, (total, rows) in state.sums.items()})
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         log.info("epoch %d of %d: %s", state.epoch, settings.epochs, state.history[-1])
-        if state.epoch < settings.epochs:
+        if state.epoch < settings.epochs or state.finished:
             self._save()
 
     def _step(
@@ -172,11 +173,13 @@ class Loop:
             self._scale_gradients(1 / len(mine))
         ranks.averaged_step(self.parameters, state.model, share)
         logged = ranks.mean_of(sums, share)
-        if not all(map(math.isfinite, logged.values())):
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        steepness = get_total_norm(gradients).item()
+        if not all(map(math.isfinite, (*logged.values(), steepness))):
             raise Diverged(
-                f"training must stay finite, got {logged} in epoch {state.epoch + 1}, step {state.done + 1}, at "
-                f"learning rate {rate:.3g}; take a smaller `lr` than {self.settings.lr}, or look for outliers in the "
-                "data"
+                f"training must stay finite, got {logged} and a gradient norm of {steepness:.3g} in epoch "
+                f"{state.epoch + 1}, step {state.done + 1}, at learning rate {rate:.3g}; take a smaller `lr` than "
+                f"{self.settings.lr}, or look for outliers in the data"
             )
         state.optimizer.step()
         state.done += 1
@@ -195,6 +198,10 @@ class Loop:
         lower = torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
         with lower:
             logged = objective(self.network, x, y, None if ball is None else ball.bind(x), replace(step, noise=noise))
+        if not isinstance(logged, Mapping):
+            raise BadInput(
+                f"`objective` must return a dict of scalars to log, got {type(logged).__name__}; return {{}}"
+            )
         return {name: float(value) for name, value in logged.items()}
 
     def _radius(self, over: float) -> float:
@@ -212,7 +219,8 @@ class Loop:
         seed = int(key.bits((), draw=TORCH_DRAW)) & (1 << 63) - 1
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
 
     def _accelerate(self) -> None:
         """Give the objective a network whose input gradients are cheaper, where that is asked for or likely to pay."""
@@ -255,13 +263,14 @@ class Loop:
             self._remedy(now)
             return
         state.checks.append(now)
-        state.peak = max(state.peak, now.robust)
+        # While the radius grows, accuracy falls of itself: what counts is the look before.
+        state.peak = now.robust if share < 1 else max(state.peak, now.robust)
         self._keep_good()
         if not whole or share < 1:
             return
         if state.average.values:
             with state.average.inside(state.model):
-                now = replace(check(state.model, held, ball, **at), event="the averaged weights")
+                now = replace(check(state.model, held, ball, **at), averaged=True)
             state.checks.append(now)
         if state.best_check is None or now.robust > state.best_check.robust:
             state.keep_best(now)

@@ -80,6 +80,9 @@ def averaged_step(parameters: Sequence[nn.Parameter], model: nn.Module, share: f
     """
     if world() == 1:
         return
+    reached = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+    dist.all_reduce(reached)
+    parameters = [p for p, count in zip(parameters, reached.tolist(), strict=True) if count]
     with torch.no_grad():
         for parameter in parameters:
             if parameter.grad is None:
@@ -87,7 +90,7 @@ def averaged_step(parameters: Sequence[nn.Parameter], model: nn.Module, share: f
         tensors = [parameter.grad for parameter in parameters if parameter.grad is not None]
         tensors += [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         for tensor in tensors:
-            tensor.mul_(share)
+            tensor.mul_(share) if share else tensor.zero_()  # 0 times a buffer's inf is NaN
         summed(tensors)
 
 

@@ -11,7 +11,7 @@ from epsball.training.validation import Check
 
 
 class Diverged(ArithmeticError):
-    """Something that the objective logged is no longer finite; the model keeps the weights before that batch."""
+    """A gradient, or what the objective logged, is not finite; the model keeps the weights before that batch."""
 
 
 @dataclass(frozen=True)

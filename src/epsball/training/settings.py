@@ -94,8 +94,8 @@ class Settings:
             raise BadInput(f"`lr` must be > 0 and finite, got {self.lr}; usual is 1e-3 for adam, 0.1 for sgd")
         if not 0 <= self.weight_decay < math.inf:
             raise BadInput(f"`weight_decay` must be >= 0 and finite, got {self.weight_decay}; usual is 5e-4")
-        if not 0 <= self.ramp <= 1:
-            raise BadInput(f"`ramp` must be a share from 0 to 1, got {self.ramp}; 0.3 for the first 30 %")
+        if not 0 <= self.ramp < 1:
+            raise BadInput(f"`ramp` must be a share in [0, 1), got {self.ramp}; 0.3 for the first 30 %")
         if not 0 <= self.decay < 1:
             raise BadInput(f"`decay` must be in [0, 1), got {self.decay}; usual is 0.999")
         for name, known in (

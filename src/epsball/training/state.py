@@ -14,7 +14,10 @@ from epsball.training import ranks
 from epsball.training.averaging import Averaged, put, tensors_of
 from epsball.training.validation import Check
 
-COUNTERS = ("epoch", "batch", "done", "rollbacks", "switched", "finished", "scale", "peak", "sums", "recent")
+COUNTERS = (
+    *("epoch", "batch", "done", "rollbacks", "switched", "finished"),
+    *("scale", "peak", "good_count", "sums", "recent"),
+)
 
 
 @dataclass(eq=False)
@@ -22,9 +25,10 @@ class State:
     """The model, its optimiser and averages, and how far the training is.
 
     `epoch` and `batch` are what comes next, `done` counts the optimiser's steps. `scale` multiplies the learning rate,
-    `switched` says that PGD training took the objective's place. `peak` is the best robust accuracy seen, `sums` and
-    `recent` what is logged about the epoch and since the last check. `memory` is the objective's; `good` are the
-    weights to come back to, `best` those to end with; `data` the epoch's examples, where an objective made them.
+    `switched` says that PGD training took the objective's place. `peak` is the robust accuracy to hold the next look
+    against; `sums`, with the rows they are over, and `recent` are what is logged about the epoch and since the last
+    check. `memory` is the objective's; `good` are the weights to come back to, `best` those to end with; `data` the
+    epoch's examples, where an objective made them.
     """
 
     model: nn.Module
@@ -37,12 +41,13 @@ class State:
     switched: bool = False
     finished: bool = False
     scale: float = 1.0
+    good_count: int = 0
     peak: float = 0.0
     seconds: float = 0.0
     plan: Plan | None = None
     data: Examples | None = None
     best_check: Check | None = None
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
     recent: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -52,13 +57,17 @@ class State:
 
     def keep_good(self) -> None:
         """Remember weights and optimiser, to come back to."""
-        self.good = {name: value.detach().clone() for name, value in self._now().items()}
+        now = self._now() | joined({"average": self.average.values})
+        self.good = {name: value.detach().clone() for name, value in now.items()}
+        self.good_count = self.average.count
 
     def back_to_good(self) -> None:
         """Weights and optimiser as they were when they were last good."""
         groups = grouped(self.good)
         put(self.model, groups["model"])
         self._put_optimizer(groups.get("optimizer", {}))
+        self.average.values = {name: value.clone() for name, value in groups.get("average", {}).items()}
+        self.average.count = self.good_count
         self.memory.clear()
 
     def keep_best(self, check: Check) -> None:

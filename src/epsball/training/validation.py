@@ -32,7 +32,8 @@ class Check:
     """Accuracies on held-out examples: `clean`, under FGSM and under PGD-10, of `examples`; without a ball clean only.
 
     `step` counts the optimiser's steps before it; `epoch` is counted from 1; `radius` is the share of the ball's radius
-    that was looked at, less than 1 while it grows; `event` says what was found and done.
+    that was looked at, less than 1 while it grows; `averaged` says that it is of the averaged weights, `event` what was
+    found and done.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Check:
     fgsm: float | None = None
     pgd: float | None = None
     radius: float = 1.0
+    averaged: bool = False
     event: str = ""
 
     @property
