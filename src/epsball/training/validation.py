@@ -22,8 +22,10 @@ from epsball.training import ranks
 
 GLANCE = 256
 """Examples that are looked at within an epoch; at its end it is all that are held out."""
-COLLAPSE, LOST = 0.5, 0.1
-"""PGD's accuracy has collapsed below this share of the best seen, and by more than so much."""
+COLLAPSE, LOST, NEAR = 0.5, 0.2, 0.1
+"""PGD's accuracy has collapsed below this share of the best seen, and by more than so much, while a single step's is no
+farther below that best than this. Below `LOST` there is no robustness yet that could collapse: it comes and goes.
+"""
 WIDTH = 256
 
 
@@ -92,4 +94,4 @@ def overfitted(now: Check, best: float, trained: float | None) -> bool:
     if now.pgd is None or now.fgsm is None:
         return False
     single = max(now.fgsm, trained or 0.0)
-    return now.pgd < COLLAPSE * best and best - now.pgd > LOST and single > best - LOST
+    return now.pgd < COLLAPSE * best and best - now.pgd > LOST and single > best - NEAR
