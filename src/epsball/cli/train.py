@@ -21,7 +21,6 @@ from epsball.errors import BadInput
 from epsball.files import write_whole
 from epsball.models.card import evaluation
 from epsball.models.folder import CHECKPOINTS
-from epsball.run_dir import read_json
 from epsball.training.settings import (  # cyclopts looks the types of an inherited field up where the class is
     Average,  # noqa: F401
     OnOverfit,  # noqa: F401
@@ -256,6 +255,8 @@ def _refuse(out: Path, asked: dict[str, Any], resume: bool) -> None:
 
 def _keep_command(out: Path, asked: dict[str, Any]) -> None:
     """What the training was started with, for --resume."""
+    from epsball.run_dir import read_json
+
     path = out / COMMAND
     known = read_json(path, "choose another --out") if path.exists() else {}
     kept = {"command": ["epsball", *sys.argv[1:]], "directory": os.getcwd(), "asked": asked} | known

@@ -29,7 +29,7 @@ from epsball.training.record import Diverged, FitResult, Progress
 from epsball.training.settings import Settings
 from epsball.training.state import State
 from epsball.training.step import Objective, Step, TrainingObjective
-from epsball.training.validation import GLANCE, Check, check, overfitted
+from epsball.training.validation import FADES, GLANCE, Check, check, overfitted
 
 log = logging.getLogger(__name__)
 
@@ -263,8 +263,8 @@ class Loop:
             self._remedy(now)
             return
         state.checks.append(now)
-        # While the radius grows, accuracy falls of itself: what counts is the look before.
-        state.peak = now.robust if share < 1 else max(state.peak, now.robust)
+        # While the radius grows, accuracy falls of itself, and so does what it is held against.
+        state.peak = max(now.robust, state.peak * (FADES if share < 1 else 1.0))
         self._keep_good()
         if not whole or share < 1:
             return

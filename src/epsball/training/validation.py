@@ -26,6 +26,8 @@ COLLAPSE, LOST, NEAR = 0.5, 0.2, 0.1
 """PGD's accuracy has collapsed below this share of the best seen, and by more than so much, while a single step's is no
 farther below that best than this. Below `LOST` there is no robustness yet that could collapse: it comes and goes.
 """
+FADES = 0.9
+"""What is left of the best at each look while the radius grows."""
 WIDTH = 256
 
 
