@@ -19,14 +19,6 @@ from epsball.training import OBJECTIVES, Plain
 from epsball.training.fit import Diverged, FitResult, Progress, fit
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> Examples:
     return load_data("digits", split="train", limit=300)

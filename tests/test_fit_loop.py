@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from epsball import Linf
+from epsball.acceleration import Accelerated, Plan, accelerate
 from epsball.data import Examples, load_data
 from epsball.errors import BadInput
 from epsball.models import build
@@ -261,6 +262,25 @@ def test_a_resume_with_other_settings_is_refused_by_name(digits, tmp_path, chang
     fit(net(), digits, BALL, out=tmp_path, **EVERYTHING)
     with pytest.raises(BadInput, match=f"`out` must be a training with the same {next(iter(change))}"):
         fit(net(), digits, BALL, out=tmp_path, **(EVERYTHING | change))
+
+
+def test_a_resume_with_another_training_is_refused_by_name(digits, tmp_path):
+    def stepped(scale):
+        return lambda model, x, y, ball, step: OneStep()(model, scale * x, y, ball, step)
+
+    options = EVERYTHING | {"objective": stepped(1.0)}
+    fit(net(), digits, BALL, out=tmp_path, **options)
+    fit(net(), digits, BALL, out=tmp_path, **options | {"objective": stepped(1.0)})
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    others = {
+        "model": (wide, digits, BALL, options),
+        "data": (net(), replace(digits, x=digits.x / 2), BALL, options),
+        "ball": (net(), digits, BALL.with_eps(torch.full((1, 1, 8, 8), 0.1)), options),
+        "objective": (net(), digits, BALL, options | {"objective": stepped(1.01)}),
+    }
+    for name, (model, data, ball, changed) in others.items():
+        with pytest.raises(BadInput, match=f"`out` must be a training with the same {name}"):
+            fit(model, data, ball, out=tmp_path, **changed)
 
 
 def test_a_damaged_checkpoint_is_named(digits, tmp_path):
@@ -534,20 +554,32 @@ def test_lower_precision_and_channels_last_train_too_and_leave_the_layout_as_it_
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_an_accelerated_training_keeps_its_plan_and_learns(tmp_path):
-    x, y = torch.rand(256, 1, 16, 16), torch.arange(256) % 2
-    x[y == 1, :, :8] += 1
-    model, ball = build("small-cnn", (1, 16, 16), 2), Linf(eps=0.1)
-    result = fit(model, (x, y), ball, objective=OneStep(), epochs=3, batch_size=64, accelerate=True, out=tmp_path)
-    plan = result.config["acceleration"]
-    assert plan["rewriting"] in ("trainable", "none")
-    assert (model(x).argmax(1) == y).float().mean() > 0.95
-    assert (
-        fit(model, (x, y), ball, objective=OneStep(), epochs=3, batch_size=64, accelerate=True, out=tmp_path).config[
-            "acceleration"
-        ]
-        == plan
-    )
+def test_an_accelerated_training_goes_on_with_its_plan(digits, tmp_path, monkeypatch):
+    options = {"objective": OneStep(), "epochs": 2, "batch_size": 50, "accelerate": True, "seed": 1}
+    plan, asked = Plan("trainable", kernels={"0": "folding"}), []
+
+    def accelerated(model: nn.Module, example: torch.Tensor, *, plan: Plan | None, trainable: bool) -> Accelerated:
+        asked.append(plan)
+        return accelerate(model, example, plan=plan or chosen, trainable=trainable)
+
+    chosen = plan
+    monkeypatch.setattr(loops, "accelerate", accelerated)
+    whole = build("small-cnn", (1, 8, 8), 10)
+    fit(whole, digits, BALL, **options)
+
+    def killed(progress):
+        if progress.step == 7:
+            raise Killed
+
+    monkeypatch.setattr(loops, "SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        fit(build("small-cnn", (1, 8, 8), 10), digits, BALL, out=tmp_path, progress=killed, **options)
+    chosen = Plan("trainable", kernels={"0": "phases"})  # what a trial would find on another day
+    again = build("small-cnn", (1, 8, 8), 10)
+    result = fit(again, digits, BALL, out=tmp_path, **options)
+    assert asked == [None, None, plan]
+    assert result.config["acceleration"] == plan.to_dict()
+    assert same(again, whole)
 
 
 def test_tensorboard_gets_the_figures(digits, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from shared_data import shared_data
 
 from epsball import Linf
@@ -21,14 +20,11 @@ def slice_of_mnist() -> Examples:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_is_detected_named_and_rolled_back(slice_of_mnist, seed):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     model, ball = build("small-cnn", (1, 28, 28), 10, seed=seed), Linf(eps=0.3, lo=0, hi=1)
     held_out = slice_of_mnist.rows(slice(1000, None))
     options = {"batch_size": 50, "lr": 2e-2, "checks": 2, "ramp": 0.99, "schedule": "constant", "seed": seed}
     options |= {"epochs": 12, "validation": held_out, "on_overfit": "stop"}
     result = fit(model, slice_of_mnist.rows(slice(1000)), ball, objective=FGSMMix(alpha=0.0), **options)
-    torch.set_num_threads(threads)
     *good, broken = result.checks
     assert not any(one.event for one in good)
     assert broken.event.startswith("catastrophic overfitting: accuracy under PGD-10 fell from")

@@ -47,14 +47,6 @@ def objective_of(name: str) -> TrainingObjective:
 every_objective = pytest.mark.parametrize("objective", [objective_of(name) for name in OBJECTIVES], ids=OBJECTIVES)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def step_of(ids: Tensor, **more) -> Step:
     return Step(Noise(1, ids, torch.zeros_like(ids)), **more)
 

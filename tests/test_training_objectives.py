@@ -49,14 +49,6 @@ every_ball = pytest.mark.parametrize("ball", BALLS.values(), ids=BALLS)
 with_and_without_norms = pytest.mark.parametrize("noisy", [False, True], ids=["plain", "BatchNorm, dropout"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def model_of(noisy: bool, classes: int = 4) -> nn.Module:
     return nets.conv(classes, noisy=noisy).train()
 

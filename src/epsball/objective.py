@@ -119,14 +119,14 @@ def changes_prediction(output: Tensor, task: Task) -> Bool[Tensor, " n"]:
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """The model in eval mode with frozen parameters; on leaving, every flag of every submodule is what it was."""
+def frozen(model: Model, *, evaluating: bool = True) -> Iterator[None]:
+    """The model with frozen parameters and, `evaluating`, in eval mode; on leaving, every flag is what it was."""
     if not isinstance(model, nn.Module):
         yield
         return
     training, learning = [], []
     for module in model.modules():
-        if module.training:
+        if evaluating and module.training:
             training.append(module)
         learning.extend(p for p in module._parameters.values() if p is not None and p.requires_grad)
     try:

@@ -101,6 +101,11 @@ class Attack(ABC, Generic[S]):
         return False
 
     @property
+    def minimises(self) -> bool:
+        """Whether it goes on after a success, to the nearest fooling point that it can find."""
+        return False
+
+    @property
     def jobs(self) -> int:
         """Jobs per example; a job's rank is start * max(aims, 1) + place of its aim."""
         return self.starts * max(self.aims, 1)

@@ -154,12 +154,14 @@ def _train(
     from epsball.cli.allocator import keep_memory
     from epsball.models.folder import is_folder, read_record, write_model_folder
     from epsball.models.load import load_model
-    from epsball.training.fit import fit
+    from epsball.training.fit import fit, need_tensorboard
     from epsball.training.named import parse
 
     # All that can be refused is refused before anything is written.
     chosen = parse(objective)
     parse_ball(lesson.ball, lo=0, hi=1)  # any box will do
+    if tensorboard is not None:
+        need_tensorboard()
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     asked = _asked(lesson, objective)
     if speaks:

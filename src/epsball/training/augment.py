@@ -36,6 +36,8 @@ class Augment(TrainingObjective):
     the data (FGSM: one pass), beside the objective's for each row of the longer set. It is in eval mode.
     """
 
+    accelerates = False
+
     attack: Attack = field(default_factory=FGSM)
     every: int = 1
     keep: int = 3
@@ -89,11 +91,6 @@ class Augment(TrainingObjective):
                 x_adv = self.attack(model, x, y, ball, ids=ids[rows].to(device), seed=seed)
                 found.append(x_adv.to(data.x.device))
         return torch.cat(found)
-
-    @property
-    def accelerates(self) -> bool:
-        """Whether a network with cheaper input gradients helps."""
-        return self.objective.accelerates
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step

@@ -8,7 +8,7 @@ mode the running statistics are used, and nothing is random.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, get_args
 
 from jaxtyping import Float, Int64
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from epsball.ball import Ball
 from epsball.objective import frozen
-from epsball.training.cross_entropy import input_gradient, logits_of, without_parameters
+from epsball.training.cross_entropy import input_gradient, logits_of
 from epsball.training.statistics import kept
 
 Mode = Literal["train", "eval"]
@@ -30,11 +30,7 @@ Height = Callable[[Tensor], Tensor]
 @contextmanager
 def climbing(model: nn.Module, mode: Mode) -> Iterator[None]:
     """The model as an attack finds it; on leaving, modes, needs of gradients and buffers are what they were."""
-    if mode == "eval":
-        with frozen(model):
-            yield
-        return
-    with without_parameters(model), kept(model):
+    with frozen(model, evaluating=mode == "eval"), kept(model) if mode == "train" else nullcontext():
         yield
 
 

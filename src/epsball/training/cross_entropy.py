@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,16 +78,3 @@ def reached(grad: Tensor | None) -> Tensor:
             "look for a detach, a rounding or a numpy call in its forward"
         )
     return grad
-
-
-@contextmanager
-def without_parameters(model: nn.Module) -> Iterator[None]:
-    """Passes for the input alone: parameters need no gradient, on leaving as before; modes stay."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)

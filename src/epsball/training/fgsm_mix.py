@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from epsball.ball import Ball
 from epsball.errors import BadInput
+from epsball.objective import frozen
 from epsball.suggest import one_of
 from epsball.training.climb import climbing, gradient
 from epsball.training.cross_entropy import (
@@ -23,7 +24,6 @@ from epsball.training.cross_entropy import (
     input_gradient,
     logits_of,
     reached,
-    without_parameters,
 )
 from epsball.training.statistics import BATCH_NORM, BatchNorm, adversarial_pass, clean_pass
 from epsball.training.step import Step
@@ -102,7 +102,7 @@ class FGSMMix(CrossEntropyTraining):
         The leaf's gradient is alpha times grad_x J too, which has the same maximiser.
         """
         if alpha == 0:  # alpha J has no direction, and parameter gradients are not asked for
-            with without_parameters(model):
+            with frozen(model, evaluating=False):
                 logits = logits_of(model, leaf)
                 loss = self.loss(logits, y)
                 grad = input_gradient(loss, leaf)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +141,21 @@ def _check(model: nn.Module, subject: Subject) -> None:
         raise BadInput(f"`data` must have labels below the {classes} classes of the model, got {top}; widen the model")
 
 
+def need_tensorboard() -> None:
+    """Raise `BadInput` where TensorBoard is not installed."""
+    if find_spec("tensorboard") is None:
+        raise BadInput("`tensorboard` must be left out, or installed: pip install tensorboard")
+
+
 @contextmanager
 def _board(folder: str | Path | None) -> Iterator[Any]:
     """TensorBoard's writer."""
     if folder is None or ranks.rank() > 0:
         yield None
         return
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as error:
-        raise BadInput("`tensorboard` must be left out, or installed: pip install tensorboard") from error
+    need_tensorboard()
+    from torch.utils.tensorboard.writer import SummaryWriter
+
     with SummaryWriter(str(folder)) as board:
         yield board
 

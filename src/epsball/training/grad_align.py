@@ -34,6 +34,8 @@ class GradAlign(CrossEntropyTraining):
     Logs "loss", "misalignment" (1 - cos) and "adversarial_accuracy".
     """
 
+    accelerates = False
+
     attack_mode: Mode = "train"
     weight: float = 0.2
 
@@ -41,11 +43,6 @@ class GradAlign(CrossEntropyTraining):
         super().__post_init__()
         one_of("attack_mode", self.attack_mode, MODES)
         at_least("weight", self.weight, 0)
-
-    @property
-    def accelerates(self) -> bool:
-        """Whether a network with cheaper input gradients helps."""
-        return False
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step

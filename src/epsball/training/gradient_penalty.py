@@ -31,17 +31,14 @@ class GradientPenalty(CrossEntropyTraining):
     Logs "loss", "clean_loss", "penalty" (before its weight) and "accuracy".
     """
 
+    accelerates = False
+
     weight: float = 1.0
     box: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("weight", self.weight, 0)
-
-    @property
-    def accelerates(self) -> bool:
-        """Whether a network with cheaper input gradients helps."""
-        return False
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step

@@ -9,7 +9,8 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from epsball import fingerprint
 from epsball.acceleration import accelerate
 from epsball.acceleration.rewriting import NORMS
 from epsball.ball import Ball
@@ -25,6 +27,8 @@ from epsball.errors import BadInput
 from epsball.files import write_whole
 from epsball.noise import Noise
 from epsball.training import checkpoint, ranks
+from epsball.training.averaging import tensors_of
+from epsball.training.pgd import PGDTraining
 from epsball.training.record import Diverged, FitResult, Progress
 from epsball.training.settings import Settings
 from epsball.training.state import State
@@ -41,8 +45,8 @@ ROLLBACKS = 3
 """After so many, the next overfitting stops the training."""
 TRIAL_STEPS = 400
 """A training that is shorter is over before a trial of an accelerated network pays."""
-MACHINE = ("threads", "device", "processes", "versions")
-"""What may differ in the configurations of a training and its resume."""
+MACHINE, WORDS = ("threads", "device", "processes", "versions"), ("objective", "ball", "data")
+"""What may differ between a training and its resume; and what is known by its fingerprint, the words are for people."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda at: 1.0,
@@ -74,12 +78,18 @@ class Loop:
     out: Path | None
     board: Any
     progress: Callable[[Progress], None] | None
+    network: nn.Module = field(init=False)
+    """What the objective calls: the model, or an accelerated form that shares its parameters."""
+
+    def __post_init__(self) -> None:
+        self.network = self.state.model
+        self.parameters = [p for p in self.state.model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.began = self.saved = time.perf_counter()
 
     def run(self) -> FitResult:
         """All epochs, from where the last checkpoint left off."""
-        state, self.began, self.network = self.state, time.perf_counter(), self.state.model
-        self.saved, self.device = self.began, next(state.model.parameters()).device
-        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        state = self.state
         resumed = self._resume()
         self._accelerate()
         if not resumed:
@@ -107,11 +117,7 @@ class Loop:
 
     def _now(self) -> Objective:
         """The objective, or the one that took its place."""
-        if self.state.switched:
-            from epsball.training.pgd import PGDTraining
-
-            return PGDTraining()
-        return self.objective
+        return PGDTraining() if self.state.switched else self.objective
 
     @property
     def _data(self) -> Examples:
@@ -275,8 +281,9 @@ class Loop:
         if state.best_check is None or now.robust > state.best_check.robust:
             state.keep_best(now)
         elif self.settings.patience and now.epoch - state.best_check.epoch >= self.settings.patience:
-            event = f"no better robust accuracy for {self.settings.patience} epochs: stopped"
-            state.checks.append(replace(now, event=event))
+            state.checks[-1] = replace(
+                now, event=f"no better robust accuracy for {self.settings.patience} epochs: stopped"
+            )
             state.finished = True
 
     def _remedy(self, now: Check) -> None:
@@ -334,7 +341,7 @@ class Loop:
         if self.out is None:
             return
         tensors, words = self.state.packed()
-        words |= {"config": self.config, "seconds": self._seconds()}
+        words |= {"asked": self._asked, "seconds": self._seconds()}
         # Also a last step that was not one, after which the training is finished, has a number of its own.
         checkpoint.save(self.out, 2 * self.state.done + self.state.finished, tensors, words)
         if ranks.rank() == 0:
@@ -342,15 +349,28 @@ class Loop:
             write_whole(self.out / "training.json", lambda draft: draft.write_text(text))
         self.saved = time.perf_counter()
 
+    @cached_property
+    def _asked(self) -> dict[str, Any]:
+        """What a resume must have in common with the training, as JSON gives it back."""
+        subject, model = self.subject, self.state.model
+        parts = [part for part in (subject.data, subject.held) if part is not None]
+        prints = {
+            "model": fingerprint.described([[name, list(part.shape)] for name, part in tensors_of(model).items()]),
+            "objective": fingerprint.described(self.objective),
+            "ball": fingerprint.described(subject.ball),
+            "data": fingerprint.of_tensors(*(tensor for part in parts for tensor in (part.x, part.y, part.ids))),
+        }
+        told = {name: value for name, value in self.config.items() if name not in (*MACHINE, *WORDS)}
+        return json.loads(json.dumps(told | prints))
+
     def _resume(self) -> bool:
         """Take up the last checkpoint, where there is one; raises `BadInput` where it is of another training."""
         found = None if self.out is None else checkpoint.latest(self.out)
         if found is None:
             return False
         tensors, words = found
-        for name, value in json.loads(json.dumps(self.config)).items():
-            before = words["config"].get(name)
-            if name not in MACHINE and before != value:
+        for name, value in self._asked.items():
+            if (before := words["asked"].get(name)) != value:
                 raise BadInput(
                     f"`out` must be a training with the same {name}, but {self.out} was begun with {before!r} and not "
                     f"{value!r}; choose a new directory, or the same {name}"
@@ -369,7 +389,7 @@ def config_of(subject: Subject, objective: Objective, settings: Settings, model:
         "examples": len(subject.data),
         "held_out": 0 if subject.held is None else len(subject.held),
         "ball": None if subject.ball is None else repr(subject.ball),
-        "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(objective)),  # where a function lies is another place each day
+        "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(objective)),
         **asdict(settings),
         "threads": torch.get_num_threads(),
         "device": str(next(model.parameters()).device),

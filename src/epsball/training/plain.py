@@ -19,10 +19,7 @@ class Plain(CrossEntropyTraining):
     One pass a step. The ball is not looked at. Logs "loss" and "accuracy", the share of right predictions.
     """
 
-    @property
-    def accelerates(self) -> bool:
-        """Whether a network with cheaper input gradients helps."""
-        return False
+    accelerates = False
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step

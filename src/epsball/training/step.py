@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ class Step:
 
     `noise` is that of the batch's rows, with the epoch as rank; `number` counts the optimiser's steps before this one,
     `over` is the share of the training that is over, in [0, 1); `replay` counts the steps already made on this very
-    batch. What `memory` holds is there again at the next step and after a resume, so it must be tensors.
+    batch. What `memory` holds is there again at the next step and after a resume, so it must be tensors; a rollback
+    empties it.
     """
 
     noise: Noise
@@ -34,21 +36,16 @@ class TrainingObjective(ABC):
     """What a step of training minimises. It makes its backward passes itself: gradients are added to `.grad`.
 
     A function of the signature of `__call__` does as well. The loss is the mean over the rows, so that the loop can
-    weigh the parts of a batch.
+    weigh the parts of a batch. `accelerates` says whether a network with cheaper input gradients makes the steps
+    cheaper: not where there are none, or where they are differentiated again.
     """
+
+    accelerates: ClassVar[bool] = True
 
     @property
     def replays(self) -> int:
         """Steps of the optimiser on each batch, one after the other; Free's m."""
         return 1
-
-    @property
-    def accelerates(self) -> bool:
-        """Whether a network with cheaper input gradients makes its steps cheaper.
-
-        It does not where there are none, or where they are differentiated again.
-        """
-        return True
 
     def epoch(self, model: nn.Module, data: Examples, ball: Ball | None, number: int, seed: int) -> Examples:
         """The examples of epoch `number` (from 0), called before it begins; the model is in train mode."""
