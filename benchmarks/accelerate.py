@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -67,6 +68,32 @@ def passes(rounds: int, compile: bool) -> list[dict[str, object]]:
     return rows
 
 
+def zoo(rounds: int) -> list[dict[str, object]]:
+    """Every small architecture of the tests: what `accelerate` gives over the model itself, never much more than 1."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from zoo import ZOO, make
+
+    rows = []
+    for name in ZOO:
+        model = make(name).eval().requires_grad_(False)
+        x = torch.rand(32, *ZOO[name][1])
+        if not model(x.requires_grad_()).requires_grad:
+            continue  # there is no gradient to make cheaper
+        network = accelerate(model, x)
+        ratios = []
+        for _ in range(rounds):
+            times = []
+            for one in (model, network):
+                began = time.process_time()
+                for _ in range(5):
+                    gradient_pass(one, x)
+                times.append(time.process_time() - began)
+            ratios.append(times[1] / times[0])
+        rows.append({"network": name, "over_model": quartiles(ratios), "plan": str(network.plan)})
+        print(name, quartiles(ratios), network.plan, flush=True)
+    return rows
+
+
 def evaluations(rounds: int) -> list[dict[str, object]]:
     """PGD-40 on the held networks with and without acceleration, the trial included."""
     rows = []
@@ -108,6 +135,7 @@ def main() -> None:
         keep_memory()
     found = {"machine": machine(), "keep_memory": arguments.keep_memory}
     found |= {"passes": passes(arguments.rounds, arguments.compile), "evaluations": evaluations(arguments.runs)}
+    found |= {"zoo": zoo(arguments.rounds)}
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(found, indent=1))

@@ -28,6 +28,7 @@ from torch import Tensor
 import epsball
 from epsball import cascades, engine, fingerprint, run_dir
 from epsball.acceleration import Plan as Acceleration
+from epsball.acceleration.draft import Precision, check_draft
 from epsball.active import examined
 from epsball.attacks import parse
 from epsball.attacks.attack import Attack, whole
@@ -40,7 +41,7 @@ from epsball.evaluation import ActiveTest, Evaluation, gathered
 from epsball.losses import cross_entropy
 from epsball.objective import Model, Objective, Success, changes_prediction, frozen
 from epsball.run_dir import RunDir, read_config
-from epsball.shard import PROBED, Plan, Shard, numbers
+from epsball.shard import PROBED, Plan, PlannedStage, Shard, numbers
 from epsball.storage import Kind, Storage
 from epsball.task import AWAY, labels, task_of
 from epsball.worth_while import accelerated
@@ -79,6 +80,7 @@ def evaluate(
     active_test: int = 0,
     accelerate: bool | Acceleration | None = None,
     compile: bool = False,
+    draft: Precision | None = None,
     shard_size: int = SHARD,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
@@ -95,7 +97,8 @@ def evaluate(
     from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `active_test`
     the same attacks are also set on so many hidden adversarial examples, at the largest radius: are they strong enough
     for this model (see `epsball.active_test`)? The attacks climb on the model `accelerate`d (None: where a short trial
-    is likely to pay; or a plan to go by), also `compile`d; what counts is what the model itself says.
+    is likely to pay; or a plan to go by), also `compile`d; with a `draft` "bf16", on a GPU, each attack that takes
+    gradients is first run in that precision. What counts is what the model itself says.
 
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """
@@ -103,7 +106,10 @@ def evaluate(
     if active_test and source is not None:
         raise BadInput("`active_test` must be 0 with a `source`: a transfer does not see the head that hides a point")
     examples = data if isinstance(data, Examples) else from_arrays(*data)
-    plan = plan_of(model, examples, ball, attacks, eps, target, source, eot, seed, width, success, shard_size, storage)
+    check_draft(draft, examples.x.device)
+    plan = plan_of(
+        model, examples, ball, attacks, eps, target, source, eot, seed, width, success, shard_size, storage, draft
+    )
     plan = _accelerated(plan, accelerate, compile, None if run_dir is None else Path(run_dir))
     with ExitStack() as stack:
         kept = stack.enter_context(RunDir(run_dir, plan.config)) if run_dir is not None else None
@@ -130,6 +136,7 @@ def plan_of(
     success: Success,
     shard_size: int,
     storage: str,
+    draft: Precision | None,
 ) -> Plan:
     """The checked arguments of `evaluate`, and the configuration that a resume is held against."""
     whole("width", width, 1)
@@ -161,6 +168,7 @@ def plan_of(
     task = task_of(examples.x[order], examples.y[order], bound, target=goal, ids=examples.ids[order], seed=seed)
     kept = _storage(storage, bound, task.x)
     one_radius = None if isinstance(ball.eps, Tensor) else float(ball.eps)
+    stages = _stages(listed, chosen, radii or (one_radius,), draft)
     config = {
         "epsball": epsball.__version__,
         "torch": torch.__version__,
@@ -180,14 +188,8 @@ def plan_of(
         "radii": list(radii) if radii else [one_radius],
         "protocol": [one if isinstance(one, str) else _name(one) for one in asked],
         "attacks": [fingerprint.described(attack) for attack in chosen],
-        "stages": [
-            {"name": f"{i:02d}-{_file(attack)}", "attack": name, "eps": radius}
-            for i, (radius, (name, attack)) in enumerate(
-                (radius, pair)
-                for radius in (radii or (one_radius,))
-                for pair in zip(map(_name, listed), chosen, strict=True)
-            )
-        ],
+        "stages": [stage.described() for stage in stages],
+        "draft": draft,
         "target": None if goal is None else fingerprint.of_tensors(goal),
         "success": fingerprint.described(success),
         "storage": asdict(kept),
@@ -196,8 +198,26 @@ def plan_of(
         "width": width,
     }
     return Plan(
-        model, task, chosen, radii, width, success, shard_size, json.loads(json.dumps(config)), kept, source, eot
+        model, task, chosen, stages, width, success, shard_size, json.loads(json.dumps(config)), kept, source, eot
     )
+
+
+def _stages(
+    listed: Sequence[Asked],
+    chosen: Sequence[Attack | Called],
+    radii: Sequence[float | None],
+    draft: Precision | None,
+) -> tuple[PlannedStage, ...]:
+    """All attacks at the first radius, then at the next; each that takes gradients as a draft first, where asked."""
+    stages: list[PlannedStage] = []
+    for radius in radii:
+        for one, attack in zip(listed, chosen, strict=True):
+            name = _name(one)
+            if draft and isinstance(attack, Attack) and attack.needs == "grad":
+                number = f"{len(stages):02d}-{_file(attack)}-{draft}"
+                stages.append(PlannedStage(number, f"{name} in {draft}", attack, radius, draft=True))
+            stages.append(PlannedStage(f"{len(stages):02d}-{_file(attack)}", name, attack, radius))
+    return tuple(stages)
 
 
 def radii_of(eps: Sequence[float] | None, ball: Ball) -> tuple[float, ...] | None:
@@ -244,7 +264,7 @@ def _run(plan: Plan, kept: RunDir | None, on_progress: Callable[[Progress], None
     n = len(plan.task.x)
     records: list[pa.Table] = []
     memory: dict[tuple[int, str], pa.Table] = {}
-    objectives = [plan.objective(attack) for attack in plan.attacks]
+    objectives = [plan.objective(stage) for stage in plan.stages]
     standing = 0
     if kept is not None and kept.stage(0, "clean").exists():
         _same_model(plan, run_dir.load(kept.stage(0, "clean")))
@@ -276,8 +296,8 @@ def _active(plan: Plan, kept: RunDir | None, n: int) -> ActiveTest | None:
         return before
     away = torch.full_like(plan.task.y, AWAY)  # what is hidden is another class, whatever the run's target is
     task = replace(plan.task, target=away, aim=away)  # its ball is that of the largest radius
-    names = [stage["attack"] for stage in plan.config["stages"][: len(plan.attacks)]]
-    attacks = list(zip(names, plan.attacks, strict=True))
+    last = plan.stages[-1].eps
+    attacks = [(stage.label, stage.attack) for stage in plan.stages if stage.eps == last and not stage.draft]
     found = examined(plan.model, task, attacks, n=n, eot=plan.eot, width=plan.width)
     if kept is not None:
         found.save(kept.path)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from epsball import called, engine, run_dir
 from epsball.acceleration import Accelerated
+from epsball.acceleration.draft import Draft
 from epsball.attacks.attack import Attack
 from epsball.ball import Ball
 from epsball.balls import L0, L1, L2, Linf
@@ -55,13 +56,31 @@ COUNTS = (
 
 
 @dataclass(frozen=True, eq=False)
+class PlannedStage:
+    """A stage that is to come: an attack, under the name that the user gave it, at one radius (None: the ball's own).
+
+    A `draft` climbs in lower precision; its successes count where the model itself is fooled.
+    """
+
+    name: str
+    label: str
+    attack: Attack | Called
+    eps: float | None
+    draft: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """What the configuration says of it."""
+        return {"name": self.name, "attack": self.label, "eps": self.eps}
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The checked arguments of an evaluation, its examples in the order of their ids."""
 
     model: Model
     task: Task
     attacks: tuple[Attack | Called, ...]
-    radii: tuple[float, ...] | None
+    stages: tuple[PlannedStage, ...]
     width: int
     success: Success
     shard_size: int
@@ -77,11 +96,14 @@ class Plan:
         """Whether an attack starts from what those before it found; a transfer may not know what that is."""
         return self.source is None and any(isinstance(a, Attack) and a.goes_on for a in self.attacks)
 
-    def objective(self, attack: Attack | Called) -> Objective:
-        """The question that `attack` asks: of the source where there is one, else of the model."""
+    def objective(self, stage: PlannedStage) -> Objective:
+        """The question that an attack asks: of the source where there is one, else of the model."""
+        attack = stage.attack
         if isinstance(attack, Called):
             return self.judge(cross_entropy)
         model = self.faster_for(attack) or self.source or self.model
+        if stage.draft:
+            model = Draft(model)
         return Objective(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
 
     def faster_for(self, attack: Attack | Called) -> Accelerated | None:
@@ -90,13 +112,17 @@ class Plan:
             return None
         return self.fast if attack.needs == "grad" or self.fast.plan.forwards_too else None
 
+    def elsewhere(self, stage: PlannedStage) -> bool:
+        """Whether an attack climbs on another network than the one that judges."""
+        return stage.draft or self.source is not None or self.faster_for(stage.attack) is not None
+
     def read(self, stored: np.ndarray) -> Tensor:
         """The points that stand behind what is kept."""
         return torch.from_numpy(self.storage.read(stored))
 
-    def look(self, judge: Objective, attack: Attack) -> Look | None:
+    def look(self, judge: Objective, stage: PlannedStage) -> Look | None:
         """How successes are looked at before they end a job: not at all where that can make no difference."""
-        if self.storage.x_adv != "8bit" and self.faster_for(attack) is None:
+        if self.storage.x_adv != "8bit" and not stage.draft and self.faster_for(stage.attack) is None:
             return None
         return Look(judge, lambda z, x: self.read(self.storage.keep(numbers(z), numbers(x))).to(x))
 
@@ -136,14 +162,13 @@ class Shard:
         overflow, overflowed = np.full(len(ids), np.nan), np.zeros(len(ids), dtype=bool)
         ahead = np.full(len(ids), -np.inf)
         names = ["clean"]
-        stages = self.plan.config["stages"]
-        for number, stage in enumerate(stages):
+        for number, stage in enumerate(self.plan.stages):
             open_rows = np.flatnonzero(status == "robust")
             on_left(_label(stage), len(open_rows))
             if not len(open_rows):
                 continue
-            table = self.stage(stage["name"], partial(self.attacked, number, stage, open_rows, on_left))
-            names.append(stage["name"])
+            table = self.stage(stage.name, partial(self.attacked, number, open_rows, on_left))
+            names.append(stage.name)
             self.approach(open_rows, table, ahead)
             fooled = table["fooled"].to_numpy(zero_copy_only=False)
             rows = open_rows[fooled]
@@ -151,14 +176,15 @@ class Shard:
                 count[open_rows] += table[name].to_numpy()
             lost = open_rows[table["invalid"].to_numpy(zero_copy_only=False) & ~fooled]
             overflowed[lost] = True  # also where a radius per feature is no number
-            overflow[lost] = np.fmin(overflow[lost], self.radii(number)[lost])
-            status[rows], attack[rows] = "fooled", stage["attack"]
-            columns["eps"][rows] = self.radii(number)[rows]
+            radii = self.radii(stage)
+            overflow[lost] = np.fmin(overflow[lost], radii[lost])
+            status[rows], attack[rows] = "fooled", stage.label
+            columns["eps"][rows] = radii[rows]
             for name in ("adversarial_prediction", "adversarial_confidence"):
                 columns[name][rows] = table[name].drop_null().to_numpy()
             x = self.task.x[torch.from_numpy(rows)].cpu()
             z = torch.from_numpy(self.plan.storage.points(table["x_adv"], tuple(x.shape[1:])).copy())
-            ball = self.ball(number).rows(torch.from_numpy(rows))
+            ball = self.ball(stage).rows(torch.from_numpy(rows))
             for name, norm in (("distance", ball), *NORMS.items()):
                 columns[name][rows] = norm.norm(z.double() - x.double()).numpy()
         status[overflowed & (status == "robust")] = "invalid"
@@ -220,22 +246,19 @@ class Shard:
             columns["logits"] = run_dir.nested(numbers(output), np.full(n, True))
         return run_dir.with_notes(run_dir.table(columns), {"stage": vars(stage), "probes": objective.probes})
 
-    def attacked(
-        self, number: int, stage: dict[str, Any], open_rows: np.ndarray, on_left: Callable[[str, int], None]
-    ) -> pa.Table:
+    def attacked(self, number: int, open_rows: np.ndarray, on_left: Callable[[str, int], None]) -> pa.Table:
         """One attack at one radius on the rows that still stand; its successes verified as they are stored."""
         began = time.perf_counter()
-        attack = self.plan.attacks[number % len(self.plan.attacks)]
-        objective = self.objectives[number % len(self.plan.attacks)]
+        stage, objective = self.plan.stages[number], self.objectives[number]
         rows = torch.from_numpy(open_rows).to(self.task.x.device)
-        task = replace(self.task, ball=self.ball(number)).rows(rows)
+        task = replace(self.task, ball=self.ball(stage)).rows(rows)
         label = _label(stage)
         with ExitStack() as stack:
             stack.enter_context(objective)
             judge = objective
-            if self.plan.source is not None or self.plan.faster_for(attack) is not None:
+            if self.plan.elsewhere(stage):
                 judge = stack.enter_context(self.plan.judge(cross_entropy))
-            found = self.found(attack, objective, judge, task, lambda fallen: on_left(label, len(open_rows) - fallen))
+            found = self.found(stage, objective, judge, task, lambda fallen: on_left(label, len(open_rows) - fallen))
             hit = found.fooled.nonzero().squeeze(1).to(rows.device)
             hits = task.rows(hit)
             x = numbers(hits.x)
@@ -266,9 +289,9 @@ class Shard:
         }
         unconfirmed = found.unconfirmed + len(hit) - int(fooled.sum())
         summary = _stage(
-            stage["name"],
-            stage["attack"],
-            stage["eps"],
+            stage.name,
+            stage.label,
+            stage.eps,
             len(open_rows),
             int(fooled.sum()),
             unconfirmed,
@@ -284,15 +307,15 @@ class Shard:
         return run_dir.with_notes(table, {"stage": vars(summary)})
 
     def found(
-        self, attack: Attack | Called, objective: Objective, judge: Objective, task: Task, on_turn: OnTurn
+        self, stage: PlannedStage, objective: Objective, judge: Objective, task: Task, on_turn: OnTurn
     ) -> Outcome:
         """What an attack did; a transfer climbs on the source, whose own logits rank the classes, and `judge` looks."""
-        plan = self.plan
+        plan, attack = self.plan, stage.attack
         if isinstance(attack, Called):
             model = plan.model if plan.source is None else plan.source
             return called.run(attack, model, judge, task, width=plan.width, on_turn=on_turn)
         if plan.source is None:
-            look, approach = plan.look(judge, attack), plan.goes_on
+            look, approach = plan.look(judge, stage), plan.goes_on
             return engine.run(attack, objective, task, look=look, approach=approach, width=plan.width, on_turn=on_turn)
         before = objective.forwards
         clean = engine.forward_rows(objective, task, task.x, plan.width)
@@ -301,21 +324,20 @@ class Shard:
         looked = objective.forwards - before
         task = replace(task, clean=clean if clean.is_floating_point() else None)
         found = engine.run(
-            attack, objective, task, judge=judge, look=plan.look(judge, attack), width=plan.width, on_turn=on_turn
+            attack, objective, task, judge=judge, look=plan.look(judge, stage), width=plan.width, on_turn=on_turn
         )
         padding = looked - plan.eot * len(clean)
         return replace(found, forwards=found.forwards + plan.eot, padding_forwards=found.padding_forwards + padding)
 
-    def ball(self, number: int) -> Ball:
+    def ball(self, stage: PlannedStage) -> Ball:
         """The bound ball of a stage."""
-        if self.plan.radii is None:
+        if stage.eps is None:
             return self.task.ball
-        radius = self.plan.radii[number // len(self.plan.attacks)]
-        return self.task.ball.with_eps(radius).bind(self.task.x)
+        return self.task.ball.with_eps(stage.eps).bind(self.task.x)
 
-    def radii(self, number: int) -> np.ndarray:
+    def radii(self, stage: PlannedStage) -> np.ndarray:
         """The radius of each row at a stage; not a number where it is one per feature."""
-        eps = torch.as_tensor(self.ball(number).eps, dtype=torch.float64).cpu()
+        eps = torch.as_tensor(self.ball(stage).eps, dtype=torch.float64).cpu()
         return np.broadcast_to(eps.numpy() if eps.ndim <= 1 else np.nan, len(self.task.x))
 
 
@@ -336,8 +358,8 @@ def _stage(
     return Stage(name, attack, eps, attacked, fooled, unconfirmed, **counts, seconds=time.perf_counter() - began)
 
 
-def _label(stage: dict[str, Any]) -> str:
-    return stage["attack"] if stage["eps"] is None else f"{stage['attack']} at {stage['eps']:.4g}"
+def _label(stage: PlannedStage) -> str:
+    return stage.label if stage.eps is None else f"{stage.label} at {stage.eps:.4g}"
 
 
 def numbers(values: Tensor) -> np.ndarray:

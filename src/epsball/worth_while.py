@@ -48,7 +48,7 @@ def accelerated(
         return None
     if not isinstance(model, nn.Module) and asked is None:
         return None
-    return accelerate(model, task.x[:width], plan=plan, compile=compile)  # type: ignore[arg-type]
+    return accelerate(model, task.x[:width], plan=plan, compile=compile and before is None)  # type: ignore[arg-type]
 
 
 def worth_while(model: Model, task: Task, attacks: tuple[Attack | Called, ...]) -> bool:

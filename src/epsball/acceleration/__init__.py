@@ -88,6 +88,8 @@ def accelerate(
         raise BadInput(f"`model` must be a torch module, got {type(model).__name__}; a callable is used as it is")
     if trainable and compile:
         raise BadInput("`compile` must be left out with `trainable`; compile the training step as a whole")
+    if compile and plan is not None and not plan.compiled:
+        raise BadInput("`compile` must be left out with a `plan` that does not compile; leave one of them out")
     if trainable and plan is not None and plan.rewriting not in ("trainable", "none"):
         raise BadInput(
             f"`plan` must be a trainable one with `trainable`, got {plan.rewriting!r}; leave one of them out"
@@ -192,12 +194,16 @@ def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Pla
     runs = [partial(gradient_pass, network, x) for network, _ in networks]
     ratios = [median(rounds) for rounds in faster(partial(gradient_pass, model, x), runs)]
     best = min(range(len(ratios)), key=ratios.__getitem__)
-    if ratios[best] >= WINS:
-        return model, Plan(reason=f"rewritten it takes {ratios[best]:.2f} of a pass's time")
     network, plan = networks[best]
+    ratio = ratios[best]
+    if ratio < WINS:  # the best of several may have been lucky: it has to win again
+        (again,) = faster(partial(gradient_pass, model, x), [runs[best]])
+        ratio = median(again)
+    if ratio >= WINS:
+        return model, Plan(reason=f"rewritten it takes {ratio:.2f} of a pass's time")
     with torch.no_grad():
         (forwards,) = faster(partial(model, x), [partial(network, x)])
-    return network, replace(plan, ratio=ratios[best], forward_ratio=median(forwards))
+    return network, replace(plan, ratio=ratio, forward_ratio=median(forwards))
 
 
 def _planned(model: nn.Module, x: Tensor, plan: Plan) -> nn.Module:

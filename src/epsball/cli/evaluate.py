@@ -38,6 +38,7 @@ def evaluate(
     active_test: int = 0,
     accelerate: bool | None = None,
     compile: Annotated[bool, Parameter(negative="")] = False,
+    draft: Literal["bf16"] | None = None,
 ) -> int:
     """Measure the robustness of a classifier: how much of its accuracy is left in the worst point of each ball?
 
@@ -76,6 +77,8 @@ def evaluate(
         likely to pay. What counts is what the model itself says.
     compile
         Have torch compile it, too: a minute or more once, for long runs.
+    draft
+        On a GPU: run each attack that takes gradients in bf16 first, and in full precision on what still stands.
     """
     import epsball
     from epsball.balls import parse_radius
@@ -105,7 +108,7 @@ def evaluate(
     surrogate, told = None, {}
     flags = {"attacks": attacks, "eps": eps, "target": target, "eot": eot, "storage": storage}
     flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
-    flags |= {"accelerate": accelerate, "compile": compile}
+    flags |= {"accelerate": accelerate, "compile": compile, "draft": draft}
     try:
         model, told["model"] = subject.network(examples, out, errors)
         if source is not None:
@@ -130,6 +133,7 @@ def evaluate(
                 active_test=active_test,
                 accelerate=True if compile and accelerate is None else accelerate,
                 compile=compile,
+                draft=draft,
                 on_progress=lambda at: bar.update(
                     task, description=at.stage, completed=at.done, note=f"{at.standing:,} standing"
                 ),
