@@ -16,7 +16,8 @@ ORDER = [
     "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task",
     "outputs", "losses", "objective", "acceleration", "fingerprint", "models", "data", "tables", "attacks", "cascades",
     "linear", "certify", "engine", "called", "heads", "hiding", "training", "run_dir", "storage", "report",
-    "adversarial", "evaluation", "active", "worth_while", "shard", "protocol", "recount", "verification", "comparison",
+    "diagnosis",
+    "adversarial", "evaluation", "stages", "active", "worth_while", "shrinking", "shard", "protocol", "recount", "verification", "comparison",
     "explain", "reproduce", "cli", "__main__",
 ]  # fmt: skip
 WALLS = {"attacks", "linear", "certify"}

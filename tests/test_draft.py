@@ -27,7 +27,7 @@ def test_on_a_cpu_it_is_refused_with_the_reason() -> None:
     model, data, ball = subject()
     with pytest.raises(BadInput, match="`draft` must be left out on a cpu, got 'bf16': it is slower"):
         eb.evaluate(model, data, ball, "pgd", draft="bf16")
-    with pytest.raises(BadInput, match="draft.*fp8"):
+    with pytest.raises(BadInput, match=r"draft.*fp8"):
         eb.evaluate(model, data, ball, "pgd", draft="fp8")  # type: ignore[arg-type]
 
 
@@ -48,7 +48,7 @@ def test_a_draft_comes_before_each_attack_that_takes_gradients_and_counts_only_w
     assert eb.Evaluation.load(tmp_path).records.equals(found.records)
     again = eb.evaluate(model, data, ball, attacks, draft="bf16", run_dir=tmp_path)
     assert again.records.equals(found.records)
-    with pytest.raises(BadInput, match="another `draft`|draft"):
+    with pytest.raises(BadInput, match="draft"):
         eb.evaluate(model, data, ball, attacks, run_dir=tmp_path)
 
 

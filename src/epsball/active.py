@@ -20,11 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from epsball import called, cascades, engine
-from epsball.attacks import parse
+from epsball import called, engine
 from epsball.attacks.attack import Attack, whole
 from epsball.ball import Ball
-from epsball.called import Called, UserAttack
+from epsball.called import Called
 from epsball.data import Examples, from_arrays
 from epsball.engine import Outcome, forward_rows
 from epsball.errors import BadInput
@@ -33,6 +32,7 @@ from epsball.heads import Featured, Headed, Heads, OneHead, last_linear
 from epsball.hiding import make_heads, repeated, scattered
 from epsball.losses import cross_entropy, margin
 from epsball.objective import Model, Objective, check_labels, frozen
+from epsball.stages import Asked, Named, named
 from epsball.task import AWAY, Task, task_of
 
 FEWEST_DRAWS, MOST_DRAWS = 200, 2000
@@ -45,7 +45,7 @@ def active_test(
     model: Model,
     data: Examples | tuple[Any, Any],
     ball: Ball,
-    attacks: str | Attack | UserAttack | Sequence[str | Attack | UserAttack] = ("fgsm", "pgd"),
+    attacks: Asked | Sequence[Asked] = ("fgsm", "pgd"),
     *,
     n: int = 32,
     seed: int = 0,
@@ -82,32 +82,7 @@ def active_test(
     return examined(model, task, named(attacks, ball), n=n, eot=eot, width=width)
 
 
-def named(
-    attacks: str | Attack | UserAttack | Sequence[str | Attack | UserAttack], ball: Ball
-) -> list[tuple[str, Attack | Called]]:
-    """The attacks of a list one by one, each with its name; protocols are taken apart."""
-    listed = list(attacks) if isinstance(attacks, Sequence) and not isinstance(attacks, str) else [attacks]
-    pairs: list[tuple[str, Attack | Called]] = []
-    for one in listed:
-        if isinstance(one, str):
-            pairs.extend((text, parse(text)) for text in cascades.expand(one, ball.name))
-        elif isinstance(one, Attack):
-            pairs.append((type(one).__name__.lower(), one))
-        elif callable(one) and not isinstance(one, type):
-            pairs.append((Called(one).name, Called(one)))
-        else:
-            raise BadInput(f"`attacks` must be names, attacks such as PGD(), or callables, got {one!r}")
-    if not pairs:
-        raise BadInput("`attacks` must name at least one attack, got none; as in attacks=['fgsm', 'pgd']")
-    for _, attack in pairs:
-        if isinstance(attack, Attack):
-            attack.check_ball(ball)
-    return pairs
-
-
-def examined(
-    model: Model, task: Task, attacks: Sequence[tuple[str, Attack | Called]], *, n: int, eot: int, width: int
-) -> ActiveTest:
+def examined(model: Model, task: Task, attacks: Sequence[Named], *, n: int, eot: int, width: int) -> ActiveTest:
     """`active_test` of checked arguments; `task` holds all examples in the order of their ids, without targets."""
     began = time.perf_counter()
     with frozen(model):
@@ -190,7 +165,7 @@ def _attacked(
     layer: nn.Linear | None,
     heads: Heads,
     task: Task,
-    attacks: Sequence[tuple[str, Attack | Called]],
+    attacks: Sequence[Named],
     eot: int,
     width: int,
 ) -> tuple[Bool[Tensor, " n"], list[int], list[int], int]:

@@ -31,6 +31,11 @@ CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
             "square:hope=2",
         ),
     },
+    "min-norm": {
+        "linf": ("fab:minimise=true", "apgd-ce:hope=2"),
+        "l2": ("fab:minimise=true", "apgd-ce:hope=2"),
+        "l1": ("fab:minimise=true", "apgd-ce:hope=2"),
+    },
 }
 
 

@@ -146,6 +146,9 @@ class _Queue:
         n, jobs = len(self.task.x), self.attack.jobs
         self.x_adv = self.task.x.clone()
         self.winner = np.full(n, jobs)
+        # A success makes jobs of higher rank needless; where the nearest point is sought, none are.
+        self.needed = np.full(n, jobs) if self.attack.minimises else self.winner
+        self.distance = np.full(n, np.inf)
         self.invalid_at = np.full(n, jobs)
         self.refused = np.zeros(n, dtype=bool)
         self.near = self.task.x.clone() if self.approach else self.task.x
@@ -186,7 +189,7 @@ class _Queue:
             job = np.arange(self.entered, min(self.entered + most, n * jobs))
             self.entered += len(job)
             row, rank = job % n, job // n
-            wanted = rank < self.winner[row]
+            wanted = rank < self.needed[row]
             rows.append(row[wanted])
             ranks.append(rank[wanted])
             most -= int(wanted.sum())
@@ -243,7 +246,7 @@ class _Queue:
             self.settle(self.row[fooled], self.rank[fooled], state.z, np.flatnonzero(fooled))
         failed = self.live & ~valid
         np.minimum.at(self.invalid_at, self.row[failed], self.rank[failed])
-        self.live &= ~fooled & (self.rank < self.winner[self.row])
+        self.live &= ~fooled & (self.rank < self.needed[self.row])
         self.end(self.live & valid & done, stepped.best, self.attack.peak(stepped))
         if not self.standing:  # what it had found before still counts
             elsewhere = flat(state.best != state.z).any(1).cpu().numpy()
@@ -275,13 +278,18 @@ class _Queue:
             self.waiting += len(rows)
 
     def settle(self, row: np.ndarray, rank: np.ndarray, z: Tensor, index: np.ndarray) -> None:
-        """Jobs that succeeded, at z[index]: the lowest rank of each example is its answer."""
-        order = np.argsort(-rank, kind="stable")  # the lowest rank is written last
-        order = order[rank[order] < self.winner[row[order]]]
+        """Jobs that succeeded, at z[index]: of each example the nearest point that is sought, or the lowest rank's."""
+        distance = np.zeros(len(row))
+        if self.attack.minimises:
+            at = self.task.rows(torch.from_numpy(row).to(z.device))
+            distance = at.ball.distance(z[torch.from_numpy(index).to(z.device)], at.x).double().cpu().numpy()
+        order = np.lexsort((-rank, -distance))  # the answer is written last
+        before, lowest = self.distance[row[order]], self.winner[row[order]]
+        order = order[(distance[order] < before) | ((distance[order] == before) & (rank[order] < lowest))]
         last = {int(row[i]): i for i in order}
         if last:
             at = np.fromiter(last, np.int64), np.fromiter(last.values(), np.int64)
-            self.winner[at[0]] = rank[at[1]]
+            self.winner[at[0]], self.distance[at[0]] = rank[at[1]], distance[at[1]]
             self.x_adv[torch.from_numpy(at[0])] = z[torch.from_numpy(index[at[1]])]
 
     def settle_finals(self) -> None:
@@ -296,7 +304,7 @@ class _Queue:
         fooled, valid = self.stood(point.fooled.cpu().numpy(), row, rank, z), point.valid.cpu().numpy()
         np.minimum.at(self.invalid_at, row[~valid], rank[~valid])
         self.settle(row[fooled], rank[fooled], z, np.flatnonzero(fooled))
-        self.live &= self.rank < self.winner[self.row]
+        self.live &= self.rank < self.needed[self.row]
         if not (self.approach and output.is_floating_point()):
             return
         self.note(row, rank, z, output, task)
@@ -321,7 +329,7 @@ class _Queue:
             self.near[torch.from_numpy(at[0])] = z[torch.from_numpy(at[1])]
 
     def outcome(self) -> Outcome:
-        needed = np.arange(self.forwards.shape[1]) <= self.winner[:, None]
+        needed = np.arange(self.forwards.shape[1]) <= self.needed[:, None]
         forwards, backwards = (np.where(needed, part, 0).sum(1) for part in (self.forwards, self.backwards))
         fooled = self.winner < self.attack.jobs
         made = self.made() - self.passes_before

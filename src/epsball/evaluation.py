@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -186,6 +187,31 @@ class Evaluation:
         return self.curve[-1][1]
 
     @property
+    def distances(self) -> np.ndarray:
+        """The least distance at which each example is known to be wrong, (n,), by id.
+
+        0 for those that are wrong before any attack, infinite where nothing was found, not a number where logits were
+        not finite or the example is at its target already. It is an upper bound of the true distance, tight only where
+        the run sought the nearest points (`min_norm`).
+        """
+        status = self.records["status"].to_numpy(zero_copy_only=False)
+        found = self.records["distance"].to_numpy(zero_copy_only=False).astype(float)
+        found[status == "wrong"], found[status == "robust"] = 0, math.inf
+        return found
+
+    def quantiles(self, shares: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> list[tuple[float, float]]:
+        """(share, distance): within that distance so large a share of the examples is wrong."""
+        known = np.sort(self.distances)
+        known = known[~np.isnan(known)]
+        whole = [int(np.ceil(share * len(known))) for share in shares]
+        return [(share, float(known[at - 1]) if at else 0.0) for share, at in zip(shares, whole, strict=True)]
+
+    def accuracy_at(self, eps: float) -> float:
+        """The share of examples that no point within `eps` is known to fool: the robustness curve at any radius."""
+        known = self.distances
+        return float((known > eps).sum() / max((~np.isnan(known)).sum(), 1))
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval (Wilson) of `robust_accuracy`, which is measured on a sample of examples."""
         return wilson(int(self._held()[-1].sum()), self._asked)
@@ -263,6 +289,9 @@ class Evaluation:
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "interval": list(self.interval),
+            "distances": [{"share": share, "distance": at} for share, at in self.quantiles()]
+            if self.config["min_norm"]
+            else None,
             "curve": [{"eps": eps, "robust_accuracy": accuracy} for eps, accuracy in self.curve],
             "status": {status: self.count(status) for status in STATUSES},
             "stages": [vars(stage) for stage in self.stages],
@@ -315,6 +344,9 @@ def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evalu
                 fallen.append(part.filter(part["fooled"]).select(kept))
     order = ["clean", *(stage["name"] for stage in config["stages"])]
     adversarial = pa.concat_tables([table.replace_schema_metadata() for table in fallen]) if fallen else None
+    if adversarial is not None and config["min_norm"]:  # of each example the last point is the nearest
+        last = {id: row for row, id in enumerate(adversarial["id"].to_pylist())}
+        adversarial = adversarial.take(pa.array(last.values(), pa.int64()))
     if adversarial is None:
         none = pa.array([], pa.list_(pa.float32()))
         adversarial = pa.table({"id": pa.array([], pa.int64()), "x_adv": none, "x": none})

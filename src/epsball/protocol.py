@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -26,22 +26,22 @@ from jaxtyping import Int64
 from torch import Tensor
 
 import epsball
-from epsball import cascades, engine, fingerprint, run_dir
+from epsball import engine, fingerprint, run_dir
 from epsball.acceleration import Plan as Acceleration
 from epsball.acceleration.draft import Precision, check_draft
 from epsball.active import examined
-from epsball.attacks import parse
-from epsball.attacks.attack import Attack, whole
+from epsball.attacks.attack import whole
 from epsball.ball import Ball
 from epsball.ball_file import save_ball
-from epsball.called import Called, UserAttack
+from epsball.called import Called
 from epsball.data import Examples, from_arrays
 from epsball.errors import BadInput
 from epsball.evaluation import ActiveTest, Evaluation, gathered
 from epsball.losses import cross_entropy
 from epsball.objective import Model, Objective, Success, changes_prediction, frozen
 from epsball.run_dir import RunDir, read_config
-from epsball.shard import PROBED, Plan, PlannedStage, Shard, numbers
+from epsball.shard import PROBED, Plan, Shard, numbers
+from epsball.stages import Asked, listed, name_of, named, nearest_stages, stages_of
 from epsball.storage import Kind, Storage
 from epsball.task import AWAY, labels, task_of
 from epsball.worth_while import accelerated
@@ -49,7 +49,6 @@ from epsball.worth_while import accelerated
 log = logging.getLogger(__name__)
 
 SHARD = 1024
-Asked = str | Attack | UserAttack
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ def evaluate(
     attacks: Asked | Sequence[Asked] = ("fgsm", "pgd"),
     *,
     eps: Sequence[float] | None = None,
+    min_norm: bool = False,
     target: Int64[Tensor, " n"] | int | None = None,
     source: Model | None = None,
     eot: int = 1,
@@ -91,7 +91,10 @@ def evaluate(
     "pgd:steps=100"), as objects, as callables (model, x, y, ball) -> x_adv, or as protocols of several attacks
     ("standard", "fast": see `epsball.cascades`). With a `source`, another model, they are transfers: they see the
     source alone, and `model` judges where they end. `eot` passes are averaged, for a stochastic model. `eps` gives
-    several radii, for the robustness curve; `target` (n,) or one class asks for that class. `width` rows share a pass
+    several radii, for the robustness curve. With `min_norm` the nearest fooling point of each example is sought,
+    whatever the ball's radius: by those of the `attacks` that seek one ("min-norm" is a protocol of such); the others
+    then look for something nearer, at each radius of `eps`, or else within 95 % of the distances found.
+    `target` (n,) or one class asks for that class. `width` rows share a pass
     and do not change the records (from 32 up, on CPU). With `run_dir` the run is kept there, and goes on from there if
     it was interrupted. With `storage` "8bit" adversarial examples are kept, and judged, in the 256 levels of an image
     from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `active_test`
@@ -107,8 +110,24 @@ def evaluate(
         raise BadInput("`active_test` must be 0 with a `source`: a transfer does not see the head that hides a point")
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     check_draft(draft, examples.x.device)
+    if min_norm:
+        ball = unbounded(ball, active_test)
     plan = plan_of(
-        model, examples, ball, attacks, eps, target, source, eot, seed, width, success, shard_size, storage, draft
+        model,
+        examples,
+        ball,
+        attacks,
+        eps,
+        min_norm,
+        target,
+        source,
+        eot,
+        seed,
+        width,
+        success,
+        shard_size,
+        storage,
+        draft,
     )
     plan = _accelerated(plan, accelerate, compile, None if run_dir is None else Path(run_dir))
     with ExitStack() as stack:
@@ -128,6 +147,7 @@ def plan_of(
     ball: Ball,
     attacks: Asked | Sequence[Asked],
     eps: Sequence[float] | None,
+    min_norm: bool,
     target: object,
     source: Model | None,
     eot: int,
@@ -143,20 +163,14 @@ def plan_of(
     whole("shard_size", shard_size, 1)
     whole("eot", eot, 1)
     seed = index(seed)
-    asked = list(attacks) if isinstance(attacks, Sequence) and not isinstance(attacks, str) else [attacks]
-    listed = [part for one in asked for part in (cascades.expand(one, ball.name) if isinstance(one, str) else (one,))]
-    if not listed:
-        raise BadInput("`attacks` must name at least one attack, got none; as in attacks=['fgsm', 'pgd']")
-    chosen = tuple(_chosen(attack) for attack in listed)
-    for attack in chosen:
-        if isinstance(attack, Attack):
-            attack.check_ball(ball)
-        elif target is not None:
-            raise BadInput(f"`target` must be left out with {attack.name}: a callable is not told of it")
+    pairs = named(attacks, ball)
+    callables = [name for name, attack in pairs if isinstance(attack, Called)]
+    if target is not None and callables:
+        raise BadInput(f"`target` must be left out with {callables[0]}: a callable is not told of it")
     if source is not None and not callable(source):
         raise BadInput(f"`source` must be a model, callable, x -> logits, got {type(source).__name__}")
     radii = radii_of(eps, ball)
-    if radii is not None:
+    if radii is not None and not min_norm:
         ball = ball.with_eps(radii[-1])
     if not len(examples):
         raise BadInput("`data` must hold at least one example, got none; look at its split and limit")
@@ -168,7 +182,7 @@ def plan_of(
     task = task_of(examples.x[order], examples.y[order], bound, target=goal, ids=examples.ids[order], seed=seed)
     kept = _storage(storage, bound, task.x)
     one_radius = None if isinstance(ball.eps, Tensor) else float(ball.eps)
-    stages = _stages(listed, chosen, radii or (one_radius,), draft)
+    stages = nearest_stages(pairs, radii, draft) if min_norm else stages_of(pairs, radii or (one_radius,), draft)
     config = {
         "epsball": epsball.__version__,
         "torch": torch.__version__,
@@ -186,10 +200,11 @@ def plan_of(
         "eot": eot,
         "ball": fingerprint.described(bound),
         "radii": list(radii) if radii else [one_radius],
-        "protocol": [one if isinstance(one, str) else _name(one) for one in asked],
-        "attacks": [fingerprint.described(attack) for attack in chosen],
+        "protocol": [name_of(one) for one in listed(attacks)],
+        "attacks": [fingerprint.described(attack) for _, attack in pairs],
         "stages": [stage.described() for stage in stages],
         "draft": draft,
+        "min_norm": min_norm,
         "target": None if goal is None else fingerprint.of_tensors(goal),
         "success": fingerprint.described(success),
         "storage": asdict(kept),
@@ -198,26 +213,28 @@ def plan_of(
         "width": width,
     }
     return Plan(
-        model, task, chosen, stages, width, success, shard_size, json.loads(json.dumps(config)), kept, source, eot
+        model,
+        task,
+        tuple(attack for _, attack in pairs),
+        stages,
+        width,
+        success,
+        shard_size,
+        json.loads(json.dumps(config)),
+        kept,
+        source,
+        eot,
+        min_norm,
     )
 
 
-def _stages(
-    listed: Sequence[Asked],
-    chosen: Sequence[Attack | Called],
-    radii: Sequence[float | None],
-    draft: Precision | None,
-) -> tuple[PlannedStage, ...]:
-    """All attacks at the first radius, then at the next; each that takes gradients as a draft first, where asked."""
-    stages: list[PlannedStage] = []
-    for radius in radii:
-        for one, attack in zip(listed, chosen, strict=True):
-            name = _name(one)
-            if draft and isinstance(attack, Attack) and attack.needs == "grad":
-                number = f"{len(stages):02d}-{_file(attack)}-{draft}"
-                stages.append(PlannedStage(number, f"{name} in {draft}", attack, radius, draft=True))
-            stages.append(PlannedStage(f"{len(stages):02d}-{_file(attack)}", name, attack, radius))
-    return tuple(stages)
+def unbounded(ball: Ball, active_test: int = 0) -> Ball:
+    """The ball with an infinite radius, in which nearest points are sought."""
+    if isinstance(ball.eps, Tensor):
+        raise BadInput("`ball` must have one number as `eps` with `min_norm`, got a tensor; it plays no part there")
+    if active_test:
+        raise BadInput("`active_test` must be 0 with `min_norm`: it hides points in balls of one radius; run it at one")
+    return ball.with_eps(math.inf)
 
 
 def radii_of(eps: Sequence[float] | None, ball: Ball) -> tuple[float, ...] | None:
@@ -320,27 +337,3 @@ def _same_model(plan: Plan, clean: pa.Table) -> None:
 
 def _tell(on_progress: Callable[[Progress], None], done: int, robust: int, total: int, stage: str, left: int) -> None:
     on_progress(Progress(stage, done, robust + left, total))
-
-
-def _chosen(asked: Asked) -> Attack | Called:
-    """An attack from its name, as it is, or around a callable."""
-    if isinstance(asked, str):
-        return parse(asked)
-    if isinstance(asked, Attack):
-        return asked
-    if not callable(asked) or isinstance(asked, type):
-        raise BadInput(f"`attacks` must be names, attacks such as PGD(), or callables, got {asked!r}")
-    return Called(asked)
-
-
-def _name(asked: Asked | Called) -> str:
-    """What an attack is called in the records: as the user wrote it, else by its class or function."""
-    if isinstance(asked, str):
-        return asked
-    chosen = asked if isinstance(asked, Called) else _chosen(asked)
-    return chosen.name if isinstance(chosen, Called) else type(chosen).__name__.lower()
-
-
-def _file(attack: Attack | Called) -> str:
-    """A stage's name in a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", _name(attack)).strip("-")

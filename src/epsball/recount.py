@@ -13,7 +13,9 @@ from epsball.task import AWAY
 CONFIDENCE = 1e-4
 """Confidences may differ by so much: between machines the last bits of logits do."""
 
-
+DISTANCES = ("distance", "linf", "l2", "l1", "l0")
+DISTANCE = 1e-9
+"""Distances may differ by so much of themselves: sums in double precision, in whatever order."""
 WHOLE, REAL, TRUTH, TEXT = pa.int64(), pa.float64(), pa.bool_(), pa.string()
 Columns = dict[str, pa.DataType | None]
 CLEAN: Columns = {"id": WHOLE, "label": WHOLE, "prediction": WHOLE, "confidence": REAL, "valid": TRUTH}
@@ -99,7 +101,8 @@ class Claims:
 
     `places` are the rows' numbers in the whole run, `logits` (n, classes) the clean ones, None where none were kept.
     `found_at` are the clean predictions as they were made anew, -1 where logits are not finite; `data_rows` the rows in
-    the data at hand, -1 for none.
+    the data at hand, -1 for none. `known` are the distances at which examples are fooled so far in a run that seeks the
+    nearest points (`min_norm`), `norms` those of the points that were looked at, by name.
     """
 
     ids: np.ndarray
@@ -109,6 +112,7 @@ class Claims:
     at: np.ndarray
     valid: np.ndarray
     logits: np.ndarray | None
+    min_norm: bool
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -122,19 +126,33 @@ class Claims:
         self.overflowed, self.confirmed = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
         self.forwards, self.backwards = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.prediction, self.confidence = np.full(n, np.nan), np.full(n, np.nan)
+        self.known = np.full(n, np.inf)
+        self.norms = {name: np.full(n, np.nan) for name in DISTANCES}
         self.found_at = np.where(self.valid, self.at, -1)
         self.data_rows = np.full(n, -1)
 
     @classmethod
-    def of(cls, records: pa.Table, start: int, at: np.ndarray, valid: np.ndarray, logits: np.ndarray | None) -> Self:
+    def of(
+        cls,
+        records: pa.Table,
+        start: int,
+        at: np.ndarray,
+        valid: np.ndarray,
+        logits: np.ndarray | None,
+        *,
+        min_norm: bool,
+    ) -> Self:
         """Before any stage: who was right, and may be attacked."""
         ids, y = (records[name].to_numpy() for name in ("id", "label"))
         target = records["target"].fill_null(AWAY).to_numpy()
-        return cls(ids, y, target, start + np.arange(len(ids)), at, valid, logits)
+        return cls(ids, y, target, start + np.arange(len(ids)), at, valid, logits, min_norm)
 
-    def standing(self) -> np.ndarray:
-        """The rows that the next attack is run on."""
-        return np.flatnonzero(self.status == "robust")
+    def standing(self, minimises: bool, radii: np.ndarray) -> np.ndarray:
+        """The rows that the next attack is run on, at these radii (n,)."""
+        if not self.min_norm:
+            return np.flatnonzero(self.status == "robust")
+        may = np.isin(self.status, ("robust", "fooled")) & (self.known > 0)
+        return np.flatnonzero(may if minimises else may & (self.known > radii))
 
     def after(self, table: pa.Table, rows: np.ndarray, attack: str, radii: np.ndarray) -> np.ndarray:
         """Enter the outcome of an attack on `rows`; which of the table's rows fell."""
@@ -144,9 +162,12 @@ class Claims:
         lost, fell = rows[invalid & ~fooled], rows[fooled]
         self.overflowed[lost] = True
         self.overflow[lost] = np.fmin(self.overflow[lost], radii[lost])
+        if self.min_norm:
+            self.known[fell] = values(table, "distance")[fooled]
+            radii = np.fmin(self.known, radii)
         self.status[fell], self.attack[fell], self.eps[fell] = "fooled", attack, radii[fell]
-        self.prediction[rows] = values(table, "adversarial_prediction")
-        self.confidence[rows] = values(table, "adversarial_confidence")
+        self.prediction[fell] = values(table, "adversarial_prediction")[fooled]
+        self.confidence[fell] = values(table, "adversarial_confidence")[fooled]
         return fooled
 
     def finish(self) -> None:
@@ -168,11 +189,9 @@ class Claims:
         }
         for name, (what, found) in columns.items():
             differences.compare(self.ids, what, values(records, name), found)
-        absent = self.status != "fooled"
-        for name in ("distance", "linf", "l2", "l1", "l0"):
-            differences.compare(
-                self.ids[absent], "distance", values(records, name)[absent], np.full(absent.sum(), np.nan)
-            )
+        for name, found in self.norms.items():
+            said = (self.status != "fooled") | ~np.isnan(found)  # of points that cannot be read all is said already
+            differences.compare(self.ids[said], "distance", values(records, name)[said], found[said], rtol=DISTANCE)
 
     def table(self, records: pa.Table) -> pa.Table:
         """The records with only those fooled that were confirmed, and the clean predictions made anew."""

@@ -27,6 +27,8 @@ from epsball.evaluation import Stage
 from epsball.losses import Loss, cross_entropy
 from epsball.objective import Model, Objective, Success, check_labels, prediction
 from epsball.run_dir import RunDir
+from epsball.shrinking import shrunk
+from epsball.stages import PlannedStage
 from epsball.storage import Storage, checksums
 from epsball.task import AWAY, Task
 
@@ -56,24 +58,6 @@ COUNTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedStage:
-    """A stage that is to come: an attack, under the name that the user gave it, at one radius (None: the ball's own).
-
-    A `draft` climbs in lower precision; its successes count where the model itself is fooled.
-    """
-
-    name: str
-    label: str
-    attack: Attack | Called
-    eps: float | None
-    draft: bool = False
-
-    def described(self) -> dict[str, Any]:
-        """What the configuration says of it."""
-        return {"name": self.name, "attack": self.label, "eps": self.eps}
-
-
-@dataclass(frozen=True, eq=False)
 class Plan:
     """The checked arguments of an evaluation, its examples in the order of their ids."""
 
@@ -88,6 +72,8 @@ class Plan:
     storage: Storage
     source: Model | None = None
     eot: int = 1
+    min_norm: bool = False
+    """Whether each example's nearest fooling point is sought, and not one inside the ball."""
     fast: Accelerated | None = None
     """What attacks climb on in the place of the model (or source): the same function, at less cost."""
 
@@ -124,7 +110,13 @@ class Plan:
         """How successes are looked at before they end a job: not at all where that can make no difference."""
         if self.storage.x_adv != "8bit" and not stage.draft and self.faster_for(stage.attack) is None:
             return None
-        return Look(judge, lambda z, x: self.read(self.storage.keep(numbers(z), numbers(x))).to(x))
+        return Look(
+            judge, (lambda z, x: z) if self.min_norm else self.stored
+        )  # the nearest are carried out of rounding
+
+    def stored(self, z: Tensor, x: Tensor) -> Tensor:
+        """What is left of points when they are kept."""
+        return self.read(self.storage.keep(numbers(z), numbers(x))).to(x)
 
     def judge(self, loss: Loss) -> Objective:
         """The model itself, to look with."""
@@ -141,6 +133,10 @@ class Shard:
     kept: RunDir | None
     memory: dict[tuple[int, str], pa.Table]
     objectives: list[Objective]
+
+    def __post_init__(self) -> None:
+        self.known = np.full(len(self.task.x), np.inf)
+        """The distance at which each example is known to be fooled, where the nearest point is sought."""
 
     def finish(self, on_left: Callable[[str, int], None]) -> pa.Table:
         """Run what is not on disk yet; the shard's records."""
@@ -163,8 +159,8 @@ class Shard:
         ahead = np.full(len(ids), -np.inf)
         names = ["clean"]
         for number, stage in enumerate(self.plan.stages):
-            open_rows = np.flatnonzero(status == "robust")
-            on_left(_label(stage), len(open_rows))
+            open_rows = np.flatnonzero(self.to_attack(stage, status))
+            on_left(_label(stage), int((status == "robust").sum()))
             if not len(open_rows):
                 continue
             table = self.stage(stage.name, partial(self.attacked, number, open_rows, on_left))
@@ -179,7 +175,6 @@ class Shard:
             radii = self.radii(stage)
             overflow[lost] = np.fmin(overflow[lost], radii[lost])
             status[rows], attack[rows] = "fooled", stage.label
-            columns["eps"][rows] = radii[rows]
             for name in ("adversarial_prediction", "adversarial_confidence"):
                 columns[name][rows] = table[name].drop_null().to_numpy()
             x = self.task.x[torch.from_numpy(rows)].cpu()
@@ -187,6 +182,8 @@ class Shard:
             ball = self.ball(stage).rows(torch.from_numpy(rows))
             for name, norm in (("distance", ball), *NORMS.items()):
                 columns[name][rows] = norm.norm(z.double() - x.double()).numpy()
+            self.known[rows] = columns["distance"][rows]
+            columns["eps"][rows] = np.fmin(self.known, radii)[rows] if self.plan.min_norm else radii[rows]
         status[overflowed & (status == "robust")] = "invalid"
         table = run_dir.table(
             {
@@ -206,6 +203,13 @@ class Shard:
             }
         )
         return run_dir.with_notes(table, {"stages": names})
+
+    def to_attack(self, stage: PlannedStage, status: np.ndarray) -> np.ndarray:
+        """Where a stage may change the verdict: what stands; in search of the nearest point, what may be nearer."""
+        if not self.plan.min_norm:
+            return status == "robust"
+        may = np.isin(status, ("robust", "fooled")) & (self.known > 0)
+        return may if stage.minimises else may & (self.known > self.radii(stage))
 
     def approach(self, rows: np.ndarray, table: pa.Table, ahead: np.ndarray) -> None:
         """Note where an attack came nearer to a wrong class, for those after it that go on from there."""
@@ -258,20 +262,25 @@ class Shard:
             judge = objective
             if self.plan.elsewhere(stage):
                 judge = stack.enter_context(self.plan.judge(cross_entropy))
-            found = self.found(stage, objective, judge, task, lambda fallen: on_left(label, len(open_rows) - fallen))
+            standing = int(np.isinf(self.known[open_rows]).sum())
+            found = self.found(stage, objective, judge, task, lambda fallen: on_left(label, max(standing - fallen, 0)))
             hit = found.fooled.nonzero().squeeze(1).to(rows.device)
             hits = task.rows(hit)
-            x = numbers(hits.x)
-            stored = self.plan.storage.keep(numbers(found.x_adv[hit]), x)
+            x, x_adv, before = numbers(hits.x), found.x_adv[hit], judge.forwards
+            if self.plan.min_norm and len(hit):
+                x_adv = shrunk(judge, hits, x_adv, kept=self.plan.stored, width=self.plan.width)
+            stored = self.plan.storage.keep(numbers(x_adv), x)
             point = self.plan.read(stored).to(task.x)
-            before = judge.forwards
             output = engine.forward_rows(judge, hits, point, self.plan.width) if len(hit) else point.new_zeros(0, 2)
             verification = judge.forwards - before
         good = judge.verdict(output, hits) & hits.ball.contains(point, hits.x)
         if not bool(good.all()):
             level = logging.INFO if self.plan.storage.x_adv == "8bit" else logging.WARNING  # rounding costs some
             log.log(level, "%s: %d successes did not stand when verified, and do not count", label, int((~good).sum()))
-        stood = good.cpu().numpy()
+        unconfirmed = found.unconfirmed + int((~good).sum())
+        stood, distance = good.cpu().numpy(), hits.ball.norm(point.double() - hits.x.double()).cpu().numpy()
+        if self.plan.min_norm:
+            stood &= distance < self.known[open_rows][hit.cpu().numpy()]
         fooled = np.zeros(len(open_rows), dtype=bool)
         fooled[hit.cpu().numpy()] = stood
         points = {"x_adv": stored[stood], "x": self.plan.storage.keep_x(x[stood])}
@@ -279,6 +288,8 @@ class Shard:
         for name, values in _said(output).items():
             if name != "valid":
                 columns[f"adversarial_{name}"] = run_dir.nested(values[stood], fooled)
+        if self.plan.min_norm:
+            columns["distance"] = run_dir.nested(distance[stood], fooled)
         columns["rank"] = found.rank.numpy()
         columns["forwards"], columns["backwards"] = found.forwards.numpy(), found.backwards.numpy()
         kept = points | {"crc32": checksums(*points.values())}
@@ -287,7 +298,6 @@ class Shard:
             name: int(getattr(found, name).sum() if name in ("forwards", "backwards") else getattr(found, name))
             for name in COUNTS
         }
-        unconfirmed = found.unconfirmed + len(hit) - int(fooled.sum())
         summary = _stage(
             stage.name,
             stage.label,
@@ -331,6 +341,9 @@ class Shard:
 
     def ball(self, stage: PlannedStage) -> Ball:
         """The bound ball of a stage."""
+        if stage.within is not None:
+            eps = torch.from_numpy(stage.within * self.known).to(self.task.x)
+            return self.task.ball.with_eps(eps).bind(self.task.x)
         if stage.eps is None:
             return self.task.ball
         return self.task.ball.with_eps(stage.eps).bind(self.task.x)
@@ -359,6 +372,8 @@ def _stage(
 
 
 def _label(stage: PlannedStage) -> str:
+    if stage.within is not None:
+        return f"{stage.label}, nearer"
     return stage.label if stage.eps is None else f"{stage.label} at {stage.eps:.4g}"
 
 

@@ -8,6 +8,7 @@ those that did not fall, is held against the logits that were kept.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,23 @@ from epsball.evaluation import Evaluation
 from epsball.losses import cross_entropy
 from epsball.noise import Noise
 from epsball.objective import Model, Objective, Success, changes_prediction, prediction
-from epsball.recount import CLEAN, CONFIDENCE, RECORDS, STAGE, Claims, Columns, Differences, check_columns, values
+from epsball.recount import (
+    CLEAN,
+    CONFIDENCE,
+    DISTANCE,
+    REAL,
+    RECORDS,
+    STAGE,
+    Claims,
+    Columns,
+    Differences,
+    check_columns,
+    values,
+)
 from epsball.run_dir import read_config
 from epsball.shard import NORMS
 from epsball.storage import Storage, checksums
 from epsball.task import AWAY, Task
-
-DISTANCE = 1e-9
-"""Distances may differ by so much of themselves: sums in double precision, in whatever order."""
 
 
 @dataclass(frozen=True)
@@ -160,20 +170,22 @@ class _Check:
         self.differences.add(
             None, "count", f"shard {number}: {size} examples", f"shard {number}: {len(records)} examples"
         )
-        claims = Claims.of(records, start, *self.clean(records, clean))
+        claims = Claims.of(records, start, *self.clean(records, clean), min_norm=self.config["min_norm"])
         if self.data is not None:
             self.against_data(claims, self.data)
         names = ["clean"]
         for stage in self.config["stages"]:
-            if not len(claims.standing()):
+            radii = self.radii(stage, claims)
+            standing = claims.standing(stage["minimises"], radii)
+            if not len(standing):
                 continue
             names.append(stage["name"])
             path = stages / f"{number:05d}-{stage['name']}.parquet"
-            table = self.read(path, STAGE)
+            table = self.read(path, STAGE | ({"distance": REAL} if claims.min_norm else {}))
             if table is None:
-                self.without(stage, claims, records, path.name)
+                self.without(stage, claims, standing, radii, records, path.name)
             else:
-                self.stage(stage, claims, records, table, path.name)
+                self.stage(stage, claims, standing, radii, table, path.name)
         claims.finish()
         told = run_dir.notes(records).get("stages")
         self.differences.add(None, "count", f"shard {number}: stages {told}", f"shard {number}: stages {names}")
@@ -205,23 +217,47 @@ class _Check:
             return at, valid, whole
         return at, valid, None
 
-    def without(self, stage: dict[str, Any], claims: Claims, records: pa.Table, name: str) -> None:
+    def without(
+        self,
+        stage: dict[str, Any],
+        claims: Claims,
+        standing: np.ndarray,
+        radii: np.ndarray,
+        records: pa.Table,
+        name: str,
+    ) -> None:
         """A stage whose file cannot be read: whoever is said to have fallen there is not confirmed."""
-        radii = self.radii(stage, claims.places)
         eps = values(records, "eps")
-        fell = (claims.status == "robust") & (values(records, "attack") == stage["attack"])
-        fell &= (eps == radii) | np.isnan(radii)
+        fell = standing[values(records, "attack")[standing] == stage["attack"]]
+        if not claims.min_norm:
+            fell = fell[(eps == radii)[fell] | np.isnan(radii[fell])]
         for id in claims.ids[fell]:
             self.differences.add(id, "missing", f"fooled by {stage['attack']}", f"nothing to read in {name}")
         claims.status[fell], claims.attack[fell], claims.eps[fell] = "fooled", stage["attack"], eps[fell]
+        claims.known[fell], claims.confirmed[fell] = values(records, "distance")[fell], False
+        for norm in claims.norms.values():
+            norm[fell] = np.nan
 
-    def stage(self, stage: dict[str, Any], claims: Claims, records: pa.Table, table: pa.Table, name: str) -> None:
+    def stage(
+        self,
+        stage: dict[str, Any],
+        claims: Claims,
+        standing: np.ndarray,
+        radii: np.ndarray,
+        table: pa.Table,
+        name: str,
+    ) -> None:
         """One attack at one radius: what it says of its rows, and each of its points."""
-        standing = claims.standing()
         self.notes(stage, table, len(standing), name)
         rows, places = self.differences.paired(name, table["id"].to_numpy(), claims.ids[standing])
         table, places = table.take(pa.array(rows)), standing[places]
-        fooled = claims.after(table, places, stage["attack"], self.radii(stage, claims.places))
+        before = claims.known.copy()
+        fooled = claims.after(table, places, stage["attack"], radii)
+        if claims.min_norm:
+            fell = places[fooled]
+            self.differences.compare(
+                claims.ids[fell], "nearer", np.full(len(fell), True), claims.known[fell] < before[fell]
+            )
         there = np.all([table[part].is_valid().to_numpy() for part in ("x_adv", "x", "crc32")], axis=0)
         for id in claims.ids[places[fooled & ~there]]:
             self.differences.add(id, "missing", f"fooled by {stage['attack']}", f"no point in {name}")
@@ -235,13 +271,12 @@ class _Check:
                 self.differences.add(id, "damaged", name, error)
             return
         if len(table):
-            self.points(stage, claims, records, places[fooled & there], table, kept)
+            self.points(stage, claims, places[fooled & there], table, kept)
 
     def points(
         self,
         stage: dict[str, Any],
         claims: Claims,
-        records: pa.Table,
         where: np.ndarray,
         table: pa.Table,
         kept: dict[str, np.ndarray],
@@ -269,7 +304,9 @@ class _Check:
         confidence = table["adversarial_confidence"].to_numpy(zero_copy_only=False)
         compare(ids, "confidence", confidence, _confidence(output), atol=CONFIDENCE)
         for name, norm in norms.items():
-            compare(ids, "distance", values(records, name)[where], norm.norm(delta).cpu().numpy(), rtol=DISTANCE)
+            claims.norms[name][where] = norm.norm(delta).cpu().numpy()
+        if claims.min_norm:
+            compare(ids, "distance", values(table, "distance"), claims.norms["distance"][where], rtol=DISTANCE)
         if self.data is None:
             self.clean_again(claims, where, self.forward(task, x))
         elif tuple(self.data.x.shape[1:]) == self.shape:
@@ -322,7 +359,8 @@ class _Check:
         """The summary of a stage against its own table, and against the configuration."""
         told = run_dir.notes(table).get("stage", {})
         sums = {part: int(values(table, part).sum()) for part in ("fooled", "forwards", "backwards")}
-        for part, value in (stage | {"attacked": attacked} | sums).items():
+        said = {part: stage[part] for part in ("name", "attack", "eps")}
+        for part, value in (said | {"attacked": attacked} | sums).items():
             self.differences.add(None, "count", f"{name}, {part}: {told.get(part)}", f"{name}, {part}: {value}")
 
     def whole_ball(self, stage: dict[str, Any]) -> Ball | None:
@@ -355,9 +393,11 @@ class _Check:
             ball, **{part: at.to(self.device) for part in PARTS if isinstance(at := getattr(ball, part), Tensor)}
         )
 
-    def radii(self, stage: dict[str, Any], places: np.ndarray) -> np.ndarray:
+    def radii(self, stage: dict[str, Any], claims: Claims) -> np.ndarray:
         """The radius of each row at a stage; not a number where it is one per feature."""
-        ball = self.whole_ball(stage)
+        if stage["within"] is not None:
+            return stage["within"] * claims.known
+        ball, places = self.whole_ball(stage), claims.places
         eps = np.asarray(np.nan if ball is None else torch.as_tensor(ball.eps, dtype=torch.float64).numpy())
         return eps[places] if eps.ndim == 1 else np.full(len(places), eps if eps.ndim == 0 else np.nan)
 
@@ -379,10 +419,14 @@ class _Check:
             order = order[torch.isin(self.data.ids.cpu()[order], ids)]
             rows = self.data.rows(order.to(self.data.x.device))
             add(None, "data", config["data"]["digest"], fingerprint.of_tensors(rows.x, rows.y, rows.ids))
-        radii = list(dict.fromkeys(stage["eps"] for stage in config["stages"]))
+        radii, ends = list(dict.fromkeys(stage["eps"] for stage in config["stages"])), None
+        if config["min_norm"]:  # the nearest points are sought everywhere
+            radii, ends = [radius for radius in radii if radius not in (None, math.inf)] or [math.inf], math.inf
+        elif None not in radii:
+            ends = radii[-1]
         add(None, "eps", f"radii {config['radii']}", f"radii {radii}")
-        if None not in radii:
-            add(None, "eps", f"ball {_number(config['ball']['eps'])}", f"ball {radii[-1]}")
+        if ends is not None:
+            add(None, "eps", f"ball {_number(config['ball']['eps'])}", f"ball {ends}")
         stored, made = (Evaluation(config, part, pa.table({}), (), 0) for part in (records, found))
         add(None, "accuracy", f"clean {stored.clean_accuracy}", f"clean {made.clean_accuracy}")
         for (eps, share), (_, again) in zip(stored.curve, made.curve, strict=True):

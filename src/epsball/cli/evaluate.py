@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from epsball.cli.common import Json, Subject, described, finite, parsed, percent, progress
+from epsball.cli.min_norm import show_distances
 from epsball.errors import BadInput
 from epsball.files import write_whole
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 def evaluate(
     *,
     subject: Subject = Subject(),  # noqa: B008 - it is frozen
-    attacks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("fgsm", "pgd"),
+    attacks: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
     eps: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
+    min_norm: Annotated[bool, Parameter(negative="")] = False,
     target: int | None = None,
     eot: int = 1,
     source: str | None = None,
@@ -48,9 +50,13 @@ def evaluate(
     ----------
     attacks
         Attacks in the order they are run, each on the examples that still stand: names of `epsball attacks`, with
-        options as in pgd:steps=100,starts=5; protocols such as standard; lists as in 'worst-of(fgsm, pgd)'.
+        options as in pgd:steps=100,starts=5; protocols such as standard; lists as in 'worst-of(fgsm, pgd)'. Default:
+        fgsm pgd, and min-norm with --min-norm.
     eps
         Several radii instead of the ball's one: the robustness curve.
+    min_norm
+        How far is the boundary? Seek the nearest fooling point of each example, whatever the ball's radius, then check
+        the distances with attacks of fixed radius: at --eps, or just within each distance. Default attacks: min-norm.
     target
         Drive every example towards this class instead of away from its own.
     eot
@@ -96,6 +102,9 @@ def evaluate(
         raise BadInput(f"`--active-test` must be >= 0, got {active_test}; it is a number of examples, 0 for none")
     if active_test and source is not None:
         raise BadInput("`--active-test` must be 0 with --source: a transfer does not see the head that hides a point")
+    if active_test and min_norm:
+        raise BadInput("`--active-test` must be 0 with --min-norm: it hides points in balls of one radius")
+    attacks = attacks or (("min-norm",) if min_norm else ("fgsm", "pgd"))
     keep_memory()
     # All that can be refused is refused before a network is trained.
     parsed(attacks, subject.ball)
@@ -106,7 +115,7 @@ def evaluate(
     radii_of(radii, ball)
     Storage.chosen(storage, "float32", float(ball.lo), float(ball.hi), ())
     surrogate, told = None, {}
-    flags = {"attacks": attacks, "eps": eps, "target": target, "eot": eot, "storage": storage}
+    flags = {"attacks": attacks, "eps": eps, "min_norm": min_norm, "target": target, "eot": eot, "storage": storage}
     flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
     flags |= {"accelerate": accelerate, "compile": compile, "draft": draft}
     try:
@@ -123,6 +132,7 @@ def evaluate(
                 ball,
                 attacks,
                 eps=radii,
+                min_norm=min_norm,
                 target=target,
                 source=surrogate,
                 eot=eot,
@@ -145,7 +155,7 @@ def evaluate(
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
     else:
-        told |= {"data": described(examples), "ball": subject.ball if eps is None else subject.ball.partition(":")[0]}
+        told |= {"data": described(examples), "ball": subject.ball if eps is None and not min_norm else subject.ball.partition(":")[0]}
         _report(found, told, out)
     return int(fail_under is not None and not found.robust_accuracy >= fail_under)
 
@@ -171,6 +181,29 @@ def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
         if name in told:
             console.print(f"[dim]{name:<6}[/] {escape(told[name])}", soft_wrap=True)
     console.print()
+    said = "An upper bound: a stronger attack may find more."
+    if found.config["source"] is not None:
+        said = "A transfer: attacks that see the model itself find more."
+    if found.config["min_norm"]:
+        show_distances(found, console)
+        said = said.replace("more", "nearer points")
+    else:
+        _show_accuracy(found, console)
+    if (lost := sum(stage.unconfirmed for stage in found.stages)) and found.config["storage"]["x_adv"] == "8bit":
+        console.print(f"[dim]{lost:,} successes did not survive the rounding, and do not count.[/]")
+    if found.config["eot"] > 1:
+        console.print(f"[dim]The model judged is the mean of {found.config['eot']} passes.[/]")
+    console.print(f"[dim]{said}[/]")
+    if (record := found.config.get("acceleration")) is not None:
+        console.print(f"[dim]gradients: {Plan.from_dict(record)}[/]", soft_wrap=True)
+    if (test := found.active_test) is not None:
+        console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]", soft_wrap=True)
+    if out is not None:
+        console.print(f"[dim]records and adversarial examples: {escape(str(out))}[/]", soft_wrap=True)
+
+
+def _show_accuracy(found: Evaluation, console: Console) -> None:
+    """The stages, the curve where there is one, and the verdict."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("stage", overflow="fold", min_width=12)
     for head in ("eps", "examples", "fell", "standing", "passes/example", "seconds"):
@@ -200,20 +233,6 @@ def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
         f"[bold]{verdict}[/] (95% interval {percent(found.interval)}), clean {found.clean_accuracy:.2%}{kept}"
         + (f" ({', '.join(apart)})" if apart else "")
     )
-    if kept and (lost := sum(stage.unconfirmed for stage in found.stages)):
-        console.print(f"[dim]{lost:,} successes did not survive the rounding, and do not count.[/]")
-    if found.config["eot"] > 1:
-        console.print(f"[dim]The model judged is the mean of {found.config['eot']} passes.[/]")
-    said = "An upper bound: a stronger attack may find more."
-    if found.config["source"] is not None:
-        said = "A transfer: attacks that see the model itself find more."
-    console.print(f"[dim]{said}[/]")
-    if (record := found.config.get("acceleration")) is not None:
-        console.print(f"[dim]gradients: {Plan.from_dict(record)}[/]", soft_wrap=True)
-    if (test := found.active_test) is not None:
-        console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]", soft_wrap=True)
-    if out is not None:
-        console.print(f"[dim]records and adversarial examples: {escape(str(out))}[/]", soft_wrap=True)
 
 
 APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}
