@@ -18,7 +18,10 @@ MODELS: dict[str, str] = {
     "small-cnn": "epsball.models.builtin:small_cnn",
     "preact-resnet18": "epsball.models.builtin:preact_resnet18",
     "maxout": "epsball.models.builtin:maxout",
+    "sabotage": "epsball.models.sabotage:sabotaged",
 }
+NAMED = {"sabotage"}
+"""Those whose option is a name: sabotage:NAME."""
 
 
 def spelled(name: str) -> str:
@@ -27,7 +30,7 @@ def spelled(name: str) -> str:
 
 
 def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn.Module:
-    """A fresh built-in model, from its short form NAME or NAME:KEY=VALUE,KEY=VALUE.
+    """A fresh built-in model, from its short form NAME, NAME:KEY=VALUE,KEY=VALUE, or sabotage:NAME.
 
     `shape` is that of one example, (C, H, W) for images; `classes` >= 1 is the number of logits. The weights are
     torch's usual initialisation drawn with `seed`; torch's global generators are left as they were.
@@ -43,8 +46,8 @@ def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn
     module, _, attribute = MODELS[one_of("model", spelled(base), MODELS)].partition(":")
     factory = getattr(import_module(module), attribute)
     known = list(signature(factory).parameters)[2:]
-    options = {}
-    for pair in filter(None, rest.split(",")):
+    options: dict[str, int | str] = {"name": rest} if spelled(base) in NAMED else {}
+    for pair in filter(None, () if options else rest.split(",")):
         key, equals, value = pair.partition("=")
         if not known or not equals or not value.strip().isdecimal():
             what = f"KEY=INTEGER with a key of {', '.join(known)}" if known else "left out"

@@ -1,0 +1,121 @@
+"""What a protocol does about what the probes found, before it begins: a temperature, several passes, more search.
+
+Pure: from a `Probe` to a `Reaction`, which says what to change and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from epsball.attacks import parse
+from epsball.attacks.attack import Attack, at_least
+from epsball.attacks.square import Square
+from epsball.diagnosis.probes import Probe
+from epsball.diagnosis.record import Name
+from epsball.losses import Loss, cross_entropy
+from epsball.task import Task
+
+A = TypeVar("A")
+
+MASKED = ("zero-gradients", "vanishing-gradients", "shattered-gradients")
+DRAWS = 20
+"""Passes that are averaged for a stochastic model."""
+SEARCH = "square:steps=5000,starts=2"
+"""The search that is added for a model whose gradients are masked; no job is given up."""
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """A loss of the logits divided by a `temperature` >= 1, in double precision: large logits do not saturate it.
+
+    The order of the classes, and so the verdict, is that of the logits themselves.
+
+    >>> from epsball.balls import Linf
+    >>> from epsball.task import task_of
+    >>> task = task_of(torch.zeros(1, 1), 0, Linf(eps=1.0))
+    >>> logits = torch.tensor([[2000.0, 0.0]])
+    >>> cross_entropy(logits, task).abs(), Tempered(cross_entropy, 1000.0)(logits, task)
+    (tensor([0.]), tensor([0.1269]))
+    """
+
+    loss: Loss
+    temperature: float
+
+    def __post_init__(self) -> None:
+        at_least("temperature", self.temperature, 1)
+
+    def __call__(self, logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, "n *k"]:
+        return self.loss(logits.double() / self.temperature, task).to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """What to change in a protocol: nothing where all is as by default, and `because` is empty.
+
+    `temperature` > 1 divides the logits in cross-entropy, `eot` passes are averaged, `search` adds random search that
+    gives no job up. `because` has a sentence for each change.
+    """
+
+    temperature: float = 1.0
+    eot: int = 1
+    search: bool = False
+    because: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What was done, in a line; empty where nothing was."""
+        return "; ".join(self.because)
+
+    def applied(self, attacks: Sequence[tuple[str, A]]) -> list[tuple[str, A | Attack]]:
+        """The named attacks of a protocol as they are to be run; `eot` is the evaluation's own argument.
+
+        A callable stays as it is.
+        """
+        changed = [(name, self.tempered(attack)) for name, attack in attacks]
+        added = [(SEARCH, parse(SEARCH))] if self.search else []
+        return [*changed, *added]
+
+    @property
+    def answers(self) -> tuple[Name, ...]:
+        """The indicators that it does something about, so that they no longer speak against the verdict."""
+        return ("saturated-logits",) * (self.temperature > 1) + ("stochastic-forward",) * (self.eot > 1)
+
+    def tempered(self, attack: A) -> A | Attack:
+        """The attack with large logits made small for its cross-entropy, where that is part of the reaction."""
+        if self.temperature == 1 or not isinstance(attack, Attack) or attack.loss is not cross_entropy:
+            return attack
+        return replace(attack, loss=Tempered(attack.loss, self.temperature))
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any] | None) -> Reaction:
+        """What `dataclasses.asdict` made of a reaction; None is none."""
+        return cls() if record is None else cls(**{**record, "because": tuple(record["because"])})
+
+
+def react(probe: Probe, norm: str, eot: int = 1) -> Reaction:
+    """What to do about what the probes found, in balls of `norm`, where `eot` passes are averaged already.
+
+    >>> react(Probe((), 1.0, True, 0, 0), "linf") == Reaction()
+    True
+    """
+    raised, because = probe.raised, []
+    temperature, draws, search = 1.0, eot, False
+    if "saturated-logits" in raised:
+        temperature = probe.temperature
+        because.append(
+            f"the logits saturate: cross-entropy climbs them divided by {temperature:.3g}, in double precision"
+        )
+    if "stochastic-forward" in raised and eot == 1:
+        draws = DRAWS
+        because.append(f"the model is stochastic: the mean of {DRAWS} passes is attacked and judged")
+    masked = [name for name in MASKED if name in raised]
+    if masked and "stochastic-forward" not in raised and norm in Square.norms:
+        search = True
+        because.append(f"{', '.join(masked)}: {SEARCH} is added, random search that gives no example up")
+    return Reaction(temperature, draws, search, tuple(because))

@@ -1,0 +1,33 @@
+"""The sabotaged networks, trained for seconds on the digits; those that differ only in their end share weights."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from torch import nn
+
+from epsball.data import Examples, load_data
+from epsball.models import build
+from epsball.training.fit import fit
+from epsball.training.sabotage import recipe
+
+EPS = 0.1
+SAME_WEIGHTS = {"scaled": "plain", "softmax": "plain"}
+
+
+@cache
+def digits(split: str) -> Examples:
+    return load_data("digits", split=split)
+
+
+@cache
+def network(name: str, seed: int) -> nn.Module:
+    """sabotage:NAME, trained with that seed; in eval mode, not to be changed."""
+    train = digits("train")
+    model = build(f"sabotage:{name}", train.shape, train.classes, seed=seed)
+    if name in SAME_WEIGHTS:
+        model.load_state_dict(network(SAME_WEIGHTS[name], seed).state_dict())
+    else:
+        how = recipe(model, train)
+        fit(model, train, how.ball, objective=how.objective, epochs=15, lr=3e-3, seed=seed)
+    return model.eval()
