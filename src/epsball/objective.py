@@ -251,6 +251,10 @@ class Objective:
         self.forwards += len(z)
         return logits, loss, self._gradient(loss, leaf)
 
+    def exhausted(self, task: Task) -> Bool[Tensor, " n"] | None:
+        """Where the examples may ask no more, for a model that counts; None for any other."""
+        return None
+
     def check_deterministic(self, z: Float[Tensor, "n *shape"]) -> bool:
         """Run the model twice on z and warn where it answers differently. Counted in `probes`."""
         with torch.no_grad():
@@ -297,7 +301,7 @@ class Objective:
     def _logits(self, output: Tensor | None) -> Tensor:
         if output is None or not output.is_floating_point():
             raise BadInput(
-                "`model` returns labels, but this attack needs logits, as all built-in ones do; hand over your own: a "
+                "`model` returns labels, but this attack needs logits; take hopskipjump, or hand over your own: a "
                 "callable (model, x, y, ball) -> x_adv, or an Attack whose `needs` is 'label'"
             )
         return output
