@@ -1,0 +1,106 @@
+"""The verdict for others to read: a fragment of a model card in Markdown, and the fields of a RobustBench entry.
+
+RobustBench (Croce et al., NeurIPS 2021 Datasets and Benchmarks) keeps an entry as model_info/DATASET/THREAT/NAME.json:
+accuracies are percentages as text, the threat model is the folder. What only the authors know is null.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from epsball.report.page import counted, percent
+from epsball.report.run import Run
+
+STANDARD = ["standard"]
+"""The protocol that is AutoAttack's list."""
+
+
+def markdown(run: Run) -> str:
+    """A section for a model card."""
+    found, config = run.found, run.config
+    low, high = found.interval
+    rows = [
+        ("threat model", f"{run.ball}, radii in the units of the data"),
+        ("data", f"{config['data']['name']}, {counted(len(found))} examples"),
+        ("clean accuracy", percent(found.clean_accuracy)),
+    ]
+    if config["min_norm"]:
+        rows += [(f"{share:.0%} are wrong within", f"{far:.4g}") for share, far in found.quantiles()]
+    else:
+        for eps, share in found.curve[:-1]:
+            rows.append((f"{run.what} at {run.spelled(eps)}", percent(share)))
+        rows.append((f"**{run.what}**", f"**{percent(found.robust_accuracy)}**"))
+        rows.append(("95 % interval", f"{100 * low:.1f} to {100 * high:.1f} %"))
+    rows += [
+        ("attacks, the worst case of each example", ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))),
+        ("passes", f"{counted(found.forwards)} forwards, {counted(found.backwards)} backwards"),
+        ("seed", str(config["seed"])),
+        ("versions", f"epsball {config['epsball']}, torch {config['torch']}"),
+    ]
+    lines = ["## Adversarial robustness", "", "| what | value |", "| --- | --- |"]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    lines += ["", " ".join(_text(said) for said in (*run.caveats, *run.doubts))]
+    for said in (run.diagnosis, found.active_test):
+        if said is not None:
+            lines += ["", _text(f"{said.verdict[:1].upper()}{said.verdict[1:]}.")]
+    fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", run.command_line)), default=2))
+    if run.command_line:
+        lines += ["", "Measured with", "", f"{fence}console", run.command_line, fence]
+    return "\n".join(lines) + "\n"
+
+
+def robustbench(run: Run) -> dict[str, Any]:
+    """The entry's fields; `autoattack_acc` is known where the run was AutoAttack's list, unchanged, on the model."""
+    found, config = run.found, run.config
+    standard = config["protocol"] == STANDARD and not (
+        config["min_norm"]
+        or config["target"]
+        or config["source"]
+        or config["storage"]["x_adv"] == "8bit"
+        or config.get("reaction")
+        or config["eot"] > 1
+    )
+    robust = None if config["min_norm"] else _points(found.robust_accuracy)
+    eps = None if run.radius is None else run.spelled(run.radius)
+    made = ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))
+    return {
+        "link": None,
+        "name": None,
+        "authors": None,
+        "additional_data": None,
+        "number_forward_passes": config["eot"],
+        "dataset": config["data"]["name"],
+        "venue": None,
+        "architecture": run.model,
+        "threat_model": config["ball"]["class"],
+        "eps": eps,
+        "clean_acc": _points(found.clean_accuracy),
+        "reported": robust,
+        "autoattack_acc": robust if standard else None,
+        "external": None,
+        "unreliable": None if run.diagnosis is None else run.diagnosis.speaks_against,
+        "footnote": f"Measured by epsball {config['epsball']} on {counted(len(found))} examples, seed "
+        f"{config['seed']}: worst case of {made}.",
+    }
+
+
+def robustbench_text(run: Run) -> str:
+    """The entry as a file."""
+    return json.dumps(robustbench(run), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _points(share: float) -> str | None:
+    return None if share != share else f"{100 * share:.2f}"
+
+
+def _text(text: str) -> str:
+    """A text in Markdown: nothing in it is markup."""
+    return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", text.replace("\n", " "))
+
+
+def _cell(text: str) -> str:
+    bold = text.startswith("**") and text.endswith("**")
+    inner = _text(text.strip("*") if bold else text)
+    return f"**{inner}**" if bold else inner

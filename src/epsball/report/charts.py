@@ -1,0 +1,325 @@
+"""The figures of a report: what is left of the accuracy, and how far the fooling points are.
+
+Plain dictionaries as plotly's script reads them. Each comes with a sentence and a table that say the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from epsball.evaluation import wilson
+from epsball.report.page import Chart, Table, counted, percent, plain
+from epsball.report.run import Run
+
+STEPS = 400
+"""The most corners that a curve of distances is drawn with."""
+BINS = 30
+AXIS = {"gridcolor": "--line", "zerolinecolor": "--line", "linecolor": "--line", "automargin": True, "fixedrange": True}
+LINES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def curve(run: Run) -> Chart:
+    """What is left of the accuracy: after each attack, over radii, or over distances, as the run was."""
+    if run.config["min_norm"]:
+        return _over_distances(run)
+    return _over_radii(run) if len(run.config["radii"]) > 1 else _after_each(run)
+
+
+def _after_each(run: Run) -> Chart:
+    rows = run.stages
+    low, high = run.found.interval
+    whole = 1.0 if run.config["target"] else run.found.clean_accuracy
+    bars = [("to begin with" if run.config["target"] else "clean", whole, "--clean")]
+    for at, row in enumerate(rows):
+        worst = at == len(rows) - 1
+        name = f"after {row.stage.attack}" + " (control)" * row.control + " = worst case" * worst
+        bars.append((name, row.accuracy, "--worst" if worst else "--control" if row.control else "--series-3"))
+    words = [("clean", ""), *((row.stage.attack, ", control" * row.control) for row in rows)]
+    words[-1] = (words[-1][0], words[-1][1] + ", worst case" * bool(rows))
+    ticks = [(tick if at else bars[0][0], role, bars[at]) for at, (tick, role) in enumerate(words)]
+    names, shares, colours = (list(part) for part in zip(*bars, strict=True))
+    at = [f"{n}" for n in range(len(bars))]  # attacks of one name are bars of their own
+    data: list[dict[str, Any]] = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "y": at,
+            "x": _finite(shares),
+            "marker": {"color": colours},
+            "customdata": [plain(name) for name in names],
+            "hovertemplate": "%{customdata}: %{x:.2%}<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": _finite(shares[-1:]),
+            "y": at[-1:],
+            "marker": {"color": "--ink", "size": 2},
+            "hoverinfo": "skip",
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": _finite([high - shares[-1]]),
+                "arrayminus": _finite([shares[-1] - low]),
+                "color": "--ink",
+            },
+        },
+    ]
+    axis = AXIS | {
+        "range": [0, 1],
+        "tickformat": ".0%",
+        "title": {"text": run.what if run.config["target"] else "accuracy"},
+    }
+    layout = {
+        "xaxis": axis,
+        "yaxis": AXIS
+        | {
+            "autorange": "reversed",
+            "tickvals": at,
+            "ticktext": [f"{plain(_short(tick))}<br>{percent(bar[1])}{role}" for tick, role, bar in ticks],
+            "showgrid": False,
+            "type": "category",
+        },
+        "showlegend": False,
+        "bargap": 0.35,
+    }
+    table = Table(
+        ("examples", run.what if run.config["target"] else "accuracy"),
+        tuple((name, percent(share)) for name, share in zip(names, shares, strict=True)),
+        f"The worst case has the 95 % interval {100 * low:.1f} to {100 * high:.1f} %.",
+    )
+    said = ", ".join(f"{name} {percent(share)}" for name, share in zip(names, shares, strict=True))
+    return Chart(
+        id="curve",
+        title="What is left after each attack",
+        description=f"Bars: {said}.",
+        data=data,
+        layout=layout,
+        table=table,
+        height=90 + 48 * len(bars),
+        notes=("Each attack works on what the ones before it left, so that a bar is no attack's own strength.",),
+    )
+
+
+def _over_radii(run: Run) -> Chart:
+    found, radii = run.found, [float(eps) for eps in run.config["radii"] if eps is not None]
+    whole = 1.0 if run.config["target"] else found.clean_accuracy
+    start = ([0.0], [whole])
+    lines: list[tuple[str, list[float], bool]] = []
+    for name in dict.fromkeys(row.stage.attack for row in run.stages):
+        rows = {row.stage.eps: row for row in run.stages if row.stage.attack == name}
+        control = any(row.control for row in rows.values())
+        if control:  # what it broke itself, whatever the others did
+            broke = np.cumsum([rows[eps].stage.fooled if eps in rows else 0 for eps in radii])
+            lines.append((f"{name} alone (control)", (whole - broke / max(run.asked, 1)).tolist(), True))
+        else:
+            left = dict(found.curve)  # of a radius at which nothing was left to attack
+            lines.append((f"after {name}", [rows[e].accuracy if e in rows else left[e] for e in radii], False))
+    data: list[dict[str, Any]] = []
+    last = "" if not lines or lines[-1][2] else lines.pop()[0]  # what is left after it is the worst case
+    for at, (name, shares, control) in enumerate(lines):
+        colour = "--control" if control else LINES[at % len(LINES)]
+        data.append(_line(name, start[0] + radii, start[1] + shares, colour, DASHES[(at + 1) % len(DASHES)], 1.5))
+    worst = [accuracy for _, accuracy in found.curve]
+    ends = [wilson(round(share * run.asked), run.asked) for share in worst]
+    data.append(
+        _line(
+            f"worst case, {last}" if last else "worst case", start[0] + radii, start[1] + worst, "--worst", "solid", 3
+        )
+        | {
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": [0, *_finite([high - share for share, (_, high) in zip(worst, ends, strict=True)])],
+                "arrayminus": [0, *_finite([share - low for share, (low, _) in zip(worst, ends, strict=True)])],
+                "color": "--worst",
+                "thickness": 1.5,
+            }
+        }
+    )
+    table = Table(
+        ("eps", *(name for name, _, _ in lines), "worst case", "95 % interval"),
+        (
+            ("0", *("" for _ in lines), percent(whole), ""),
+            *(
+                (
+                    run.spelled(eps),
+                    *(percent(shares[at]) for _, shares, _ in lines),
+                    percent(worst[at]),
+                    f"{100 * ends[at][0]:.1f} to {100 * ends[at][1]:.1f} %",
+                )
+                for at, eps in enumerate(radii)
+            ),
+        ),
+    )
+    said = ", ".join(f"{percent(share)} at {run.spelled(eps)}" for eps, share in zip(radii, worst, strict=True))
+    return Chart(
+        id="curve",
+        title="Robustness curve",
+        description=f"Lines over the radius: {percent(whole)} to begin with; in the worst case {said}.",
+        data=data,
+        layout=_share_layout(f"radius, {run.norm}"),
+        table=table,
+        height=400,
+        notes=(
+            "A line “after” an attack is what it and those before it left at that radius; what fell at a smaller "
+            "one counts as fallen.",
+        ),
+    )
+
+
+def _over_distances(run: Run) -> Chart:
+    known = np.sort(run.found.distances)
+    known = known[~np.isnan(known)]
+    at = known[np.isfinite(known)]
+    n = max(len(known), 1)
+    corners = np.unique(np.linspace(0, len(at) - 1, min(STEPS, len(at))).round().astype(int)) if len(at) else []
+    x, y = [0.0], [run.found.accuracy_at(0.0)]
+    for corner in corners:
+        x.append(float(at[corner]))
+        y.append(float((known > at[corner]).sum() / n))
+    line = _line("worst case", x, y, "--worst", "solid", 2.5, steps=True)
+    quantiles = run.found.quantiles((0.05, 0.25, 0.5, 0.75, 0.95))
+    rows = tuple(
+        (f"{share:.0%}", f"{far:.4g}" if math.isfinite(far) else "not found", percent(run.found.accuracy_at(far)) if
+         math.isfinite(far) else "") for share, far in quantiles
+    )  # fmt: skip
+    said = ", ".join(f"{share:.0%} within {far:.4g}" for share, far in quantiles if math.isfinite(far))
+    return Chart(
+        id="curve",
+        title="Robust accuracy at any radius",
+        description=f"A falling line: wrong are {said}.",
+        data=[line],
+        layout=_share_layout(f"radius, {run.norm}") | {"showlegend": False},
+        table=Table(("share that is wrong", f"within ({run.norm})", "robust accuracy there"), rows),
+        height=400,
+    )
+
+
+def distances(run: Run) -> Chart | None:
+    """How far the fooling points are from their examples; None where nothing fell."""
+    far = run.known_distances()
+    if not len(far):
+        return None
+    top = float(far.max()) or 1.0
+    if run.norm == "l0":
+        edges = np.arange(-0.5, math.floor(top) + 1, max(1, math.ceil(top / BINS)))
+        edges = np.append(edges, edges[-1] + max(1, math.ceil(top / BINS)))
+    else:
+        edges = np.linspace(0, top * 1.0001, BINS + 1)
+    counts, _ = np.histogram(far, edges)
+    middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    data = [
+        {
+            "type": "bar",
+            "x": middle.tolist(),
+            "y": counts.tolist(),
+            "width": (width * 0.94).tolist(),
+            "marker": {"color": "--series-1"},
+            "customdata": [[float(a), float(b)] for a, b in pairwise(edges)],
+            "hovertemplate": "%{customdata[0]:.4g} to %{customdata[1]:.4g}: %{y}<extra></extra>",
+        }
+    ]
+    layout: dict[str, Any] = {
+        "xaxis": AXIS | {"title": {"text": f"distance, {run.norm}"}},
+        "yaxis": AXIS | {"title": {"text": "examples"}, "rangemode": "tozero"},
+        "showlegend": False,
+    }
+    if run.radius is not None:
+        line = {"type": "line", "x0": run.radius, "x1": run.radius, "yref": "paper", "y0": 0, "y1": 1}
+        layout["shapes"] = [line | {"line": {"color": "--worst", "width": 2, "dash": "dash"}}]
+        layout["annotations"] = [
+            {"x": run.radius, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "right", "showarrow": False,
+             "text": f"eps {run.spelled(run.radius)}", "font": {"color": "--worst"}}
+        ]  # fmt: skip
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    norms = ("linf", "l2", "l1", "l0")
+    rows = []
+    for norm in norms:
+        known = run.found.records[norm].drop_null().to_numpy().astype(float)
+        rows.append((norm, *(f"{float(np.quantile(known, share, method='inverted_cdf')):.4g}" for share in shares)))
+    notes = (
+        ()
+        if run.config["min_norm"]
+        else (
+            "Attacks of a fixed radius go to its edge; the nearest points are sought by epsball evaluate --min-norm.",
+        )
+    )
+    return Chart(
+        id="distances",
+        title="How far the fooling points are",
+        description=f"A histogram of {counted(len(far))} distances from {far.min():.4g} to {far.max():.4g}, half of "
+        f"them within {float(np.median(far)):.4g}.",
+        data=data,
+        layout=layout,
+        table=Table(("norm", *(f"{share:.0%} within" for share in shares)), tuple(rows)),
+        notes=notes,
+    )
+
+
+def together(runs: Sequence[tuple[str, Run]], norm: str) -> Chart:
+    """The curves of several runs in balls of one norm."""
+    data, rows = [], []
+    for at, (name, run) in enumerate(runs):
+        colour, dash = LINES[at % len(LINES)], DASHES[at % len(DASHES)]
+        if run.config["min_norm"]:
+            trace = _over_distances(run).data[0]
+            data.append(trace | {"name": plain(name), "line": trace["line"] | {"color": colour, "dash": dash}})
+            points = [(far, 1 - share) for share, far in run.found.quantiles((0.25, 0.5, 0.75)) if math.isfinite(far)]
+        else:
+            points = [(float(eps), share) for eps, share in run.found.curve if eps is not None]
+            if not run.config["target"]:
+                points.insert(0, (0.0, run.found.clean_accuracy))
+            data.append(_line(name, [x for x, _ in points], [y for _, y in points], colour, dash, 2.5))
+        rows += [(name, run.spelled(eps) if eps else "0", percent(share)) for eps, share in points]
+    said = "; ".join(
+        f"{name}, clean {percent(run.found.clean_accuracy)}"
+        + ("" if run.config["min_norm"] else f", worst case {percent(run.found.robust_accuracy)}")
+        for name, run in runs
+    )
+    return Chart(
+        id=f"curve-{norm}",
+        title=f"Accuracy over the radius, {norm}",
+        description=f"One line for each run: {said}.",
+        data=data,
+        layout=_share_layout(f"radius, {norm}"),
+        table=Table(("run", "eps", "accuracy"), tuple(rows)),
+        height=400,
+    )
+
+
+def _line(
+    name: str, x: Sequence[float], y: Sequence[float], colour: str, dash: str, width: float, *, steps: bool = False
+):
+    return {
+        "type": "scatter",
+        "mode": "lines" if steps else "lines+markers",
+        "name": plain(_short(name)),
+        "x": list(x),
+        "y": _finite(y),
+        "line": {"color": colour, "width": width, "dash": dash, "shape": "hv" if steps else "linear"},
+        "hovertemplate": f"{plain(name)}, %{{x:.4g}}: %{{y:.2%}}<extra></extra>".replace("%{x", "eps %{x"),
+    }
+
+
+def _share_layout(x: str) -> dict[str, Any]:
+    return {
+        "xaxis": AXIS | {"title": {"text": plain(x)}, "rangemode": "tozero"},
+        "yaxis": AXIS | {"title": {"text": "accuracy"}, "range": [0, 1.02], "tickformat": ".0%"},
+        "showlegend": True,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    }
+
+
+def _short(name: str, most: int = 34) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [float(value) if math.isfinite(value) else None for value in values]

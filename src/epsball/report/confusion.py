@@ -1,0 +1,61 @@
+"""Which class is taken for which, in the worst point that was found for each example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from epsball.report.run import Run
+
+SHOWN = 20
+"""The most classes of a matrix; of more, those that fell most often are shown."""
+PAIRS = 12
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts (k, k) of the classes named, label by row, prediction at the worst point by column.
+
+    `pairs` are the mistakes that attacks made most often, (label, prediction, count); `classes` is how many there are.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    pairs: tuple[tuple[str, str, int], ...]
+    classes: int
+
+    @property
+    def largest(self) -> int:
+        """The largest count off the diagonal."""
+        return max((c for i, row in enumerate(self.counts) for j, c in enumerate(row) if i != j), default=0)
+
+
+def confusion(run: Run) -> Confusion | None:
+    """The matrix of a run; None where no prediction is known."""
+    records = run.found.records
+    label = records["label"].to_numpy()
+    status = records["status"].to_numpy(zero_copy_only=False)
+    clean = records["clean_prediction"].to_numpy(zero_copy_only=False).astype(float)
+    fooled = records["adversarial_prediction"].to_numpy(zero_copy_only=False).astype(float)
+    said = np.where(status == "fooled", fooled, clean)
+    known = ~np.isnan(said)
+    if not known.any():
+        return None
+    label, said, fell = label[known].astype(int), said[known].astype(int), (status == "fooled")[known]
+    classes = int(max(label.max(), said.max())) + 1
+    pairs, counts = np.unique(np.stack([label[fell], said[fell]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:PAIRS]
+    top = tuple(
+        (run.label(int(a)), run.label(int(b)), int(c)) for (a, b), c in zip(pairs.T[order], counts[order], strict=True)
+    )
+    shown = np.arange(classes)
+    if classes > SHOWN:
+        often = np.bincount(label[fell], minlength=classes) + np.bincount(said[fell], minlength=classes)
+        shown = np.sort(np.argsort(-often, kind="stable")[:SHOWN])
+    place = np.full(classes, -1)
+    place[shown] = np.arange(len(shown))
+    inside = (place[label] >= 0) & (place[said] >= 0)
+    matrix = np.zeros((len(shown), len(shown)), np.int64)
+    np.add.at(matrix, (place[label[inside]], place[said[inside]]), 1)
+    return Confusion(tuple(run.label(int(c)) for c in shown), tuple(map(tuple, matrix.tolist())), top, classes)

@@ -1,0 +1,220 @@
+"""`report.html`: what an evaluation found, in one file; or several runs side by side.
+
+Everything is read from run directories; no model, no data and no torch are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import epsball
+from epsball.comparison import Comparison, compare
+from epsball.errors import BadInput
+from epsball.evaluation import Evaluation
+from epsball.report import page
+from epsball.report.card import markdown, robustbench_text
+from epsball.report.charts import curve, distances, together
+from epsball.report.confusion import confusion
+from epsball.report.gallery import SHOWN, gallery
+from epsball.report.page import Table, counted, percent
+from epsball.report.run import Run
+
+REPORT, CARD, ROBUSTBENCH, COMPARISON = "report.html", "card.md", "robustbench.json", "comparison.html"
+
+
+@dataclass(frozen=True)
+class Nearer:
+    """Two runs that sought the nearest points of the same `n` examples: in which are they nearer?"""
+
+    n: int
+    a: int
+    b: int
+    ratio: float
+    """The median of B's distance over A's, where both are above 0 and finite."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs: their comparison, or why there is none."""
+
+    a: str
+    b: str
+    found: Comparison | None
+    why: str
+    nearer: Nearer | None = None
+
+
+def write_report(
+    run: str | Path, out: str | Path | None = None, *, found: Evaluation | None = None, examples: int = SHOWN
+) -> Path:
+    """Write the report of the finished run in a directory; where it is.
+
+    It goes to `out`, a file, or into the run's directory, then with `card.md`, a section for a model card, and
+    `robustbench.json`, the fields of a RobustBench entry, beside it. `found` is what `Evaluation.load(run)` would
+    give, where that is there already; `examples` is the most that the gallery shows.
+
+    Raises `BadInput` for a directory that holds no finished run.
+    """
+    if examples < 0:
+        raise BadInput(f"`examples` must be >= 0, got {examples}; 0 leaves the gallery out")
+    read = Run.load(run, found)
+    at = read.path / REPORT if out is None else Path(out)
+    page.write(at, of_run(read, examples))
+    if out is None:
+        page.write(read.path / CARD, markdown(read))
+        page.write(read.path / ROBUSTBENCH, robustbench_text(read))
+    return at
+
+
+def write_comparison(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Write one file that puts several finished runs side by side; where it is.
+
+    The first run is held against each of the others. Runs that are not on the same data are shown, and not compared.
+
+    Raises `BadInput` for a directory that holds no finished run, and for fewer than two.
+    """
+    if len(runs) < 2:
+        raise BadInput(f"`runs` must be two runs or more, got {len(runs)}; epsball report RUN is for one")
+    page.write(Path(out), of_runs([Run.load(run) for run in runs]))
+    return Path(out)
+
+
+def of_run(run: Run, examples: int = SHOWN) -> str:
+    """The report of one run, as HTML."""
+    charts = [chart for chart in (curve(run), distances(run)) if chart is not None]
+    return page.render(
+        "run.html",
+        charts=charts,
+        title=f"{run.name}: robustness report",
+        run=run,
+        found=run.found,
+        curve=charts[0],
+        distances=charts[1] if len(charts) > 1 else None,
+        tiles=_tiles(run),
+        costs=_costs(run),
+        confusion=confusion(run),
+        gallery=gallery(run, examples),
+        settings=_settings(run),
+        config_text=(run.path / "config.json").read_text(),
+        made_by=f"epsball {epsball.__version__}",
+    )
+
+
+def of_runs(runs: Sequence[Run]) -> str:
+    """The comparison of several runs, as HTML."""
+    names = _names(runs)
+    named = list(zip(names, runs, strict=True))
+    by_norm = sorted(named, key=lambda pair: pair[1].norm)
+    charts = [together(list(group), norm) for norm, group in groupby(by_norm, key=lambda pair: pair[1].norm)]
+    return page.render(
+        "comparison.html",
+        charts=charts,
+        title=f"{', '.join(names)}: comparison",
+        named=named,
+        shown=charts,
+        pairs=[_pair(named[0], other) for other in named[1:]],
+        made_by=f"epsball {epsball.__version__}",
+    )
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What runs are called: by their directories, with as much of the path as tells them apart."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    return names
+
+
+def _pair(first: tuple[str, Run], second: tuple[str, Run]) -> Pair:
+    sought = [name for name, run in (first, second) if run.config["min_norm"]]
+    if len(sought) == 2 and (nearer := _nearer(first[1], second[1])) is not None:
+        return Pair(first[0], second[0], None, "", nearer)
+    if sought:
+        why = f"{' and '.join(sought)} sought the nearest points, in balls without end; the curves above show them"
+        return Pair(first[0], second[0], None, why)
+    try:
+        return Pair(first[0], second[0], compare(first[1].found, second[1].found), "")
+    except BadInput as error:
+        return Pair(first[0], second[0], None, str(error))
+
+
+def _nearer(a: Run, b: Run) -> Nearer | None:
+    if a.norm != b.norm or a.config["data"]["digest"] != b.config["data"]["digest"]:
+        return None
+    one, two = a.found.distances, b.found.distances
+    known = ~(np.isnan(one) | np.isnan(two))
+    both = known & np.isfinite(one) & np.isfinite(two) & (one > 0) & (two > 0)
+    ratio = float(np.median(two[both] / one[both])) if both.any() else math.nan
+    return Nearer(int(known.sum()), int((one < two)[known].sum()), int((two < one)[known].sum()), ratio)
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """The figures at the top: what, the figure, and what belongs to it."""
+    found = run.found
+    tiles = [("clean accuracy", percent(found.clean_accuracy), f"{counted(len(found))} examples")]
+    if run.config["min_norm"]:
+        tiles += [
+            (f"{share:.0%} are wrong within", f"{far:.4g}", run.norm) for share, far in found.quantiles((0.25, 0.5))
+        ]
+    else:
+        low, high = found.interval
+        tiles.append((run.what, percent(found.robust_accuracy), f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"))
+        tiles.append(("ball", f"{run.norm} {run.spelled(run.config['radii'][-1])}", "radius in the units of the data"))
+    passes = found.forwards + found.backwards
+    tiles.append(("cost", f"{counted(passes)} passes", f"{counted(found.forwards)} forwards, {found.seconds:.1f} s"))
+    return tiles
+
+
+def _costs(run: Run) -> Table:
+    """What the model was shown, by what it was for."""
+    said = {
+        "clean": "the clean predictions",
+        "attack": "the attacks, up to each answer",
+        "speculative": "jobs that another made needless",
+        "padding": "rows that only filled a batch",
+        "verification": "a second look at what is stored",
+        "probes": "questions to the model before the run",
+    }
+    rows = tuple((said[name], counted(count)) for name, count in run.found.cost.items())
+    return Table(
+        ("forwards", "rows"),
+        (*rows, ("all", counted(run.found.forwards))),
+        f"Backwards: {counted(run.found.backwards)}.",
+    )
+
+
+def _settings(run: Run) -> list[tuple[str, str]]:
+    """The configuration, for people."""
+    config, data = run.config, run.config["data"]
+    box = run.box
+    plan = config.get("acceleration")
+    rows: list[tuple[str, Any]] = [
+        ("model", run.model),
+        ("model's fingerprint", config["model"]),
+        ("attacked instead (transfer)", config["source"]),
+        ("data", f"{data['name']}: {counted(data['n'])} examples, {'x'.join(map(str, data['shape'])) or 'numbers'}"),
+        ("data's fingerprint", f"{data['digest']}, {data['dtype']}"),
+        ("ball", run.ball if box else f"{run.ball}, box {config['ball']['lo']} to {config['ball']['hi']}"),
+        ("mask", config["ball"]["mask"]),
+        ("radii", ", ".join(run.spelled(eps) for eps in config["radii"]) if len(config["radii"]) > 1 else None),
+        ("protocol", ", ".join(config["protocol"])),
+        ("target", config["target"]),
+        ("success", config["success"]),
+        ("storage", f"{config['storage']['x_adv']}, examples beside it {config['storage']['x']}"),
+        ("passes averaged (eot)", config["eot"]),
+        ("seed", config["seed"]),
+        ("rows that share a pass", config["width"]),
+        ("drafts", config.get("draft")),
+        ("accelerated", None if plan is None else f"{plan['rewriting']}, {plan['ratio']:.2f} of a pass's time"),
+        ("machine", config["machine"]),
+        ("versions", f"epsball {config['epsball']}, torch {config['torch']}"),
+        ("directory", run.path.resolve()),
+    ]
+    return [(name, str(value)) for name, value in rows if value is not None]
