@@ -22,7 +22,9 @@ from epsball.cli.evaluate import evaluate
 from epsball.cli.explain import explain
 from epsball.cli.filling import fill
 from epsball.cli.linear import linear
+from epsball.cli.report import report
 from epsball.cli.reproduce import reproduce
+from epsball.cli.serve import serve
 from epsball.cli.train import train
 from epsball.cli.verify import verify
 from epsball.errors import BadInput
@@ -43,12 +45,14 @@ app = cyclopts.App(
 app.command(evaluate)
 app.command(verify)
 app.command(compare)
+app.command(report)
 app.command(train, config=fill)
 app.command(attack)
 app.command(attacks)
 app.command(explain)
 app.command(reproduce)
 app.command(linear)
+app.command(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

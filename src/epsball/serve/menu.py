@@ -1,0 +1,88 @@
+"""What can be chosen on the page: attacks with a length that suits a hand on a slider, and scales of the radius."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from epsball.attacks import attack_class, parse
+from epsball.attacks.attack import Attack
+from epsball.balls import BALLS
+from epsball.errors import BadInput
+from epsball.serve.exhibit import Exhibit
+
+ATTACKS: dict[str, str] = {
+    "fgsm": "FGSM, one step",
+    "bim:steps=10": "BIM, 10 small steps",
+    "pgd:steps=20": "PGD, 20 steps, random start",
+    "apgd:steps=50": "APGD, 50 steps",
+    "l1-apgd:steps=50": "APGD for L1, 50 steps",
+    "deepfool": "DeepFool, the nearest border",
+    "ddn:steps=50": "DDN, the nearest point",
+    "fmn:steps=50": "FMN, the nearest point",
+    "fab:steps=20": "FAB, the nearest point",
+    "square:steps=500": "Square, without gradients",
+    "uniform-noise": "Noise, uniform in the ball",
+    "sign-noise": "Noise, random signs",
+}
+"""Short forms, as on the command line, and what the page calls them."""
+
+MOST_PASSES = 20_000
+"""Passes of one question, at most: the page waits for them."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the page speaks of a norm and its radius; `whole` where the radius is a count."""
+
+    name: str
+    unit: str
+    whole: bool = False
+
+
+SCALES: dict[str, Scale] = {
+    "linf": Scale("L∞: each change ≤ ε", "in the units of a value"),
+    "l2": Scale("L2: Euclidean length ≤ ε", "in the units of a value"),
+    "l1": Scale("L1: sum of changes ≤ ε", "in the units of a value"),
+    "l0": Scale("L0: ≤ ε values changed", "values changed", whole=True),
+}
+
+
+def chosen(text: str) -> Attack:
+    """The attack of a short form, if it is one that a page can wait for.
+
+    Raises `BadInput` for one that is not known, needs only labels, or makes too many passes.
+    """
+    attack = parse(text)
+    if attack.needs == "label":
+        raise BadInput(f"`attack` must be one that looks at logits on this page, got {text!r}; use epsball attack")
+    passes = int(vars(attack).get("steps", 1)) * attack.jobs
+    if passes > MOST_PASSES:
+        raise BadInput(f"`attack` must make at most {MOST_PASSES:,} passes on this page, got {passes:,} in {text!r}")
+    return attack
+
+
+def menu(exhibit: Exhibit) -> dict[str, Any]:
+    """The choices, as JSON can hold them.
+
+    The greatest radius of a norm is that of a change of every value by half of the box, in L0 of all values.
+    """
+    half = torch.full((1, *exhibit.shape), (exhibit.hi - exhibit.lo) / 2)
+    norms = [
+        {
+            "id": norm,
+            "name": scale.name,
+            "unit": scale.unit,
+            "whole": scale.whole,
+            "most": float(exhibit.around(norm, 1.0).norm(half)),
+        }
+        for norm, scale in SCALES.items()
+        if norm in BALLS
+    ]
+    attacks = []
+    for text, name in ATTACKS.items():
+        attack, kind = parse(text), attack_class(text.partition(":")[0])
+        attacks.append({"id": text, "name": name, "norms": list(kind.norms), "iterates": attack.passes != 1})
+    return {"norms": norms, "attacks": attacks}
