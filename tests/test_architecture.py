@@ -14,11 +14,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "epsball"
 # A part may import those above it.
 ORDER = [
     "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task",
-    "outputs", "losses", "objective", "acceleration", "fingerprint", "models", "data", "tables", "attacks", "cascades",
-    "linear", "certify", "engine", "called", "heads", "hiding", "training", "run_dir", "storage", "report",
+    "outputs", "losses", "objective", "queries", "acceleration", "fingerprint", "models", "data", "tables", "attacks",
+    "cascades", "linear", "certify", "engine", "called", "heads", "hiding", "training", "imitation", "run_dir", "storage",
     "diagnosis",
-    "adversarial", "evaluation", "stages", "active", "worth_while", "shrinking", "shard", "protocol", "recount", "verification", "comparison",
-    "explain", "reproduce", "cli", "__main__",
+    "evaluation", "stages", "active", "worth_while", "shrinking", "shard", "protocol", "recount", "verification", "comparison",
+    "report", "adversarial",
+    "explain", "reproduce", "serve", "cli", "__main__",
 ]  # fmt: skip
 WALLS = {"attacks", "linear", "certify"}
 NO_TORCH = {"report", "run_dir", "tables", "errors", "suggest", "evaluation", "storage", "comparison"}
@@ -85,6 +86,7 @@ def loaded_after(statement: str) -> set[str]:
         "import epsball.attacks; list(epsball.attacks.ATTACKS)",
         "import epsball.cli",
         "import epsball.report.sheet",
+        "import epsball.report.html",
     ],
 )
 def test_torch_is_not_imported_before_it_is_needed(statement: str):

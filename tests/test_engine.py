@@ -37,13 +37,17 @@ def run(model: object, attack: Attack, task: Task, width: int = 32, **more: obje
 
 
 def one_by_one(model: object, attack: Attack, task: Task, success: object = changes_prediction) -> Outcome:
-    """The same without a pool: every job of every row on its own, ranks in order until one succeeds."""
+    """The same without a pool: every job of every row on its own, ranks in order until one succeeds.
+
+    Where the nearest point is sought, all ranks.
+    """
     n = len(task.x)
     x_adv, rank = task.x.clone(), torch.full((n,), -1)
     forwards, backwards, failed = torch.zeros(n).long(), torch.zeros(n).long(), torch.zeros(n).bool()
     near, lead = task.x.clone(), torch.full((n,), -math.inf, dtype=torch.float64)
     with Objective(model, attack.loss, needs=attack.needs, success=success) as objective:
         for i in range(n):
+            least = math.inf
             for place in range(attack.jobs):
                 job, exists = attack.job(task.rows(torch.tensor([i])), torch.tensor([place]))
                 before = objective.forwards, objective.backwards
@@ -54,8 +58,11 @@ def one_by_one(model: object, attack: Attack, task: Task, success: object = chan
                 if ahead > lead[i]:
                     near[i], lead[i] = end[0], ahead
                 if z is not None:
-                    x_adv[i], rank[i] = z[0], place
-                    break
+                    distance = job.ball.distance(z, job.x).item() if attack.minimises else 0.0
+                    if distance < least:
+                        x_adv[i], rank[i], least = z[0], place, distance
+                    if not attack.minimises:
+                        break
     return Outcome(
         x_adv=x_adv,
         fooled=rank >= 0,

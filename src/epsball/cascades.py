@@ -2,7 +2,8 @@
 
 `standard` is the list and the budgets of AutoAttack's standard version (Croce and Hein, ICML 2020; in L1 Croce and
 Hein, ICML 2021), so that a figure may be reported under that meaning. `fast` is made to give the same verdict sooner;
-how it was found, and on which networks, is in docs/protocols.md. The tables are literal and need no torch.
+how it was found, and on which networks, is in docs/protocols.md. `min-norm` is for `evaluate(min_norm=True)`. The
+tables are literal and need no torch.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "min-norm": {
-        "linf": ("fab:minimise=true", "apgd-ce:hope=2"),
-        "l2": ("fab:minimise=true", "apgd-ce:hope=2"),
-        "l1": ("fab:minimise=true", "apgd-ce:hope=2"),
+        "linf": ("fmn:steps=200", "apgd-ce:hope=2"),
+        "l2": ("fmn:steps=200", "apgd-ce:hope=2"),
+        "l1": ("fmn:steps=200", "apgd-ce:hope=2"),
+        "l0": ("fmn:steps=200", "sigma-zero", "pgd"),
     },
 }
 

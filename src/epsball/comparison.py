@@ -94,11 +94,17 @@ class Comparison:
 def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Comparison:
     """Compare two evaluations, or run directories, over the examples that both hold, at the largest radius of each.
 
-    Raises `BadInput` where they are not on the same data: neither the same digest, nor the same name and the same
-    labels of the ids that both hold.
+    Raises `BadInput` for a run that sought nearest points, and where they are not on the same data: neither the same
+    digest, nor the same name and the same labels of the ids that both hold.
     """
     runs = [run if isinstance(run, Evaluation) else Evaluation.load(run) for run in (a, b)]
     names = [name if isinstance(run, Evaluation) else str(run) for name, run in (("A", a), ("B", b))]
+    for run, name in zip(runs, ("a", "b"), strict=True):
+        if run.config["min_norm"]:
+            raise BadInput(
+                f"`{name}` must be a run at a radius, got one that sought the nearest points; `epsball report` puts "
+                "the distances of two such runs side by side"
+            )
     ids = [run.records["id"].to_numpy() for run in runs]
     common, *rows = np.intersect1d(*ids, assume_unique=True, return_indices=True)
     labels = [run.records["label"].to_numpy()[row] for run, row in zip(runs, rows, strict=True)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
 from epsball.attacks.pace import lead
-from epsball.ball import flat
+from epsball.ball import column, flat
 from epsball.objective import Objective, Point
 from epsball.task import Task
 
@@ -231,7 +231,11 @@ class _Queue:
         state = self.state
         assert state is not None, "refill comes first"
         before = self.made()
-        point = self.objective(state.z, self.pool)
+        z = state.z
+        if not self.live.all() and self.objective.exhausted(self.pool) is not None:
+            # Rows that have ended look at their example, which is known: no query is spent on them.
+            z = torch.where(column(torch.from_numpy(self.live).to(z.device), z.ndim), z, self.pool.x)
+        point = self.objective(z, self.pool)
         forwards, backwards = (self.made() - before) // len(self.row)
         self.state = stepped = self.attack.step(state, point, self.pool)
         self.turns += 1
@@ -239,6 +243,9 @@ class _Queue:
         self.backwards[self.row[self.live], self.rank[self.live]] += backwards
         passes = self.attack.passes
         done = self.turns >= passes if passes is not None else stepped.done.cpu().numpy()
+        exhausted = self.objective.exhausted(self.pool)
+        if exhausted is not None:
+            done = done | exhausted.cpu().numpy()
         valid = point.valid.cpu().numpy()
         fooled = np.zeros_like(done)
         if self.standing:

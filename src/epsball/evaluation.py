@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from epsball import run_dir
+from epsball.diagnosis.record import Diagnosis
 from epsball.errors import BadInput
 from epsball.files import write_whole
 from epsball.storage import Storage
@@ -154,7 +155,7 @@ class Evaluation:
     which on the example does not count as robust; `forwards, backwards` are the attack passes spent on it.
     `adversarial` holds the fooling points `x_adv` and their examples `x` as they are kept, `points()` and `originals()`
     give what they stand for. `active_test` says whether the attacks are strong enough for this model,
-    where that was asked.
+    where that was asked; `diagnosis` whether the verdict is to be believed.
     """
 
     config: dict[str, Any]
@@ -163,6 +164,7 @@ class Evaluation:
     stages: tuple[Stage, ...]
     probes: int
     active_test: ActiveTest | None = None
+    diagnosis: Diagnosis | None = None
 
     def __len__(self) -> int:
         return self.records.num_rows
@@ -300,6 +302,7 @@ class Evaluation:
             "cost": self.cost,
             "seconds": self.seconds,
             "active_test": None if self.active_test is None else self.active_test.summary(),
+            "diagnosis": None if self.diagnosis is None else self.diagnosis.summary(),
             "config": self.config,
         }
 
@@ -323,7 +326,7 @@ class Evaluation:
             [run_dir.load(file) for file in kept],
             lambda shard, name: run_dir.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
         )
-        return replace(found, active_test=ActiveTest.load(path))
+        return replace(found, active_test=ActiveTest.load(path), diagnosis=Diagnosis.load(path))
 
 
 def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:

@@ -35,6 +35,9 @@ from epsball.ball import Ball
 from epsball.ball_file import save_ball
 from epsball.called import Called
 from epsball.data import Examples, from_arrays
+from epsball.diagnosis.reaction import Reaction, react
+from epsball.diagnosis.record import Diagnosis
+from epsball.diagnosis.whole import diagnosed, probe
 from epsball.errors import BadInput
 from epsball.evaluation import ActiveTest, Evaluation, gathered
 from epsball.losses import cross_entropy
@@ -49,6 +52,14 @@ from epsball.worth_while import accelerated
 log = logging.getLogger(__name__)
 
 SHARD = 1024
+REACTING = ("standard", "fast")
+"""The protocols that react to what a first look shows."""
+LOOKED = 32
+"""Examples of that look."""
+DIAGNOSED = 1275
+"""Forwards and backwards that a diagnosis makes for an example that stands."""
+FEWEST, MOST = 16, 128
+"""Examples of a diagnosis that a run makes by itself: so many that it costs no more than a quarter of the run."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ def evaluate(
     success: Success = changes_prediction,
     storage: Kind = "float",
     active_test: int = 0,
+    diagnose: int | None = None,
     accelerate: bool | Acceleration | None = None,
     compile: bool = False,
     draft: Precision | None = None,
@@ -99,7 +111,10 @@ def evaluate(
     it was interrupted. With `storage` "8bit" adversarial examples are kept, and judged, in the 256 levels of an image
     from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `active_test`
     the same attacks are also set on so many hidden adversarial examples, at the largest radius: are they strong enough
-    for this model (see `epsball.active_test`)? The attacks climb on the model `accelerate`d (None: where a short trial
+    for this model (see `epsball.active_test`)? A diagnosis (`epsball.diagnose`) of so many examples as `diagnose` says
+    goes with the verdict: 0 for none; None for 16 to 128 where that costs no more than a quarter of the run. The protocols "standard" and
+    "fast" react to what a look at 32 examples shows: saturated logits, a stochastic forward, masked gradients; what
+    they did is in the result's `config`. The attacks climb on the model `accelerate`d (None: where a short trial
     is likely to pay; or a plan to go by), also `compile`d; with a `draft` "bf16", on a GPU, each attack that takes
     gradients is first run in that precision. What counts is what the model itself says.
 
@@ -112,16 +127,18 @@ def evaluate(
     check_draft(draft, examples.x.device)
     if min_norm:
         ball = unbounded(ball, active_test)
+    reaction = _reaction(model, examples, ball, attacks, source, eot, seed, width, run_dir)
     plan = plan_of(
         model,
         examples,
         ball,
         attacks,
+        reaction,
         eps,
         min_norm,
         target,
         source,
-        eot,
+        max(eot, reaction.eot),
         seed,
         width,
         success,
@@ -138,7 +155,8 @@ def evaluate(
         if source is not None:
             stack.enter_context(frozen(source))
         found = _run(plan, kept, on_progress or (lambda progress: None))
-        return replace(found, active_test=_active(plan, kept, active_test))
+        found = replace(found, active_test=_active(plan, kept, active_test))
+        return replace(found, diagnosis=_diagnosed(plan, kept, found, diagnose))
 
 
 def plan_of(
@@ -146,6 +164,7 @@ def plan_of(
     examples: Examples,
     ball: Ball,
     attacks: Asked | Sequence[Asked],
+    reaction: Reaction,
     eps: Sequence[float] | None,
     min_norm: bool,
     target: object,
@@ -163,7 +182,7 @@ def plan_of(
     whole("shard_size", shard_size, 1)
     whole("eot", eot, 1)
     seed = index(seed)
-    pairs = named(attacks, ball)
+    pairs = reaction.applied(named(attacks, ball))
     callables = [name for name, attack in pairs if isinstance(attack, Called)]
     if target is not None and callables:
         raise BadInput(f"`target` must be left out with {callables[0]}: a callable is not told of it")
@@ -194,6 +213,7 @@ def plan_of(
             "dtype": kept.dtype,
             "digest": fingerprint.of_tensors(task.x, task.y, task.noise.ids),
             "labels": fingerprint.of_tensors(task.y, task.noise.ids),
+            "class_names": None if examples.label_names is None else list(examples.label_names),
         },
         "model": fingerprint.of_model(model),
         "source": None if source is None else fingerprint.of_model(source),
@@ -205,6 +225,7 @@ def plan_of(
         "stages": [stage.described() for stage in stages],
         "draft": draft,
         "min_norm": min_norm,
+        "reaction": asdict(reaction) if reaction.because else None,
         "target": None if goal is None else fingerprint.of_tensors(goal),
         "success": fingerprint.described(success),
         "storage": asdict(kept),
@@ -319,6 +340,50 @@ def _active(plan: Plan, kept: RunDir | None, n: int) -> ActiveTest | None:
     if kept is not None:
         found.save(kept.path)
     return found
+
+
+def _reaction(
+    model: Model,
+    examples: Examples,
+    ball: Ball,
+    attacks: Asked | Sequence[Asked],
+    source: Model | None,
+    eot: int,
+    seed: int,
+    width: int,
+    run_dir: str | Path | None,
+) -> Reaction:
+    """What the protocols that react do about this model; a run that goes on does what it did."""
+    if source is not None or not any(
+        isinstance(one, str) and one.strip().lower() in REACTING for one in listed(attacks)
+    ):
+        return Reaction()
+    if run_dir is not None and (Path(run_dir) / "config.json").exists():
+        return Reaction.from_dict(read_config(Path(run_dir)).get("reaction"))
+    try:
+        found = probe(model, examples, ball, n=LOOKED, seed=seed, eot=eot, width=width)
+    except Exception:  # what is wrong with the arguments, or the model, is said by the run itself
+        return Reaction()
+    return react(found, ball.name, eot)
+
+
+def _diagnosed(plan: Plan, kept: RunDir | None, found: Evaluation, n: int | None) -> Diagnosis | None:
+    """The diagnosis of the run: the one that its directory holds, or made now; None where there is none to make."""
+    before = None if kept is None else Diagnosis.load(kept.path)
+    if n == 0 or plan.source is not None or (before is not None and n in (None, before.examples)):
+        return None if n == 0 else before
+    if n is None:
+        n = min(int((found.forwards + found.backwards) / 4 / DIAGNOSED), MOST)
+        if n < FEWEST:
+            return None
+    attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
+    reaction = Reaction.from_dict(plan.config["reaction"])
+    made = diagnosed(
+        plan.model, plan.task, attacks, n=n, eot=plan.eot, width=plan.width, evaluation=found, reaction=reaction
+    )
+    if kept is not None and made is not None:
+        made.save(kept.path)
+    return made
 
 
 def _same_model(plan: Plan, clean: pa.Table) -> None:

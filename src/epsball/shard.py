@@ -26,6 +26,7 @@ from epsball.engine import Look, OnTurn, Outcome
 from epsball.evaluation import Stage
 from epsball.losses import Loss, cross_entropy
 from epsball.objective import Model, Objective, Success, check_labels, prediction
+from epsball.queries import objective_for
 from epsball.run_dir import RunDir
 from epsball.shrinking import shrunk
 from epsball.stages import PlannedStage
@@ -90,7 +91,7 @@ class Plan:
         model = self.faster_for(attack) or self.source or self.model
         if stage.draft:
             model = Draft(model)
-        return Objective(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
+        return objective_for(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
 
     def faster_for(self, attack: Attack | Called) -> Accelerated | None:
         """The accelerated network, where it saves this attack time: without gradients its forward has to be faster."""
@@ -120,7 +121,7 @@ class Plan:
 
     def judge(self, loss: Loss) -> Objective:
         """The model itself, to look with."""
-        return Objective(self.model, loss, success=self.success, eot=self.eot)
+        return objective_for(self.model, loss, needs="label", success=self.success, eot=self.eot)
 
 
 @dataclass(eq=False)

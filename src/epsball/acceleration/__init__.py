@@ -32,6 +32,7 @@ from epsball.acceleration.trial import (
     faster,
     gradient_pass,
     runnable,
+    timed,
 )
 from epsball.errors import BadInput
 from epsball.objective import frozen
@@ -39,6 +40,9 @@ from epsball.objective import frozen
 __all__ = ["Accelerated", "Plan", "accelerate"]
 
 log = logging.getLogger(__name__)
+
+TRIED, FEWEST, PASS = 64, 16, 0.03
+"""Networks are compared and timed with so many rows: fewer, to the fewest, where a pass takes longer (seconds)."""
 
 
 class Accelerated(nn.Module):
@@ -63,14 +67,14 @@ def accelerate(
 ) -> Accelerated:
     """`model` as a network of the same function, whose input gradients are cheaper on this machine.
 
-    `example` (n, *shape) are examples to try it on, as many as will share a pass. Rewritten networks (BatchNorm folded,
-    layers joined, other kernels for the backward-data of convolutions, channels last in memory) are held against the
-    original: logits within 1e-4 of the largest, gradients within 1e-3 in norm (float64: 1e-9 and 1e-6); the fastest is
-    taken if it beats the original by 5 % in a short trial, else `.plan.rewriting` is "none" and the network is the
-    model itself. With a `plan` there is no trial: so the same bits come back on another day; of several processes
-    (torch.distributed) the first makes the trial for all. `compile` has torch
-    compile the result, and the same with torch's own kernels and channels last, once for each shape that it meets;
-    where that fails there is a warning, and where neither is 5 % faster it goes without.
+    `example` (n, *shape) are examples to try it on, as many as will share a pass (64 are enough uncompiled). Rewritten
+    networks (BatchNorm folded, layers joined, other kernels for the backward-data of convolutions, channels last in
+    memory) are held against the original: logits within 1e-4 of the largest, gradients within 1e-3 in norm (float64:
+    1e-9 and 1e-6); the fastest is taken if it beats the original by 5 % in a short trial, twice, else
+    `.plan.rewriting` is "none" and the network is the model itself. With a `plan` there is no trial: so the same bits
+    come back on another day; of several processes (torch.distributed) the first makes the trial for all. `compile` has
+    torch compile the result, and the same with torch's own kernels and channels last, once for each shape that it
+    meets; where that fails there is a warning, and where neither is 5 % faster it goes without.
 
     The model is not changed. The result shares the memory of its parameters, is frozen and in eval mode: after training
     the model, accelerate it again. With `trainable` it is for training instead: only the backward-data of convolutions
@@ -101,7 +105,7 @@ def accelerate(
     devices = [example.device] if example.is_cuda else []
     with frozen(model), torch.enable_grad(), torch.random.fork_rng(devices):
         if plan is None:
-            network, plan = _agreed(model, example, trainable)
+            network, plan = _agreed(model, example[:TRIED], trainable)
             plan = replace(plan, seconds=time.perf_counter() - began)
             if compile:
                 network, plan = _best_compiled(model, network, example, plan)
@@ -166,9 +170,10 @@ def _agreed(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Pl
 def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Plan]:
     """The fastest of the networks that compute what `model` does, itself among them."""
     try:
-        compared(model, model, x)  # no noise, and a gradient to save on
+        compared(model, model, x[:FEWEST])  # no noise, and a gradient to save on
     except Different as error:
         return model, Plan(reason=str(error))
+    x = x[: max(FEWEST, int(len(x) * PASS / timed(partial(gradient_pass, model, x))))]
     networks: list[tuple[nn.Module, Plan]] = []
     reasons: list[str] = []
     rewritings: tuple[Rewriting, ...] = ("trainable",) if trainable else ("graph", "tree")

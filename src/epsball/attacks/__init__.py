@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,15 @@ ATTACKS: dict[str, str] = {
     "apgd": "epsball.attacks.apgd:APGD",
     "l1-apgd": "epsball.attacks.l1_apgd:L1APGD",
     "fab": "epsball.attacks.fab:FAB",
+    "deepfool": "epsball.attacks.deepfool:DeepFool",
+    "ddn": "epsball.attacks.ddn:DDN",
+    "fmn": "epsball.attacks.fmn:FMN",
+    "cw": "epsball.attacks.cw:CW",
+    "goal-distance": "epsball.attacks.goal_distance:GoalDistance",
+    "lbfgs": "epsball.attacks.lbfgs:BoxLBFGS",
+    "sigma-zero": "epsball.attacks.sigma_zero:SigmaZero",
     "square": "epsball.attacks.square:Square",
+    "hopskipjump": "epsball.attacks.hopskipjump:HopSkipJump",
     "uniform-noise": "epsball.attacks.noise:UniformNoise",
     "sign-noise": "epsball.attacks.noise:SignNoise",
 }
@@ -72,10 +81,14 @@ def parse(text: str) -> Attack:
     return cls(**options)
 
 
-def number(name: str, value: str, kind: str) -> float | bool:
-    """An option's value from its text; `kind` is bool, int or float."""
+def number(name: str, value: str, kind: str) -> float | bool | str:
+    """An option's value from its text; `kind` is bool, int, float or a Literal of words."""
     if kind == "bool":
         return {"true": True, "false": False}[one_of(name, value.strip().lower(), ("true", "false"))]
+    if kind.startswith("Literal["):
+        return one_of(name, value.strip().lower(), literal_eval(kind.removeprefix("Literal")))
+    if kind not in ("int", "float"):
+        raise BadInput(f"`{name}` must be left out in words, got {value!r}: it holds tensors; say it in Python")
     try:
         return int(value) if kind == "int" else float(value)
     except ValueError as error:

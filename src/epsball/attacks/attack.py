@@ -22,6 +22,7 @@ from epsball.ball import Ball, column, flat
 from epsball.errors import BadInput
 from epsball.losses import Loss, cross_entropy
 from epsball.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
+from epsball.queries import objective_for
 from epsball.task import AWAY, Task, task_of
 
 
@@ -158,7 +159,8 @@ class Attack(ABC, Generic[S]):
 
         `x` (n, *shape) in the units of the ball, `y` (n,) labels, `target` (n,) or one class to be reached; `ids` key
         the noise (default: row numbers); `eot` passes are averaged, for a stochastic model. k steps cost exactly k
-        passes for the first start; further starts run on the rows that still stand. What is returned is in the ball;
+        passes for the first start; further starts run on the rows that still stand (all, where the nearest point is
+        sought). What is returned is in the ball;
         whether it fools is the model's to say.
 
         Raises `BadInput` for arguments that do not fit; the model comes back as it was, whatever happens.
@@ -167,7 +169,7 @@ class Attack(ABC, Generic[S]):
         task = task_of(x, y, ball, target=target, ids=ids, seed=seed)
         if len(x) == 0:
             return x.clone()
-        with Objective(model, self.loss, needs=self.needs, success=success, eot=eot) as objective:
+        with objective_for(model, self.loss, needs=self.needs, success=success, eot=eot) as objective:
             if self.aims or self.reads_clean:
                 output = objective.forward(x)
                 if output.is_floating_point():
@@ -179,15 +181,18 @@ class Attack(ABC, Generic[S]):
                 if rank == 1 and self.until == "done":  # such an attack says when it ends, not whether it succeeded
                     fooled = objective.judge(answer, job).fooled
                 job, exists = self.job(task, torch.full_like(task.y, rank))
-                index = (exists & ~fooled).nonzero().squeeze(1)
+                # Where the nearest point is sought, a success does not make the other jobs needless.
+                index = (exists & (~fooled | self.minimises)).nonzero().squeeze(1)
                 if not len(index):
                     continue
                 job = job.rows(index)
                 found, hit = self._run(objective, job)
                 if self.until == "done":
                     hit = objective.judge(found, job).fooled
+                before = job.ball.distance(answer[index], job.x)
+                hit = hit & (~fooled[index] | (job.ball.distance(found, job.x) < before))
                 answer[index[hit]] = found[hit]
-                fooled[index] = hit
+                fooled[index] |= hit
         return answer
 
     def _run(self, objective: Objective, task: Task) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, " n"]]:

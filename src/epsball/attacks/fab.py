@@ -14,41 +14,20 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State, at_least, whole
 from epsball.attacks.pace import hopeful, looked, no_pace
+from epsball.attacks.planes import hyperplanes, nearest_plane, rise, too_far
 from epsball.ball import Ball, column, flat
 from epsball.errors import BadInput
-from epsball.losses import Loss, margin
+from epsball.losses import Loss
 from epsball.objective import Point
 from epsball.task import Task
 
-FARTHEST = 1e6
-"""No point is looked at farther out than this times 1 + |x|: where a gradient vanishes, the plane is no border."""
-
 PATIENCE = 8
 """The passes that no job is given up before."""
-
-REACHED = 0.99
-"""The share of the way at which a plane counts as reached: what lacks is rounding, or less than `eta` makes good."""
-
-
-def hyperplanes(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, "n *k"]:
-    """The differences of logits that are zero on the borders which a row may cross.
-
-    Towards an aim t it is z_t - z_y, (n,); with a target t that the user demands z_t - max over j != t of z_j, (n,);
-    else z_j - z_y for the k classes j != y in their order, (n, k), or (n,) for two classes.
-    """
-    if task.some_targeted:
-        return margin(logits, task)
-    own = logits.gather(1, task.y[:, None])
-    if task.some_aimed:
-        return (logits.gather(1, task.aim[:, None]) - own).squeeze(1)
-    rivals = torch.arange(logits.shape[1] - 1, device=logits.device)
-    gaps = logits.gather(1, rivals + (rivals >= task.y[:, None])) - own
-    return gaps.squeeze(1) if logits.shape[1] == 2 else gaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +91,10 @@ class FAB(Attack[Crossing]):
                 "borders between the classes, which are where logits are equal; PGD and APGD take a loss"
             )
 
+    @property
+    def minimises(self) -> bool:
+        return self.minimise
+
     def init(self, task: Task) -> Crossing:
         z, first = task.x, task.noise.rank < max(self.aims, 1)
         if not bool(first.all()):
@@ -126,9 +109,9 @@ class FAB(Attack[Crossing]):
         if len(crossed):  # back towards x, with the plane that is known already
             back = torch.lerp(task.x[crossed], z[crossed], self.beta)
             columns = (grad,) if gap.ndim == 1 else grad.unbind(1)
-            rises = [_rise(normal[crossed], z[crossed], back) for normal in columns]
-            rise = rises[0] if gap.ndim == 1 else torch.stack(rises, 1)
-            z, gap = z.index_copy(0, crossed, back), gap.index_copy(0, crossed, gap[crossed] + rise.to(gap))
+            rises = [rise(normal[crossed], z[crossed], back) for normal in columns]
+            risen = rises[0] if gap.ndim == 1 else torch.stack(rises, 1)
+            z, gap = z.index_copy(0, crossed, back), gap.index_copy(0, crossed, gap[crossed] + risen.to(gap))
         z, t = self.ahead(z, task.x, gap, grad, task.ball), state.t + 1
         # A last point that nobody looked at is handed over where it may succeed; the minimum norm needs a look at it.
         best, done = state.best, succeeded | ((state.t if self.minimise else t) >= self.steps)
@@ -173,17 +156,16 @@ class FAB(Attack[Crossing]):
         if gap.ndim == 1:
             from_z = ball.onto(-gap, grad, z)
         else:
-            nearest, from_z = _nearest(z, gap, grad, ball)
+            nearest, from_z = nearest_plane(z, gap, grad, ball)
             rows = torch.arange(len(z), device=z.device)
             gap, grad = gap[rows, nearest], grad[rows, nearest]
-        from_x = ball.onto(_rise(grad, x, z) - gap, grad, x)
+        from_x = ball.onto(rise(grad, x, z) - gap, grad, x)
         here, there = ball.distance(from_z, z), ball.distance(from_x, x)
         alpha = (here / (here + there)).nan_to_num_(nan=self.alpha_max).clamp_max_(self.alpha_max)
         # Coordinates at which z and x agree and both projections stay keep their bits: masks hold exactly.
         mixed = torch.lerp(z, from_z, self.eta).lerp_(torch.lerp(x, from_x, self.eta), column(alpha, z.ndim))
         ahead = ball.clip(mixed)
-        limit = FARTHEST * (1 + flat(x).abs().amax(1).double())
-        lost = (~(flat(ahead).abs().amax(1) <= limit)).nonzero().squeeze(1)
+        lost = too_far(ahead, x)
         return ahead.index_copy(0, lost, torch.lerp(x, z, self.beta)[lost]) if len(lost) else ahead
 
     def handed(self, state: Crossing, task: Task, rows: Tensor) -> Float[Tensor, "n *shape"]:
@@ -208,38 +190,3 @@ def _radius(ball: Ball, like: Float[Tensor, " n"]) -> Tensor:
     """The radius in the units of `Ball.distance`, () or (n,)."""
     eps = torch.as_tensor(ball.eps).to(like)
     return eps if eps.ndim <= 1 else torch.ones_like(like)
-
-
-def _nearest(
-    z: Float[Tensor, "n *shape"], gap: Float[Tensor, "n k"], grad: Float[Tensor, "n k *shape"], ball: Ball
-) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n *shape"]]:
-    """Which of k planes is nearest to z within the box, and z's projection onto it.
-
-    The paper takes the plane that is nearest without the box. In a corner that one may be out of reach for good, and in
-    L1, where the steepest coordinate may have no room, it was up to twice as far away as another. A plane that is
-    farther away without the box than another one with it needs no look, so few rows need a second one. Where none can
-    be reached it is the paper's.
-    """
-    below = ball.eps_below(gap, grad)
-    nearest, found = below.argmin(1), torch.empty_like(z)
-    least = torch.full_like(below[:, 0], math.inf)
-    rows, place = torch.arange(len(z), device=z.device), nearest
-    for turn in range(gap.shape[1]):
-        normal, wanted, start, part = grad[rows, place], -gap[rows, place], z[rows], ball.rows(rows)
-        onto = part.onto(wanted, normal, start)
-        reached = _rise(normal, start, onto).abs() >= REACHED * wanted.abs()
-        distance = torch.where(reached, part.distance(onto, start), math.inf).to(least)
-        better = (distance < least[rows]) if turn else rows >= 0
-        at = rows[better]
-        found[at], nearest[at], least[at] = onto[better], place[better], distance[better]
-        below[rows, place] = math.inf
-        rows = (below.amin(1) < least).nonzero().squeeze(1)
-        if not len(rows):
-            break
-        place = below[rows].argmin(1)
-    return nearest, found
-
-
-def _rise(grad: Float[Tensor, "n *shape"], start: Tensor, end: Tensor) -> Float[Tensor, " n"]:
-    """<grad, end - start> of each row, summed in single precision at least."""
-    return flat((end - start).mul_(grad)).sum(1, dtype=torch.promote_types(grad.dtype, torch.float32))

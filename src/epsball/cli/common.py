@@ -183,7 +183,9 @@ class Subject(Material):
 
     def _trained(self, model: nn.Module, train: Examples, seed: int, console: Console) -> FitResult:
         from epsball.training.fit import fit
+        from epsball.training.sabotage import recipe
 
+        how = recipe(model, train)
         steps = ceil(len(train) / BATCH)
         epochs = self.epochs or min(60, max(3, ceil(1500 / steps)))
         with progress(console) as bar:
@@ -191,6 +193,8 @@ class Subject(Material):
             return fit(
                 model,
                 train,
+                how.ball,
+                objective=how.objective,
                 epochs=epochs,
                 batch_size=BATCH,
                 lr=3e-3,

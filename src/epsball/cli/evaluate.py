@@ -38,6 +38,7 @@ def evaluate(
     json: Json = False,
     fail_under: float | None = None,
     active_test: int = 0,
+    diagnose: int = 32,
     accelerate: bool | None = None,
     compile: Annotated[bool, Parameter(negative="")] = False,
     draft: Literal["bf16"] | None = None,
@@ -78,6 +79,8 @@ def evaluate(
     active_test
         Hide adversarial examples in the balls of so many examples, and say whether the attacks find them: attacks that
         do not are too weak for this model.
+    diagnose
+        Examples to look at for signs that the evaluation failed; 0 for none.
     accelerate
         Let the attacks climb on a network of the same function with cheaper gradients. Default: where a short trial is
         likely to pay. What counts is what the model itself says.
@@ -90,6 +93,7 @@ def evaluate(
     from epsball.balls import parse_radius
     from epsball.cli.allocator import keep_memory
     from epsball.protocol import radii_of
+    from epsball.report.html import write_report
     from epsball.storage import Storage
 
     if fail_under is not None and not 0 <= fail_under <= 1:
@@ -98,6 +102,8 @@ def evaluate(
         raise BadInput(f"`--eot` must be a whole number >= 1, got {eot}; 1 is right for all but stochastic models")
     if source is None and source_weights is not None:
         raise BadInput(f"`--source` must name the network that {source_weights} is for, got none; as in small-cnn")
+    if diagnose < 0:
+        raise BadInput(f"`--diagnose` must be >= 0, got {diagnose}; it is a number of examples, 0 for none")
     if active_test < 0:
         raise BadInput(f"`--active-test` must be >= 0, got {active_test}; it is a number of examples, 0 for none")
     if active_test and source is not None:
@@ -117,6 +123,7 @@ def evaluate(
     surrogate, told = None, {}
     flags = {"attacks": attacks, "eps": eps, "min_norm": min_norm, "target": target, "eot": eot, "storage": storage}
     flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
+    flags |= {"diagnose": diagnose}
     flags |= {"accelerate": accelerate, "compile": compile, "draft": draft}
     try:
         model, told["model"] = subject.network(examples, out, errors)
@@ -141,6 +148,7 @@ def evaluate(
                 width=subject.width,
                 run_dir=out,
                 active_test=active_test,
+                diagnose=diagnose,
                 accelerate=True if compile and accelerate is None else accelerate,
                 compile=compile,
                 draft=draft,
@@ -152,10 +160,14 @@ def evaluate(
         raise KeyboardInterrupt(*([out] if out else [])) from None
     if out is not None:  # also of a run that was begun without a command
         _keep_command(out, subject, flags, examples.classes)
+        write_report(out, found=found)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
     else:
-        told |= {"data": described(examples), "ball": subject.ball if eps is None and not min_norm else subject.ball.partition(":")[0]}
+        told |= {
+            "data": described(examples),
+            "ball": subject.ball if eps is None and not min_norm else subject.ball.partition(":")[0],
+        }
         _report(found, told, out)
     return int(fail_under is not None and not found.robust_accuracy >= fail_under)
 
@@ -198,6 +210,13 @@ def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
         console.print(f"[dim]gradients: {Plan.from_dict(record)}[/]", soft_wrap=True)
     if (test := found.active_test) is not None:
         console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]", soft_wrap=True)
+    if (reaction := found.config["reaction"]) is not None:
+        for because in reaction["because"]:
+            console.print(f"[yellow]{because}[/]", soft_wrap=True)
+    if (diagnosis := found.diagnosis) is not None:
+        console.print(f"[{'yellow' if diagnosis.speaks_against else 'dim'}]{diagnosis.verdict}[/]", soft_wrap=True)
+        for one in (one for one in diagnosis.raised if one.name not in diagnosis.answered):
+            console.print(f"  {one.text}", soft_wrap=True)
     if out is not None:
         console.print(f"[dim]records and adversarial examples: {escape(str(out))}[/]", soft_wrap=True)
 

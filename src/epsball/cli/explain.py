@@ -1,4 +1,4 @@
-"""`epsball explain`: why there is an adversarial example, one command per analysis."""
+"""`epsball explain`: why there is an adversarial example; the commands of the analyses that have their own options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epsball.cli.common import Json, Subject, described, progress
+from epsball.cli.explain_every import add_to
 from epsball.files import write_whole
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from epsball.explain.taylor import TaylorGap
 
 explain = App(name="explain", help="Measure why adversarial examples exist, and draw it.")
+add_to(explain)
 
 FITTED = ("measured", "boxed", "clean", "spread", "per_clean", "per_spread")
 
