@@ -9,22 +9,94 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from epsball.explain.alignment import Direction as Direction
+    from epsball.explain.alignment import direction as direction
     from epsball.explain.dimension import Growth as Growth
     from epsball.explain.dimension import growth as growth
+    from epsball.explain.every import Case as Case
+    from epsball.explain.every import answers as answers
     from epsball.explain.l1 import L1Equivalence as L1Equivalence
     from epsball.explain.l1 import l1_equivalence as l1_equivalence
+    from epsball.explain.line import Linearity as Linearity
+    from epsball.explain.line import linearity as linearity
+    from epsball.explain.linearised import LocalGrowth as LocalGrowth
+    from epsball.explain.linearised import local_growth as local_growth
+    from epsball.explain.nearness import Boundary as Boundary
+    from epsball.explain.nearness import boundary as boundary
+    from epsball.explain.networks import companions as companions
+    from epsball.explain.networks import trained as trained
+    from epsball.explain.networks import trained_further as trained_further
+    from epsball.explain.noise_inputs import Rubbish as Rubbish
+    from epsball.explain.noise_inputs import rubbish as rubbish
+    from epsball.explain.one_for_all import Universal as Universal
+    from epsball.explain.one_for_all import universal as universal
+    from epsball.explain.side_by_side import TrainingChanged as TrainingChanged
+    from epsball.explain.side_by_side import training_changed as training_changed
+    from epsball.explain.steepness import Conditioning as Conditioning
+    from epsball.explain.steepness import conditioning as conditioning
+    from epsball.explain.subspace import Manifold as Manifold
+    from epsball.explain.subspace import manifold as manifold
+    from epsball.explain.targeted import Targets as Targets
+    from epsball.explain.targeted import targets as targets
     from epsball.explain.taylor import TaylorGap as TaylorGap
     from epsball.explain.taylor import taylor_gap as taylor_gap
 
 _NAMES = {
+    "Conditioning": "epsball.explain.steepness",
+    "conditioning": "epsball.explain.steepness",
+    "Direction": "epsball.explain.alignment",
+    "direction": "epsball.explain.alignment",
+    "Linearity": "epsball.explain.line",
+    "linearity": "epsball.explain.line",
+    "LocalGrowth": "epsball.explain.linearised",
+    "local_growth": "epsball.explain.linearised",
+    "Manifold": "epsball.explain.subspace",
+    "manifold": "epsball.explain.subspace",
+    "TrainingChanged": "epsball.explain.side_by_side",
+    "training_changed": "epsball.explain.side_by_side",
+    "companions": "epsball.explain.networks",
+    "trained": "epsball.explain.networks",
+    "trained_further": "epsball.explain.networks",
     "Growth": "epsball.explain.dimension",
     "growth": "epsball.explain.dimension",
     "L1Equivalence": "epsball.explain.l1",
     "l1_equivalence": "epsball.explain.l1",
     "TaylorGap": "epsball.explain.taylor",
     "taylor_gap": "epsball.explain.taylor",
+    "Targets": "epsball.explain.targeted",
+    "targets": "epsball.explain.targeted",
+    "Universal": "epsball.explain.one_for_all",
+    "universal": "epsball.explain.one_for_all",
+    "Boundary": "epsball.explain.nearness",
+    "boundary": "epsball.explain.nearness",
+    "Rubbish": "epsball.explain.noise_inputs",
+    "rubbish": "epsball.explain.noise_inputs",
+    "Case": "epsball.explain.every",
+    "answers": "epsball.explain.every",
 }
-__all__ = ["Growth", "L1Equivalence", "TaylorGap", "growth", "l1_equivalence", "taylor_gap"]
+__all__ = [
+    "Conditioning",
+    "Direction",
+    "Growth",
+    "L1Equivalence",
+    "Linearity",
+    "LocalGrowth",
+    "Manifold",
+    "TaylorGap",
+    "TrainingChanged",
+    "companions",
+    "conditioning",
+    "direction",
+    "growth",
+    "l1_equivalence",
+    "linearity",
+    "local_growth",
+    "manifold",
+    "taylor_gap",
+    "trained",
+    "trained_further",
+    "training_changed",
+]
 
 
 def __getattr__(name: str) -> Any:

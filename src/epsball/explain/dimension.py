@@ -30,6 +30,7 @@ from epsball.attacks.attack import whole
 from epsball.balls import Linf
 from epsball.data import Examples
 from epsball.errors import BadInput
+from epsball.explain.record import percent
 from epsball.noise import Noise
 
 SIDES = (7, 14, 28, 56, 112)
@@ -102,6 +103,21 @@ class Growth:
             return math.nan
         n = n - n.mean()
         return float(n @ np.log(values) / (n @ n))
+
+    @property
+    def sentence(self) -> str:
+        """The answer, in one sentence, about the weights that were drawn from N(0, 1) and those that were trained."""
+        drawn, trained = self.of("normal"), self.of("trained")
+        first, last = drawn[0], drawn[-1]
+        off = max(abs(rung.measured / rung.predicted - 1) for rung in drawn)
+        powers = [f"n^{self.exponent(kind, 'per_clean'):.2f}" for kind in ("normal", "trained")]
+        return (
+            f"A step of eps {self.config['eps']:g} changes a linear activation by {first.measured:.3g} in {first.n:,} "
+            f"dimensions and by {last.measured:,.0f} in {last.n:,}, eps m n to within {percent(off)}; beside the clean "
+            f"activation it grows like {powers[0]} with weights drawn from N(0, 1) and like {powers[1]} with trained "
+            f"ones, whose accuracy it takes from {percent(trained[-1].accuracy or 0)} to "
+            f"{percent(trained[-1].fgsm_accuracy or 0)} at {last.n:,} dimensions."
+        )
 
     def summary(self) -> dict[str, Any]:
         """The figures, as JSON can hold them; `exponents` are those of n, None where they cannot be fitted."""

@@ -28,6 +28,7 @@ from epsball.data import Examples
 from epsball.errors import BadInput
 from epsball.explain import gradient_penalty
 from epsball.explain.dimension import classes_of_pair
+from epsball.explain.record import percent
 from epsball.linear import RobustLogisticRegression, eps_max
 from epsball.linear.robust import ConstantModelWarning
 
@@ -124,6 +125,18 @@ class L1Equivalence:
     def lasso(self) -> float:
         """lambda |w|_1 of the matched L1 decay at the adversarially trained model."""
         return self.of("l1").strength * self.of("adversarial").norm
+
+    @property
+    def sentence(self) -> str:
+        """The answer, in one sentence."""
+        adversarial, lasso, carried = self.of("adversarial"), self.of("l1"), self.fading.carried
+        return (
+            f"Adversarial training is not L1 decay: at eps {self.config['eps']:g} it keeps "
+            f"{percent(adversarial.attacked)} of the examples right at their worst points, L1 of the same cost there "
+            f"{percent(lasso.attacked)}, and the {percent(self.fading.beyond)} of the examples that are beyond the "
+            f"attacker's reach pay {percent(carried['exact'])} of the one penalty and {percent(carried['l1'])} of the "
+            "other."
+        )
 
     def summary(self) -> dict[str, Any]:
         """All figures without the weights, as JSON can hold them."""

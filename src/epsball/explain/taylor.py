@@ -24,6 +24,7 @@ from epsball import __version__, fingerprint
 from epsball.attacks.attack import whole
 from epsball.ball import Ball, flat, shown
 from epsball.errors import BadInput
+from epsball.explain.record import percent
 from epsball.losses import Loss, cross_entropy
 from epsball.objective import Model, Objective, check_labels
 from epsball.task import task_of
@@ -65,6 +66,17 @@ class TaylorGap:
         """(3, k): the 5 %, 50 % and 95 % quantiles over the examples of an (n, k) array, without what is not finite."""
         columns = [column[np.isfinite(column)] for column in values.T]
         return np.array([np.quantile(c, QUANTILES) if len(c) else np.full(3, np.nan) for c in columns]).T
+
+    @property
+    def sentence(self) -> str:
+        """The answer, in one sentence."""
+        predicted, true, missed = (self.quantiles(part)[1] for part in (self.first_order, self.change, self.relative))
+        small = "" if len(self.eps) < 2 else f", and {percent(missed[0])} at {self.eps[0]:.3g}"
+        return (
+            f"At eps {self.eps[-1]:.3g} the first order predicts a rise of the loss by {predicted[-1]:.3g}, and it "
+            f"rises by {true[-1]:.3g} (medians over {len(self):,} examples): the gap is {percent(missed[-1])} of the "
+            f"rise in the median{small}."
+        )
 
     def summary(self) -> dict[str, Any]:
         """Per radius the three quantiles over the examples of every quantity, as JSON can hold them."""

@@ -1,0 +1,137 @@
+"""What the analyses of a network ask of it, a batch at a time, and the control that they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from epsball.ball import Ball, flat
+from epsball.data import Examples
+from epsball.errors import BadInput
+from epsball.explain.record import or_none
+from epsball.losses import Loss, cross_entropy
+from epsball.noise import Noise
+from epsball.objective import Model, Objective, Point, check_labels
+from epsball.task import Task, task_of
+
+QUANTILES = (0.05, 0.5, 0.95)
+"""What a band shows of the examples: low, middle, high."""
+
+
+def parts(objective: Objective, whole: Task, width: int) -> Iterator[tuple[Task, Point]]:
+    """One pass at the examples, `width` at a time: their tasks with `clean` logits, and what was found.
+
+    Raises `BadInput` where a label is no class of the model.
+    """
+    first = True
+    for rows in torch.arange(len(whole.x), device=whole.x.device).split(width):
+        task = whole.rows(rows)
+        point = objective(task.x, task)
+        if first:
+            check_labels(point.logits, whole)
+            first = False
+        yield replace(task, clean=point.logits), point
+
+
+def slopes(
+    model: Model, task: Task, *, loss: Loss = cross_entropy, width: int
+) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n *shape"]]:
+    """Logits and input gradients of the loss at the examples, what is not finite in them taken for zero."""
+    with Objective(model, loss, careful=True) as objective:
+        found = [(point.logits, point.grad) for _, point in parts(objective, task, width)]
+    return torch.cat([logits for logits, _ in found]), torch.cat([grad for _, grad in found])
+
+
+def logits_at(model: Model, z: Float[Tensor, "n *shape"], *, width: int) -> Float[Tensor, "n classes"]:
+    """Logits at points, which need not lie in any box."""
+    with Objective(model, cross_entropy) as objective:
+        return torch.cat([objective.forward(part) for part in z.split(width)])
+
+
+def right(logits: Float[Tensor, "n classes"], y: Tensor) -> Tensor:
+    """Where the label is predicted; logits that are not finite predict nothing."""
+    return (logits.argmax(1) == y) & logits.isfinite().all(1)
+
+
+def checked(data: Examples, ball: Ball, seed: int) -> Task:
+    """The task of all examples. Raises `BadInput` where there are none, or the ball does not fit."""
+    if len(data) == 0:
+        raise BadInput("`data` must hold at least one example, got none; raise the limit")
+    return task_of(data.x, data.y, ball, ids=data.ids, seed=seed)
+
+
+def shuffled(delta: Float[Tensor, "n *shape"], noise: Noise, mask: Tensor | None = None) -> Float[Tensor, "n *shape"]:
+    """The control of a perturbation: its coordinates in a random order and with random signs, each row its own.
+
+    So it has the same norm in every one of them, and no direction. Coordinates off the `mask` keep their place.
+
+    >>> noise = Noise(0, torch.tensor([4]), torch.tensor([0]))
+    >>> shuffled(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), noise).abs().sort().values
+    tensor([[1., 2., 3., 4.]])
+    """
+    rows, shape = flat(delta), delta.shape[1:]
+    place = torch.arange(rows.shape[1], device=delta.device).expand_as(rows)
+    key = flat(noise.uniform(shape, draw=1, dtype=torch.float64))
+    shut = torch.zeros_like(key, dtype=torch.bool) if mask is None else flat(~mask).expand_as(key)
+    # Open coordinates come first, in their own order and in a random one; those that are shut follow in theirs.
+    source = torch.where(shut, place + rows.shape[1], place).argsort(1)
+    order = torch.where(shut, place + 1.0, key).argsort(1)
+    moved = torch.zeros_like(rows).scatter_(1, order, rows.gather(1, source))
+    return (moved * flat(noise.sign(shape, draw=2, dtype=delta.dtype))).reshape(delta.shape)
+
+
+def without_box(ball: Ball) -> Ball:
+    """The same ball and mask, with nothing around it."""
+    return replace(ball, lo=-torch.inf, hi=torch.inf, _bound=False)
+
+
+def cosines(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """The cosine of each pair of rows, in float64; NaN where a row is zero."""
+    units = [rows.double() / torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True) for rows in (first, second)]
+    return units[0] @ units[1].T
+
+
+def band(values: Float[Tensor, "n k"]) -> tuple[tuple[float | None, ...], ...]:
+    """The three `QUANTILES` over the rows, (3, k), without what is not finite; None where nothing is."""
+    columns = [column[np.isfinite(column)] for column in values.double().cpu().numpy().T]
+    return kept(np.array([np.quantile(c, QUANTILES) if len(c) else np.full(3, np.nan) for c in columns]).T)
+
+
+def median(values: Any) -> float | None:
+    """The median of what is finite; None where nothing is.
+
+    >>> median([1.0, None, 3.0]), median([])
+    (2.0, None)
+    """
+    found = np.array([value for value in values if value is not None], dtype=np.float64)
+    found = found[np.isfinite(found)]
+    return float(np.median(found)) if len(found) else None
+
+
+def kept(values: Any) -> Any:
+    """Numbers, lists, arrays and tensors as nested tuples, as a record holds them: None for what is not finite.
+
+    >>> kept(torch.tensor([[1.0, float("nan")]])), kept({"sides": [7, 14]})
+    (((1.0, None),), {'sides': (7, 14)})
+    """
+    if isinstance(values, Tensor):
+        return kept(values.detach().cpu().tolist())
+    if isinstance(values, np.ndarray | np.generic):
+        return kept(values.tolist())
+    if isinstance(values, dict):
+        return {name: kept(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return tuple(kept(value) for value in values)
+    return or_none(values) if isinstance(values, float) else values
+
+
+def read(text: str) -> dict[str, Any]:
+    """A record's JSON, its lists as tuples."""
+    return kept(json.loads(text))
