@@ -13,13 +13,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "epsball"
 
 # A part may import those above it.
 ORDER = [
-    "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task",
-    "outputs", "losses", "objective", "queries", "acceleration", "fingerprint", "models", "data", "tables", "attacks",
-    "cascades", "linear", "certify", "engine", "called", "heads", "hiding", "training", "imitation", "run_dir", "storage",
-    "diagnosis",
-    "evaluation", "stages", "active", "worth_while", "shrinking", "shard", "protocol", "recount", "verification", "comparison",
-    "report", "adversarial",
-    "explain", "reproduce", "serve", "cli", "__main__",
+    "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task", "outputs",
+    "losses", "objective", "queries", "acceleration", "fingerprint", "models", "data", "tables", "attacks",
+    "cascades", "linear", "certify", "engine", "called", "heads", "hiding", "training", "imitation", "run_dir",
+    "storage", "diagnosis", "evaluation", "stages", "active", "worth_while", "shrinking", "shard", "protocol",
+    "recount", "verification", "comparison", "report", "adversarial", "explain", "reproduce", "serve", "cli",
+    "__main__",
 ]  # fmt: skip
 WALLS = {"attacks", "linear", "certify"}
 NO_TORCH = {"report", "run_dir", "tables", "errors", "suggest", "evaluation", "storage", "comparison"}

@@ -126,8 +126,7 @@ def test_the_run_directory_says_the_same_and_goes_on_to_the_same_bits(tmp_path) 
     assert again.records.equals(whole.records)
     assert {stage.attack for stage in whole.stages[1:]} == set(attacks)
     with pytest.raises(BadInput, match="min_norm"):
-        ball = ball.with_eps(math.inf)
-        eb.evaluate(model, data, ball, attacks, run_dir=tmp_path / "b", shard_size=32)
+        eb.evaluate(model, data, ball.with_eps(math.inf), attacks, run_dir=tmp_path / "b", shard_size=32)
 
 
 def test_a_file_of_distances_that_was_edited_is_noticed(tmp_path) -> None:
@@ -176,7 +175,7 @@ def test_of_several_jobs_the_nearest_point_is_the_answer() -> None:
 def test_what_cannot_be_asked_is_refused() -> None:
     model, data = subject(8)
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
-    with pytest.raises(BadInput, match="`attacks` must have one that seeks the nearest point.*got pgd"):
+    with pytest.raises(BadInput, match=r"`attacks` must have one that seeks the nearest point.*got pgd"):
         eb.evaluate(model, data, ball, "pgd", min_norm=True)
     with pytest.raises(BadInput, match="`active_test` must be 0 with `min_norm`"):
         eb.evaluate(model, data, ball, FAB, min_norm=True, active_test=4)

@@ -106,17 +106,17 @@ def evaluate(
     several radii, for the robustness curve. With `min_norm` the nearest fooling point of each example is sought,
     whatever the ball's radius: by those of the `attacks` that seek one ("min-norm" is a protocol of such); the others
     then look for something nearer, at each radius of `eps`, or else within 95 % of the distances found.
-    `target` (n,) or one class asks for that class. `width` rows share a pass
-    and do not change the records (from 32 up, on CPU). With `run_dir` the run is kept there, and goes on from there if
+    `target` (n,) or one class asks for that class. `width` rows share a pass and do not change the records (from 32
+    up, on CPU). With `run_dir` the run is kept there, and goes on from there if
     it was interrupted. With `storage` "8bit" adversarial examples are kept, and judged, in the 256 levels of an image
     from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `active_test`
     the same attacks are also set on so many hidden adversarial examples, at the largest radius: are they strong enough
     for this model (see `epsball.active_test`)? A diagnosis (`epsball.diagnose`) of so many examples as `diagnose` says
-    goes with the verdict: 0 for none; None for 16 to 128 where that costs no more than a quarter of the run. The protocols "standard" and
-    "fast" react to what a look at 32 examples shows: saturated logits, a stochastic forward, masked gradients; what
-    they did is in the result's `config`. The attacks climb on the model `accelerate`d (None: where a short trial
-    is likely to pay; or a plan to go by), also `compile`d; with a `draft` "bf16", on a GPU, each attack that takes
-    gradients is first run in that precision. What counts is what the model itself says.
+    goes with the verdict: 0 for none; None for 16 to 128 where that costs no more than a quarter of the run. The
+    protocols "standard" and "fast" react to what a look at 32 examples shows: saturated logits, a stochastic forward,
+    masked gradients; what they did is in the result's `config`. The attacks climb on the model `accelerate`d (None:
+    where a short trial is likely to pay; or a plan to go by), also `compile`d; with a `draft` "bf16", on a GPU, each
+    attack that takes gradients is first run in that precision. What counts is what the model itself says.
 
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """

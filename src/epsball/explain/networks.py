@@ -79,5 +79,5 @@ def fitted(
     """`model`, trained in place for about `steps` steps of 128 rows: whole epochs, at least one."""
     whole("steps", steps, 1)
     epochs = max(1, round(steps / ceil(len(train) / BATCH)))
-    fit(model, train, ball, objective=objective, epochs=epochs, batch_size=BATCH, lr=3e-3, seed=seed)
+    fit(model, train, ball, objective=objective, epochs=epochs, batch_size=BATCH, lr=3e-3, seed=seed, accelerate=False)
     return model
