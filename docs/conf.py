@@ -21,6 +21,7 @@ pygments_dark_style = "monokai"
 nitpicky = False  # shapes such as "n *shape" are no names that a reference could lead to
 
 myst_heading_anchors = 3
+smartquotes = False  # --flags stay as they are typed
 default_role = "code"  # `x` in a docstring is code, as it is in Markdown
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

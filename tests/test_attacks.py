@@ -89,7 +89,7 @@ def test_infinite_radius_of_one_row_changes_another(attack: Attack, norm: str) -
     same = endless.isfinite()
     torch.testing.assert_close(ends[1][same], ends[0][same], rtol=0, atol=1e-12)
     assert same.sum() == 7
-    if attack.needs == "grad":
+    if attack.needs == "grad" and not attack.minimises:  # those hand over x where nothing fools
         moved = flat(ends[1] - x).abs().sum(1)
         assert (moved[~same] > moved[same].max() / 2).all()
         assert ((ends[1] >= -0.5) & (ends[1] <= 0.8)).all()

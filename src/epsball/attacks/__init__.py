@@ -51,7 +51,8 @@ def options_of(cls: type[Attack]) -> dict[str, object]:
     """The options of an attack and their defaults, as they are written on a command line."""
     from dataclasses import fields
 
-    return {f.name: getattr(f.default, "__name__", f.default) for f in fields(cls)}
+    defaults = {f.name: getattr(f.default, "__name__", f.default) for f in fields(cls)}
+    return {name: at if at is None or isinstance(at, str | int | float) else repr(at) for name, at in defaults.items()}
 
 
 def parse(text: str) -> Attack:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from epsball.explain.alignment import direction as direction
     from epsball.explain.dimension import Growth as Growth
     from epsball.explain.dimension import growth as growth
+    from epsball.explain.every import Answer as Answer
     from epsball.explain.every import Case as Case
     from epsball.explain.every import answers as answers
     from epsball.explain.l1 import L1Equivalence as L1Equivalence
@@ -41,7 +42,19 @@ if TYPE_CHECKING:
     from epsball.explain.taylor import TaylorGap as TaylorGap
     from epsball.explain.taylor import taylor_gap as taylor_gap
 
+
 _NAMES = {
+    "Targets": "epsball.explain.targeted",
+    "targets": "epsball.explain.targeted",
+    "Universal": "epsball.explain.one_for_all",
+    "universal": "epsball.explain.one_for_all",
+    "Boundary": "epsball.explain.nearness",
+    "boundary": "epsball.explain.nearness",
+    "Rubbish": "epsball.explain.noise_inputs",
+    "rubbish": "epsball.explain.noise_inputs",
+    "Answer": "epsball.explain.every",
+    "Case": "epsball.explain.every",
+    "answers": "epsball.explain.every",
     "Conditioning": "epsball.explain.steepness",
     "conditioning": "epsball.explain.steepness",
     "Direction": "epsball.explain.alignment",
@@ -63,18 +76,11 @@ _NAMES = {
     "l1_equivalence": "epsball.explain.l1",
     "TaylorGap": "epsball.explain.taylor",
     "taylor_gap": "epsball.explain.taylor",
-    "Targets": "epsball.explain.targeted",
-    "targets": "epsball.explain.targeted",
-    "Universal": "epsball.explain.one_for_all",
-    "universal": "epsball.explain.one_for_all",
-    "Boundary": "epsball.explain.nearness",
-    "boundary": "epsball.explain.nearness",
-    "Rubbish": "epsball.explain.noise_inputs",
-    "rubbish": "epsball.explain.noise_inputs",
-    "Case": "epsball.explain.every",
-    "answers": "epsball.explain.every",
 }
 __all__ = [
+    "Answer",
+    "Boundary",
+    "Case",
     "Conditioning",
     "Direction",
     "Growth",
@@ -82,8 +88,13 @@ __all__ = [
     "Linearity",
     "LocalGrowth",
     "Manifold",
+    "Rubbish",
+    "Targets",
     "TaylorGap",
     "TrainingChanged",
+    "Universal",
+    "answers",
+    "boundary",
     "companions",
     "conditioning",
     "direction",
@@ -92,10 +103,13 @@ __all__ = [
     "linearity",
     "local_growth",
     "manifold",
+    "rubbish",
+    "targets",
     "taylor_gap",
     "trained",
     "trained_further",
     "training_changed",
+    "universal",
 ]
 
 

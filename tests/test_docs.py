@@ -1,0 +1,43 @@
+"""The documentation names what there is: a public name, an attack, or an objective that it leaves out fails here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import epsball
+from epsball import explain, linear
+from epsball.attacks import ATTACKS
+from epsball.training import OBJECTIVES
+
+DOCS = Path(__file__).parents[1] / "docs"
+REFERENCE = set(re.findall(r"^\.\. auto\w+:: epsball\.([\w.]+)$", (DOCS / "reference.md").read_text(), re.M))
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    missing = {name for name in epsball.__all__ if not name.startswith("_")} - REFERENCE
+    missing |= {f"explain.{name}" for name in explain.__all__} - REFERENCE
+    missing |= {f"linear.{name}" for name in linear.__all__ if name not in epsball.__all__} - REFERENCE
+    missing |= {f"training.{entry.partition(':')[2]}" for entry in OBJECTIVES.values()} - REFERENCE
+    missing |= {entry.partition(":")[2] for entry in ATTACKS.values()} - REFERENCE
+    assert not missing
+
+
+def test_every_attack_is_in_the_table_of_attacks() -> None:
+    table = (DOCS / "attacks.md").read_text()
+    assert not [name for name, entry in ATTACKS.items() if f"| `{name}` | {entry.partition(':')[2]} |" not in table]
+
+
+def test_every_link_between_pages_and_every_picture_leads_somewhere() -> None:
+    links = {
+        (page.name, link)
+        for page in DOCS.glob("*.md")
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    }
+    assert len(links) > 20
+    assert not [(page, link) for page, link in links if not (DOCS / link).exists()]
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = set(re.findall(r"^([\w-]+)$", (DOCS / "index.md").read_text(), re.M))
+    assert not {page.stem for page in DOCS.glob("*.md")} - listed - {"index"}
