@@ -222,6 +222,7 @@ every_attack_and_norm = pytest.mark.parametrize(("attack", "norm"), PAIRS.values
 def ball_of(attack: Attack, eps: float, **box: object) -> Ball:
     """The max-norm ball, or, for an attack that is not defined there, one of its own norm that is about as large."""
     norm = "linf" if "linf" in attack.norms else attack.norms[0]
+    box = {"lo": -9.0, "hi": 9.0, **box} if norm == "l0" else box  # where a coordinate may go anywhere in it
     return BALLS[norm](eps=eps * EPS[norm] / EPS["linf"], **box)
 
 
