@@ -34,7 +34,7 @@ CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "min-norm": {
         "linf": ("fmn:steps=200", "apgd-ce:hope=2"),
-        "l2": ("fmn:steps=200", "apgd-ce:hope=2"),
+        "l2": ("fmn:steps=200", "cw", "apgd-ce:hope=2"),
         "l1": ("fmn:steps=200", "apgd-ce:hope=2"),
         "l0": ("fmn:steps=200", "sigma-zero", "pgd"),
     },

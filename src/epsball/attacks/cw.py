@@ -3,7 +3,7 @@
 Carlini and Wagner, "Towards evaluating the robustness of neural networks" (S&P 2017), section V: minimise |z - x|^2 +
 c * max(kappa - margin, 0) with Adam, and search for c. What is done otherwise, each because it comes nearer at equal
 passes (docs/attacks.md): the box is kept by clipping z, not by a tanh, which holds a pixel that is at an end of the box
-there for good; the step falls over a round; the units of step and c are those of the linearised problem (`penalty.py`).
+there for good; the step falls over a round; the units of step and c are those of the linearised problem (`rounds.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import at_least
-from epsball.attacks.penalty import Penalty, Weighing
+from epsball.attacks.rounds import Penalty, Weighing
 from epsball.ball import column
 from epsball.errors import BadInput
 from epsball.losses import Loss, dlr, margin

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from epsball.attacks.penalty import Penalty, Weighing, anywhere
+from epsball.attacks.penalty import anywhere
+from epsball.attacks.rounds import Penalty, Weighing
 from epsball.ball import column
 from epsball.errors import BadInput
 from epsball.losses import Loss, margin
