@@ -207,7 +207,9 @@ DOUBLES: dict[str, Attack] = {
 
 def short(name: str) -> Attack:
     """From the table, with fewer steps where it makes steps."""
-    return parse(f"{name}:steps=8" if "steps" in options_of(attack_class(name)) else name)
+    options = options_of(attack_class(name))
+    steps, late = "steps=8" * ("steps" in options), "early=false" * ("early" in options)
+    return parse(f"{name}:{steps},{late}")
 
 
 SUITE: dict[str, Attack] = {**{name: short(name) for name in ATTACKS}, **DOUBLES}

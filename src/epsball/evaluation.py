@@ -193,25 +193,28 @@ class Evaluation:
         """The least distance at which each example is known to be wrong, (n,), by id.
 
         0 for those that are wrong before any attack, infinite where nothing was found, not a number where logits were
-        not finite or the example is at its target already. It is an upper bound of the true distance, tight only where
-        the run sought the nearest points (`min_norm`).
+        not finite or, with a target, the example was not to be driven there. It is an upper bound of the true distance,
+        tight only where the run sought the nearest points (`min_norm`).
         """
         status = self.records["status"].to_numpy(zero_copy_only=False)
         found = self.records["distance"].to_numpy(zero_copy_only=False).astype(float)
-        found[status == "wrong"], found[status == "robust"] = 0, math.inf
+        found[status == "wrong"] = math.nan if self.config["target"] else 0
+        found[status == "robust"] = math.inf
         return found
 
     def quantiles(self, shares: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> list[tuple[float, float]]:
         """(share, distance): within that distance so large a share of the examples is wrong."""
         known = np.sort(self.distances)
         known = known[~np.isnan(known)]
+        if not len(known):
+            return [(share, math.nan) for share in shares]
         whole = [int(np.ceil(share * len(known))) for share in shares]
         return [(share, float(known[at - 1]) if at else 0.0) for share, at in zip(shares, whole, strict=True)]
 
     def accuracy_at(self, eps: float) -> float:
         """The share of examples that no point within `eps` is known to fool: the robustness curve at any radius."""
-        known = self.distances
-        return float((known > eps).sum() / max((~np.isnan(known)).sum(), 1))
+        whole = self._asked
+        return float((self.distances > eps).sum() / whole) if whole else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -234,11 +237,13 @@ class Evaluation:
         """The examples that hold at each radius, (n,) boolean."""
         status = self.records["status"].to_numpy(zero_copy_only=False)
         radii = self.config["radii"]
-        if len(radii) == 1:
+        if len(radii) == 1 and not self.config["min_norm"]:
             return [status == "robust"]
         # comparisons with a radius that is not there are false
         fell, lost = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
-        attacked = np.isin(status, ("robust", "fooled")) | ~np.isnan(lost)
+        attacked = np.isin(status, ("robust", "fooled"))
+        if not self.config["min_norm"]:  # there the radius is infinite
+            attacked |= ~np.isnan(lost)
         return [attacked & ~(fell <= eps) & ~(lost <= eps) for eps in radii]
 
     @property

@@ -37,7 +37,7 @@ from epsball.called import Called
 from epsball.data import Examples, from_arrays
 from epsball.diagnosis.reaction import Reaction, react
 from epsball.diagnosis.record import Diagnosis
-from epsball.diagnosis.whole import diagnosed, probe
+from epsball.diagnosis.whole import diagnosed, probe, with_active
 from epsball.errors import BadInput
 from epsball.evaluation import ActiveTest, Evaluation, gathered
 from epsball.losses import cross_entropy
@@ -125,9 +125,10 @@ def evaluate(
         raise BadInput("`active_test` must be 0 with a `source`: a transfer does not see the head that hides a point")
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     check_draft(draft, examples.x.device)
+    whole("eot", eot, 1)
     if min_norm:
-        ball = unbounded(ball, active_test)
-    reaction = _reaction(model, examples, ball, attacks, source, eot, seed, width, run_dir)
+        ball = unbounded(ball, active_test, eot)
+    reaction, looked = _reaction(model, examples, ball, attacks, source, eot, seed, width, run_dir)
     plan = plan_of(
         model,
         examples,
@@ -146,7 +147,7 @@ def evaluate(
         storage,
         draft,
     )
-    plan = _accelerated(plan, accelerate, compile, None if run_dir is None else Path(run_dir))
+    plan = _accelerated(replace(plan, looked=looked), accelerate, compile, None if run_dir is None else Path(run_dir))
     with ExitStack() as stack:
         kept = stack.enter_context(RunDir(run_dir, plan.config)) if run_dir is not None else None
         if kept is not None:
@@ -246,15 +247,21 @@ def plan_of(
         source,
         eot,
         min_norm,
+        examples.classes,
     )
 
 
-def unbounded(ball: Ball, active_test: int = 0) -> Ball:
+def unbounded(ball: Ball, active_test: int = 0, eot: int = 1) -> Ball:
     """The ball with an infinite radius, in which nearest points are sought."""
     if isinstance(ball.eps, Tensor):
         raise BadInput("`ball` must have one number as `eps` with `min_norm`, got a tensor; it plays no part there")
     if active_test:
         raise BadInput("`active_test` must be 0 with `min_norm`: it hides points in balls of one radius; run it at one")
+    if eot > 1:
+        raise BadInput(
+            f"`eot` must be 1 with `min_norm`, got {eot}: a stochastic model has no border to draw a point to; "
+            "evaluate it at a radius, or fix its random numbers"
+        )
     return ball.with_eps(math.inf)
 
 
@@ -352,35 +359,39 @@ def _reaction(
     seed: int,
     width: int,
     run_dir: str | Path | None,
-) -> Reaction:
-    """What the protocols that react do about this model; a run that goes on does what it did."""
-    if source is not None or not any(
-        isinstance(one, str) and one.strip().lower() in REACTING for one in listed(attacks)
-    ):
-        return Reaction()
+) -> tuple[Reaction, int]:
+    """What the protocols that react do about this model, and the forwards of the look at it.
+
+    A run that goes on does what it did.
+    """
+    reacting = any(isinstance(one, str) and one.strip().lower() in REACTING for one in listed(attacks))
+    if source is not None or not reacting:
+        return Reaction(), 0
     if run_dir is not None and (Path(run_dir) / "config.json").exists():
-        return Reaction.from_dict(read_config(Path(run_dir)).get("reaction"))
+        return Reaction.from_dict(read_config(Path(run_dir)).get("reaction")), 0
     try:
         found = probe(model, examples, ball, n=LOOKED, seed=seed, eot=eot, width=width)
-    except Exception:  # what is wrong with the arguments, or the model, is said by the run itself
-        return Reaction()
-    return react(found, ball.name, eot)
+    except (BadInput, RuntimeError, ValueError, TypeError) as error:  # the run itself says it
+        log.info("no look before the attacks: %s", error)
+        return Reaction(), 0
+    return react(found, ball.name, eot), found.forwards
 
 
 def _diagnosed(plan: Plan, kept: RunDir | None, found: Evaluation, n: int | None) -> Diagnosis | None:
     """The diagnosis of the run: the one that its directory holds, or made now; None where there is none to make."""
     before = None if kept is None else Diagnosis.load(kept.path)
-    if n == 0 or plan.source is not None or (before is not None and n in (None, before.examples)):
-        return None if n == 0 else before
+    if n == 0 or plan.source is not None:
+        return None
+    if before is not None and (n is None or min(n, len(plan.task.x)) == before.examples):
+        return replace(before, indicators=with_active(before.indicators, found.active_test))
     if n is None:
         n = min(int((found.forwards + found.backwards) / 4 / DIAGNOSED), MOST)
         if n < FEWEST:
             return None
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
     reaction = Reaction.from_dict(plan.config["reaction"])
-    made = diagnosed(
-        plan.model, plan.task, attacks, n=n, eot=plan.eot, width=plan.width, evaluation=found, reaction=reaction
-    )
+    options = {"eot": plan.eot, "width": plan.width, "classes": plan.classes}
+    made = diagnosed(plan.model, plan.task, attacks, n=n, evaluation=found, reaction=reaction, **options)
     if kept is not None and made is not None:
         made.save(kept.path)
     return made

@@ -147,12 +147,12 @@ class Claims:
         target = records["target"].fill_null(AWAY).to_numpy()
         return cls(ids, y, target, start + np.arange(len(ids)), at, valid, logits, min_norm)
 
-    def standing(self, minimises: bool, radii: np.ndarray) -> np.ndarray:
-        """The rows that the next attack is run on, at these radii (n,)."""
+    def standing(self, everywhere: bool, radii: np.ndarray) -> np.ndarray:
+        """The rows that the next attack is run on, at these radii (n,) or wherever there may be a nearer point."""
         if not self.min_norm:
             return np.flatnonzero(self.status == "robust")
         may = np.isin(self.status, ("robust", "fooled")) & (self.known > 0)
-        return np.flatnonzero(may if minimises else may & (self.known > radii))
+        return np.flatnonzero(may if everywhere else may & (self.known > radii))
 
     def after(self, table: pa.Table, rows: np.ndarray, attack: str, radii: np.ndarray) -> np.ndarray:
         """Enter the outcome of an attack on `rows`; which of the table's rows fell."""

@@ -22,6 +22,7 @@ from epsball.attacks.attack import Attack
 from epsball.ball import Ball
 from epsball.balls import L0, L1, L2, Linf
 from epsball.called import Called
+from epsball.diagnosis.probes import everywhere
 from epsball.engine import Look, OnTurn, Outcome
 from epsball.evaluation import Stage
 from epsball.losses import Loss, cross_entropy
@@ -75,6 +76,10 @@ class Plan:
     eot: int = 1
     min_norm: bool = False
     """Whether each example's nearest fooling point is sought, and not one inside the ball."""
+    classes: int = 0
+    """Those of the data, where that is known."""
+    looked: int = 0
+    """Forwards of the look that a protocol reacts to."""
     fast: Accelerated | None = None
     """What attacks climb on in the place of the model (or source): the same function, at less cost."""
 
@@ -210,7 +215,7 @@ class Shard:
         if not self.plan.min_norm:
             return status == "robust"
         may = np.isin(status, ("robust", "fooled")) & (self.known > 0)
-        return may if stage.minimises else may & (self.known > self.radii(stage))
+        return may if stage.minimises or stage.within is not None else may & (self.known > self.radii(stage))
 
     def approach(self, rows: np.ndarray, table: pa.Table, ahead: np.ndarray) -> None:
         """Note where an attack came nearer to a wrong class, for those after it that go on from there."""
@@ -249,7 +254,10 @@ class Shard:
         columns = {"id": self.task.noise.ids.cpu().numpy(), "label": self.task.y.cpu().numpy(), **_said(output)}
         if output.is_floating_point():
             columns["logits"] = run_dir.nested(numbers(output), np.full(n, True))
-        return run_dir.with_notes(run_dir.table(columns), {"stage": vars(stage), "probes": objective.probes})
+        return run_dir.with_notes(
+            run_dir.table(columns),
+            {"stage": vars(stage), "probes": objective.probes + self.plan.looked * (self.number == 0)},
+        )
 
     def attacked(self, number: int, open_rows: np.ndarray, on_left: Callable[[str, int], None]) -> pa.Table:
         """One attack at one radius on the rows that still stand; its successes verified as they are stored."""
@@ -344,13 +352,16 @@ class Shard:
         """The bound ball of a stage."""
         if stage.within is not None:
             eps = torch.from_numpy(stage.within * self.known).to(self.task.x)
-            return self.task.ball.with_eps(eps).bind(self.task.x)
+            reach = torch.as_tensor(everywhere(self.task.ball, self.task.x).eps).to(eps)  # of what nothing fooled yet
+            return self.task.ball.with_eps(torch.where(eps.isinf(), reach, eps)).bind(self.task.x)
         if stage.eps is None:
             return self.task.ball
         return self.task.ball.with_eps(stage.eps).bind(self.task.x)
 
     def radii(self, stage: PlannedStage) -> np.ndarray:
         """The radius of each row at a stage; not a number where it is one per feature."""
+        if stage.within is not None:
+            return stage.within * self.known
         eps = torch.as_tensor(self.ball(stage).eps, dtype=torch.float64).cpu()
         return np.broadcast_to(eps.numpy() if eps.ndim <= 1 else np.nan, len(self.task.x))
 

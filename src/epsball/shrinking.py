@@ -17,8 +17,8 @@ PRECISION = 1e-4
 HALVINGS = 40
 """The most often that the radius is halved in on."""
 
-FARTHER = (1.05, 1.2, 1.5, 2.0, 3.0)
-"""So many times its distance is a point carried out, at most, that does not fool as it is kept."""
+FARTHER = (1.05, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0)
+"""So many times its distance is a point carried out that does not fool as it is kept; as far as the box goes."""
 
 
 def shrunk(
@@ -53,7 +53,8 @@ def shrunk(
         point = task.ball.rows(rows).with_eps(radius.to(z.dtype)).project(z[rows], task.x[rows])
         hit = fools(rows, point)
         best[rows[hit]] = point[hit]
-        far[rows[hit]], near[rows[~hit]] = radius[hit], radius[~hit]
+        reached = task.ball.rows(rows[hit]).distance(point[hit], task.x[rows[hit]]).double()  # in L0 a whole number
+        far[rows[hit]], near[rows[~hit]] = torch.minimum(reached, radius[hit]), radius[~hit]
     return best
 
 

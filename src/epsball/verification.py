@@ -176,7 +176,7 @@ class _Check:
         names = ["clean"]
         for stage in self.config["stages"]:
             radii = self.radii(stage, claims)
-            standing = claims.standing(stage["minimises"], radii)
+            standing = claims.standing(stage["minimises"] or stage["within"] is not None, radii)
             if not len(standing):
                 continue
             names.append(stage["name"])

@@ -108,12 +108,21 @@ def evaluate(
         raise BadInput(f"`--active-test` must be >= 0, got {active_test}; it is a number of examples, 0 for none")
     if active_test and source is not None:
         raise BadInput("`--active-test` must be 0 with --source: a transfer does not see the head that hides a point")
+    if min_norm and fail_under is not None and eps is None:
+        raise BadInput("`--fail-under` needs a radius with --min-norm: name it with --eps, as in --eps 0.1")
+    if min_norm and eot > 1:
+        raise BadInput(f"`--eot` must be 1 with --min-norm, got {eot}: a stochastic model has no border")
     if active_test and min_norm:
         raise BadInput("`--active-test` must be 0 with --min-norm: it hides points in balls of one radius")
     attacks = attacks or (("min-norm",) if min_norm else ("fgsm", "pgd"))
     keep_memory()
     # All that can be refused is refused before a network is trained.
-    parsed(attacks, subject.ball)
+    found_attacks = parsed(attacks, subject.ball)
+    if min_norm and not any(attack.minimises for attack in found_attacks):
+        raise BadInput(
+            f"`--attacks` must have one that seeks the nearest point with --min-norm, got {' '.join(attacks)}; "
+            "such as fmn"
+        )
     radii = None if eps is None else [parse_radius(radius) for radius in eps]
     errors = Console(stderr=True, highlight=False)
     examples = subject.examples(limit=subject.limit)

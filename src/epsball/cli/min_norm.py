@@ -33,9 +33,10 @@ def show_distances(found: Evaluation, console: Console) -> None:
         counts = (f"{stage.attacked:,}", f"{stage.fooled:,}", f"{passes:.1f}", f"{stage.seconds:.2f}")
         table.add_row(stage.attack, within, *counts)
     console.print(table, "")
+    driven = "are wrong" if found.config["target"] is None else "reach the target"
     for share, distance in found.quantiles():
         left = "" if math.isinf(distance) else "▇" * round(WIDTH * (1 - share))
-        console.print(f"{share:4.0%} are wrong within {distance:<9.4g} [dim]{left}[/]")
+        console.print(f"{share:4.0%} {driven} within {distance:<9.4g} [dim]{left}[/]")
     console.print()
     (_, median), *_ = found.quantiles((0.5,))
     norm = found.config["ball"]["class"]
@@ -45,7 +46,9 @@ def show_distances(found: Evaluation, console: Console) -> None:
         for eps, accuracy in found.curve:
             console.print(f"robust accuracy at {eps:<8.4g} {accuracy:7.2%}")
     if left := found.count("robust"):
-        console.print(f"[yellow]no adversarial point at any distance for {left:,}: is the model masking gradients?[/]")
+        kept = found.config["storage"]["x_adv"] == "8bit" or found.config["source"] is not None
+        why = "" if kept else ": is the model masking gradients?"
+        console.print(f"[yellow]no adversarial point at any distance for {left:,}{why}[/]")
     if checked and improved:
         said = f"attacks of one radius found nearer points {improved:,} times in {checked:,} looks; they stand"
         console.print(f"[yellow]{said}[/]")

@@ -138,7 +138,7 @@ def diagnosed(
         seed=task.noise.seed,
         forwards=looked + probes.forwards + controls.forwards,
         backwards=probes.backwards + controls.backwards,
-        answered=reaction.answers,
+        answered=tuple(dict.fromkeys((*reaction.answers, *(("stochastic-forward",) * (eot > 1))))),
         seconds=time.perf_counter() - began,
     )
 
@@ -242,6 +242,12 @@ def _without_gradients(
         for one, radius in zip(task.noise.ids.tolist(), radii, strict=True)
     )
     return torch.tensor(list(near), dtype=torch.bool, device=task.x.device)
+
+
+def with_active(found: tuple[Indicator, ...], test: ActiveTest | None) -> tuple[Indicator, ...]:
+    """The indicators of an earlier diagnosis with the active test that there is now."""
+    now = _active(test)
+    return tuple(now if one.name == now.name else one for one in found)
 
 
 def _active(test: ActiveTest | None) -> Indicator:
