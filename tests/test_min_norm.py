@@ -243,3 +243,79 @@ def test_a_point_far_behind_the_border_is_drawn_to_it_and_still_fools(norm: str)
     if norm != "l0":  # and so a run does, whatever its attack leaves
         found = eb.evaluate(model, (x, y), ball, [Far()], min_norm=True)
         assert found.distances[rows.numpy()] == pytest.approx(reached.double().numpy(), rel=1e-4)
+
+
+def test_the_curve_at_one_radius_is_that_of_the_distances() -> None:
+    model, data = subject()
+    ball = eb.Linf(eps=1, lo=0, hi=1)
+    for eps in (0.01, 0.03):
+        found = eb.evaluate(model, data, ball, [FAB, "pgd:steps=5"], eps=[eps], min_norm=True)
+        assert found.robust_accuracy == found.accuracy_at(eps) > 0
+
+
+class Steps(nn.Module):
+    """Units that are 0 or 1: no gradient, and plenty of fooling points."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model[3]((self.model[1](x.flatten(1)).sign() + 1) / 2)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient is exactly zero")
+def test_what_hides_its_gradient_is_not_infinitely_far_where_another_attack_finds_a_point(tmp_path) -> None:
+    model, (x, _) = subject()
+    model = Steps(model)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    alone = eb.evaluate(model, (x, y), eb.Linf(eps=1, lo=0, hi=1), [FAB], min_norm=True)
+    assert np.isinf(alone.distances).mean() > 0.5
+    both = eb.evaluate(
+        model, (x, y), eb.Linf(eps=1, lo=0, hi=1), [FAB, "square:steps=100"], min_norm=True, run_dir=tmp_path
+    )
+    assert np.isinf(both.distances).mean() < 0.1
+    assert eb.verify(tmp_path, model).agrees
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_logits_are_not_finite_no_example_holds_at_any_radius() -> None:
+    model, (x, y) = subject()
+
+    def broken(z: Tensor) -> Tensor:
+        known = (z[:, None] == x[None]).flatten(2).all(2).any(1)
+        return torch.where(known[:, None], model(z), torch.nan)
+
+    found = eb.evaluate(broken, (x, y), eb.L2(eps=1, lo=0, hi=1), ["fmn:steps=5"], eps=[0.05, 0.1], min_norm=True)
+    assert found.count("invalid") == 87
+    assert [share for _, share in found.curve] == [0, 0]
+    assert found.accuracy_at(0.05) == 0
+
+
+def test_a_target_s_distances_leave_out_whom_nobody_was_to_drive_there() -> None:
+    model, (x, y) = subject()
+    radii = [0.05, 0.2]
+    found = eb.evaluate(model, (x, y), eb.L2(eps=1, lo=0, hi=1), ["fmn:steps=20"], eps=radii, min_norm=True, target=1)
+    status = found.records["status"].to_numpy(zero_copy_only=False)
+    assert np.isnan(found.distances[np.isin(status, ("wrong", "at-target"))]).all()
+    assert [share for _, share in found.curve] == [found.accuracy_at(eps) for eps in radii]
+
+
+def test_a_border_within_a_rounding_is_found_a_few_levels_away() -> None:
+    x = torch.full((40, 4), 100 / 255)
+    weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+
+    def model(z: Tensor) -> Tensor:
+        return (z - 100 / 255) @ weight.T - torch.tensor([0.0, 1e-5])
+
+    ball = eb.L2(eps=1, lo=0, hi=1)
+    found = eb.evaluate(model, (x, torch.zeros(40).long()), ball, ["fmn:steps=10"], min_norm=True, storage="8bit")
+    assert found.count("fooled") == 40
+    assert (found.distances < 3 / 255).all()
+
+
+def test_a_stochastic_model_is_refused_before_anything_is_made() -> None:
+    model, data = subject(8)
+    with pytest.raises(BadInput, match="`eot` must be 1 with `min_norm`, got 4"):
+        eb.evaluate(model, data, eb.L2(eps=1, lo=0, hi=1), FAB, min_norm=True, eot=4)

@@ -17,7 +17,7 @@ PRECISION = 1e-4
 HALVINGS = 40
 """The most often that the radius is halved in on."""
 
-FARTHER = (1.05, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0)
+FARTHER = (1.05, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1e3, 3e3, 1e4, 1e5)
 """So many times its distance is a point carried out that does not fool as it is kept; as far as the box goes."""
 
 
