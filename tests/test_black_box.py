@@ -480,3 +480,13 @@ def test_references_of_another_shape_are_taken() -> None:
     attack = HSJ(references=eb.References(torch.zeros(2, 3), torch.tensor([0, 1])))
     with pytest.raises(BadInput, match=r"shape \(5,\), got \(3,\)"):
         attack(Counting(linear((5,), 2)), batch(2, (5,)), torch.tensor([0, 0]), eb.L2(eps=1.0))
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 17])
+def test_spent_budget_loses_what_an_evaluation_found(memory: int) -> None:
+    net, x = centred(9, 3, 0, 1), batch(20, (9,))
+    box = eb.BlackBox(function=lambda z: predicted(net, z), answers="labels", takes="torch", budget=120, memory=memory)
+    found = eb.evaluate(box, (x, predicted(net, x)), eb.L2(eps=2, lo=0, hi=1), [HSJ(steps=1000)])
+    assert found.count("fooled") > 10
+    assert found.stages[-1].unconfirmed == 0
+    assert (box.spent(torch.arange(20)) <= 120).all()

@@ -189,10 +189,10 @@ class Questions(Objective):
         return self._columns(output, z)
 
     def exhausted(self, task: Task) -> Bool[Tensor, " n"]:
-        """Where the examples have no query left but the one for a last look."""
+        """Where the examples have no query left but those for the last looks: one, which is remembered, or else two."""
         box = self.model
         assert isinstance(box, BlackBox)
-        return box.exhausted(task.noise.ids, keep=1)
+        return box.exhausted(task.noise.ids, keep=1 if box.memory else 2)
 
 
 def objective_for(
