@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from epsball import cascades, engine
-from epsball.attacks import parse
+from epsball import engine
 from epsball.attacks.attack import Attack, whole
 from epsball.ball import Ball
 from epsball.called import Called
@@ -27,6 +26,7 @@ from epsball.diagnosis.record import INDICATORS, Diagnosis, Indicator, indicator
 from epsball.errors import BadInput
 from epsball.losses import cross_entropy
 from epsball.objective import Model, ModelWarning, Objective, check_labels, frozen
+from epsball.stages import Asked, named
 from epsball.task import AWAY, Task, task_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def diagnose(
     model: Model,
     data: Examples | tuple[Any, Any],
     ball: Ball,
-    attacks: str | Attack | Sequence[object] = ("fgsm", "pgd"),
+    attacks: Asked | Sequence[Asked] = ("fgsm", "pgd"),
     *,
     n: int = 128,
     seed: int = 0,
@@ -167,20 +167,6 @@ def probe(
             raise BadInput("`model` must return logits for a diagnosis, got labels: it asks what attacks can climb")
         found = probed(model, *seen[:2], eot)
     return replace(found, forwards=found.forwards + seen[2])
-
-
-def named(attacks: str | Attack | Sequence[object], ball: Ball) -> list[tuple[str, Attack]]:
-    """The attacks of epsball's in a list, each with its name, protocols taken apart; callables are left out."""
-    listed = list(attacks) if isinstance(attacks, Sequence) and not isinstance(attacks, str) else [attacks]
-    pairs: list[tuple[str, Attack]] = []
-    for one in listed:
-        if isinstance(one, str):
-            pairs.extend((text, parse(text)) for text in cascades.expand(one, ball.name))
-        elif isinstance(one, Attack):
-            pairs.append((type(one).__name__.lower(), one))
-    for _, attack in pairs:
-        attack.check_ball(ball)
-    return pairs
 
 
 def ordered(examples: Examples, ball: Ball, seed: int) -> Task:
