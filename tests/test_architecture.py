@@ -16,7 +16,7 @@ ORDER = [
     "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task", "outputs",
     "losses", "objective", "queries", "acceleration", "fingerprint", "models", "data", "tables", "attacks",
     "cascades", "linear", "certify", "engine", "called", "heads", "hiding", "training", "imitation", "run_dir",
-    "storage", "stages", "diagnosis", "evaluation", "active", "worth_while", "shrinking", "shard", "protocol",
+    "storage", "stages", "diagnosis", "evaluation", "active", "worth_while", "shrinking", "shard", "looks", "protocol",
     "recount", "verification", "comparison", "report", "adversarial", "explain", "reproduce", "serve", "cli",
     "__main__",
 ]  # fmt: skip

@@ -35,11 +35,10 @@ from epsball.ball import Ball
 from epsball.ball_file import save_ball
 from epsball.called import Called
 from epsball.data import Examples, from_arrays
-from epsball.diagnosis.reaction import Reaction, react
-from epsball.diagnosis.record import Diagnosis
-from epsball.diagnosis.whole import diagnosed, probe, with_active
+from epsball.diagnosis.reaction import Reaction
 from epsball.errors import BadInput
 from epsball.evaluation import ActiveTest, Evaluation, gathered
+from epsball.looks import diagnosis_of, reaction_to
 from epsball.losses import cross_entropy
 from epsball.objective import Model, Objective, Success, changes_prediction, frozen
 from epsball.run_dir import RunDir, read_config
@@ -52,14 +51,6 @@ from epsball.worth_while import accelerated
 log = logging.getLogger(__name__)
 
 SHARD = 1024
-REACTING = ("standard", "fast")
-"""The protocols that react to what a first look shows."""
-LOOKED = 32
-"""Examples of that look."""
-DIAGNOSED = 1275
-"""Forwards and backwards that a diagnosis makes for an example that stands."""
-FEWEST, MOST = 16, 128
-"""Examples of a diagnosis that a run makes by itself: so many that it costs no more than a quarter of the run."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ def evaluate(
     whole("eot", eot, 1)
     if min_norm:
         ball = unbounded(ball, active_test, eot)
-    reaction, looked = _reaction(model, examples, ball, attacks, source, eot, seed, width, run_dir)
+    reaction, looked = reaction_to(model, examples, ball, attacks, source, eot, seed, width, run_dir)
     plan = plan_of(
         model,
         examples,
@@ -157,7 +148,7 @@ def evaluate(
             stack.enter_context(frozen(source))
         found = _run(plan, kept, on_progress or (lambda progress: None))
         found = replace(found, active_test=_active(plan, kept, active_test))
-        return replace(found, diagnosis=_diagnosed(plan, kept, found, diagnose))
+        return replace(found, diagnosis=diagnosis_of(plan, kept, found, diagnose))
 
 
 def plan_of(
@@ -347,54 +338,6 @@ def _active(plan: Plan, kept: RunDir | None, n: int) -> ActiveTest | None:
     if kept is not None:
         found.save(kept.path)
     return found
-
-
-def _reaction(
-    model: Model,
-    examples: Examples,
-    ball: Ball,
-    attacks: Asked | Sequence[Asked],
-    source: Model | None,
-    eot: int,
-    seed: int,
-    width: int,
-    run_dir: str | Path | None,
-) -> tuple[Reaction, int]:
-    """What the protocols that react do about this model, and the forwards of the look at it.
-
-    A run that goes on does what it did.
-    """
-    reacting = any(isinstance(one, str) and one.strip().lower() in REACTING for one in listed(attacks))
-    if source is not None or not reacting:
-        return Reaction(), 0
-    if run_dir is not None and (Path(run_dir) / "config.json").exists():
-        return Reaction.from_dict(read_config(Path(run_dir)).get("reaction")), 0
-    try:
-        found = probe(model, examples, ball, n=LOOKED, seed=seed, eot=eot, width=width)
-    except (BadInput, RuntimeError, ValueError, TypeError) as error:  # the run itself says it
-        log.info("no look before the attacks: %s", error)
-        return Reaction(), 0
-    return react(found, ball.name, eot), found.forwards
-
-
-def _diagnosed(plan: Plan, kept: RunDir | None, found: Evaluation, n: int | None) -> Diagnosis | None:
-    """The diagnosis of the run: the one that its directory holds, or made now; None where there is none to make."""
-    before = None if kept is None else Diagnosis.load(kept.path)
-    if n == 0 or plan.source is not None:
-        return None
-    if before is not None and (n is None or min(n, len(plan.task.x)) == before.examples):
-        return replace(before, indicators=with_active(before.indicators, found.active_test))
-    if n is None:
-        n = min(int((found.forwards + found.backwards) / 4 / DIAGNOSED), MOST)
-        if n < FEWEST:
-            return None
-    attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
-    reaction = Reaction.from_dict(plan.config["reaction"])
-    options = {"eot": plan.eot, "width": plan.width, "classes": plan.classes}
-    made = diagnosed(plan.model, plan.task, attacks, n=n, evaluation=found, reaction=reaction, **options)
-    if kept is not None and made is not None:
-        made.save(kept.path)
-    return made
 
 
 def _same_model(plan: Plan, clean: pa.Table) -> None:
