@@ -26,8 +26,9 @@ import epsball as eb
 from epsball.data import Examples, load_data
 from epsball.errors import BadInput
 from epsball.linear import optimum
-from epsball.reproduce.goodfellow2015 import EXPERIMENTS, Source, ThreesSevens, chosen, mnist, threes_sevens
-from epsball.reproduce.threes_sevens import Trained
+from epsball.reproduce.goodfellow2015 import EXPERIMENTS, chosen
+from epsball.reproduce.sources import Source, cifar10, mnist
+from epsball.reproduce.threes_sevens import ThreesSevens, Trained, threes_sevens
 
 
 def moved(data: Examples, lo: float, hi: float) -> Examples:
@@ -145,14 +146,14 @@ def test_a_model_without_a_minimum_is_not_named(digits: Source, found: ThreesSev
 
 
 def test_the_papers_figures_are_not_beside_ours(digits: Source, found: ThreesSevens):
-    paper, *ours = found.lines
-    assert (paper.published, paper.values) == (True, (1.6, 99.0, None, None))
-    assert len(paper.values) == len(found.heads)
-    assert [line.said for line in ours] == [model.said for model in found.models]
-    for line, model in zip(ours, found.models, strict=True):
-        assert not line.published
-        assert line.values[:3] == tuple(100 * part.error for part in (model.clean, model.free, model.boxed))
-    assert threes_sevens(digits, eps=0.1, radii=(), images=1).lines[0].values[1] is None  # the paper has none there
+    assert [line.said for line in found.lines] == [model.said for model in found.models]
+    assert [line.paper for line in found.lines] == [(1.6, 99.0, None, None), None, None, None]
+    for line, model in zip(found.lines, found.models, strict=True):
+        assert line.ours is not None
+        assert len(line.ours) == len(found.heads)
+        assert line.ours[:3] == tuple(100 * part.error for part in (model.clean, model.free, model.boxed))
+    other = threes_sevens(digits, eps=0.1, radii=(), images=1).lines[0]
+    assert other.paper == (1.6, None, None, None)  # the paper has none there
     assert found.summary()["paper"] == {"clean": 0.016, "free": 0.99, "eps": 0.25}
 
 
@@ -243,6 +244,10 @@ def test_the_folder_in_the_environment_is_not_found(tmp_path: Path, monkeypatch:
     assert mnist("digits").stands_in
     monkeypatch.delenv("EPSBALL_DATA")
     assert mnist().stands_in
+    assert cifar10() is None
+    images = cifar10(folder)  # any folder of images
+    assert images is not None
+    assert len(images.test) == 360
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 8, 8)), y=[3, 7])
     with pytest.raises(BadInput, match="must have the splits"):
         mnist(tmp_path / "a.npz")
@@ -274,10 +279,11 @@ def test_the_command_says_nothing_that_fits_80_columns(tmp_path: Path, found: Th
     assert done.stderr.strip() == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
     folder = tmp_path / "goodfellow2015"
-    assert sorted(file.name for file in folder.iterdir()) == ["threes-sevens.json", "threes-sevens.png"]
+    names = ["index.html", "threes-sevens.json", "threes-sevens.png"]
+    assert sorted(file.name for file in folder.iterdir()) == names
     assert ThreesSevens.from_json((folder / "threes-sevens.json").read_text()) == found
-    (paper,) = [line for line in done.stdout.splitlines() if line.startswith("the paper, MNIST")]
-    assert paper.split()[3:] == ["1.6", "99", "-", "-"]
+    (paper,) = [line for line in done.stdout.splitlines() if line.startswith("  the paper")]
+    assert paper.split()[2:] == ["1.6", "99", "-", "-"]
     for model in found.models:
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{model.said}  ")]
         assert f"{100 * model.free.error:.2f}" in line.split()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,10 @@ from epsball.errors import BadInput
 from epsball.models import build
 from epsball.noise import Noise
 from epsball.reproduce.budget import BATCH, Budget
-from epsball.reproduce.controls import OBJECTIVES, SIGN, UNIFORM, Controls, NoiseTraining, controls
-from epsball.reproduce.goodfellow2015 import EXPERIMENTS, Source, chosen, mnist
+from epsball.reproduce.controls import RECIPES, SIGN, UNIFORM, Controls, NoiseTraining, controls
+from epsball.reproduce.goodfellow2015 import EXPERIMENTS
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets
+from epsball.reproduce.sources import Source, mnist
 from epsball.reproduce.threes_sevens import Outcome
 from epsball.reproduce.training import Training, training
 from epsball.reproduce.transfer import CLEAN, Transfer, transfer
@@ -73,8 +71,8 @@ def by_hand(made_on: nn.Module, judge: nn.Module, source: Source, eps: float) ->
     return Outcome(error=wrong.double().mean().item(), confidence=sure[wrong].mean().item() if wrong.any() else None)
 
 
-def modules(nets: Nets, objectives: dict[str, Any]) -> dict[tuple[str, int], nn.Module]:
-    return {(net.said, net.seed): net.module for group in nets.trained(objectives) for net in group}
+def modules(nets: Nets, recipes: dict[str, Any]) -> dict[tuple[str, int], nn.Module]:
+    return {(net.said, net.seed): net.module for group in nets.trained(recipes) for net in group}
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -82,9 +80,9 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 
 def test_an_error_is_not_that_of_fgsm_by_hand(nets: Nets, trained: Training, noisy: Controls):
-    made = modules(nets, OBJECTIVES)
+    made = modules(nets, RECIPES)
     assert len(trained.networks) == 2 * len(PAIR)
-    assert len(noisy.networks) == 2 * len(OBJECTIVES)
+    assert len(noisy.networks) == 2 * len(RECIPES)
     for net in (*trained.networks, *noisy.networks):
         module = made[net.said, net.seed]
         assert not module.training
@@ -143,11 +141,11 @@ def test_a_network_is_trained_twice_or_with_another_budget(digits: Source, monke
     said: list[tuple[int, int, str]] = []
     for name in ("training", "controls", "transfer"):
         EXPERIMENTS[name](nets, on_progress=lambda *parts: said.append(parts))
-    assert len(calls) == 2 * len(OBJECTIVES)
-    assert {repr(call["objective"]) for call in calls} == {repr(one) for one in OBJECTIVES.values()}
+    assert len(calls) == 2 * len(RECIPES)
+    assert {repr(call["objective"]) for call in calls} == {repr(one.objective) for one in RECIPES.values()}
     for seed in (0, 1):
         of_seed = [place for place, call in enumerate(calls) if call["seed"] == seed]
-        assert len(of_seed) == len(OBJECTIVES)
+        assert len(of_seed) == len(RECIPES)
         alike = [
             {key: value for key, value in calls[place].items() if key not in ("objective", "progress")}
             for place in of_seed
@@ -215,53 +213,60 @@ def test_a_kind_of_noise_that_is_none_or_a_missing_ball_is_not_named():
 def test_the_papers_figures_are_not_beside_ours(digits: Source, trained: Training, noisy: Controls, moved: Transfer):
     nets = Nets(digits, Budget(units=4, epochs=1))
     published = {
-        name: {line.said: line.values for line in EXPERIMENTS[name](nets).lines if line.published}
+        name: {line.said: (line.source, line.paper) for line in EXPERIMENTS[name](nets).lines if line.paper}
         for name in ("training", "controls", "transfer")
     }
     # arXiv:1412.6572, section 6.
     assert published["training"] == {
-        "the paper: plain, 240 units": (0.94, None, None),
-        "the paper: adversarially trained, 240 units": (0.84, None, None),
-        "the paper: plain, 1600 units": (1.14, None, None),
-        "the paper: adversarially trained, 1600 units": (0.782, None, None),
-        "the paper: plain, on FGSM": (None, 89.4, 97.6),
-        "the paper: adversarially trained, on FGSM": (None, 17.9, 81.4),
+        "plain, 4 units": ("the paper, 240 units", (0.94, 89.4, 97.6)),
+        "plain, 1600 units": ("the paper, 1600 units", (1.14, None, None)),
+        "adversarially trained, 4 units": ("the paper, 240 units", (0.84, 17.9, 81.4)),
+        "adversarially trained, 1600 units": ("the paper, 1600 units", (0.782, None, None)),
     }
-    assert published["controls"][f"the paper: {SIGN}"] == (None, 86.2, 97.3)
-    assert published["controls"][f"the paper: {UNIFORM}"] == (None, 90.4, 97.8)
-    assert published["transfer"]["the paper: made on the plain one"] == (89.4, 19.6)
-    assert published["transfer"]["the paper: made on the trained one"] == (40.9, 17.9)
+    assert {said: paper for said, (_, paper) in published["controls"].items()} == {
+        PLAIN: (None, 89.4, 97.6),
+        SIGN: (None, 86.2, 97.3),
+        UNIFORM: (None, 90.4, 97.8),
+        ADVERSARIAL: (None, 17.9, 81.4),
+    }
+    assert {said: paper for said, (_, paper) in published["transfer"].items()} == {
+        "made on the plain one": (89.4, 19.6),
+        "made on the trained one": (40.9, 17.9),
+    }
     for found in (noisy, moved):
-        assert not any(line.published for line in found.lines)  # at another radius the paper has none
-    assert [line.said for line in trained.lines if line.published] == [
-        "the paper: plain, 240 units",
-        "the paper: plain, 1600 units",
-    ]
+        assert not any(line.paper for line in found.lines)  # at another radius the paper has none
+    assert [line.paper for line in trained.lines if line.paper] == [(0.94, None, None), (1.14, None, None)]
+    wide = replace(trained, config=trained.config | {"units": 1600, "eps": 0.25}).lines
+    assert [(line.source, line.ours is None) for line in wide] == [
+        ("the paper, 1600 units", False),
+        ("the paper, 240 units", True),
+    ] * 2
     for found in (trained, noisy, moved):
-        assert all(len(line.values) == len(found.heads) for line in found.lines)
+        assert all(len(line.ours or line.paper) == len(found.heads) for line in found.lines)
         assert len(found.title) <= 80
 
 
 def test_a_line_is_not_the_mean_over_the_seeds(trained: Training, noisy: Controls, moved: Transfer):
-    ours = [line for line in trained.lines if not line.published]
-    for line, said in zip(ours, PAIR, strict=True):
+    ours = [line.ours for line in trained.lines if line.ours]
+    for figures, said in zip(ours, PAIR, strict=True):
         nets = trained.of(said)
         assert [net.seed for net in nets] == [0, 1]
-        assert line.values[0] == pytest.approx(50 * sum(net.clean.error for net in nets))
-        assert line.values[1] == pytest.approx(50 * sum(net.fgsm.error for net in nets))
-        assert line.values[2] == pytest.approx(50 * sum(net.fgsm.confidence or 0 for net in nets))
-    assert noisy.lines[0].values == ours[0].values
-    assert noisy.lines[-1].values == ours[1].values
-    on_clean, on_plain, on_trained = (line.values for line in moved.lines)
-    assert on_clean == (ours[0].values[0], ours[1].values[0])
-    assert (on_plain[0], on_trained[1]) == (ours[0].values[1], ours[1].values[1])
+        assert figures[0] == pytest.approx(50 * sum(net.clean.error for net in nets))
+        assert figures[1] == pytest.approx(50 * sum(net.fgsm.error for net in nets))
+        assert figures[2] == pytest.approx(50 * sum(net.fgsm.confidence or 0 for net in nets))
+    assert noisy.lines[0].ours == ours[0]
+    assert noisy.lines[-1].ours == ours[1]
+    on_clean, on_plain, on_trained = (line.ours for line in moved.lines)
+    assert on_clean == (ours[0][0], ours[1][0])
+    assert (on_plain[0], on_trained[1]) == (ours[0][1], ours[1][1])
 
 
 def test_a_network_without_mistakes_has_a_confidence():
     logits = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
-    right = networks.outcome(logits, torch.tensor([0, 1]))
+    shares = logits.double().softmax(1)
+    right = networks.outcome(shares, torch.tensor([0, 1]))
     assert right == Outcome(error=0.0, confidence=None)
-    wrong = networks.outcome(logits, torch.tensor([1, 1]))
+    wrong = networks.outcome(shares, torch.tensor([1, 1]))
     assert wrong.error == 0.5
     assert wrong.confidence == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-12)
     assert networks.mean([right, wrong]) == Outcome(error=0.25, confidence=wrong.confidence)
@@ -354,52 +359,6 @@ def test_training_on_a_slice_of_mnist_leaves_fgsm_as_strong_as_it_was():
     assert robust.fgsm.error < 0.5
     assert not found.config["stands_in"]
     assert not any("stand in" in note for note in found.notes)
-
-
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
-ENV.pop("EPSBALL_DATA", None)
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "epsball", "reproduce", "goodfellow2015", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
-
-
-def test_the_command_does_not_run_all_experiments_or_leaves_80_columns(tmp_path: Path):
-    done = run("--units", "4", "--epochs", "1", "--seeds", "2", "--dropout", "10", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.strip() == ""
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    folder = tmp_path / "goodfellow2015"
-    names = {file.stem for file in folder.glob("*.json")}
-    assert names == {file.stem for file in folder.glob("*.png")} == set(EXPERIMENTS) == set(chosen())
-    config = Training.from_json((folder / "training.json").read_text()).config
-    assert (config["units"], config["epochs"], config["seeds"], config["dropout"]) == (4, 1, [0, 1], 10)
-    cells = {
-        (cell.maker, cell.judge): cell for cell in Transfer.from_json((folder / "transfer.json").read_text()).cells
-    }
-    assert len(cells) == 6
-    assert Controls.from_json((folder / "controls.json").read_text()).config == {
-        key: value for key, value in config.items() if key not in ("alpha", "pgd_steps", "pgd_rows")
-    }
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--only", "trainig"], "did you mean 'training'"),
-        (["--only", "training", "--units", "0"], "`units` must be >= 1"),
-        (["--only", "training", "--seeds", "many"], "many"),
-        (["--only", "training", "--unit", "3"], "--units"),
-    ],
-)
-def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], said: str, tmp_path: Path):
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert not (tmp_path / "goodfellow2015").exists()
 
 
 def test_the_budgets_network_is_not_that_of_the_registry(nets: Nets):

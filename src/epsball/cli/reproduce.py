@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json as encoder
+import shlex
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +20,7 @@ from epsball.files import write_whole
 from epsball.reproduce.budget import Budget
 
 if TYPE_CHECKING:
-    from epsball.reproduce.record import Reproduction
+    from epsball.reproduce.record import Figures, Reproduction
 
 reproduce = App(name="reproduce", help="Make published experiments again, the paper's figures beside ours.")
 
@@ -27,14 +30,17 @@ def goodfellow2015(
     *,
     only: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
     data: str | None = None,
+    cifar: str | None = None,
     out: Path = Path("goodfellow2015"),
     json: Json = False,
     budget: Annotated[Budget, Parameter(name="*")] = Budget(),  # noqa: B008 - it is frozen
 ) -> None:
     """Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples" (ICLR 2015).
 
-    Writes OUT/EXPERIMENT.png and OUT/EXPERIMENT.json for each experiment: threes-sevens (logistic regression), and with
-    maxout networks, trained once for all three: training (clean and adversarial), controls (noise instead), transfer.
+    Writes OUT/index.html, one page with every published figure beside ours, and OUT/EXPERIMENT.png and .json for each
+    experiment: threes-sevens (logistic regression), shallow (softmax regression, RBF network), cifar (colour images),
+    and with maxout networks, trained once for all: training (clean and adversarial), controls (noise instead),
+    transfer, along (figure 4), agreement (on the wrong class), ensemble, rubbish (noise that is called a class).
 
     Parameters
     ----------
@@ -43,40 +49,67 @@ def goodfellow2015(
     data
         MNIST: a folder of parquet files with the splits train and test, or a Hugging Face datasets name. Default:
         $EPSBALL_DATA/mnist where it is there, else scikit-learn's digits in its place.
+    cifar
+        CIFAR-10, likewise. Default: $EPSBALL_DATA/cifar10; without it the experiment cifar is left out.
     out
         The directory to write to.
     json
         Print the figures as JSON on stdout.
     budget
-        How much is spent on the maxout networks.
+        How much is spent on the networks.
     """
-    from epsball.reproduce.goodfellow2015 import EXPERIMENTS, PAPER, Nets, chosen, mnist
+    from epsball.reproduce.goodfellow2015 import EXPERIMENTS, PAPER, chosen, cifar10, mnist, networks
+    from epsball.reproduce.page import write_page
+    from epsball.reproduce.record import Missing, shared_notes
 
-    names, errors, found = chosen(only or ()), Console(stderr=True, highlight=False), {}
+    names, errors, began = chosen(only or ()), Console(stderr=True, highlight=False), time.perf_counter()
+    found: dict[str, Reproduction] = {}
+    left_out: dict[str, str] = {}
     with progress(errors) as bar:
         task = bar.add_task("reading the data", total=None, note="")
-        nets = Nets(mnist(data), budget)
+        nets = networks(mnist(data), cifar10(cifar) if "cifar" in names else None, budget)
         for name in names:
             bar.update(task, description=name)
-            found[name] = EXPERIMENTS[name](
-                nets, on_progress=lambda done, total, now: bar.update(task, completed=done, total=total, note=now)
-            )
-            text = found[name].to_json()
-            write_whole(out / f"{name}.json", partial(Path.write_text, data=text))
-            found[name].draw(out / f"{name}.png")
+            try:
+                record = EXPERIMENTS[name](
+                    nets, on_progress=lambda done, total, now: bar.update(task, completed=done, total=total, note=now)
+                )
+            except Missing as reason:
+                if only:
+                    raise
+                left_out[name] = str(reason)
+                continue
+            found[name] = record
+            write_whole(out / f"{name}.json", partial(Path.write_text, data=record.to_json()))
+            record.draw(out / f"{name}.png")
+    page = write_page(
+        found,
+        out,
+        paper=PAPER,
+        command=shlex.join(["epsball", *sys.argv[1:]]),
+        seconds=time.perf_counter() - began,
+        left_out=left_out,
+    )
     if json:
         figures = {name: record.summary() for name, record in found.items()}
-        print(encoder.dumps({"paper": PAPER, "experiments": figures, "out": str(out)}, indent=2, allow_nan=False))
+        said = {"paper": PAPER, "experiments": figures, "left_out": left_out, "out": str(out)}
+        print(encoder.dumps(said, indent=2, allow_nan=False))
         return
-    console = Console(highlight=False)
+    console, shared = Console(highlight=False), shared_notes(found.values())
     console.print(f"[dim]paper[/]  {PAPER}")
     console.print(f"[dim]data[/]   {described(nets.source.test)}", soft_wrap=True)
     for name, record in found.items():
-        console.print(f"\n[bold]{escape(record.title)}[/]")
+        console.print(f"\n[bold]{escape(record.title)}[/] [dim]({name})[/]")
         console.print(_table(record))
         for note in record.notes:
-            console.print(f"[dim]{escape(note)}[/]")
-        console.print(f"[dim]written: {out / name}.png, {out / name}.json[/]", soft_wrap=True)
+            if note not in shared:
+                console.print(f"[dim]{escape(note)}[/]")
+    console.print()
+    for note in shared:
+        console.print(f"[dim]{escape(note)}[/]")
+    for name, reason in left_out.items():
+        console.print(f"\n[yellow]left out: {name}.[/] {escape(reason)}")
+    console.print(f"\n[dim]written: {escape(str(page))}[/]", soft_wrap=True)
 
 
 def _table(record: Reproduction) -> Table:
@@ -85,6 +118,13 @@ def _table(record: Reproduction) -> Table:
     for head in record.heads:
         table.add_column(escape(head), justify="right", min_width=9)
     for line in record.lines:
-        said = ("-" if value is None else f"{value:.3g}" if line.published else f"{value:.2f}" for value in line.values)
-        table.add_row(escape(line.said), *said, style="bold" if line.published else "")
+        if line.ours is not None:
+            table.add_row(escape(line.said), *_figures(line.ours, ".2f"))
+        if line.paper is not None:
+            said = f"  {line.source}" if line.ours is not None else f"{line.said} ({line.source})"
+            table.add_row(escape(said), *_figures(line.paper, ".4g"), style="bold")
     return table
+
+
+def _figures(values: Figures, form: str) -> list[str]:
+    return ["-" if value is None else format(value, form) for value in values]

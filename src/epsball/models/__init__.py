@@ -18,6 +18,7 @@ MODELS: dict[str, str] = {
     "small-cnn": "epsball.models.builtin:small_cnn",
     "preact-resnet18": "epsball.models.builtin:preact_resnet18",
     "maxout": "epsball.models.builtin:maxout",
+    "conv-maxout": "epsball.models.builtin:conv_maxout",
     "sabotage": "epsball.models.sabotage:sabotaged",
 }
 NAMED = {"sabotage"}

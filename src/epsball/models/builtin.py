@@ -1,9 +1,9 @@
 """Small networks for tests, examples and first runs, and the layer that normalises inside a model.
 
 The convolutional network is that of Wong and Kolter (2018) for MNIST; the ResNet is the pre-activation ResNet-18 of
-He et al. (2016, "Identity mappings in deep residual networks") with the 3x3 stem used on CIFAR; the maxout network is
-that of Goodfellow et al. (ICML 2013) for MNIST. All return logits and take inputs in [0, 1]; none normalises by
-itself: put `Normalize` in front.
+He et al. (2016, "Identity mappings in deep residual networks") with the 3x3 stem used on CIFAR; the maxout networks
+are those of Goodfellow et al. (ICML 2013) for MNIST and CIFAR-10. All return logits and take inputs in [0, 1]; none
+normalises by itself: put `Normalize` in front.
 """
 
 from __future__ import annotations
@@ -118,6 +118,41 @@ def maxout(shape: tuple[int, ...], classes: int, units: int = 240, pieces: int =
         layers.append(Maxout(width, units, pieces))
     layers += [nn.Dropout(dropout / 100)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(units, classes))
+
+
+def conv_maxout(shape: tuple[int, ...], classes: int, channels: int = 96, dropout: int = 50) -> nn.Module:
+    """Three convolutional maxout layers of `channels` times 1, 2, 2, and one of 5 `channels` maxout units; H, W >= 8.
+
+    After the network of Goodfellow et al. (ICML 2013), section 5.2, for CIFAR-10, with smaller kernels: 5x5, 5x5, 3x3
+    and 2x2 pools where it has 8x8, 8x8, 5x5 and up to 4x4 ones, 2 pieces a channel. `dropout` as for `maxout`, on the
+    inputs and around the last hidden layer.
+    """
+    colours, height, width = _image("conv-maxout", shape, least=8)
+    if channels < 1:
+        raise BadInput(f"`channels` must be >= 1, got {channels}; the paper's is 96")
+    if not 0 <= dropout < 100:
+        raise BadInput(f"`dropout` must be a percentage from 0 to 99, got {dropout}; the paper's is 50, 0 is none")
+    layers: list[nn.Module] = [nn.Dropout(0.4 * dropout / 100)] if dropout else []
+    before = colours
+    for after, kernel in ((channels, 5), (2 * channels, 5), (2 * channels, 3)):
+        layers += [MaxoutConv2d(before, after, kernel), nn.MaxPool2d(2)]
+        before = after
+    hidden: list[nn.Module] = [Maxout(before * (height // 8) * (width // 8), 5 * channels, 5)]
+    if dropout:
+        hidden = [nn.Dropout(dropout / 100), *hidden, nn.Dropout(dropout / 100)]
+    return nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(5 * channels, classes))
+
+
+class MaxoutConv2d(nn.Module):
+    """Each channel is the largest of two convolutions, which keep height and width; the kernel is odd."""
+
+    def __init__(self, before: int, after: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, 2 * after, kernel, padding=kernel // 2)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h w"]:
+        one, other = self.conv(x).chunk(2, 1)
+        return torch.maximum(one, other)
 
 
 class Maxout(nn.Module):

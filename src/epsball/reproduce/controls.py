@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from epsball.ball import Ball
 from epsball.errors import BadInput
-from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets, conventions, mean, percent, spent, stand_in
+from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets, Recipe, conventions, mean, percent, spent, stand_in
 from epsball.reproduce.record import Line
 from epsball.reproduce.threes_sevens import EPS, Outcome
 from epsball.suggest import one_of
@@ -56,10 +56,10 @@ class NoiseTraining(TrainingObjective):
         return Plain()(model, noisy, y, None, step)
 
 
-OBJECTIVES: dict[str, TrainingObjective] = {
+RECIPES: dict[str, Recipe] = {
     PLAIN: PAIR[PLAIN],
-    SIGN: NoiseTraining(kind="sign"),
-    UNIFORM: NoiseTraining(kind="uniform"),
+    SIGN: Recipe(objective=NoiseTraining(kind="sign")),
+    UNIFORM: Recipe(objective=NoiseTraining(kind="uniform")),
     ADVERSARIAL: PAIR[ADVERSARIAL],
 }
 
@@ -103,21 +103,18 @@ class Controls:
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """The paper's figures and ours, in percent."""
+        """Our figures and the paper's, in percent."""
         found = []
-        if self.config["eps"] == EPS:
-            found += [Line(f"the paper: {said}", (None, *values), published=True) for said, values in PAPER.items()]
-        for said in OBJECTIVES:
+        for said in RECIPES:
             clean, fgsm = self.mean(said)
-            shares = (clean.error, fgsm.error, fgsm.confidence)
-            found.append(Line(said, tuple(map(percent, shares)), published=False))
+            ours = tuple(map(percent, (clean.error, fgsm.error, fgsm.confidence)))
+            found.append(Line(said, ours, (None, *PAPER[said]) if self.config["eps"] == EPS else None))
         return tuple(found)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know to compare."""
-        seconds = [net.seconds for net in self.networks]
-        return (*stand_in(self.config), conventions(self.config), spent(self.config, seconds))
+        return (*stand_in(self.config), conventions(self.config), spent(self.config))
 
     def summary(self) -> dict[str, Any]:
         """All figures, as JSON can hold them."""
@@ -139,9 +136,9 @@ class Controls:
 
     def draw(self, path: str | Path) -> None:
         """Write the figure as a PNG: bars of error and confidence, the paper's beside ours."""
-        from epsball.reproduce.net_pictures import draw_controls
+        from epsball.reproduce.measured_pictures import draw_measured
 
-        draw_controls(self, path)
+        draw_measured(self, path)
 
 
 def controls(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Controls:
@@ -158,7 +155,7 @@ def controls(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None 
             clean=nets.outcome(net, nets.source.test.x),
             fgsm=nets.outcome(net, nets.moved(net)),
         )
-        for group in nets.trained(OBJECTIVES, on_progress)
+        for group in nets.trained(RECIPES, on_progress)
         for net in group
     )
     return Controls(found, nets.config())

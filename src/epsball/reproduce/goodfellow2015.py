@@ -7,20 +7,25 @@ averaged over the mistakes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from epsball.reproduce.agreement import agreement
+from epsball.reproduce.along import along
 from epsball.reproduce.budget import Budget as Budget
-from epsball.reproduce.controls import Controls as Controls
-from epsball.reproduce.controls import controls as controls
+from epsball.reproduce.cifar import EPS as CIFAR_EPS
+from epsball.reproduce.cifar import cifar
+from epsball.reproduce.controls import controls
+from epsball.reproduce.ensemble import ensemble
 from epsball.reproduce.nets import Nets as Nets
 from epsball.reproduce.record import Experiment
+from epsball.reproduce.rubbish_inputs import rubbish_inputs
+from epsball.reproduce.shallow import shallow
 from epsball.reproduce.sources import Source as Source
+from epsball.reproduce.sources import cifar10 as cifar10
 from epsball.reproduce.sources import mnist as mnist
-from epsball.reproduce.threes_sevens import ThreesSevens as ThreesSevens
-from epsball.reproduce.threes_sevens import threes_sevens as threes_sevens
-from epsball.reproduce.training import Training as Training
-from epsball.reproduce.training import training as training
-from epsball.reproduce.transfer import Transfer as Transfer
-from epsball.reproduce.transfer import transfer as transfer
+from epsball.reproduce.threes_sevens import ThreesSevens, threes_sevens
+from epsball.reproduce.training import training
+from epsball.reproduce.transfer import transfer
 from epsball.suggest import one_of
 
 
@@ -32,10 +37,23 @@ def _linear(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None =
 PAPER = "Goodfellow, Shlens and Szegedy (ICLR 2015), arXiv:1412.6572"
 EXPERIMENTS: dict[str, Experiment] = {
     "threes-sevens": _linear,
+    "shallow": shallow,
+    "cifar": cifar,
     "training": training,
     "controls": controls,
     "transfer": transfer,
+    "along": along,
+    "agreement": agreement,
+    "ensemble": ensemble,
+    "rubbish": rubbish_inputs,
 }
+
+
+def networks(digits: Source, images: Source | None = None, budget: Budget | None = None) -> Nets:
+    """The networks of one run, on MNIST, and on CIFAR-10 where it is there."""
+    budget = Budget() if budget is None else budget
+    colours = None if images is None else Nets(images, replace(budget, epochs=budget.of("cifar_epochs")), CIFAR_EPS)
+    return Nets(digits, budget, colours=colours)
 
 
 def chosen(only: Sequence[str] = ()) -> tuple[str, ...]:

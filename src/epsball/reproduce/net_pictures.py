@@ -12,11 +12,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import SubFigure
 
 from epsball.report import plots
+from epsball.reproduce.drawing import picture, table
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, percent
-from epsball.reproduce.record import Line
 
 if TYPE_CHECKING:
-    from epsball.reproduce.controls import Controls
     from epsball.reproduce.training import Training
     from epsball.reproduce.transfer import Picture, Transfer
 
@@ -40,7 +39,7 @@ def draw_training(found: Training, path: str | Path) -> None:
         part.suptitle(f"{said}: FGSM error {fgsm:.1f} %", fontsize=plots.NORMAL, color=plots.INK)
         _filters(part, found.filters[said], config["shape"], rows)
     below = figure.add_subfigure(grid[1, :]).subplots()
-    _table(below, "error in %; confidence in the mistakes on FGSM examples", found.heads, found.lines)
+    table(below, "error in %; confidence in the mistakes on FGSM examples", found.heads, found.lines)
     plots.save(figure, path)
 
 
@@ -48,42 +47,9 @@ def _filters(part: SubFigure, filters: Sequence[Sequence[float]], shape: Sequenc
     axes = part.subplots(rows, SIDE, squeeze=False).flatten()
     for axis, row in zip(axes, filters, strict=False):
         most = max(map(abs, row)) or 1.0
-        _picture(axis, row, shape, -most, most, "RdBu_r")
+        picture(axis, row, shape, -most, most, "RdBu_r")
     for axis in axes[len(filters) :]:
         axis.axis("off")
-
-
-def draw_controls(found: Controls, path: str | Path) -> None:
-    """Error on FGSM examples and confidence in the mistakes, for each way of training, ours and the paper's."""
-    from epsball.reproduce.controls import OBJECTIVES, PAPER
-    from epsball.reproduce.threes_sevens import EPS
-
-    config = found.config
-    title = f"Noise of the same size is no adversarial training: maxout networks, eps {config['eps']:g}"
-    figure = plots.page(10.6, 4.4, title=title, note=_note(config))
-    names, at_papers = list(OBJECTIVES), config["eps"] == EPS
-    places = np.arange(len(names))[::-1]
-    panels = (
-        ("error on FGSM examples, %", [percent(found.mean(name)[1].error) for name in names], 0),
-        ("mean confidence in those mistakes, %", [percent(found.mean(name)[1].confidence) for name in names], 1),
-    )
-    for axis, (head, ours, which) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        plots.panel(axis, title=head)
-        axis.grid(False, axis="y")
-        bars = [(ours, 0.19 if at_papers else 0.0, "ours", plots.VERMILION)]
-        if at_papers:
-            bars.append(([PAPER[name][which] for name in names], -0.19, "the paper", plots.BLUE))
-        for values, shift, label, colour in bars:
-            lengths = [0.0 if value is None else value for value in values]
-            axis.barh(places + shift, lengths, 0.34, color=colour, label=label)
-            for place, value in zip(places + shift, values, strict=True):
-                said = "no mistakes" if value is None else f"{value:.1f}"
-                axis.text((value or 0.0) + 1.2, place, said, va="center", fontsize=plots.SMALL, color=plots.INK)
-        axis.set(xlim=(0, 112), xticks=range(0, 101, 20), yticks=places)
-        axis.set_yticklabels(names, fontsize=plots.NORMAL, color=plots.INK)
-        if which == 0:
-            axis.legend(loc="lower right", fontsize=plots.NORMAL, frameon=False, labelcolor=plots.INK)
-    plots.save(figure, path)
 
 
 def draw_transfer(found: Transfer, path: str | Path) -> None:
@@ -101,12 +67,12 @@ def draw_transfer(found: Transfer, path: str | Path) -> None:
     heads = {CLEAN: "clean", PLAIN: "made on\nthe plain one", ADVERSARIAL: "made on\nthe trained one"}
     rows = right.subplots(len(heads), len(found.shown), squeeze=False)
     for column, example in enumerate(found.shown):
-        for row, picture in enumerate(example.pictures):
+        for row, point in enumerate(example.pictures):
             axis = rows[row, column]
-            _picture(axis, picture.x, config["shape"], lo - eps, hi + eps, "gray")
-            _say(axis, picture, example.label)
+            picture(axis, point.x, config["shape"], lo - eps, hi + eps, "gray")
+            _say(axis, point, example.label)
             if column == 0:
-                axis.set_ylabel(heads[picture.maker], fontsize=plots.NORMAL, color=plots.INK)
+                axis.set_ylabel(heads[point.maker], fontsize=plots.NORMAL, color=plots.INK)
     plots.save(figure, path)
 
 
@@ -134,10 +100,10 @@ def _matrix(axis: Axes, found: Transfer) -> None:
         spine.set(color=plots.FAINT)
 
 
-def _say(axis: Axes, picture: Picture, label: int) -> None:
+def _say(axis: Axes, point: Picture, label: int) -> None:
     """What the networks predict, the plain one first; wrong ones in colour."""
     for line, said in enumerate(PAIR):
-        predicted, sure = picture.predicted[said], picture.sure[said]
+        predicted, sure = point.predicted[said], point.sure[said]
         share = f"{sure:.0%}" if sure < 0.995 else "> 99%"
         wrong = predicted != label
         axis.text(
@@ -151,32 +117,6 @@ def _say(axis: Axes, picture: Picture, label: int) -> None:
             color=plots.VERMILION if wrong else plots.INK,
             fontweight="bold" if wrong else "normal",
         )
-
-
-def _picture(axis: Axes, values: Sequence[float], shape: Sequence[int], low: float, high: float, colours: str) -> None:
-    axis.imshow(
-        np.array(values).reshape(-1, *shape[-2:]).mean(0), cmap=colours, vmin=low, vmax=high, interpolation="nearest"
-    )
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(color=plots.FAINT)
-
-
-def _table(axis: Axes, head: str, heads: Sequence[str], lines: Sequence[Line]) -> None:
-    """The lines as text, the paper's in blue."""
-    axis.axis("off")
-    text = {"fontsize": plots.NORMAL, "transform": axis.transAxes, "va": "center", "in_layout": False}
-    places = [0.62 + 0.12 * column for column in range(len(heads))]
-    rungs = [1 - (row + 0.5) / (len(lines) + 1) for row in range(len(lines) + 1)]
-    axis.text(0.1, rungs[0], head, color=plots.GREY, **text)
-    for place, said in zip(places, heads, strict=True):
-        axis.text(place, rungs[0], said, color=plots.GREY, ha="right", **text)
-    for line, rung in zip(lines, rungs[1:], strict=True):
-        colour = plots.BLUE if line.published else plots.INK
-        axis.text(0.1, rung, line.said, color=colour, fontweight="bold" if line.published else "normal", **text)
-        for place, value in zip(places, line.values, strict=True):
-            said = "" if value is None else f"{value:.3g}" if line.published else f"{value:.2f}"
-            axis.text(place, rung, said, color=colour, ha="right", **text)
 
 
 def _note(config: dict[str, Any]) -> str:

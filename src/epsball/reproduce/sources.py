@@ -25,10 +25,23 @@ def mnist(data: str | Path | None = None) -> Source:
     scikit-learn's 8x8 digits stand in where `data` is None and there is no such folder. Raises `BadInput` where `data`
     cannot be read.
     """
-    if data is None:
-        folder = Path(os.environ["EPSBALL_DATA"]) / "mnist" if os.environ.get("EPSBALL_DATA") else None
-        data = folder if folder is not None and folder.is_dir() else "digits"
+    found = _folder("mnist") if data is None else data
+    return _splits("data", "digits" if found is None else found)
+
+
+def cifar10(data: str | Path | None = None) -> Source | None:
+    """CIFAR-10 from `data`, as for `mnist`, else from $EPSBALL_DATA/cifar10; None where there is no such folder."""
+    found = _folder("cifar10") if data is None else data
+    return None if found is None else _splits("cifar", found)
+
+
+def _folder(name: str) -> Path | None:
+    folder = Path(os.environ["EPSBALL_DATA"]) / name if os.environ.get("EPSBALL_DATA") else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _splits(name: str, data: str | Path) -> Source:
     if str(data).endswith(".npz"):
-        raise BadInput(f"`data` must have the splits train and test, which {str(data)!r} has not; name a folder")
+        raise BadInput(f"`{name}` must have the splits train and test, which {str(data)!r} has not; name a folder")
     train, test = (load_data(data, split=split) for split in ("train", "test"))
     return Source(train, test, stands_in=str(data) == "digits")

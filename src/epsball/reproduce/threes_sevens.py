@@ -112,11 +112,8 @@ class ThreesSevens:
     @property
     def lines(self) -> tuple[Line, ...]:
         """The paper's figures and ours, in percent."""
-        at_papers = self.config["eps"] == EPS
-        paper = Line(
-            "the paper, MNIST", (PAPERS_CLEAN, PAPERS_ATTACKED if at_papers else None, None, None), published=True
-        )
-        return (paper, *(Line(model.said, _percent(model), published=False) for model in self.models))
+        paper = (PAPERS_CLEAN, PAPERS_ATTACKED if self.config["eps"] == EPS else None, None, None)
+        return tuple(Line(model.said, _percent(model), None if k else paper) for k, model in enumerate(self.models))
 
     @property
     def notes(self) -> tuple[str, ...]:

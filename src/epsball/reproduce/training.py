@@ -16,30 +16,26 @@ from typing import Any
 from epsball.attacks.pgd import PGD
 from epsball.models.builtin import Maxout
 from epsball.reproduce.nets import (
+    ADVERSARIAL,
     PAIR,
     PLAIN,
     Net,
     Nets,
     conventions,
-    logits_of,
     mean,
     outcome,
     percent,
+    shares_of,
     spent,
     stand_in,
 )
 from epsball.reproduce.record import Line
 from epsball.reproduce.threes_sevens import EPS, Outcome
 
-PAPER = {
-    "plain, 240 units": (0.94, None, None),
-    "adversarially trained, 240 units": (0.84, None, None),
-    "plain, 1600 units": (1.14, None, None),
-    "adversarially trained, 1600 units": (0.782, None, None),
-    "plain, on FGSM": (None, 89.4, 97.6),
-    "adversarially trained, on FGSM": (None, 17.9, 81.4),
-}
-"""Clean error, error on the network's own FGSM examples at eps .25, mean confidence in those mistakes, in percent."""
+PAPER: dict[str, tuple[float, float]] = {PLAIN: (89.4, 97.6), ADVERSARIAL: (17.9, 81.4)}
+"""Error on the network's own FGSM examples at eps .25, mean confidence in those mistakes, in percent."""
+WIDTHS = {240: {PLAIN: 0.94, ADVERSARIAL: 0.84}, 1600: {PLAIN: 1.14, ADVERSARIAL: 0.782}}
+"""Clean error in percent, by the number of units."""
 STEPS, ROWS = 20, 1000
 """Of the PGD attack beside FGSM, and how many test examples it is made on."""
 FILTERS = 48
@@ -84,20 +80,23 @@ class Training:
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """The paper's figures and ours, in percent."""
-        at_papers = self.config["eps"] == EPS
-        paper = [
-            Line(f"the paper: {said}", values, published=True)
-            for said, values in PAPER.items()
-            if at_papers or (said.startswith(PLAIN) and values[0] is not None)  # that needs no radius
-        ]
-        ours = []
+        """Our figures and the paper's, in percent."""
+        units, found = self.config["units"], []
         for said in PAIR:
             nets = self.of(said)
             clean, fgsm = mean([net.clean for net in nets]), mean([net.fgsm for net in nets])
-            shares = (clean.error, fgsm.error, fgsm.confidence)
-            ours.append(Line(f"{said}, {self.config['units']} units", tuple(map(percent, shares)), published=False))
-        return (*paper, *ours)
+            ours = tuple(map(percent, (clean.error, fgsm.error, fgsm.confidence)))
+            width = units if units in WIDTHS else 240
+            attacked = PAPER[said] if self.config["eps"] == EPS else (None, None)
+            known = said == PLAIN or self.config["eps"] == EPS  # without an attacker there is no radius
+            paper = (WIDTHS[width][said], *attacked) if known else None
+            found.append(Line(f"{said}, {units} units", ours, paper, f"the paper, {width} units"))
+            found += [
+                Line(f"{said}, {other} units", None, (errors[said], None, None), f"the paper, {other} units")
+                for other, errors in WIDTHS.items()
+                if known and other != width
+            ]
+        return tuple(found)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -105,7 +104,7 @@ class Training:
         config, found = self.config, [*stand_in(self.config), conventions(self.config)]
         if config["eps"] == EPS:
             found.append("Of which width the paper's figures on FGSM examples are, it does not say.")
-        found.append(spent(config, [net.seconds for net in self.networks]))
+        found.append(spent(config))
         errors = ", ".join(f"{said} {100 * mean([net.pgd for net in self.of(said)]).error:.1f} %" for said in PAIR)
         found.append(
             f"FGSM is not the strongest attack: on PGD examples of the same ball ({config['pgd_steps']} steps, the "
@@ -118,8 +117,12 @@ class Training:
 
     def summary(self) -> dict[str, Any]:
         """All figures without the filters, as JSON can hold them."""
-        paper = {said: dict(zip(self.heads, values, strict=True)) for said, values in PAPER.items()}
-        return {"paper": paper, "networks": [asdict(net) for net in self.networks], "config": self.config}
+        paper = {said: dict(zip(self.heads[1:], values, strict=True)) for said, values in PAPER.items()}
+        return {
+            "paper": paper | {"clean": WIDTHS},
+            "networks": [asdict(net) for net in self.networks],
+            "config": self.config,
+        }
 
     def to_json(self) -> str:
         """As JSON, with the filters; `from_json` gives an equal record."""
@@ -167,7 +170,7 @@ def _trained(nets: Nets, net: Net) -> Trained:
         seconds=net.seconds,
         clean=nets.outcome(net, test.x),
         fgsm=nets.outcome(net, nets.moved(net)),
-        pgd=outcome(logits_of(net.module, x_adv), part.y),
+        pgd=outcome(shares_of(net, x_adv), part.y),
     )
 
 

@@ -96,17 +96,12 @@ class Transfer:
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """The paper's figures and ours, in percent."""
+        """Our figures and the paper's, in percent."""
         found = []
-        if self.config["eps"] == EPS:
-            found += [
-                Line(f"the paper: {SAID[maker]}", values, published=True)
-                for maker, values in PAPER.items()
-                if values[0] is not None
-            ]
         for maker, said in SAID.items():
-            values = tuple(percent(self.mean(maker, judge).error) for judge in PAIR)
-            found.append(Line(said, values, published=False))
+            ours = tuple(percent(self.mean(maker, judge).error) for judge in PAIR)
+            known = self.config["eps"] == EPS and maker != CLEAN
+            found.append(Line(said, ours, PAPER[maker] if known else None))
         return tuple(found)
 
     @property
@@ -114,8 +109,8 @@ class Transfer:
         """What a reader has to know to compare."""
         return (
             *stand_in(self.config),
-            conventions(self.config, confidence=False),
-            spent(self.config, self.seconds),
+            conventions(self.config),
+            spent(self.config),
             "Both networks start from the same weights and see the same batches.",
         )
 

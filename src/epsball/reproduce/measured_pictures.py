@@ -1,0 +1,81 @@
+"""The figure of an experiment that is its table: bars of our figures beside the paper's, and rows of small pictures."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import SubFigure
+
+from epsball.report import plots
+from epsball.reproduce.drawing import picture
+
+if TYPE_CHECKING:
+    from epsball.reproduce.record import Reproduction, Strip
+
+
+def draw_measured(found: Reproduction, path: str | Path, strips: tuple[Strip, ...] = ()) -> None:
+    """A panel of bars for each head of the table, and below them the strips."""
+    config = found.config
+    small = "scikit-learn's 8x8 digits stand in for MNIST; " if config["stands_in"] else ""
+    seeds = len(config["seeds"])
+    note = (
+        f"{small}{config['epochs']} epochs of {config['train_rows']:,} images, {seeds} seed{'s' if seeds > 1 else ''}; "
+        f"epsball {config['versions']['epsball']}"
+    )
+    bars, tall = 0.75 + 0.5 * len(found.lines), 1.15
+    figure = plots.page(11.4, 0.9 + bars + tall * len(strips), title=found.title, note=note)
+    heights = [bars, tall * len(strips)] if strips else [bars]
+    above, *below = (figure.add_subfigure(part) for part in figure.add_gridspec(len(heights), 1, height_ratios=heights))
+    _bars(above, found)
+    for part in below:
+        _strips(part, strips)
+    plots.save(figure, path)
+
+
+def _bars(figure: SubFigure, found: Reproduction) -> None:
+    places = np.arange(len(found.lines))[::-1]
+    compared = any(line.paper for line in found.lines)
+    for column, (axis, head) in enumerate(
+        zip(figure.subplots(1, len(found.heads), sharey=True, squeeze=False)[0], found.heads, strict=True)
+    ):
+        plots.panel(axis, title=f"{head}, %")
+        axis.grid(False, axis="y")
+        ours = [None if line.ours is None else line.ours[column] for line in found.lines]
+        kinds = [(ours, 0.2 if compared else 0.0, "ours", plots.VERMILION)]
+        if compared:
+            papers = [None if line.paper is None else line.paper[column] for line in found.lines]
+            kinds.append((papers, -0.2, "the paper", plots.BLUE))
+        for values, shift, label, colour in kinds:
+            axis.barh(places + shift, [value or 0.0 for value in values], 0.36, color=colour, label=label)
+            for place, value in zip(places + shift, values, strict=True):
+                said = "" if value is None else f"{value:.3g}"
+                axis.text((value or 0.0) + 1.5, place, said, va="center", fontsize=plots.SMALL, color=plots.INK)
+        axis.set(xlim=(0, 116), xticks=range(0, 101, 25), yticks=places)
+        axis.set_yticklabels([line.said for line in found.lines], fontsize=plots.NORMAL, color=plots.INK)
+        if column == 0 and compared:
+            figure.legend(
+                *axis.get_legend_handles_labels(), loc="upper right", ncols=2, fontsize=plots.NORMAL, frameon=False
+            )
+
+
+def _strips(figure: SubFigure, strips: tuple[Strip, ...]) -> None:
+    most = max(len(strip.tiles) for strip in strips)
+    for axes, strip in zip(figure.subplots(len(strips), most, squeeze=False), strips, strict=True):
+        for axis in axes[len(strip.tiles) :]:
+            axis.axis("off")
+        for axis, tile in zip(axes, strip.tiles, strict=False):
+            colours = "RdBu_r" if strip.signed else "gray"
+            picture(axis, tile.pixels, strip.shape, strip.low, strip.high, colours)
+            style = {"color": plots.VERMILION, "fontweight": "bold"} if tile.wrong else {"color": plots.INK}
+            axis.set_xlabel(tile.said, fontsize=plots.SMALL, labelpad=2, **style)
+        axes[0].set_ylabel(
+            _lines(strip.said), fontsize=plots.SMALL, color=plots.INK, rotation=0, ha="right", va="center", labelpad=8
+        )
+
+
+def _lines(text: str, width: int = 22) -> str:
+    """The text in lines of at most so many characters."""
+    return "\n".join(textwrap.wrap(text, width))

@@ -1,0 +1,99 @@
+"""One page for a reproduced paper: every published figure beside ours, the experiments with their figures, in one file.
+
+It reads the PNG files that the experiments drew.
+"""
+
+from __future__ import annotations
+
+import base64
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import epsball
+from epsball.report import page
+from epsball.reproduce.record import Reproduction, shared_notes
+
+PAGE = "index.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """One published figure, of the experiment `name`, and ours: of `said`, under the head `what`, in percent."""
+
+    name: str
+    said: str
+    what: str
+    source: str
+    paper: float
+    ours: float
+
+
+def side_by_side(found: Mapping[str, Reproduction]) -> tuple[Beside, ...]:
+    """Every published figure that has one of ours beside it, in the order of the experiments.
+
+    The same figure of the same networks in another experiment is left out.
+
+    >>> from epsball.reproduce.record import Line, Measured
+    >>> lines = (Line("net", (1.5, None), (1.0, 9.0)), Line("wide net", None, (2.0, None)))
+    >>> found = Measured(title="T", heads=("clean", "FGSM"), lines=lines, notes=(), strips=(), config={})
+    >>> [(one.said, one.what, one.paper, one.ours) for one in side_by_side({"t": found, "again": found})]
+    [('net', 'clean', 1.0, 1.5)]
+    """
+    rows: dict[tuple[str, float, float], Beside] = {}
+    for name, record in found.items():
+        for line in record.lines:
+            for head, paper, ours in zip(record.heads, line.paper or (), line.ours or (), strict=False):
+                if paper is not None and ours is not None:
+                    one = Beside(name=name, said=line.said, what=head, source=line.source, paper=paper, ours=ours)
+                    rows.setdefault((head, paper, ours), one)
+    return tuple(rows.values())
+
+
+def write_page(
+    found: Mapping[str, Reproduction],
+    out: Path,
+    *,
+    paper: str,
+    command: str,
+    seconds: float,
+    left_out: Mapping[str, str] | None = None,
+) -> Path:
+    """Write OUT/index.html, one file with the figures in it; where it is.
+
+    `found` are the experiments by name, whose figures OUT/NAME.png must be there; `left_out` those that were not run,
+    with the reason; `command` makes it again, and took `seconds`.
+    """
+    pictures = {name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in found}
+    shared = shared_notes(found.values())
+    rows, datas = side_by_side(found), {str(record.config["data"]) for record in found.values()}
+    versions = {what: said for record in found.values() for what, said in record.config["versions"].items()}
+    about = (
+        ("paper", paper),
+        ("data", ", ".join(sorted(datas))),
+        ("made by", command),
+        ("took", f"{seconds:,.0f} s of wall time on {platform.machine()}, {_threads(found)}"),
+        ("versions", ", ".join(f"{what} {said}" for what, said in versions.items())),
+    )
+    text = page.render(
+        "reproduction.html",
+        charts=(),
+        title="Explaining and harnessing adversarial examples, made again",
+        made_by=f"epsball {epsball.__version__}",
+        found=found,
+        titles={name: [part.strip() for part in record.title.rpartition(":")] for name, record in found.items()},
+        shared=shared,
+        rows=rows,
+        about=about,
+        pictures=pictures,
+        left_out=left_out or {},
+        stands_in=any(record.config["stands_in"] for record in found.values()),
+    )
+    page.write(out / PAGE, text)
+    return out / PAGE
+
+
+def _threads(found: Mapping[str, Reproduction]) -> str:
+    counts = {record.config["threads"] for record in found.values() if "threads" in record.config}
+    return " or ".join(f"{count} thread{'s' if count > 1 else ''}" for count in sorted(counts)) or "threads not known"

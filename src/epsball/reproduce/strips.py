@@ -1,0 +1,46 @@
+"""Rows of small pictures for the figures of the experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from epsball.data import Examples
+from epsball.reproduce.nets import Net, shares_of
+from epsball.reproduce.record import Tile
+
+
+def first_of_each(data: Examples) -> Int64[Tensor, " k"]:
+    """The row of the first example of each class."""
+    return torch.tensor([int((data.y == label).nonzero()[0]) for label in data.y.unique().tolist()])
+
+
+def tiles(
+    images: Float[Tensor, "n *shape"], said: Iterable[str], wrong: Iterable[bool] | None = None
+) -> tuple[Tile, ...]:
+    """Small pictures, with what is said below each."""
+    flat = images.detach().flatten(1).double().cpu().tolist()
+    mistakes = [False] * len(flat) if wrong is None else wrong
+    return tuple(
+        Tile(tuple(round(value, 4) for value in row), text, mistake)
+        for row, text, mistake in zip(flat, said, mistakes, strict=True)
+    )
+
+
+def predicted(
+    net: Net,
+    x: Float[Tensor, "n *shape"],
+    y: Int64[Tensor, " n"] | None = None,
+    *,
+    names: tuple[str, ...] | None = None,
+) -> tuple[Tile, ...]:
+    """Small pictures with what a network says of them, a mistake where that is not the label `y`."""
+    sure, label = shares_of(net, x).max(1)
+    said = [
+        f"{at if names is None else names[at]}: {share:.0%}"
+        for at, share in zip(label.tolist(), sure.tolist(), strict=True)
+    ]
+    return tiles(x, said, None if y is None else (label != y).tolist())
