@@ -382,7 +382,7 @@ def of_one_process(rank: int, folder: str) -> None:
 
 
 def test_processes_go_by_different_plans(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(of_one_process, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(of_one_process, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["plan"]["rewriting"] == "graph"
     assert first["plan"] | {"seconds": 0} == second["plan"] | {"seconds": 0}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from commands import run
 from nets import Counting, LabelOnly, RaisesAt, Wrapper, conv, linear, mlp, rng
 from scipy.optimize import nnls
 from torch import Tensor, nn
@@ -550,10 +549,11 @@ def test_a_transfer_has_no_active_test(net, digits):
 
 
 def test_the_command_line_says_what_was_found():
-    command = [sys.executable, "-m", "epsball", "evaluate", "--limit", "24", "--active-test", "6"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = ["evaluate", "--limit", "24", "--active-test"]
+    done = run(*command, "6")
+    assert done.returncode == 0, done.stderr
     assert re.search(r"active test: 6 of 6 hidden adversarial examples found \(random search: \d\)", done.stdout)
-    done = subprocess.run([*command[:-1], "-1"], capture_output=True, text=True, check=False)
+    done = run(*command, "-1")
     assert done.returncode == 2
     assert "`--active-test` must be >= 0" in done.stderr
 

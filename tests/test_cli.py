@@ -1,4 +1,4 @@
-"""The command line, end to end, as a user runs it: in processes of its own."""
+"""The command line, end to end; in processes of its own wherever more is asked of it than what it does and says."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import run
 
 import epsball
 from epsball import cli, run_dir
@@ -26,7 +27,8 @@ COMMAND = [sys.executable, "-m", "epsball"]
 QUICK = ["--limit", "64", "--epochs", "3"]
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def alone(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as a user runs it."""
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
 
 
@@ -38,11 +40,11 @@ def widest(said: str, path: Path) -> int:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     out = tmp_path_factory.mktemp("cli") / "run"
-    return run("evaluate", *QUICK, "--out", str(out)), out
+    return alone("evaluate", *QUICK, "--out", str(out)), out
 
 
 def test_evaluate_with_no_argument_gives_a_verdict_that_fits_80_columns():
-    done = run("evaluate")
+    done = alone("evaluate")
     assert done.returncode == 0, done.stderr
     assert re.search(r"robust accuracy \d\d\.\d\d% \(95% interval \d\d\.\d-\d\d\.\d%\), clean \d\d\.\d\d%", done.stdout)
     assert "digits: 360 examples, 1x8x8, in [0, 1]" in done.stdout
@@ -63,7 +65,7 @@ def test_a_run_directory_holds_the_verdict_and_the_network(finished):
 
 def test_the_same_command_again_finds_the_run_finished(finished):
     done, out = finished
-    again = run("evaluate", *QUICK, "--out", str(out))
+    again = alone("evaluate", *QUICK, "--out", str(out))
     assert again.returncode == 0, again.stderr
     assert "trained earlier" in again.stdout
     assert again.stdout.splitlines()[-3] == done.stdout.splitlines()[-3]
@@ -71,13 +73,13 @@ def test_the_same_command_again_finds_the_run_finished(finished):
 
 def test_another_command_on_the_same_directory_is_refused_by_name(finished):
     _, out = finished
-    other = run("evaluate", *QUICK, "--out", str(out), "--ball", "linf:0.2")
+    other = alone("evaluate", *QUICK, "--out", str(out), "--ball", "linf:0.2")
     assert other.returncode == 2
     assert "another `ball`" in other.stderr
 
 
 def test_json_on_stdout_and_nothing_else():
-    done = run("evaluate", *QUICK, "--json", "--attacks", "fgsm", "pgd:steps=5", "--eps", "0.02", "8/255")
+    done = alone("evaluate", *QUICK, "--json", "--attacks", "fgsm", "pgd:steps=5", "--eps", "0.02", "8/255")
     assert done.returncode == 0, done.stderr
     verdict = json.loads(done.stdout)
     assert verdict["n"] == 64
@@ -189,8 +191,8 @@ def test_a_users_own_model_data_and_one_logit(tmp_path: Path):
     )
     x = np.array([[-2.0, 2.0, 1.0, -3.0, 1.0]], dtype=np.float32)
     np.savez(tmp_path / "mine.npz", x=x, y=np.array([0]))
-    for eps, robust in (("0.15", 1.0), ("0.3", 0.0)):
-        done = run(
+    for ask, eps, robust in ((alone, "0.15", 1.0), (run, "0.3", 0.0)):
+        done = ask(
             "evaluate", "--model", "mine:model", "--data", "mine.npz", "--ball", f"linf:{eps}", "--json", cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr

@@ -464,10 +464,12 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 import epsball as eb
+from epsball.acceleration import Plan
 from epsball.data import load_data
 from epsball.models import build
 from epsball.models.load import load_weights
 torch.set_num_threads(1)
+plan = Plan("graph")  # what a trial would choose depends on the machine's moment, and is another network's bits
 net = build("small-cnn", (1, 8, 8), 10)
 load_weights(net, sys.argv[1])
 whole, run = map(Path, sys.argv[2:4])
@@ -476,7 +478,7 @@ chance = random.Random(0)
 
 def evaluate(out, width):
     eb.evaluate(net, data, eb.Linf(eps=0.03, lo=0, hi=1), sys.argv[5:], storage=sys.argv[4], run_dir=out,
-                shard_size=64, width=width)
+                shard_size=64, width=width, accelerate=plan)
 
 def child(out, width):
     pid = os.fork()
@@ -493,7 +495,7 @@ for width in (128, 32, 64, 512, 96) * 2:
     before, wait, later = files(), chance.randrange(4), chance.random() * 0.05
     pid = child(run, width)
     while files() < before + wait and not (run / "records" / "00009.parquet").exists():
-        time.sleep(0.001)  # poll: so many files on, and a random moment more
+        time.sleep(0.005)  # poll: so many files on, and a random moment more
     time.sleep(later)
     assert os.waitpid(pid, os.WNOHANG)[0] == 0, "it had finished before it could be killed"
     os.kill(pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -135,12 +136,6 @@ if ranks.rank() == 0:
 """
 
 
-def script(out: Path) -> list[str]:
-    path = out.parent / "train_it.py"
-    path.write_text(SCRIPT)
-    return [str(path), str(out)]
-
-
 def surroundings() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(Path(__file__).parent),
@@ -149,41 +144,70 @@ def surroundings() -> dict[str, str]:
     }
 
 
-def train_it(out: Path, told: Connection) -> None:
-    """A process that tells its steps; a fork, which has torch already."""
+def meet(folder: str | Path, rank: int, world: int) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+
+
+def forked(function: Callable[..., None], world: int, *arguments: object) -> None:
+    """That many processes of `function(rank, *arguments)`; forks have torch already."""
+    torch.multiprocessing.start_processes(function, arguments, nprocs=world, start_method="fork")
+
+
+def train_it(out: Path, told: Connection, rank: int, world: int) -> None:
+    """One of several processes, the first of which tells its steps."""
     torch.set_num_threads(1)
     loops.SAVE_EVERY = 0.0
+    if world > 1:
+        meet(out.parent, rank, world)
+    tell = told.send if rank == 0 else lambda said: None
     model = net()
     data = load_data("digits", split="train", limit=300)
-    fit(model, data, BALL, out=out, progress=lambda mark: told.send(mark.step), **EVERYTHING)
-    torch.save(model.state_dict(), out / "end.pt")
-    told.send("the end")
+    fit(model, data, BALL, out=out, progress=lambda mark: tell(mark.step), **EVERYTHING)
+    if rank == 0:
+        torch.save(model.state_dict(), out / "end.pt")
+    tell("the end")
+    if world > 1:
+        torch.distributed.destroy_process_group()
 
 
-def killed_at(out: Path, step: int | None) -> None:
-    """Train until that step, and kill -9."""
+def killed_at(out: Path, step: int | None, world: int = 1) -> int:
+    """Train until that step, and kill -9; the step it began with."""
+    (out.parent / "meet").unlink(missing_ok=True)
     ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=train_it, args=(out, theirs))
-    process.start()
-    while (found := ours.recv()) != "the end":
+    processes = [fork.Process(target=train_it, args=(out, theirs, rank, world), daemon=True) for rank in range(world)]
+    for process in processes:
+        process.start()
+    theirs.close()
+    first = found = ours.recv()
+    while found != "the end":
         if step is not None and found >= step:
-            os.kill(process.pid, signal.SIGKILL)
+            for process in processes:
+                os.kill(process.pid, signal.SIGKILL)
             break
-    process.join()
-    assert process.exitcode == (0 if step is None else -signal.SIGKILL)
+        found = ours.recv()
+    for process in processes:
+        process.join()
+        assert (process.exitcode == 0) is (step is None)
+    return first
 
 
+def ends(*folders: Path) -> bool:
+    """Did all end with the same weights?"""
+    first, *others = (torch.load(folder / "end.pt") for folder in folders)
+    return all(torch.equal(first[name], other[name]) for other in others for name in first)
+
+
+@pytest.mark.usefixtures("digits")  # forks have what it imports
 def test_kill_9_five_times_ends_with_the_same_weights(tmp_path):
     killed_at(tmp_path / "calm", None)
     for step in (2, 5, 6, 11, 14, None):
         killed_at(tmp_path / "killed", step)
-    calm, killed = (torch.load(tmp_path / which / "end.pt") for which in ("calm", "killed"))
-    assert all(torch.equal(calm[name], killed[name]) for name in calm)
+    assert ends(tmp_path / "calm", tmp_path / "killed")
 
 
 def of_rank(rank: int, folder: str, world: int) -> None:
     """One process of several that train the digits a step without chance."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    meet(folder, rank, world)
     model = build("small-mlp", (1, 8, 8), 10, seed=rank)  # another start, which the first one's replaces
     data = load_data("digits", split="train", limit=131)
     gradients = []
@@ -203,11 +227,12 @@ def of_rank(rank: int, folder: str, world: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("digits")  # forks have what it imports
 def test_the_gradients_of_two_processes_are_those_of_one_on_the_joint_batch(tmp_path):
-    torch.multiprocessing.spawn(of_rank, (str(tmp_path), 2), nprocs=2)
+    forked(of_rank, 2, str(tmp_path), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     (tmp_path / "meet").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(of_rank, (str(tmp_path), 1), nprocs=1)
+    forked(of_rank, 1, str(tmp_path), 1)
     alone = torch.load(tmp_path / "0.pt", weights_only=False)
     for one, two, joint in zip(first[0], second[0], alone[0], strict=True):
         assert torch.equal(one, two)
@@ -218,20 +243,17 @@ def test_the_gradients_of_two_processes_are_those_of_one_on_the_joint_batch(tmp_
     assert [one.clean for one in first[2]] == pytest.approx([one.clean for one in alone[2]], abs=0.04)
 
 
-def torchrun(*options: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
-
-
-def running(command: list[str]) -> subprocess.Popen[str]:
-    """A process whose output, the steps, is read."""
-    return subprocess.Popen(command, env=surroundings(), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
-
-
+@pytest.mark.usefixtures("digits")  # forks have what it imports
 def test_torchrun_starts_again_after_a_rank_is_killed_and_ends_with_the_same_weights(tmp_path):
-    calm = subprocess.run([*torchrun(), *script(tmp_path / "calm")], env=surroundings(), capture_output=True, text=True)
-    assert calm.returncode == 0, calm.stderr
+    killed_at(tmp_path / "calm", None, world=2)
+    path = tmp_path / "train_it.py"
+    path.write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command = [*torchrun, str(path), str(tmp_path / "killed")]
     killed = False
-    with running([*torchrun("--max-restarts=1"), *script(tmp_path / "killed")]) as process:
+    with subprocess.Popen(
+        command, env=surroundings(), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    ) as process:
         for line in process.stdout:
             if int(line) >= 7 and not killed:
                 killed = True
@@ -239,21 +261,13 @@ def test_torchrun_starts_again_after_a_rank_is_killed_and_ends_with_the_same_wei
                 os.kill(int(pgrep.stdout.split()[-1]), signal.SIGKILL)
     assert process.returncode == 0
     assert killed
-    calm_end, end = (torch.load(tmp_path / which / "end.pt") for which in ("calm", "killed"))
-    assert all(torch.equal(calm_end[name], end[name]) for name in end)
+    assert ends(tmp_path / "calm", tmp_path / "killed")
 
 
+@pytest.mark.usefixtures("digits")  # forks have what it imports
 def test_a_checkpoint_of_two_processes_goes_on_in_one(tmp_path):
-    with running([*torchrun(), *script(tmp_path / "out")]) as process:
-        for line in process.stdout:
-            if int(line) >= 7:
-                process.terminate()
-                break
-        process.stdout.close()
-    alone = subprocess.run(
-        [sys.executable, *script(tmp_path / "out")], env=surroundings(), capture_output=True, text=True, check=True
-    )
-    assert int(alone.stdout.split()[0]) > 3
+    killed_at(tmp_path / "out", 7, world=2)
+    assert killed_at(tmp_path / "out", None) > 3
     assert (tmp_path / "out" / "end.pt").exists()
 
 
@@ -531,7 +545,7 @@ def test_probabilities_are_warned_of(digits):
 
 def of_uneven(rank: int, folder: str) -> None:
     """Two processes, one of them without rows; a parameter that nothing reaches, and a buffer with an infinity."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    meet(folder, rank, 2)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model.unused = nn.Parameter(torch.ones(()))
     model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
@@ -541,8 +555,9 @@ def of_uneven(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("digits")  # forks have what it imports
 def test_processes_without_rows_or_gradients_change_nothing_else(tmp_path):
-    torch.multiprocessing.spawn(of_uneven, (str(tmp_path),), nprocs=2)
+    forked(of_uneven, 2, str(tmp_path))
 
 
 def test_lower_precision_and_channels_last_train_too_and_leave_the_layout_as_it_was():

@@ -65,7 +65,7 @@ def nearest_of_all(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball:
     """Through the queue, which keeps the nearest point of an example's jobs."""
     with Objective(model, attack.loss, needs=attack.needs) as objective:
         task = replace(task_of(x, y, ball), clean=objective.forward(x))
-        return engine.run(attack, objective, task, width=32).x_adv
+        return engine.run(attack, objective, task, width=160).x_adv
 
 
 def everywhere(norm: str, lo: float = 0.0, hi: float = 1.0, **more: object) -> Ball:

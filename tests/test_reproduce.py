@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -269,8 +270,11 @@ ENV.pop("EPSBALL_DATA", None)
 
 
 def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "epsball", "reproduce", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV | more, cwd=cwd, check=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("EPSBALL_DATA", raising=False)
+        for name, value in more.items():
+            patched.setenv(name, value)
+        return commands.run("reproduce", *arguments, cwd=cwd)
 
 
 def test_the_command_says_nothing_that_fits_80_columns(tmp_path: Path, found: ThreesSevens):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -355,13 +354,10 @@ def test_the_page_asks_for_something_or_cannot_be_read(
             assert float(text[5]) == pytest.approx(row.ours - row.paper, abs=0.051)
 
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
-ENV.pop("EPSBALL_DATA", None)
-
-
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "epsball", "reproduce", "goodfellow2015", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("EPSBALL_DATA", raising=False)
+        return commands.run("reproduce", "goodfellow2015", *arguments, cwd=cwd)
 
 
 def test_the_command_does_not_run_all_experiments_or_leaves_80_columns(tmp_path: Path):

@@ -7,6 +7,7 @@ may differ by one. So parameters are left without hooks, and one sum at the end,
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,14 @@ def launched() -> bool:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(_leave)
     return rank() == 0
+
+
+def _leave() -> None:
+    """Threads of the group that still run when the process ends would abort it, after its work is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
