@@ -27,7 +27,7 @@ from epsball.errors import BadInput
 from epsball.evaluation import Evaluation
 from epsball.objective import ModelWarning
 from epsball.report.card import markdown, robustbench
-from epsball.report.charts import curve, distances
+from epsball.report.charts import curve, distances, together
 from epsball.report.confusion import confusion
 from epsball.report.gallery import BYTES, gallery
 from epsball.report.html import of_run, of_runs, write_comparison, write_report
@@ -142,19 +142,31 @@ def test_the_curve_ends_at_the_worst_case_and_shows_noise_for_itself(curved: Run
     assert chart.table.rows[-1][0] == "8/255"
 
 
-def test_the_histogram_counts_every_fallen_example_once(run: Run) -> None:
+def test_the_histogram_counts_every_fallen_example_once(run: Run, curved: Run) -> None:
+    for one in (run, curved):
+        chart = distances(one)
+        assert chart is not None
+        assert sum(chart.data[0]["y"]) == one.found.count("fooled")
+    assert chart.layout["shapes"][0]["x0"] == 8 / 255
+
+
+def test_distances_that_are_all_the_radius_are_shown_in_a_norm_that_tells_them_apart(run: Run) -> None:
     chart = distances(run)
     assert chart is not None
-    assert sum(chart.data[0]["y"]) == run.found.count("fooled")
-    assert chart.layout["shapes"][0]["x0"] == EPS
+    assert set(np.round(run.distances("distance"), 6)) == {EPS}
+    assert chart.layout["xaxis"]["title"]["text"] == "distance, l2"
+    assert "shapes" not in chart.layout  # the radius is no length in this norm
+    assert sum(count > 0 for count in chart.data[0]["y"]) > 5
+    assert f"(linf {EPS}), so that l2 is drawn" in chart.notes[0]
 
 
 def test_the_histogram_of_counted_coordinates_has_whole_bins(tmp_path: Path) -> None:
-    one = made(tmp_path / "l0", 4, attacks="pgd:steps=20", ball=eb.L0(eps=3, lo=0, hi=1), diagnose=0)
+    one = made(tmp_path / "l0", 4, attacks="pgd:steps=20", ball=eb.L0(eps=3, lo=0, hi=1), eps=[1, 2, 3], diagnose=0)
     chart = distances(one)
     assert chart is not None
+    assert chart.layout["xaxis"]["title"]["text"] == "distance, l0"
     counts = dict(zip(chart.data[0]["x"], chart.data[0]["y"], strict=True))
-    far = one.known_distances()
+    far = one.distances("distance")
     assert {at: n for at, n in counts.items() if n} == {v: int((far == v).sum()) for v in np.unique(far).tolist()}
 
 
@@ -211,6 +223,17 @@ def test_a_bounded_gallery_has_the_weakest_of_every_class(run: Run) -> None:
         assert [one.distance for one in shown.examples if one.key == key] == [f"{far:.4g}" for far in own]
 
 
+def test_of_examples_at_one_distance_those_most_surely_mistaken_come_first(run: Run) -> None:
+    shown = gallery(run)
+    assert {one.distance for one in shown.examples} == {str(EPS)}
+    sure = [one.after_confidence for one in shown.examples]
+    assert sure == sorted(sure, reverse=True)
+    few = gallery(run, 6).examples
+    for key in range(3):
+        own = [one.id for one in shown.examples if one.key == key]
+        assert [one.id for one in few if one.key == key] == own[:2]
+
+
 @pytest.mark.parametrize(
     ("shape", "drawn"),
     [
@@ -240,7 +263,7 @@ def test_rows_of_a_table_are_shown_as_the_numbers_that_changed_most(tmp_path: Pa
     (row,) = np.flatnonzero(ids == first.id)
     delta = points[row].astype(float) - one.found.originals()[row]
     widest = int(np.abs(delta).argmax())
-    assert first.features[0].name == f"feature {widest}"
+    assert first.features[0].name == str(widest)
     assert first.features[0].after == f"{points[row][widest]:.4g}"
     assert abs(first.features[0].size) == 1
     assert "features that changed most" in texts(of_run(one))
@@ -277,6 +300,8 @@ def test_a_run_of_another_kind_is_reported_too(tmp_path: Path, asked: dict[str, 
     said = texts(of_run(one))
     assert says in said
     assert "nan" not in said
+    possible = not ({"source", "min_norm"} & set(asked))
+    assert ("--active-test 32" in said) is possible  # where it would be refused it is no advice
     assert says.split(":")[0].lower() in (markdown(one) + said).lower()
 
 
@@ -461,6 +486,23 @@ def test_runs_that_cannot_be_compared_are_shown_and_the_reason_is_given(tmp_path
     assert "nearest sought the nearest points" in said
     assert 'id="curve-linf"' in page
     assert 'id="curve-l2"' in page
+
+
+def test_goals_and_more_runs_than_colours_are_told_apart(tmp_path: Path) -> None:
+    a = made(tmp_path / "a", 1, 6, 6, attacks="fgsm", diagnose=0)
+    goal = made(tmp_path / "goal", 1, 6, 6, attacks="fgsm", target=2, diagnose=0)
+    page = of_runs([a, goal])
+    assert 'id="curve-linf"' in page
+    assert 'id="curve-linf-target"' in page
+    assert "target=2" in goal.python
+    assert "| target | 2 |" in markdown(goal)
+    assert robustbench(goal)["reported"] is None  # it is no robust accuracy
+    assert f"Not driven to the target (2): {100 * goal.found.robust_accuracy:.2f} % of {goal.asked} (" in texts(page)
+    chart = together([(f"run {at}", a) for at in range(12)], "linf", a.what)
+    assert len({(line["line"]["color"], line["line"]["dash"]) for line in chart.data}) == 12
+    low, high = a.found.interval
+    assert chart.data[0]["y"][1] - chart.data[0]["error_y"]["arrayminus"][1] == pytest.approx(low)
+    assert chart.data[0]["y"][1] + chart.data[0]["error_y"]["array"][1] == pytest.approx(high)
 
 
 def test_two_searches_for_the_nearest_points_are_compared_by_distance(tmp_path: Path) -> None:

@@ -236,6 +236,44 @@ def test_images_are_chosen_with_the_arrow_keys(chromium: Browser, address: str):
         assert page.inner_text("#shown").startswith("25 to 48 of")
 
 
+def test_clicks_faster_than_answers_leave_the_page_at_the_last_examples(chromium: Browser, address: str):
+    with visiting(chromium, address) as seen:
+        page = opened(seen, address, row=0)
+        count = len(judged())
+        page.evaluate("() => { for (let click = 0; click < 50; click++) document.getElementById('later').click(); }")
+        first = 1 + 24 * ((count - 1) // 24)
+        page.wait_for_function(
+            f"() => document.getElementById('shown').textContent.startsWith('{first} to {count} of')"
+        )
+        assert page.locator("#thumbnails input").count() == count - first + 1
+        assert page.locator("#later").is_disabled()
+        quiet(seen, address)
+
+
+def test_a_goal_is_named_and_marked_before_it_is_reached(chromium: Browser, address: str):
+    with visiting(chromium, address) as seen:
+        page = opened(seen, address, row=ROW, eps=0.01, target=3)
+        article = page.locator("article[data-model='1']")
+        assert article.locator(".verdict").inner_text().startswith("Not at its goal, 3: ")
+        assert article.locator("tr.wrong").get_attribute("data-class") == "3"
+        assert "╍ 3, its goal" in article.locator(".line .legend").inner_text()
+
+
+def test_a_slow_answer_is_waited_for_in_sight(chromium: Browser, address: str):
+    with visiting(chromium, address) as seen:
+        page = opened(seen, address, row=ROW)
+        assert page.get_attribute("#models", "aria-busy") is None
+        page.evaluate("""() => {
+          const real = window.fetch;
+          window.fetch = async (...asked) => { await new Promise(go => { window.go = go; }); return real(...asked); };
+        }""")
+        page.fill("#eps-number", "0.2")
+        page.wait_for_selector("#models[aria-busy='true']")
+        page.evaluate("window.go()")
+        answered(page, eps=0.2)
+        assert page.get_attribute("#models", "aria-busy") is None
+
+
 def test_an_upload_is_shown_and_attacked_and_a_bad_one_gets_a_message(chromium: Browser, address: str, tmp_path: Path):
     data = judged()
     pixels = np.kron((data.x[ROW, 0] * 255).round().byte().numpy(), np.ones((4, 4), np.uint8))
@@ -271,7 +309,7 @@ def test_the_downloaded_png_is_what_was_judged(chromium: Browser, address: str, 
         page = opened(seen, address, row=ROW, eps=0.3)
         article = page.locator("article[data-model='1']")
         with page.expect_download() as download:
-            article.locator("button").click()
+            article.locator("button").dblclick()
         download.value.save_as(tmp_path / "adversarial.png")
         page.wait_for_function("() => document.querySelectorAll('.kept')[1].textContent")
         told = article.locator(".kept").inner_text()
@@ -285,6 +323,7 @@ def test_the_downloaded_png_is_what_was_judged(chromium: Browser, address: str, 
         shown = re.search(r"([\d.]+) %", told)
         assert shown is not None
         assert float(shown[1]) / 100 == pytest.approx(float(share.max()), abs=1e-4)
+        assert sum(request.endswith("/api/file") for request in seen.requests) == 1
         quiet(seen, address)
 
 

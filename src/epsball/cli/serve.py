@@ -180,4 +180,5 @@ def _trained_against(subject: Subject, examples: Examples, errors: Console) -> t
             seed=subject.seed,
             progress=lambda at: bar.update(task, completed=at.step, note=f"loss {at.loss:.3f}"),
         )
-    return model, f"{subject.spec}, trained here with fgsm-mix against {subject.ball}: {epochs} epochs"
+    length = f"{epochs} epoch{'s' * (epochs != 1)}"
+    return model, f"{subject.spec}, trained here with fgsm-mix against {subject.ball}: {length}"

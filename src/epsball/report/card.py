@@ -26,6 +26,8 @@ def markdown(run: Run) -> str:
         ("data", f"{config['data']['name']}, {counted(len(found))} examples"),
         ("clean accuracy", percent(found.clean_accuracy)),
     ]
+    if run.target is not None:
+        rows.append(("target", run.target))
     if config["min_norm"]:
         rows += [(f"{share:.0%} are wrong within", f"{far:.4g}") for share, far in found.quantiles()]
     else:
@@ -62,7 +64,7 @@ def robustbench(run: Run) -> dict[str, Any]:
         or config.get("reaction")
         or config["eot"] > 1
     )
-    robust = None if config["min_norm"] else _points(found.robust_accuracy)
+    robust = None if config["min_norm"] or config["target"] else _points(found.robust_accuracy)
     eps = None if run.radius is None else run.spelled(run.radius)
     made = ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))
     return {

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from epsball.evaluation import wilson
-from epsball.report.page import Chart, Table, counted, percent, plain
+from epsball.report.page import Chart, Table, begun, counted, percent, plain
 from epsball.report.run import Run
 
 STEPS = 400
 """The most corners that a curve of distances is drawn with."""
 BINS = 30
+NORMS = ("l2", "linf", "l1", "l0")
+"""Columns of the records, in the order in which one takes the place of another."""
 AXIS = {"gridcolor": "--line", "zerolinecolor": "--line", "linecolor": "--line", "automargin": True, "fixedrange": True}
 LINES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -128,21 +130,9 @@ def _over_radii(run: Run) -> Chart:
         data.append(_line(name, start[0] + radii, start[1] + shares, colour, DASHES[(at + 1) % len(DASHES)], 1.5))
     worst = [accuracy for _, accuracy in found.curve]
     ends = [wilson(round(share * run.asked), run.asked) for share in worst]
-    data.append(
-        _line(
-            f"worst case, {last}" if last else "worst case", start[0] + radii, start[1] + worst, "--worst", "solid", 3
-        )
-        | {
-            "error_y": {
-                "type": "data",
-                "symmetric": False,
-                "array": [0, *_finite([high - share for share, (_, high) in zip(worst, ends, strict=True)])],
-                "arrayminus": [0, *_finite([share - low for share, (low, _) in zip(worst, ends, strict=True)])],
-                "color": "--worst",
-                "thickness": 1.5,
-            }
-        }
-    )
+    name = f"worst case, {last}" if last else "worst case"
+    line = _line(name, start[0] + radii, start[1] + worst, "--worst", "solid", 3)
+    data.append(line | _intervals(worst, run.asked, "--worst"))
     table = Table(
         ("eps", *(name for name, _, _ in lines), "worst case", "95 % interval"),
         (
@@ -203,16 +193,23 @@ def _over_distances(run: Run) -> Chart:
 
 
 def distances(run: Run) -> Chart | None:
-    """How far the fooling points are from their examples; None where nothing fell."""
-    far = run.known_distances()
-    if not len(far):
+    """How far the fooling points are from their examples; None where nothing fell.
+
+    Attacks of one radius go to its edge, where a histogram is a single bar: then the distances in the first other norm
+    in which they differ are drawn.
+    """
+    known = {column: run.distances(column) for column in ("distance", *NORMS)}
+    if not len(known["distance"]):
         return None
+    apart = [column for column, far in known.items() if np.quantile(far, 0.05) < 0.99 * far.max()]
+    column = apart[0] if apart else "distance"
+    own, norm, far = column == "distance", run.norm if column == "distance" else column, known[column]
     top = float(far.max()) or 1.0
-    if run.norm == "l0":
+    if norm == "l0":
         edges = np.arange(-0.5, math.floor(top) + 1, max(1, math.ceil(top / BINS)))
         edges = np.append(edges, edges[-1] + max(1, math.ceil(top / BINS)))
     else:
-        edges = np.linspace(0, top * 1.0001, BINS + 1)
+        edges = np.linspace(0 if own else far.min(), top * 1.0001, BINS + 1)
     counts, _ = np.histogram(far, edges)
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     data = [
@@ -227,11 +224,11 @@ def distances(run: Run) -> Chart | None:
         }
     ]
     layout: dict[str, Any] = {
-        "xaxis": AXIS | {"title": {"text": f"distance, {run.norm}"}},
+        "xaxis": AXIS | {"title": {"text": f"distance, {norm}"}},
         "yaxis": AXIS | {"title": {"text": "examples"}, "rangemode": "tozero"},
         "showlegend": False,
     }
-    if run.radius is not None:
+    if run.radius is not None and own:
         line = {"type": "line", "x0": run.radius, "x1": run.radius, "yref": "paper", "y0": 0, "y1": 1}
         layout["shapes"] = [line | {"line": {"color": "--worst", "width": 2, "dash": "dash"}}]
         layout["annotations"] = [
@@ -239,58 +236,57 @@ def distances(run: Run) -> Chart | None:
              "text": f"eps {run.spelled(run.radius)}", "font": {"color": "--worst"}}
         ]  # fmt: skip
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-    norms = ("linf", "l2", "l1", "l0")
-    rows = []
-    for norm in norms:
-        known = run.found.records[norm].drop_null().to_numpy().astype(float)
-        rows.append((norm, *(f"{float(np.quantile(known, share, method='inverted_cdf')):.4g}" for share in shares)))
-    notes = (
-        ()
-        if run.config["min_norm"]
-        else (
-            "Attacks of a fixed radius go to its edge; the nearest points are sought by epsball evaluate --min-norm.",
-        )
+    rows = tuple(
+        (name, *(f"{float(np.quantile(known[name], share, method='inverted_cdf')):.4g}" for share in shares))
+        for name in ("linf", "l2", "l1", "l0")
     )
+    notes = []
+    if not run.config["min_norm"]:
+        drawn = "" if own else f", so that {norm} is drawn"
+        edge = f"Attacks of a fixed radius go to its edge ({run.norm} {run.spelled(run.radius)}){drawn}"
+        notes.append(f"{edge}; the nearest points are sought by epsball evaluate --min-norm.")
     return Chart(
         id="distances",
         title="How far the fooling points are",
-        description=f"A histogram of {counted(len(far))} distances from {far.min():.4g} to {far.max():.4g}, half of "
-        f"them within {float(np.median(far)):.4g}.",
+        description=f"A histogram of {counted(len(far))} distances in {norm} from {far.min():.4g} to {far.max():.4g}, "
+        f"half of them within {float(np.median(far)):.4g}.",
         data=data,
         layout=layout,
-        table=Table(("norm", *(f"{share:.0%} within" for share in shares)), tuple(rows)),
-        notes=notes,
+        table=Table(("norm", *(f"{share:.0%} within" for share in shares)), rows),
+        notes=tuple(notes),
     )
 
 
-def together(runs: Sequence[tuple[str, Run]], norm: str) -> Chart:
-    """The curves of several runs in balls of one norm."""
+def together(runs: Sequence[tuple[str, Run]], norm: str, what: str) -> Chart:
+    """The curves of several runs in balls of one norm: `what` is what their shares are called."""
     data, rows = [], []
     for at, (name, run) in enumerate(runs):
-        colour, dash = LINES[at % len(LINES)], DASHES[at % len(DASHES)]
+        colour, dash = LINES[at % len(LINES)], DASHES[(at + at // len(LINES)) % len(DASHES)]
         if run.config["min_norm"]:
             trace = _over_distances(run).data[0]
-            data.append(trace | {"name": plain(name), "line": trace["line"] | {"color": colour, "dash": dash}})
+            data.append(trace | {"name": plain(_short(name)), "line": trace["line"] | {"color": colour, "dash": dash}})
             points = [(far, 1 - share) for share, far in run.found.quantiles((0.25, 0.5, 0.75)) if math.isfinite(far)]
         else:
-            points = [(float(eps), share) for eps, share in run.found.curve if eps is not None]
-            if not run.config["target"]:
-                points.insert(0, (0.0, run.found.clean_accuracy))
-            data.append(_line(name, [x for x, _ in points], [y for _, y in points], colour, dash, 2.5))
-        rows += [(name, run.spelled(eps) if eps else "0", percent(share)) for eps, share in points]
+            whole = 1.0 if run.config["target"] else run.found.clean_accuracy
+            points = [(0.0, whole), *run.found.curve]
+            drawn = [(float(eps), share) for eps, share in points if eps is not None]
+            line = _line(name, [x for x, _ in drawn], [y for _, y in drawn], colour, dash, 2.5)
+            data.append(line | _intervals([share for _, share in drawn[1:]], run.asked, colour))
+        rows += [(name, "0" if eps == 0 else run.spelled(eps), percent(share)) for eps, share in points]
     said = "; ".join(
         f"{name}, clean {percent(run.found.clean_accuracy)}"
         + ("" if run.config["min_norm"] else f", worst case {percent(run.found.robust_accuracy)}")
         for name, run in runs
     )
     return Chart(
-        id=f"curve-{norm}",
-        title=f"Accuracy over the radius, {norm}",
+        id=f"curve-{norm}" + "-target" * (what != "robust accuracy"),
+        title=f"{begun(what)} over the radius, {norm}",
         description=f"One line for each run: {said}.",
         data=data,
-        layout=_share_layout(f"radius, {norm}"),
-        table=Table(("run", "eps", "accuracy"), tuple(rows)),
+        layout=_share_layout(f"radius, {norm}", what),
+        table=Table(("run", "eps", what), tuple(rows)),
         height=400,
+        notes=("Points are radii that were attacked, with 95 % intervals; the lines only join them.",),
     )
 
 
@@ -308,10 +304,25 @@ def _line(
     }
 
 
-def _share_layout(x: str) -> dict[str, Any]:
+def _intervals(shares: Sequence[float], n: int, colour: str) -> dict[str, Any]:
+    """The 95 % intervals of a line's points but for its first, which no attack was made on."""
+    ends = [wilson(round(share * n), n) for share in shares]
+    return {
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [0, *_finite([high - share for share, (_, high) in zip(shares, ends, strict=True)])],
+            "arrayminus": [0, *_finite([share - low for share, (low, _) in zip(shares, ends, strict=True)])],
+            "color": colour,
+            "thickness": 1.5,
+        }
+    }
+
+
+def _share_layout(x: str, y: str = "accuracy") -> dict[str, Any]:
     return {
         "xaxis": AXIS | {"title": {"text": plain(x)}, "rangemode": "tozero"},
-        "yaxis": AXIS | {"title": {"text": "accuracy"}, "range": [0, 1.02], "tickformat": ".0%"},
+        "yaxis": AXIS | {"title": {"text": y}, "range": [0, 1.02], "tickformat": ".0%"},
         "showlegend": True,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }

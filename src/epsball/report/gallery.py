@@ -75,9 +75,12 @@ def gallery(run: Run, shown: int = SHOWN) -> Gallery:
     """The gallery of a run with at most `shown` examples: of each class its weakest, in turn."""
     records, kept = run.found.records, run.found.adversarial
     fooled = np.flatnonzero(records["status"].to_numpy(zero_copy_only=False) == "fooled")
-    far = records["distance"].to_numpy(zero_copy_only=False).astype(float)[fooled]
+    far, sure = (
+        records[name].to_numpy(zero_copy_only=False).astype(float)[fooled]
+        for name in ("distance", "adversarial_confidence")
+    )
     label = records["label"].to_numpy()[fooled]
-    chosen = fooled[_chosen(far, label, shown)]
+    chosen = fooled[_chosen(far, sure, label, shown)]
     ids = records["id"].to_numpy()[chosen]
     stored = kept["id"].to_numpy()
     rows = np.searchsorted(stored, ids)
@@ -120,16 +123,21 @@ def gallery(run: Run, shown: int = SHOWN) -> Gallery:
     return Gallery(tuple(taken), len(fooled), labels, images, reduced)
 
 
-def _chosen(far: np.ndarray, label: np.ndarray, shown: int) -> np.ndarray:
-    """The places of the examples to show: the weakest of each class in turn, in the order of their distance."""
-    order = np.argsort(far, kind="stable")
+def _chosen(far: np.ndarray, sure: np.ndarray, label: np.ndarray, shown: int) -> np.ndarray:
+    """The places of the examples to show: the weakest of each class in turn.
+
+    The weakest are the nearest, and of those at one distance, as far as it is shown, those most surely mistaken.
+    """
+    rounded = np.array([float(f"{value:.4g}") for value in far.tolist()])
+    order = np.lexsort((-sure, rounded))
     turn = np.zeros(len(far), np.int64)
     seen: dict[int, int] = {}
     for place in order.tolist():
         turn[place] = seen.get(int(label[place]), 0)
         seen[int(label[place])] = int(turn[place]) + 1
-    first = np.lexsort((far, turn))[:shown]
-    return first[np.argsort(far[first], kind="stable")]
+    rank = np.argsort(order)
+    first = np.lexsort((rank, turn))[:shown]
+    return first[np.argsort(rank[first])]
 
 
 def _share(value: float | None) -> float:
@@ -178,4 +186,4 @@ def _features(x: np.ndarray, z: np.ndarray) -> tuple[Feature, ...]:
     delta = z - x
     most = float(np.abs(delta).max()) or 1.0
     order: Sequence[int] = np.argsort(-np.abs(delta), kind="stable")[:FEATURES].tolist()
-    return tuple(Feature(f"feature {at}", f"{x[at]:.4g}", f"{z[at]:.4g}", float(delta[at] / most)) for at in order)
+    return tuple(Feature(str(at), f"{x[at]:.4g}", f"{z[at]:.4g}", float(delta[at] / most)) for at in order)

@@ -111,8 +111,12 @@ def of_runs(runs: Sequence[Run]) -> str:
     """The comparison of several runs, as HTML."""
     names = _names(runs)
     named = list(zip(names, runs, strict=True))
-    by_norm = sorted(named, key=lambda pair: pair[1].norm)
-    charts = [together(list(group), norm) for norm, group in groupby(by_norm, key=lambda pair: pair[1].norm)]
+
+    def comparable(pair: tuple[str, Run]) -> tuple[str, str]:
+        return pair[1].norm, pair[1].what
+
+    groups = groupby(sorted(named, key=comparable), key=comparable)
+    charts = [together(list(group), norm, what) for (norm, what), group in groups]
     return page.render(
         "comparison.html",
         charts=charts,
@@ -167,8 +171,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         low, high = found.interval
         tiles.append((run.what, percent(found.robust_accuracy), f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"))
         tiles.append(("ball", f"{run.norm} {run.spelled(run.config['radii'][-1])}", "radius in the units of the data"))
-    passes = found.forwards + found.backwards
-    tiles.append(("cost", f"{counted(passes)} passes", f"{counted(found.forwards)} forwards, {found.seconds:.1f} s"))
+    passes = f"{counted(found.forwards + found.backwards)} passes"
+    apart = f"{counted(found.forwards)} forwards, {counted(found.backwards)} backwards, {found.seconds:.1f} s"
+    tiles.append(("cost", passes, apart))
     return tiles
 
 
@@ -193,7 +198,8 @@ def _costs(run: Run) -> Table:
 def _settings(run: Run) -> list[tuple[str, str]]:
     """The configuration, for people."""
     config, data = run.config, run.config["data"]
-    box = run.box
+    ends = config["ball"]["lo"], config["ball"]["hi"]
+    box = "" if run.box else ", no box" if ends == ("-inf", "inf") else f", box {ends[0]} to {ends[1]}"
     plan = config.get("acceleration")
     rows: list[tuple[str, Any]] = [
         ("model", run.model),
@@ -201,13 +207,13 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("attacked instead (transfer)", config["source"]),
         ("data", f"{data['name']}: {counted(data['n'])} examples, {'x'.join(map(str, data['shape'])) or 'numbers'}"),
         ("data's fingerprint", f"{data['digest']}, {data['dtype']}"),
-        ("ball", run.ball if box else f"{run.ball}, box {config['ball']['lo']} to {config['ball']['hi']}"),
+        ("ball", run.ball + box),
         ("mask", config["ball"]["mask"]),
         ("radii", ", ".join(run.spelled(eps) for eps in config["radii"]) if len(config["radii"]) > 1 else None),
         ("protocol", ", ".join(config["protocol"])),
-        ("target", config["target"]),
+        ("target", run.target),
         ("success", config["success"]),
-        ("storage", f"{config['storage']['x_adv']}, examples beside it {config['storage']['x']}"),
+        ("storage", f"adversarial examples {config['storage']['x_adv']}, their originals {config['storage']['x']}"),
         ("passes averaged (eot)", config["eot"]),
         ("seed", config["seed"]),
         ("rows that share a pass", config["width"]),

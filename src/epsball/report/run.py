@@ -128,6 +128,19 @@ class Run:
         return str(names[number])
 
     @property
+    def target(self) -> str | None:
+        """The class that examples were driven towards, in words; None without one."""
+        if self.config["target"] is None:
+            return None
+        return "one per example" if self._goal is None else self.label(self._goal)
+
+    @property
+    def _goal(self) -> int | None:
+        """The class that all examples were driven towards, if it was one."""
+        classes = self.found.records["target"].drop_null().unique().to_pylist()
+        return classes[0] if len(classes) == 1 else None
+
+    @property
     def asked(self) -> int:
         """How many examples the accuracies are shares of."""
         apart = self.found.count("at-target") + self.found.count("wrong") if self.config["target"] else 0
@@ -167,10 +180,12 @@ class Run:
             return f"{half}; clean accuracy {percent(found.clean_accuracy)}, on {n} examples."
         low, high = found.interval
         sure = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-        return (
-            f"{self.what.capitalize()} {percent(found.robust_accuracy)} ({sure}) in {self.ball}; clean accuracy "
-            f"{percent(found.clean_accuracy)}, on {n} examples."
-        )
+        held = f"Robust accuracy {percent(found.robust_accuracy)}"
+        if self.target is not None:
+            held = (
+                f"Not driven to the target ({self.target}): {percent(found.robust_accuracy)} of {counted(self.asked)}"
+            )
+        return f"{held} ({sure}) in {self.ball}; clean accuracy {percent(found.clean_accuracy)}, on {n} examples."
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -205,9 +220,9 @@ class Run:
             said.append("The attacks miss adversarial examples that were hidden for them.")
         return tuple(said)
 
-    def known_distances(self) -> np.ndarray:
-        """The distances of the fooled, (m,), in the ball's norm."""
-        far = self.found.records["distance"].drop_null().to_numpy().astype(float)
+    def distances(self, column: str) -> np.ndarray:
+        """The distances of the fooled, (m,): in the ball's norm, "distance", or in one of the four, as in "l2"."""
+        far = self.found.records[column].drop_null().to_numpy().astype(float)
         return far[np.isfinite(far)]
 
     @property
@@ -237,7 +252,9 @@ class Run:
         flags = {"min_norm": True, "storage": config["storage"]["x_adv"], "eot": config["eot"]}
         shown = {"min_norm": config["min_norm"], "storage": flags["storage"] != "float", "eot": config["eot"] > 1}
         asked += [f"{name}={value!r}" for name, value in flags.items() if shown[name]]
-        asked += ["target=target"] * bool(config["target"]) + ["source=source"] * (config["source"] is not None)
+        if config["target"]:
+            asked.append(f"target={'target' if self._goal is None else self._goal}")
+        asked += ["source=source"] * (config["source"] is not None)
         asked.append(f"seed={config['seed']}")
         return f"eb.evaluate(model, (x, y), eb.{ball['class']}({', '.join(parts)}), {', '.join(asked)})"
 

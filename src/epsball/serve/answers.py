@@ -87,7 +87,7 @@ class Desk:
     def look(self, looking: Looking) -> dict[str, Any]:
         """What each model says of a PNG file, whether that fools it, and how far the file is from the image."""
         asked = self._check(looking.question)
-        z = self._decoded(from_base64(looking.file))
+        z = self._decoded(from_base64("file", looking.file))
         with self._one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             columns = []
@@ -124,7 +124,7 @@ class Desk:
         attack = chosen(question.attack)
         ball = exhibit.around(one_of("norm", question.norm, attack.norms), question.eps)
         if question.png is not None:
-            return Asked(question, self._decoded(from_base64(question.png)), question.label, ball, attack)
+            return Asked(question, self._decoded(from_base64("png", question.png)), question.label, ball, attack)
         row = 0 if question.row is None else question.row
         if not 0 <= row < len(exhibit.examples):
             raise BadInput(f"`row` must be an example's, 0 to {len(exhibit.examples) - 1}, got {row}")

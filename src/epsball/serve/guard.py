@@ -8,6 +8,7 @@ request that changes or computes anything must come from a page of this server.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -19,6 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
+OWN = re.compile(rf"({'|'.join(map(re.escape, HOSTS))})(:[0-9]*)?", re.IGNORECASE)
 MOST_BODY = 2 * MOST_BYTES + (64 << 10)
 """Bytes of a request: an image in base64 and what is asked about it."""
 
@@ -78,8 +80,7 @@ class Guard:
         421
         """
         host = headers.get("host", "")
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if name.lower() not in HOSTS:
+        if not OWN.fullmatch(host):
             return 421, f"`Host` must be {' or '.join(HOSTS)}, got {host!r}: this page is for its own machine"
         if method in ("GET", "HEAD"):
             return None

@@ -50,17 +50,21 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Upload:
             notes.append("laid on white where it is transparent")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode != mode:
-        pale = image.convert(mode)
-        if mode == "RGB" or not _is_grey(image):
-            notes.append("made grey" if mode == "L" else "its grey values taken for red, green and blue")
-        image = pale
+    if image.mode == "1":
+        image = image.convert("L")  # black and white alone would be resized without any grey between
     if image.size != (width, height):
         before = f"{image.width}x{image.height}"
         if image.width * height != image.height * width:
             notes.append("cut to the middle")
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
         notes.append(f"resized from {before} to {width}x{height}")
+    if image.mode != mode:
+        if mode == "RGB":
+            grey = "its grey values taken for red, green and blue"
+            notes.append(grey if image.mode == "L" else f"made RGB from {image.mode}")
+        elif not _is_grey(image):
+            notes.append("made grey")
+        image = image.convert(mode)
     pixels = np.asarray(image)
     return Upload((pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels).reshape(shape).copy(), tuple(notes))
 
@@ -90,8 +94,6 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    if image.mode in ("1", "L", "LA"):
-        return True
     values = np.asarray(image.convert("RGB"))
     return bool((values == values[..., :1]).all())
 
@@ -115,12 +117,14 @@ def url(file: bytes) -> str:
     return f"data:image/png;base64,{b64encode(file).decode()}"
 
 
-def from_base64(text: str) -> bytes:
-    """The file in a base64 text. Raises `BadInput` for what is none."""
+def from_base64(argument: str, text: str) -> bytes:
+    """The file in a base64 text. Raises `BadInput`, which names the argument, for what is none."""
     try:
         return b64decode(text, validate=True)
     except ValueError as error:
-        raise BadInput("`png` must be a PNG file in base64; take it from the answer of /api/upload") from error
+        raise BadInput(
+            f"`{argument}` must be a PNG file in base64; take it from the answer of /api/upload or /api/file"
+        ) from error
 
 
 def looks(x: Float[np.ndarray, "*shape"], lo: float, hi: float) -> UInt8[np.ndarray, "*shape"]:

@@ -1,13 +1,14 @@
 // The page: choices on one side, and for each model what becomes of the image, of its probabilities and of its logits.
 
 import { file, get, newest, post, upload } from "./asking.js";
-import { chances, chart, element, percent, short } from "./drawing.js";
+import { element, percent, short } from "./drawing.js";
+import { drawModel, verdict } from "./model.js";
 import { radius, reach, read, step, write } from "./state.js";
 
 const at = id => document.getElementById(id);
-const PAGE = 24, POINTS = 41, PATIENCE = 400;
+const PAGE = 24, POINTS = 41, PATIENCE = 400, SLOW = 300;
 
-let about, last = null, start = 0;
+let about, last = null, start = 0, total = 0;
 let state = {};
 let picture = null; // an uploaded image, as a data URL; it is kept here and nowhere else
 
@@ -82,6 +83,7 @@ let began = null;
 
 const ask = newest(async () => {
   const asked = question(), from = began;
+  const slow = setTimeout(() => at("models").setAttribute("aria-busy", "true"), SLOW);
   try {
     const answer = await post("/api/attack", { ...asked, points: POINTS, reach: reach(asked.eps) });
     last = { asked, answer };
@@ -91,6 +93,9 @@ const ask = newest(async () => {
     document.body.dataset.answered = JSON.stringify(asked);
   } catch (error) {
     fail(error);
+  } finally {
+    clearTimeout(slow);
+    at("models").removeAttribute("aria-busy");
   }
 });
 
@@ -102,7 +107,7 @@ function changed() {
 function draw() {
   const { asked, answer } = last;
   const articles = [...at("models").children], widths = articles.map(article => article.querySelector(".verdict").clientWidth);
-  answer.models.forEach((found, number) => drawModel(articles[number], found, answer, asked, widths[number]));
+  answer.models.forEach((found, number) => drawModel(articles[number], found, answer.original, asked, about, widths[number]));
   const warned = answer.warnings.map(text => ` ${text}.`).join("");
   at("cost").textContent = `Answered in ${(1000 * answer.seconds).toFixed(1)} ms.${warned}`;
   const way = answer.models.find(found => found.path)?.path;
@@ -114,70 +119,6 @@ function draw() {
   rest();
 }
 
-function verdict(found, asked) {
-  const names = about.classes, { before, after, label } = found;
-  const said = `${names[after.prediction]}, ${percent(after.probabilities[after.prediction])}`;
-  const now = asked.iterate === null ? "" : `Iterate ${Math.min(asked.iterate, (found.path ?? [0]).length - 1)}. `;
-  if (asked.target !== null) return `${now}${after.fooled ? "At its goal" : "Not at its goal"}: ${names[before.prediction]} before, now ${said}.`;
-  if (before.prediction !== label) return `${now}Wrong before any attack: ${names[before.prediction]} instead of ${names[label]}. Now ${said}.`;
-  if (after.fooled) return `${now}Fooled: ${names[before.prediction]} before, now ${said}.`;
-  return `${now}It holds: still ${said}.`;
-}
-
-// `width` is asked for before anything is drawn: afterwards the browser would lay the page out anew for an answer.
-function drawModel(article, found, answer, asked, width) {
-  const find = name => article.querySelector(name), names = about.classes;
-  const { before, after, label, line, path } = found;
-  find(".verdict").textContent = verdict(found, asked);
-  find(".verdict").classList.toggle("fooled", after.fooled);
-  article.dataset.fooled = after.fooled;
-  for (const [name, source] of [
-    [".original", answer.original],
-    [".perturbation", found.perturbation],
-    [".adversarial", found.adversarial],
-  ]) if (find(name).src !== source) find(name).src = source; // the same one again would be decoded again
-  find(".original").alt = `The image, taken for ${names[before.prediction]}`;
-  find(".perturbation").alt = `The perturbation, amplified ${short(found.factor)} times`;
-  find(".adversarial").alt = `The adversarial image, taken for ${names[after.prediction]}`;
-  find(".factor").textContent = found.distance === 0 ? "no change" : `change × ${short(found.factor)}`;
-  chances(find(".chances tbody"), names, before.probabilities, after.probabilities, label, after.prediction);
-
-  const lines = find(".line");
-  lines.querySelector("figcaption").textContent = line ? "Logits along the way" : "Logits along the way: nothing has changed";
-  lines.querySelector("svg").hidden = !line;
-  lines.querySelector("svg").style.display = line ? "" : "none";
-  lines.querySelector(".legend").hidden = !line;
-  if (line) {
-    const kind = number => number === label ? "label" : number === after.prediction ? "wrong" : "";
-    const curves = line.logits.map((values, number) => ({ values, kind: kind(number) }));
-    curves.sort((one, other) => Boolean(one.kind) - Boolean(other.kind));
-    const name = `Logits from ${-reach(asked.eps)} to ${reach(asked.eps)}; at ${short(line.here)}: `
-      + after.logits.map((value, number) => `${names[number]} ${short(value)}`).join(", ");
-    chart(lines.querySelector("svg"), { width, at: line.at, curves, here: line.here, name, unit: norm().whole ? "way from the image" : `${norm().name.split(":")[0]} distance from the image` });
-    legend(lines.querySelector(".legend"), names, label, after.prediction, `dotted: the adversarial image, at ${short(line.here)}`);
-  }
-
-  const ways = find(".way");
-  ways.hidden = !path;
-  if (path) {
-    const numbers = path.map((_, number) => number), here = Math.min(asked.iterate, path.length - 1);
-    ways.querySelector("figcaption").textContent = "Margin at each iterate: above 0 it fools";
-    const name = `Margin, iterate by iterate; ${short(path[here].margin)} at ${here}`;
-    const curves = [{ values: path.map(one => one.margin), kind: "label" }];
-    if (path.length > 1) chart(ways.querySelector("svg"), { width, at: numbers, curves, here, name, unit: "iterate" });
-    const point = path[here];
-    ways.querySelector(".legend").textContent =
-      `At ${here}: ${names[point.prediction]}, ${percent(point.confidence)}; margin ${short(point.margin)}, distance ${short(point.distance)}.`;
-  }
-  find(".kept").textContent = "";
-}
-
-function legend(place, names, label, said, more) {
-  const parts = [element("span", { class: "label" }, `━ ${names[label]}`), ", its class; "];
-  if (said !== label) parts.push(element("span", { class: "wrong" }, `╍ ${names[said]}`), ", what is said now; ");
-  place.replaceChildren(...parts, more);
-}
-
 // When the hand has come to rest, screen readers hear the verdicts and the address is written: browsers slow down, or
 // refuse, one that is written with every move.
 let resting = null;
@@ -187,29 +128,30 @@ function rest() {
   resting = setTimeout(() => {
     history.replaceState(null, "", write(state));
     const { asked, answer } = last;
-    const told = answer.models.map((found, number) => `${about.models[number].name}: ${verdict(found, asked)}`);
+    const told = answer.models.map((found, number) => `${about.models[number].name}: ${verdict(found, asked, about.classes)}`);
     at("spoken").textContent = `Radius ${short(asked.eps)}. ${told.join(" ")}`;
   }, PATIENCE);
 }
 
-async function thumbnails() {
-  const only = at("filter").value;
+const thumbnails = newest(async () => {
+  const only = at("filter").value, first = start;
   try {
-    const query = new URLSearchParams({ start, count: PAGE, ...(only === "" ? {} : { label: only }) });
-    const { total, examples } = await get(`/api/examples?${query}`);
+    const query = new URLSearchParams({ start: first, count: PAGE, ...(only === "" ? {} : { label: only }) });
+    const { total: count, examples } = await get(`/api/examples?${query}`);
+    total = count;
     at("thumbnails").replaceChildren(...examples.map(({ row, label, picture: image }) => {
       const name = `Example ${row}, labelled ${about.classes[label]}`;
       const input = element("input", { type: "radio", name: "row", value: row, "aria-label": name, title: name });
       return element("label", {}, input, element("img", { src: image, alt: "" }));
     }));
-    at("shown").textContent = total ? `${start + 1} to ${start + examples.length} of ${total.toLocaleString("en")}` : "none";
-    at("earlier").disabled = start === 0;
-    at("later").disabled = start + PAGE >= total;
+    at("shown").textContent = total ? `${first + 1} to ${first + examples.length} of ${total.toLocaleString("en")}` : "none";
+    at("earlier").disabled = first === 0;
+    at("later").disabled = first + PAGE >= total;
     show();
   } catch (error) {
     fail(error);
   }
-}
+});
 
 async function uploaded() {
   const chosen = at("upload").files[0];
@@ -230,8 +172,12 @@ async function uploaded() {
   at("upload").value = "";
 }
 
+let keeping = false;
+
 async function keep(number) {
   const place = at("models").children[number].querySelector(".kept"), asked = question(), names = about.classes;
+  if (keeping) return; // one click after another
+  keeping = true;
   try {
     const blob = await file({ ...asked, of: number });
     const bytes = new Uint8Array(await blob.arrayBuffer());
@@ -241,12 +187,15 @@ async function keep(number) {
     let text = "";
     for (const byte of bytes) text += String.fromCharCode(byte);
     const { models, distance, inside } = await post("/api/look", { file: btoa(text), question: asked });
+    if (JSON.stringify(question()) !== JSON.stringify(asked)) return; // the hand has gone on: it is another image now
     const { fooled, prediction, probabilities } = models[number];
     place.textContent = `The file ${fooled ? "still fools" : "does not fool"}: ${names[prediction]}, `
       + `${percent(probabilities[prediction])}. ${short(distance)} from the image, ${inside ? "in" : "outside"} the ball. `
       + `${bytes.length.toLocaleString("en")} bytes.`;
   } catch (error) {
     fail(error);
+  } finally {
+    keeping = false;
   }
 }
 
@@ -302,9 +251,14 @@ function listen() {
     show();
     changed();
   });
-  at("filter").addEventListener("input", () => { start = 0; thumbnails(); });
-  at("earlier").addEventListener("click", () => { start = Math.max(0, start - PAGE); thumbnails(); });
-  at("later").addEventListener("click", () => { start += PAGE; thumbnails(); });
+  const turn = by => {
+    if (start + by < 0 || start + by >= total) return; // a click that came before the answer to the last one
+    start += by;
+    thumbnails();
+  };
+  at("filter").addEventListener("input", () => { start = total = 0; thumbnails(); });
+  at("earlier").addEventListener("click", () => turn(-PAGE));
+  at("later").addEventListener("click", () => turn(PAGE));
   at("upload").addEventListener("change", uploaded);
   at("choices").addEventListener("submit", event => event.preventDefault());
   addEventListener("hashchange", () => {
