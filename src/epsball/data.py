@@ -279,10 +279,11 @@ def _near(spec: str) -> list[str]:
 
 
 def _expected(spec: str) -> str:
-    near = _near(spec) if not Path(spec).exists() else []
+    exists = Path(spec).exists()
+    near, missing = [] if exists else _near(spec), "" if exists or not Path(spec).suffix else ", which is not there"
     return (
         "`data` must be digits, a .npz file, a folder of parquet files or images, or a name on the Hugging Face Hub, "
-        f"got {spec!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        f"got {spec!r}{missing}" + (f"; did you mean {near[0]!r}?" if near else "")
     )
 
 

@@ -194,10 +194,11 @@ def plan_of(
     kept = _storage(storage, bound, task.x)
     one_radius = None if isinstance(ball.eps, Tensor) else float(ball.eps)
     stages = nearest_stages(pairs, radii, draft) if min_norm else stages_of(pairs, radii or (one_radius,), draft)
+    threads = torch.get_num_threads()
     config = {
         "epsball": epsball.__version__,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}",
         "data": {
             "name": examples.name,
             "n": len(order),

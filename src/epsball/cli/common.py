@@ -167,7 +167,8 @@ class Subject(Material):
             made = asked | {"classes": classes, "training": json.loads(result.to_json())}
             write_whole(card, lambda draft: draft.write_text(json.dumps(made, indent=2)))
             save_weights(model, kept)
-        return model, f"{spec}, trained here: {result.config['epochs']} epochs, seed {seed}"
+        epochs = result.config["epochs"]
+        return model, f"{spec}, trained here: {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}"
 
     def _train_split(self, missing: str) -> Examples:
         if self.data.endswith(".npz"):

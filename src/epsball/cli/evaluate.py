@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from epsball.cli.common import Json, Subject, described, finite, parsed, percent, progress
@@ -196,6 +197,7 @@ def _keep_command(out: Path, subject: Subject, flags: dict[str, Any], classes: i
 
 def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
     from epsball.acceleration.plan import Plan
+    from epsball.report.html import REPORT
 
     console = Console(highlight=False)
     for name in ("model", "source", "data", "ball"):
@@ -218,16 +220,16 @@ def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
     if (record := found.config.get("acceleration")) is not None:
         console.print(f"[dim]gradients: {Plan.from_dict(record)}[/]", soft_wrap=True)
     if (test := found.active_test) is not None:
-        console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]", soft_wrap=True)
+        console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]")
     if (reaction := found.config["reaction"]) is not None:
         for because in reaction["because"]:
-            console.print(f"[yellow]{because}[/]", soft_wrap=True)
+            console.print(f"[yellow]{because}[/]")
     if (diagnosis := found.diagnosis) is not None:
-        console.print(f"[{'yellow' if diagnosis.speaks_against else 'dim'}]{diagnosis.verdict}[/]", soft_wrap=True)
+        console.print(f"[{'yellow' if diagnosis.speaks_against else 'dim'}]{diagnosis.verdict}[/]")
         for one in (one for one in diagnosis.raised if one.name not in diagnosis.answered):
-            console.print(f"  {one.text}", soft_wrap=True)
+            console.print(Padding(escape(one.text), (0, 0, 0, 2)))
     if out is not None:
-        console.print(f"[dim]records and adversarial examples: {escape(str(out))}[/]", soft_wrap=True)
+        console.print(f"[dim]report: {escape(str(out / REPORT))}[/]", soft_wrap=True)
 
 
 def _show_accuracy(found: Evaluation, console: Console) -> None:

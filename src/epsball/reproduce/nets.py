@@ -245,7 +245,7 @@ def percent(share: float | None) -> float | None:
 def spent(config: dict[str, Any]) -> str:
     """A sentence that says what the networks are and what was spent on them."""
     seeds = len(config["seeds"])
-    over = "" if seeds == 1 else f" Means over {seeds} seeds."
+    over = "" if seeds == 1 else f" The mean over {seeds} seeds."
     dropout = f"dropout {config['dropout']} %" if config["dropout"] else "no dropout"
     return (
         f"Our maxout networks: 2 x {config['units']:,} maxout units of {config['pieces']} pieces, {dropout}, "
