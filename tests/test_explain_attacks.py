@@ -218,12 +218,12 @@ def test_the_perturbation_leaves_ball_or_mask(norm: str):
 
 
 def test_the_shuffled_values_are_not_those_of_the_perturbation():
-    from epsball.explain.one_for_all import _Maker
+    from epsball.explain.climb import Maker
 
     delta = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     mask[0, 0, 0] = False
-    mixed = _Maker(steps=1, draws=5, seed=0, width=8)._shuffled(delta, mask)
+    mixed = Maker(steps=1, draws=5, seed=0, width=8)._shuffled(delta, mask)
     assert len(mixed) == 5
     for one in mixed:
         assert torch.equal(one.flatten().sort().values, delta.flatten().sort().values)
@@ -232,13 +232,25 @@ def test_the_shuffled_values_are_not_those_of_the_perturbation():
 
 
 def test_sizes_are_not_those_asked_for():
-    found = universal(
-        net(), examples(), eb.Linf(eps=0.1, lo=0, hi=1), sides=(3, 8), steps=2, training_steps=4, eps=(0.05,)
-    )
-    assert [one.n for one in found.sizes] == [9, 64]
+    ball, few = eb.Linf(eps=0.1, lo=0, hi=1), {"steps": 2, "training_steps": 4, "eps": (0.05,)}
+    found = universal(net(), examples(), ball, sides=(3, 8), networks=2, **few)
+    assert [[one.n for one in size] for size in found.sizes] == [[9, 9], [64, 64]]
     assert [one.eps for one in found.radii] == [0.05, 0.1]
-    assert {one.model for one in found.sizes} == {"small-mlp"}
     assert found.at_ball.n == 16
+    first, second = (universal(net(), examples(), ball, sides=(3,), networks=1, seed=s, **few).sizes[0] for s in (0, 1))
+    assert (*first, replace(second[0], noise=found.sizes[0][1].noise)) == found.sizes[0]  # noise is keyed by the seed
+    assert universal(net(), examples(), ball, sides=(), **few).sizes == ()
+
+
+def test_the_sentence_leaves_out_how_far_networks_of_one_size_differ():
+    ball = eb.Linf(eps=0.1, lo=0, hi=1)
+    found = universal(net(), examples(), ball, sides=(3, 8), networks=2, steps=2, training_steps=4)
+    small, large = (replace(found.sizes[0][0], n=n, held=h) for n, h in ((9, 0.25), (64, 0.5)))
+    known = replace(found, sizes=((small, replace(small, held=0.75)), (large, large)))
+    said = (
+        "On 2 networks trained at each size it is 50.0 % (25.0 to 75.0 %) in 9 dimensions and 50.0 % (50.0 to 50.0 %)"
+    )
+    assert said in known.sentence
 
 
 # the boundary

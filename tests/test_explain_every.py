@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -62,6 +63,40 @@ def test_one_that_fails_stops_the_others_or_says_nothing():
             json.dumps(one.summary())
             assert re.search(r"\d", one.found.sentence)
             assert type(one.found).from_json(one.found.to_json()).sentence == one.found.sentence
+
+
+def test_a_finding_that_cannot_be_told_or_drawn_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from epsball.explain import every
+
+    def undrawn(self: object, path: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("epsball.explain.noise_inputs.Rubbish.draw", undrawn)
+    monkeypatch.setattr("epsball.explain.line.Linearity.sentence", property(lambda self: 1 / 0))
+    monkeypatch.setitem(every.RUN, "l1", lambda case: (_ for _ in ()).throw(BadInput("`eps` is too large")))
+    found = {one.name: one for one in answers(table(), ("linearity", "conditioning", "rubbish", "l1"), out=tmp_path)}
+    assert found["rubbish"].reason == "ValueError: no ink"
+    assert found["linearity"].reason == "ZeroDivisionError: division by zero"
+    assert found["l1"].reason == "`eps` is too large"
+    assert [name for name, one in found.items() if one.found is not None] == ["conditioning"]
+    assert {"conditioning.json", "conditioning.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("logits", ["constant", "nan"])
+def test_a_model_that_says_nothing_is_read_as_one_that_does(logits: str, tmp_path: Path):
+    case = table()
+    value = {"constant": 0.0, "nan": math.nan}[logits]
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :3] * 0 + value
+
+    case = Case(model=model, data=case.data, train=case.train, ball=case.ball)
+    names = ("targets", "universal", "boundary", "linearity", "taylor", "manifold", "rubbish")
+    for one in answers(case, names, out=tmp_path):
+        said = one.reason if one.found is None else one.found.sentence
+        assert not re.search(r"\bnan\b|\binf\b|None|Error", said), said
+        if logits == "nan" and one.name in ("targets", "universal", "boundary", "rubbish"):
+            assert "must " in one.reason
 
 
 def test_an_error_of_the_model_stops_the_others():
@@ -125,6 +160,9 @@ def test_one_analysis_of_a_users_own_data_is_not_made(tmp_path: Path):
     assert "must be images" in found["growth"]["reason"]
     assert found["growth"]["found"] is None
     assert found["boundary"]["found"]["config"]["rows"] == 30
+    done = run("rubbish", "--model", "mine:model", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "`model` mine:model must take examples of shape 1x8x8: " in done.stderr
     done = run("local-growth", *both, cwd=tmp_path)
     assert done.returncode == 2
     assert "images" in done.stderr

@@ -169,7 +169,17 @@ def test_relative_gaps_and_quantiles_are_not_what_they_say():
     assert found.quantiles(found.change)[1].tolist() == [0.5, -0.5]
     assert found.summary()["radii"][1]["relative"][1] == pytest.approx(-1.25)
     nothing = TaylorGap(np.array([0.1]), np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1)), {})
-    assert nothing.summary()["radii"][0]["relative"] == [None, None, None]
+    assert nothing.summary()["radii"][0]["relative"] == (None, None, None)
+
+
+def test_the_sentence_is_not_about_the_medians():
+    first, change = np.array([[1.0, 2.0], [0.5, 1.0], [0.0, 4.0]]), np.array([[2.0, 7.0], [0.5, 5.0], [0.0, np.nan]])
+    found = TaylorGap(np.array([0.1, 0.2]), np.zeros(3), first, change, {})
+    assert found.sentence == (
+        "At eps 0.2 the loss rises by 6 where its gradient predicts 2, at 0.1 by 0.5 for 0.5 (medians over 3 examples)."
+    )
+    unknown = TaylorGap(np.array([0.1]), np.zeros(1), np.zeros((1, 1)), np.full((1, 1), np.nan), {})
+    assert unknown.sentence == "At eps 0.1 the loss rises by - where its gradient predicts 0 (medians over 1 examples)."
 
 
 def test_a_saved_record_does_not_come_back_equal():

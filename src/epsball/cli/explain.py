@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json as encoder
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
 
+from epsball.cli import explain_tables as tables
 from epsball.cli.common import Json, Subject, described, progress
 from epsball.cli.explain_every import add_to
 from epsball.files import write_whole
 
 if TYPE_CHECKING:
-    from epsball.explain.dimension import Growth, Rung
+    from epsball.explain.dimension import Growth
     from epsball.explain.l1 import L1Equivalence
     from epsball.explain.taylor import TaylorGap
 
 explain = App(name="explain", help="Measure why adversarial examples exist, and draw it.")
 add_to(explain)
-
-FITTED = ("measured", "boxed", "clean", "spread", "per_clean", "per_spread")
 
 
 @explain.command
@@ -107,8 +105,8 @@ def growth(
     console.print(f"[dim]eps[/]    {eps}; classes {first} and {second}, {found.config['rows']} images\n")
     for weights, said in KINDS.items():
         console.print(f"weights [bold]{said}[/]")
-        console.print(_rungs(found, weights), "")
-    console.print(_accuracies(found.of("trained")), "")
+        console.print(tables.rungs(found, weights), "")
+    console.print(tables.accuracies(found.of("trained")), "")
     console.print("[dim]change: w.(x_adv - x), x_adv = x + eps sign(w); like |w.x|, a mean[/]")
     console.print("[dim]std: that of w.x over images; p: fitted, how the column grows with n[/]")
     console.print(f"[dim]written: {out / 'growth.png'}, {out / 'growth.json'}[/]", soft_wrap=True)
@@ -188,8 +186,8 @@ def l1(
         f"[dim]eps[/]    {eps}; classes {first} and {second}; fitted to {found.config['rows']:,}, measured on "
         f"{found.config['test_rows']:,}\n"
     )
-    console.print(_models(found), "")
-    console.print(_costs(found), "")
+    console.print(tables.models(found), "")
+    console.print(tables.costs(found), "")
     fading = found.fading
     carried = {form: f"{share:.0%}" for form, share in fading.carried.items()}
     console.print(
@@ -265,7 +263,7 @@ def taylor(
     console.print(f"[dim]model[/]  {origin}", soft_wrap=True)
     console.print(f"[dim]data[/]   {described(examples)}", soft_wrap=True)
     console.print(f"[dim]ball[/]   {subject.ball.partition(':')[0]}, loss {loss}\n")
-    console.print(_radii(found), "")
+    console.print(tables.radii(found), "")
     console.print("[dim]medians over the examples; gap: what the first order leaves out of the rise[/]")
     console.print(f"[dim]written: {out / 'taylor.png'}, {out / 'taylor.json'}[/]", soft_wrap=True)
 
@@ -273,81 +271,3 @@ def taylor(
 def _kept(found: Growth | L1Equivalence | TaylorGap, out: Path, name: str) -> None:
     write_whole(out / f"{name}.json", lambda draft: draft.write_text(found.to_json()))
     found.draw(out / f"{name}.png")
-
-
-def _models(found: L1Equivalence) -> Table:
-    from epsball.explain.l1 import MODELS
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("model")
-    for head in ("factor", "|w|_1", "zero", "< 1 %", "clean", "attacked", "loss", "worst"):
-        table.add_column(head, justify="right")
-    for fit in found.fits:
-        shares = (fit.zeros / len(fit.weight), fit.near_zero)
-        table.add_row(
-            MODELS[fit.name],
-            f"{fit.strength:.2g}",
-            _short(fit.norm),
-            *(f"{share:.0%}" for share in shares),
-            *(f"{share:.1%}" for share in (fit.accuracy, fit.attacked)),
-            *(f"{loss:.3g}" for loss in (fit.loss, fit.worst_loss)),
-        )
-    return table
-
-
-def _costs(found: L1Equivalence) -> Table:
-    from epsball.explain.l1 import MODELS
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("objective on the fitted examples", min_width=18)
-    heads = {"plain": "loss J", "exact": "worst loss", "gradient": "J + gradient", "l1": "J + L1"}
-    for head in heads.values():
-        table.add_column(head, justify="right")
-    lowest = {cost: min(fit.costs[cost] for fit in found.fits) for cost in heads}
-    for fit in found.fits:
-        costs = [(f"{fit.costs[cost]:.4g}", fit.costs[cost] == lowest[cost]) for cost in heads]
-        table.add_row(MODELS[fit.name], *(f"[bold]{cost}[/]" if least else cost for cost, least in costs))
-    return table
-
-
-def _rungs(found: Growth, weights: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("n", "eps m n", "change", "in the box", "|w.x|", "std", "per |w.x|", "per std"):
-        table.add_column(head, justify="right", min_width=7)
-    for rung in found.of(weights):
-        parts = (rung.predicted, *(getattr(rung, name) for name in FITTED))
-        table.add_row(f"{rung.n:,}", *map(_short, parts))
-    powers = [found.exponent(weights, name) for name in FITTED]
-    table.add_row("n^p, p =", "", *(f"{power + 0.0:.2f}" for power in powers), style="bold")
-    return table
-
-
-def _accuracies(rungs: tuple[Rung, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("trained, n", "m", "accuracy", "after FGSM", "in the box"):
-        table.add_column(head, justify="right")
-    for rung in rungs:
-        shares = [getattr(rung, name) for name in ("accuracy", "fgsm_accuracy", "fgsm_boxed")]
-        table.add_row(f"{rung.n:,}", _short(rung.m), *(f"{share:.1%}" for share in shares))
-    return table
-
-
-def _radii(found: TaylorGap) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("eps", "first order", "true rise", "gap", "gap/true", "5 % to 95 % of examples"):
-        table.add_column(head, justify="right")
-    for radius in found.summary()["radii"]:
-        low, middle, high = (_share(value) for value in radius["relative"])
-        medians = (radius[name][1] for name in ("first_order", "change", "gap"))
-        table.add_row(f"{radius['eps']:.4g}", *map(_short, medians), middle, f"{low} to {high}")
-    return table
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

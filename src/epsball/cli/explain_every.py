@@ -15,10 +15,13 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from epsball.cli.common import Json, Subject, built_in, described, finite, progress
+from epsball.errors import BadInput
 from epsball.explain.hypotheses import HYPOTHESES, chosen
 from epsball.suggest import one_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from epsball.data import Examples
     from epsball.explain.every import Answer
 
@@ -105,6 +108,7 @@ def run(subject: Subject, names: Sequence[str], out: Path, json: bool, *, overvi
     radius_of(ball)
     measured, train = _parts(subject, examples)
     model, origin = subject.network(examples, None, errors)
+    _try(model, examples, subject.spec)
     fresh = built_in(subject.spec) and subject.weights is None
     case = Case(
         model=model,
@@ -123,23 +127,34 @@ def run(subject: Subject, names: Sequence[str], out: Path, json: bool, *, overvi
     found: list[Answer] = []
     with progress(errors) as bar:
         task = bar.add_task("explain", total=len(wanted), note="")
-        for answer in answers(case, wanted, on_start=lambda done, name: bar.update(task, completed=done, note=name)):
-            answer.save(out)
+        tell = lambda done, name: bar.update(task, completed=done, note=name)  # noqa: E731
+        for answer in answers(case, wanted, out=out, on_start=tell):
             found.append(answer)
             if not json:
                 _show(answer, console)
     if not overview and found[0].found is None:
-        from epsball.errors import BadInput
-
         raise BadInput(found[0].reason)
     if overview:
-        _overview(found, about, out)
+        write_overview(found, about, out)
     if json:
         figures = {answer.name: finite(answer.summary()) for answer in found}
         print(encoder.dumps(figures | {"out": str(out)}, indent=2, allow_nan=False))
         return
     files = f"{out / 'index.html'}" if overview else f"{out / wanted[0]}.png, {out / wanted[0]}.json"
     console.print(f"\n[dim]written: {escape(files)}[/]", soft_wrap=True)
+
+
+def _try(model: nn.Module, examples: Examples, spec: str) -> None:
+    """Show the model one example, since no analysis can go on where that fails."""
+    from epsball.losses import cross_entropy
+    from epsball.objective import Objective
+
+    try:
+        with Objective(model, cross_entropy, needs="label") as objective:
+            objective.forward(examples.x[:1])
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = "x".join(map(str, examples.shape))
+        raise BadInput(f"`model` {spec} must take examples of shape {shape}: {error}; take its own data") from error
 
 
 def _parts(subject: Subject, examples: Examples) -> tuple[Examples, Examples]:
@@ -162,7 +177,8 @@ def _show(answer: Answer, console: Console) -> None:
         console.print(Padding(escape(answer.found.sentence), (0, 0, 0, 2)))
 
 
-def _overview(found: Sequence[Answer], about: list[tuple[str, str]], out: Path) -> None:
+def write_overview(found: Sequence[Answer], about: list[tuple[str, str]], out: Path) -> None:
+    """Write OUT/index.html and OUT/index.md; the figures of what was found must be in OUT already."""
     from epsball.report.findings import Entry, write_findings
 
     entries = [

@@ -87,21 +87,20 @@ class Direction:
         """One sentence with a number."""
         first = self.pairs[0]
         same, other = (
-            quantiles[2] if quantiles else math.nan for quantiles in (first.gradient_same, first.gradient_other)
+            _said(quantiles[2] if quantiles else None) for quantiles in (first.gradient_same, first.gradient_other)
         )
         found = (
-            f"Input gradients of two examples of one class have a median cosine of {same:.2f}, of two classes "
-            f"{other:.2f} (random directions: +-{self.chance:.2f})"
+            f"Input gradients of two examples of one class have a median cosine of {same}, of two classes {other} "
+            f"(random directions: ±{self.chance:.2f})"
         )
         if len(self.names) == 1:
             return found + "."
         shares = [self.elsewhere(name) for name in ("transfer", "noise", "agreement", "by_chance")]
         moved, noise, agreed, chance = (percent(math.nan if share is None else share) for share in shares)
-        between = self.elsewhere("between")
         return (
-            f"{found}, those of two networks at one example {math.nan if between is None else between:.2f}; what is "
-            f"made on one network fools another on {moved} of the examples (the same steps shuffled: {noise}), and "
-            f"where both err they agree on the wrong class in {agreed} (by chance: {chance})."
+            f"{found}, those of two networks at one example {_said(self.elsewhere('between'))}; what is made on one "
+            f"network fools another on {moved} of the examples (the same steps shuffled: {noise}), and where both err "
+            f"they agree on the wrong class in {agreed} (by chance: {chance})."
         )
 
     def summary(self) -> dict[str, Any]:
@@ -211,6 +210,10 @@ def direction(
             }
         ),
     )
+
+
+def _said(cosine: float | None) -> str:
+    return "-" if cosine is None else f"{cosine:.2f}"
 
 
 def _pairs(

@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sklearn
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from epsball import __version__
 from epsball.attacks.attack import whole
 from epsball.balls import Linf
 from epsball.data import Examples
 from epsball.errors import BadInput
-from epsball.explain.record import percent
+from epsball.explain.record import exponent, halves, or_none, percent, versions
 from epsball.noise import Noise
 
 SIDES = (7, 14, 28, 56, 112)
@@ -91,45 +88,33 @@ class Growth:
         """The rungs of one kind of weights, "normal", "shifted" or "trained", by dimension."""
         return tuple(sorted((rung for rung in self.rungs if rung.weights == weights), key=lambda rung: rung.n))
 
-    def exponent(self, weights: str, quantity: str) -> float:
-        """The p for which `quantity`, an attribute of `Rung`, grows like n^p: a least-squares fit of the logarithms.
-
-        NaN where there are fewer than two sizes, or the quantity is not positive and finite.
-        """
+    def exponent(self, weights: str, quantity: str) -> float | None:
+        """The p for which `quantity`, an attribute of `Rung`, grows like n^p; None where there is no fit."""
         rungs = self.of(weights)
-        values = np.array([getattr(rung, quantity) for rung in rungs], dtype=np.float64)
-        n = np.log([rung.n for rung in rungs])
-        if len(rungs) < 2 or not (np.isfinite(values).all() and (values > 0).all()):
-            return math.nan
-        n = n - n.mean()
-        return float(n @ np.log(values) / (n @ n))
+        return exponent([rung.n for rung in rungs], [getattr(rung, quantity) for rung in rungs])
 
     @property
     def sentence(self) -> str:
         """The answer, in one sentence, about the weights that were drawn from N(0, 1) and those that were trained."""
         drawn, trained = self.of("normal"), self.of("trained")
         first, last = drawn[0], drawn[-1]
-        off = max(abs(rung.measured / rung.predicted - 1) for rung in drawn)
-        powers = [f"n^{self.exponent(kind, 'per_clean'):.2f}" for kind in ("normal", "trained")]
+        m = self.exponent("trained", "m")
+        shrink = "" if m is None else f", whose mean size goes like n^{m:.2f}"
         return (
-            f"A step of eps {self.config['eps']:g} changes a linear activation by {first.measured:.3g} in {first.n:,} "
-            f"dimensions and by {last.measured:,.0f} in {last.n:,}, eps m n to within {percent(off)}; beside the clean "
-            f"activation it grows like {powers[0]} with weights drawn from N(0, 1) and like {powers[1]} with trained "
-            f"ones, whose accuracy it takes from {percent(trained[-1].accuracy or 0)} to "
-            f"{percent(trained[-1].fgsm_accuracy or 0)} at {last.n:,} dimensions."
+            f"From {first.n:,} to {last.n:,} dimensions a step of eps {self.config['eps']:g} changes a linear "
+            f"activation by {first.per_clean:.3g} to {last.per_clean:.3g} times its clean size with weights drawn from "
+            f"N(0, 1), and by {trained[0].per_clean:.3g} to {trained[-1].per_clean:.3g} times with trained "
+            f"ones{shrink}; in {last.n:,} dimensions it takes their accuracy from "
+            f"{percent(trained[-1].accuracy or 0)} to {percent(trained[-1].fgsm_accuracy or 0)}."
         )
 
     def summary(self) -> dict[str, Any]:
         """The figures, as JSON can hold them; `exponents` are those of n, None where they cannot be fitted."""
         fitted = ("m", "measured", "boxed", "clean", "spread", "per_clean", "per_spread")
-        exponents = {
-            kind: {name: _or_none(self.exponent(kind, name)) for name in fitted} for kind in KINDS if self.of(kind)
-        }
-        ratios = [
-            {"per_clean": _or_none(rung.per_clean), "per_spread": _or_none(rung.per_spread)} for rung in self.rungs
-        ]
+        exponents = {kind: {name: self.exponent(kind, name) for name in fitted} for kind in KINDS if self.of(kind)}
+        ratios = [{"per_clean": or_none(rung.per_clean), "per_spread": or_none(rung.per_spread)} for rung in self.rungs]
         rungs = [asdict(rung) | ratio for rung, ratio in zip(self.rungs, ratios, strict=True)]
-        return {"rungs": rungs, "exponents": exponents, "config": self.config}
+        return {"sentence": self.sentence, "rungs": rungs, "exponents": exponents, "config": self.config}
 
     def to_json(self) -> str:
         """As JSON; `from_json` gives an equal record."""
@@ -145,7 +130,7 @@ class Growth:
 
     def draw(self, path: str | Path) -> None:
         """Write the figure as a PNG: change and clean activation against n, and below them their ratios."""
-        from epsball.explain.pictures import draw_growth
+        from epsball.explain.pictures_growth import draw_growth
 
         draw_growth(self, path)
 
@@ -196,8 +181,7 @@ def growth(
     if not 0 < C < math.inf:
         raise BadInput(f"`C` must be > 0 and finite, got {C}; 1 is scikit-learn's default")
     if train is None:
-        by_class = examples.y.argsort(stable=True)
-        train, examples = (examples.rows(by_class[part::2].sort().values) for part in (0, 1))
+        train, examples = halves(examples)
     for name, part in (("examples", examples), ("train", train)):
         if part.x.ndim not in (3, 4):
             raise BadInput(
@@ -223,7 +207,7 @@ def growth(
         "sides": list(sides),
         "data": examples.name,
         "shape": list(examples.shape),
-        "box": [_or_none(measured.lo), _or_none(measured.hi)],
+        "box": [or_none(measured.lo), or_none(measured.hi)],
         "pair": list(pair),
         "rows": len(measured),
         "fit_rows": len(fitted),
@@ -231,12 +215,7 @@ def growth(
         "draws": draws,
         "C": C,
         "seed": seed,
-        "versions": {
-            "epsball": __version__,
-            "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions() | {"scikit-learn": sklearn.__version__},
     }
     return Growth(rungs=tuple(rungs), config=config)
 
@@ -254,6 +233,12 @@ def resized(x: Float[Tensor, "n *shape"], side: int) -> Float[Tensor, "n d"]:
         small = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
     low, high = images.flatten(1).aminmax(dim=1, keepdim=True)
     return small.flatten(1).clamp(low, high)
+
+
+def at_side(data: Examples, side: int) -> Examples:
+    """The images at another size, (c, side, side), in their own precision and in the data's box."""
+    channels = data.x.shape[1] if data.x.ndim == 4 else 1
+    return replace(data, x=resized(data.x, side).reshape(len(data), channels, side, side).to(data.x))
 
 
 def _rung(
@@ -329,8 +314,3 @@ def _balanced(name: str, data: Examples, pair: tuple[int, int], rows: int) -> Ex
     if any(len(part) == 0 for part in parts):
         raise BadInput(f"`{name}` must hold both classes of the pair {pair}, got {data.y.unique().tolist()}")
     return data.rows(torch.cat(parts).sort().values)
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None

@@ -80,12 +80,6 @@ class Answer:
     reason: str
     seconds: float
 
-    def save(self, out: Path) -> None:
-        """Write OUT/NAME.json and OUT/NAME.png, where something was found."""
-        if self.found is not None:
-            write_whole(out / f"{self.name}.json", partial(Path.write_text, data=self.found.to_json()))
-            self.found.draw(out / f"{self.name}.png")
-
     def summary(self) -> dict[str, Any]:
         """As JSON can hold it."""
         found = self.found and json.loads(json.dumps(self.found.summary()))
@@ -96,25 +90,40 @@ class Answer:
 
 
 def answers(
-    case: Case, names: Sequence[str] = (), *, on_start: Callable[[int, str], None] | None = None
+    case: Case,
+    names: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    on_start: Callable[[int, str], None] | None = None,
 ) -> Iterator[Answer]:
     """Make the analyses of those names (default: all), one after the other, each an `Answer`.
 
-    An analysis that raises is answered with its reason, and the next is made. `on_start` is called with the count of
-    those that are done and the name of the next.
+    Each is written as OUT/NAME.json and OUT/NAME.png before the next is made. One that raises, or cannot be said or
+    drawn, is answered with its reason. `on_start` is called with the count of those that are done and the name of the
+    next.
     """
     for done, name in enumerate(chosen(names)):
         if on_start is not None:
             on_start(done, name)
         began, found, reason = time.perf_counter(), None, ""
         try:
-            found = RUN[name](case)
+            found = _kept(name, RUN[name](case), out)
         except BadInput as error:
             reason = str(error)
         except Exception as error:  # an analysis asks a model for much: what one cannot have says nothing of the others
             log.info("analysis %s", name, exc_info=True)
             reason = f"{type(error).__name__}: {error}"
         yield Answer(name, found, reason, time.perf_counter() - began)
+
+
+def _kept(name: str, found: Finding, out: Path | None) -> Finding:
+    """The finding, written to `out`, once it has shown that it can be told."""
+    text, sentence = found.to_json(), found.sentence
+    log.info("%s: %s", name, sentence)
+    if out is not None:
+        write_whole(out / f"{name}.json", partial(Path.write_text, data=text))
+        found.draw(out / f"{name}.png")
+    return found
 
 
 def _targets(case: Case) -> Finding:
@@ -153,7 +162,8 @@ def _local_growth(case: Case) -> Finding:
 
 
 def _linearity(case: Case) -> Finding:
-    return linearity(case.model, case.data, case.ball, width=case.width, seed=case.seed)
+    boxed = case.ball.name == "l0"  # where a step without a box has no end
+    return linearity(case.model, case.data, case.ball, boxed=boxed, width=case.width, seed=case.seed)
 
 
 def _conditioning(case: Case) -> Finding:
@@ -173,10 +183,10 @@ def _training(case: Case) -> Finding:
     model = _module(case)
     if case.fresh:
         how = {"objective": ADVERSARIAL, "steps": TRAINING_STEPS, "seed": case.seed}
-        other = trained(case.network, case.train, case.ball, **how)
+        models = {"plain": model, "trained": trained(case.network, case.train, case.ball, **how)}
     else:
-        other = trained_further(model, case.train, case.ball, seed=case.seed)
-    return training_changed({"plain": model, "trained": other}, case.data, case.ball, width=case.width, seed=case.seed)
+        models = {"given": model, "trained further": trained_further(model, case.train, case.ball, seed=case.seed)}
+    return training_changed(models, case.data, case.ball, width=case.width, seed=case.seed)
 
 
 def _module(case: Case) -> nn.Module:

@@ -20,22 +20,22 @@ class Hypothesis:
 HYPOTHESES: dict[str, Hypothesis] = {
     "targets": Hypothesis(
         "No image is safe",
-        "Every image can be driven to every class, whatever it shows.",
-        "Targeted attacks from every class, and from images that show nothing, to every other class.",
+        "Every example can be driven to every class, whatever it shows.",
+        "Targeted attacks from every class, and from inputs that show nothing, to every other class.",
     ),
     "universal": Hypothesis(
         "One perturbation for all",
-        "The directions that fool are shared: one perturbation fools images that it was not made on.",
-        "One perturbation for many images, by radius and by size of the image, and its values shuffled.",
+        "The directions that fool are shared: one perturbation fools examples that it was not made on.",
+        "One perturbation for many examples, by radius and by size of the image, and its values shuffled.",
     ),
     "boundary": Hypothesis(
         "Near the boundary",
-        "Images are near to another class, so that small changes have to cross over.",
-        "The least distance that fools, beside that to the nearest training image of another class.",
+        "Examples are near to another class, so that small changes have to cross over.",
+        "The least distance that fools, beside that to the nearest training example of another class.",
     ),
     "growth": Hypothesis(
         "High dimension",
-        "Many small changes add up: the change of a linear activation is eps m n.",
+        "Many small changes add up: with n weights of mean size m, a linear activation changes by eps m n.",
         "The change by size of the image, with weights that are drawn and trained, beside the clean activation.",
     ),
     "local-growth": Hypothesis(
@@ -50,7 +50,7 @@ HYPOTHESES: dict[str, Hypothesis] = {
     ),
     "taylor": Hypothesis(
         "Non-linearity",
-        "What the first order leaves out decides how far the linear explanation carries.",
+        "The loss bends: its gradient at an example says little of what a whole step does.",
         "The true rise of the loss beside the one that its gradient predicts.",
     ),
     "conditioning": Hypothesis(

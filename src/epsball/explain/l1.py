@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,12 +22,11 @@ import sklearn
 from scipy.special import expit
 from torch import Tensor
 
-from epsball import __version__
 from epsball.data import Examples
 from epsball.errors import BadInput
 from epsball.explain import gradient_penalty
 from epsball.explain.dimension import classes_of_pair
-from epsball.explain.record import percent
+from epsball.explain.record import percent, versions
 from epsball.linear import RobustLogisticRegression, eps_max
 from epsball.linear.robust import ConstantModelWarning
 
@@ -131,18 +129,18 @@ class L1Equivalence:
         """The answer, in one sentence."""
         adversarial, lasso, carried = self.of("adversarial"), self.of("l1"), self.fading.carried
         return (
-            f"Adversarial training is not L1 decay: at eps {self.config['eps']:g} it keeps "
-            f"{percent(adversarial.attacked)} of the examples right at their worst points, L1 of the same cost there "
-            f"{percent(lasso.attacked)}, and the {percent(self.fading.beyond)} of the examples that are beyond the "
-            f"attacker's reach pay {percent(carried['exact'])} of the one penalty and {percent(carried['l1'])} of the "
-            "other."
+            f"At eps {self.config['eps']:g} adversarial training keeps {percent(adversarial.attacked)} of the examples "
+            f"right at their worst points, L1 decay of matched strength {percent(lasso.attacked)}; the "
+            f"{percent(self.fading.beyond)} of the training examples that the attacker cannot reach pay "
+            f"{percent(carried['exact'])} of the adversarial penalty, and of L1, which never fades, "
+            f"{percent(carried['l1'])}."
         )
 
     def summary(self) -> dict[str, Any]:
         """All figures without the weights, as JSON can hold them."""
         figures = ({"norm": f.norm, "zeros": f.zeros, "near_zero": f.near_zero} | asdict(f) for f in self.fits)
         fits = [{name: value for name, value in figure.items() if name != "weight"} for figure in figures]
-        return {"fits": fits, "fading": asdict(self.fading), "config": self.config}
+        return {"sentence": self.sentence, "fits": fits, "fading": asdict(self.fading), "config": self.config}
 
     def to_json(self) -> str:
         """As JSON, with the weights; `from_json` gives an equal record."""
@@ -168,7 +166,7 @@ class L1Equivalence:
 
     def draw(self, path: str | Path) -> None:
         """Write the figure as a PNG: the weights of each model, the penalties against the margin, and the figures."""
-        from epsball.explain.pictures import draw_l1
+        from epsball.explain.pictures_l1 import draw_l1
 
         draw_l1(self, path)
 
@@ -277,12 +275,7 @@ def l1_equivalence(
         "shape": list(shape),
         "classes": classes.tolist(),
         "seed": None,  # nothing is drawn
-        "versions": {
-            "epsball": __version__,
-            "scikit-learn": sklearn.__version__,
-            "scipy": scipy.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions() | {"scikit-learn": sklearn.__version__, "scipy": scipy.__version__},
     }
     fits = tuple(_fit(*row, (X, side), (Xt, side_t), eps, matched) for row in rows)
     return L1Equivalence(fits, _fading(margin, reach, matched * reach / eps), config)

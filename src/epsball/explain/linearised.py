@@ -15,19 +15,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from epsball import fingerprint
 from epsball.attacks.attack import whole
 from epsball.ball import Ball, flat
 from epsball.data import Examples
 from epsball.errors import BadInput
-from epsball.explain.dimension import resized
+from epsball.explain.dimension import at_side
 from epsball.explain.networks import fitted
 from epsball.explain.passes import checked, kept, logits_at, median, read, right, shuffled, slopes, without_box
-from epsball.explain.record import evenly, percent, radius_of, said, versions
+from epsball.explain.record import evenly, exponent, halves, percent, radius_of, said, versions
 from epsball.losses import margin
 from epsball.models import build
 
@@ -44,9 +43,9 @@ class Step:
     The margin is that of the label over the greatest other logit: `gap` its size at the examples. `gain` is what the
     ball's step along its gradient g takes from it to first order, without the box (the max norm: eps |g|_1), `boxed`
     the same within the box, `rise` what the step within the box takes in truth. `noise` is the root mean square of what
-    the step takes, to first order, in a random order and with random signs; in the max norm eps |g|_2. `ratio` is gain
-    / noise of the same example, at most sqrt(n) in the max norm; `reach` gain / gap. `clean`, `attacked` and `noisy`
-    are accuracies: at the examples, and after a step in the box and a shuffled one.
+    the step takes, to first order, in a random order and with random signs; in the max norm about eps |g|_2. `ratio` is
+    gain / noise of the same example, in the max norm at most about sqrt(n); `reach` gain / gap. `clean`, `attacked` and
+    `noisy` are accuracies: at the examples, and after a step in the box and a shuffled one.
     """
 
     side: int
@@ -71,13 +70,8 @@ class LocalGrowth:
     config: dict[str, Any]
 
     def exponent(self, quantity: str) -> float | None:
-        """The p for which a field of `Step` grows like n^p, by least squares of the logarithms; None without a fit."""
-        values = np.array([getattr(step, quantity) for step in self.steps], dtype=np.float64)
-        n = np.log([step.n for step in self.steps])
-        if len(values) < 2 or not (np.isfinite(values).all() and (values > 0).all()):
-            return None
-        n = n - n.mean()
-        return float(n @ np.log(values) / (n @ n))
+        """The p for which a field of `Step` grows like n^p; None where there is no fit."""
+        return exponent([step.n for step in self.steps], [getattr(step, quantity) for step in self.steps])
 
     @property
     def sentence(self) -> str:
@@ -111,7 +105,7 @@ class LocalGrowth:
 
     def draw(self, path: str | Path) -> None:
         """Write the figure as a PNG: gain, noise and gap against n, their ratios, and the accuracies."""
-        from epsball.explain.pictures_directions import draw_local_growth
+        from epsball.explain.pictures_growth import draw_local_growth
 
         draw_local_growth(self, path)
 
@@ -133,11 +127,11 @@ def local_growth(
 
     `network` is a built-in one by name, or a function (shape, classes) -> module. `data` are images (c, h, w) or (h,
     w), resized to side x side for each of `sides` as `growth` does; `train` are those that are trained on (default:
-    every second of `data`, which are then not measured), for about `steps` steps of 128 rows. The ball has the same
-    radius and box at every size. At most `rows` examples, spread over `data`. `seed` keys weights, training and
-    control. `on_progress` is called with the count of finished sizes and what is next.
+    every second of each class of `data`, which are then not measured), for about `steps` steps of 128 rows. The ball
+    has the same radius and box at every size. At most `rows` examples, spread over `data`. `seed` keys weights,
+    training and control. `on_progress` is called with the count of finished sizes and what is next.
 
-    Raises `BadInput` where the examples are no images, and for a ball without a single radius.
+    Raises `BadInput` where the examples are no images, for a ball without a single radius, and in L0.
     """
     for name, value, least in (("steps", steps, 1), ("rows", rows, 1), ("width", width, 1)):
         whole(name, value, least)
@@ -147,8 +141,10 @@ def local_growth(
     for side in sides:
         whole("sides", side, 1)
     radius_of(ball)
+    if ball.name == "l0":
+        raise BadInput("`ball` must be one of linf, l2, l1: without the box a step in l0 has no end; take linf:0.1")
     if train is None:
-        train, data = data.rows(slice(0, None, 2)), data.rows(slice(1, None, 2))
+        train, data = halves(data)
     for name, part in (("data", data), ("train", train)):
         if part.x.ndim not in (3, 4) or len(part) == 0:
             raise BadInput(
@@ -160,7 +156,7 @@ def local_growth(
     for side in sides:
         if on_progress is not None:
             on_progress(len(found), f"{side} x {side}")
-        seen, fit_to = _at(data, side), _at(train, side)
+        seen, fit_to = at_side(data, side), at_side(train, side)
         model = make(seen.shape, max(data.classes, train.classes)).to(fit_to.x)
         fitted(model, fit_to, steps=steps, seed=seed)
         found.append(step_of(model, seen, ball, width=width, seed=seed))
@@ -219,6 +215,11 @@ def step_of(model: nn.Module, data: Examples, ball: Ball, *, width: int = 128, s
         "reach": gain / gap.abs(),
     }
     middles = {name: median(kept(values)) for name, values in figures.items()}
+    if None in middles.values():
+        raise BadInput(
+            f"`network` must have finite logits and gradients at some examples of side {data.shape[-1]}, got none; "
+            "train it otherwise"
+        )
     shares = {
         "clean": right(logits, task.y).double(),
         "attacked": right(at_z, task.y).double(),
@@ -227,7 +228,7 @@ def step_of(model: nn.Module, data: Examples, ball: Ball, *, width: int = 128, s
     return Step(
         side=data.shape[-1],
         n=math.prod(data.shape),
-        **{name: math.nan if value is None else value for name, value in middles.items()},
+        **middles,
         **{name: values.mean().item() for name, values in shares.items()},
     )
 
@@ -238,10 +239,3 @@ def _maker(
     if isinstance(network, str):
         return lambda shape, classes: build(network, shape, classes, seed=seed)
     return network
-
-
-def _at(data: Examples, side: int) -> Examples:
-    """The images at another size, (c, side, side), in their own precision and in the data's box."""
-    channels = data.x.shape[1] if data.x.ndim == 4 else 1
-    x: Tensor = resized(data.x, side).reshape(len(data), channels, side, side).to(data.x)
-    return replace(data, x=x)

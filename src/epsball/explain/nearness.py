@@ -94,9 +94,13 @@ class Boundary:
     def sentence(self) -> str:
         """The answer, in one sentence."""
         one = self.norms[0]
+        if not math.isfinite(one.median):
+            known, asked = int(one.right.sum()), int((np.array(one.boundary) > 0).sum())
+            return f"A point that fools the model was found for {known:,} of {asked:,} rightly classified examples."
+        far = f", {one.ratio:.1f} times as far" if math.isfinite(one.ratio) else ""
         return (
-            f"The median image is {one.median:.3g} ({one.norm}) from a point that fools the model and "
-            f"{one.median_other:.3g} from the nearest training image of another class, {one.ratio:.1f} times as far; "
+            f"The median example is {one.median:.3g} ({one.norm}) from a point that fools the model and "
+            f"{one.median_other:.3g} from the nearest training example of another class{far}; "
             f"{percent(one.within_half)} are fooled nearer than half way, where a classifier could still be right."
         )
 
@@ -157,7 +161,7 @@ def boundary(
     held against at most `train_rows` of `train` (default: the other examples of `data`). `on_progress` is called with
     the count of finished norms, that of all, and what is next. The model comes back as it was.
 
-    Raises `BadInput` for an unknown norm, a mask, and training examples of one class.
+    Raises `BadInput` for an unknown norm, a mask, training examples of one class, and a model that is never right.
 
     For a linear model the distance is |w.x + b| over the dual norm of w:
 
@@ -193,6 +197,8 @@ def boundary(
         place = {int(id): row for row, id in enumerate(ev.records["id"].to_pylist())}
         near = np.nan_to_num(ev.distances, nan=math.inf, posinf=math.inf)
         near = near[[place[int(id)] for id in kept.ids.tolist()]]
+        if not ev.clean_accuracy:
+            raise BadInput(f"`model` must be right about some of the {len(kept)} examples, got none; look at its data")
         other, same = _nearest(kept, others, one, itself=train is None)
         found.append(Distances(norm=name, boundary=tuple(near.tolist()), other=other, same=same))
     if on_progress is not None:

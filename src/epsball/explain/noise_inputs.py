@@ -101,10 +101,11 @@ class Rubbish:
                 f"; one step of FGSM within {self.config['said']} turns {percent(self.stepped)} of uniform noise into "
                 "a chosen class"
             )
+        trivial = ", as one of two always is" if len(one.classes) == 2 else ""
         return (
-            f"Of {one.n:,} inputs drawn from N(0, I), {percent(one.share)} are called some class with p > .5{sure} by "
-            f"softmax and {percent(other.share)} by a sigmoid per class, beside {percent(self.of('data').share)} of "
-            f"the examples by softmax{reached}."
+            f"Of {one.n:,} inputs drawn from N(0, I), {percent(one.share)} are called some class with p > .5{trivial}"
+            f"{sure} by softmax and {percent(other.share)} by a sigmoid per class, beside "
+            f"{percent(self.of('data').share)} of the examples by softmax{reached}."
         )
 
     def summary(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def rubbish(
     ball, which has one radius, to each class. Where the box is not finite there is no uniform noise. `on_progress` is
     called with the count of finished parts, that of all, and what is next. The model comes back as it was.
 
-    Raises `BadInput` where the model returns labels.
+    Raises `BadInput` where the model returns labels, or logits that are not finite.
 
     The logits 2x and -2x give p > .5 always by softmax, and a sigmoid of p > .5 to exactly one class:
 
@@ -187,6 +188,8 @@ def rubbish(
             output = torch.cat([objective.forward(part) for part in x.split(width)])
             if not output.is_floating_point():
                 raise BadInput("`model` must return logits, got labels; confidence is read from logits")
+            if not output.isfinite().all():
+                raise BadInput(f"`model` must return finite logits, but does not for {KINDS[kind]}; look at its layers")
             logits[kind] = output.double()
             called += [_called(kind, reading, logits[kind]) for reading in READINGS]
     towards, examples = [], []

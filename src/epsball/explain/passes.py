@@ -98,10 +98,15 @@ def cosines(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> Float[
     return units[0] @ units[1].T
 
 
+def quantiles(values: np.ndarray) -> np.ndarray:
+    """(3, k): the `QUANTILES` over the rows of an (n, k) array, without what is not finite; NaN where nothing is."""
+    columns = [column[np.isfinite(column)] for column in values.T]
+    return np.array([np.quantile(c, QUANTILES) if len(c) else np.full(3, np.nan) for c in columns]).T
+
+
 def band(values: Float[Tensor, "n k"]) -> tuple[tuple[float | None, ...], ...]:
-    """The three `QUANTILES` over the rows, (3, k), without what is not finite; None where nothing is."""
-    columns = [column[np.isfinite(column)] for column in values.double().cpu().numpy().T]
-    return kept(np.array([np.quantile(c, QUANTILES) if len(c) else np.full(3, np.nan) for c in columns]).T)
+    """The same of a tensor, as a record holds it: None where nothing is finite."""
+    return kept(quantiles(values.double().cpu().numpy()))
 
 
 def median(values: Any) -> float | None:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
+from epsball.explain.pictures import made_with, name_of_data, percents, short, show
 from epsball.explain.record import name_of
 from epsball.report import plots
 
 if TYPE_CHECKING:
+    from epsball.explain.climb import Shared
     from epsball.explain.nearness import Boundary, Distances
     from epsball.explain.noise_inputs import Example, Rubbish
-    from epsball.explain.one_for_all import Shared, Universal
+    from epsball.explain.one_for_all import Universal
     from epsball.explain.targeted import Targets
 
 NUMBERED = 20
 """Classes up to which the cells of a matrix hold a number."""
-SHARE = PercentFormatter(1, decimals=0, symbol=" %")
 
 
 def draw_targets(found: Targets, path: str | Path) -> None:
     """The matrix of shares; shares against the radius; how many classes an example reaches."""
     config, classes = found.config, len(found.targets)
     note = (
-        f"{config['rows']:,} examples of {_name(config)}, attacked by {config['attack']} once per target and radius; "
-        f"counted on stored points; misclassified examples are left out; seed {config['seed']}; "
-        f"epsball {config['versions']['epsball']}"
+        f"{config['rows']:,} examples of {name_of_data(config)}, attacked by {config['attack']} once per target and "
+        f"radius; counted on stored points; misclassified examples are left out; {made_with(config)}"
     )
     figure = plots.page(12.4, 5.4, title="No image is safe? Every class driven to every other", note=note)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.25, 1, 0.8])
@@ -38,8 +40,8 @@ def draw_targets(found: Targets, path: str | Path) -> None:
     picture = left.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     left.grid(False)
     if classes <= NUMBERED:
-        left.set_xticks(range(classes), [_short(name) for name in found.targets])
-        left.set_yticks(range(len(found.sources)), [_short(name) for name in found.sources])
+        left.set_xticks(range(classes), [short(name) for name in found.targets])
+        left.set_yticks(range(len(found.sources)), [short(name) for name in found.sources])
         size = plots.SMALL if classes <= 12 else plots.SMALL - 2.5
         for (row, column), share in np.ndenumerate(shares):
             if np.isfinite(share):
@@ -47,17 +49,18 @@ def draw_targets(found: Targets, path: str | Path) -> None:
                 left.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size, color=colour)
     if len(found.sources) > classes:
         left.axhline(classes - 0.5, color=plots.INK, linewidth=0.8)
-    bar = figure.colorbar(picture, ax=left, format=SHARE, shrink=0.7)
+    bar = figure.colorbar(picture, ax=left, shrink=0.7)
+    percents(bar.ax.yaxis)
     bar.ax.tick_params(labelsize=plots.SMALL, colors=plots.GREY, length=2)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - matplotlib's stubs take it for a list
 
-    plots.panel(middle, title="Within larger balls", x=f"eps ({config['said'].split()[0]})", y="share")
+    plots.panel(middle, title="Within larger balls", x=_eps(config), y="share")
     eps = [one.eps for one in found.curve]
     for name, said, colour, marker in (
-        ("somewhere", "images that reach some other class", plots.BLUE, "s--"),
-        ("mean", "pairs of an image and a class", plots.VERMILION, "o-"),
-        ("everywhere", "images that reach every other class", plots.PURPLE, "^-"),
-        ("nothing", "pairs, from images that show nothing", plots.GREY, "d:"),
+        ("somewhere", "examples that reach some other class", plots.BLUE, "s--"),
+        ("mean", "pairs of an example and a class", plots.VERMILION, "o-"),
+        ("everywhere", "examples that reach every other class", plots.PURPLE, "^-"),
+        ("nothing", "pairs, from inputs that show nothing", plots.GREY, "d:"),
     ):
         values = [getattr(one, name) for one in found.curve]
         if None not in values:
@@ -66,10 +69,11 @@ def draw_targets(found: Targets, path: str | Path) -> None:
     middle.set_ylim(-0.02, 1.3)
     middle.set_yticks(np.linspace(0, 1, 6))
     middle.set_xlim(left=0)
-    middle.yaxis.set_major_formatter(SHARE)
+    percents(middle.yaxis)
     plots.legend(middle, place="upper left")
 
-    plots.panel(right, title="Classes that an image reaches", x=f"other classes, within {config['said']}", y="images")
+    within = f"other classes, within {config['said']}"
+    plots.panel(right, title="Classes that an example reaches", x=within, y="examples")
     right.bar(range(len(found.reached)), found.reached, color=plots.BLUE, width=0.85)
     if classes <= NUMBERED:
         right.set_xticks(range(classes))
@@ -81,20 +85,25 @@ def draw_universal(found: Universal, path: str | Path) -> None:
     config = found.config
     images = len(config["shape"]) in (2, 3)
     note = (
-        f"made on {config['fitted_rows']:,} examples, shown to {config['held_rows']:,} others of {_name(config)} that "
-        f"the model is right about; {config['steps']} steps; its values shuffled: {config['draws']} orders; "
-        f"seed {config['seed']}; epsball {config['versions']['epsball']}"
+        f"made on {config['fitted_rows']:,} examples of {name_of_data(config)}, shown to {config['held_rows']:,} "
+        f"others, of those that are predicted rightly; {config['steps']} steps; shuffled in {config['draws']} orders; "
+        f"{made_with(config)}"
     )
-    figure = plots.page(12.4, 4.3, title="One perturbation for all images", note=note)
+    figure = plots.page(12.4, 4.3, title="One perturbation for all", note=note)
     one, *rest = figure.subplots(1, 5 if images else 2, width_ratios=[1.5, 1.5, 1, 1, 1] if images else None)
-    plots.panel(one, title="On the model", x=f"eps ({config['said'].split()[0]})", y="fooled")
+    plots.panel(one, title="On the model", x=_eps(config), y="fooled")
     _shares(one, found.radii, [each.eps for each in found.radii])
     one.set_xticks([each.eps for each in found.radii], [f"{each.eps:.2g}" for each in found.radii])
     plots.legend(one, place="upper left")
     two = plots.panel(rest[0], title=f"Networks trained at each size, {config['said']}", x="dimension n", log="x")
     if found.sizes:
-        n = [each.n for each in found.sizes]
-        _shares(two, found.sizes, n)
+        n = [size[0].n for size in found.sizes]
+        _shares(two, [_mean(size) for size in found.sizes], n)
+        for size in found.sizes:  # each network by itself
+            held = [one.held for one in size]
+            two.plot([one.n for one in size], held, "o", color=plots.VERMILION, markersize=3, alpha=0.5)
+        two.text(0.03, 0.95, f"means of {config['networks']} networks;\nsmall: each of them", transform=two.transAxes,
+                 va="top", fontsize=plots.SMALL, color=plots.GREY)  # fmt: skip
         plots.ticks(two, n, [f"{size:,}" for size in n])
     else:
         two.text(0.5, 0.5, "no images to resize", transform=two.transAxes, ha="center", color=plots.GREY)
@@ -103,18 +112,26 @@ def draw_universal(found: Universal, path: str | Path) -> None:
     plots.save(figure, path)
 
 
-def _shares(axis: Axes, shared: tuple[Shared, ...], at: list[float] | list[int]) -> None:
+SHARES = ("each", "fitted", "held", "noise")
+
+
+def _mean(size: tuple[Shared, ...]) -> Shared:
+    """What several networks have on average."""
+    return replace(size[0], **{name: sum(getattr(one, name) for one in size) / len(size) for name in SHARES})
+
+
+def _shares(axis: Axes, shared: Sequence[Shared], at: list[float] | list[int]) -> None:
     for name, said, colour, marker in (
-        ("each", "a step of FGSM for each image", plots.GREY, "^:"),
-        ("fitted", "one for all: the images it was made on", plots.VERMILION, "s--"),
-        ("held", "one for all: other images", plots.VERMILION, "o-"),
+        ("each", "a step of FGSM for each example", plots.GREY, "^:"),
+        ("fitted", "one for all: those it was made on", plots.VERMILION, "s--"),
+        ("held", "one for all: others", plots.VERMILION, "o-"),
         ("noise", "the same values, shuffled", plots.BLUE, "d-"),
     ):
         values = [getattr(one, name) for one in shared]
         axis.plot(at, values, marker, color=colour, markersize=4, linewidth=1.4, label=said)
     axis.set_ylim(-0.02, 1.45)
     axis.set_yticks(np.linspace(0, 1, 6))
-    axis.yaxis.set_major_formatter(SHARE)
+    percents(axis.yaxis)
 
 
 def _triple(axes: list[Axes], found: Universal) -> None:
@@ -130,10 +147,10 @@ def _triple(axes: list[Axes], found: Universal) -> None:
         (axes[1], signed, f"the perturbation, -{most:.2g} to {most:.2g}"),
         (axes[2], (moved - lo) / (hi - lo), "the image with it"),
     ):
-        _image(axis, image)
+        show(axis, image)
         axis.set_title(title, fontsize=plots.SMALL + 0.5, color=plots.INK)
     axes[1].imshow(signed, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
-    said = f"{100 * found.at_ball.dominant_share:.0f} % of the fooled\nare taken for {_short(name, 14)}"
+    said = f"{100 * found.at_ball.dominant_share:.0f} % of the fooled\nare taken for {short(name, 14)}"
     axes[2].set_xlabel(said, fontsize=plots.SMALL, color=plots.GREY)
 
 
@@ -141,21 +158,27 @@ def draw_boundary(found: Boundary, path: str | Path) -> None:
     """Both distances, norm by norm, and example by example in the ball's norm."""
     config = found.config
     note = (
-        f"{config['rows']:,} examples of {_name(config)}; fooling points: the nearest that "
+        f"{config['rows']:,} examples of {name_of_data(config)}; fooling points: the nearest that "
         f"{', '.join(config['attacks'][found.norms[0].norm])} found, an upper bound; other classes: "
-        f"{config['train_rows']:,} training examples; seed {config['seed']}; epsball {config['versions']['epsball']}"
+        f"{config['train_rows']:,} training examples; {made_with(config)}"
     )
-    title = "Near the boundary? The least fooling distance beside that to the nearest image of another class"
-    figure = plots.page(3.1 * len(found.norms) + 4.6, 4.2, title=title, note=note)
-    *axes, last = figure.subplots(1, len(found.norms) + 1, width_ratios=[1] * len(found.norms) + [1.35], squeeze=False)[
-        0
-    ]
-    for axis, one in zip(axes, found.norms, strict=True):
+    title = "Near the boundary? The least fooling distance beside that to the nearest example of another class"
+    count = len(found.norms)
+    lines = 1 if count < 3 else 2
+    columns = math.ceil(count / lines)
+    figure = plots.page(3.8 * columns + 4.6, 0.8 + 3.1 * lines, title=title, note=note)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[3.8 * columns, 4.6]).flat
+    axes = left.subplots(lines, columns, squeeze=False)
+    for axis, one in zip(axes.flat, found.norms, strict=False):
         _distances(axis, one)
-    axes[0].set_ylabel("examples", fontsize=plots.SMALL, color=plots.GREY)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("examples", fontsize=plots.SMALL, color=plots.GREY)
+    last = right.subplots()
     one = found.norms[0]
     near, other = np.array(one.boundary), np.array(one.other)
-    plots.panel(last, title=f"Example by example, {one.norm}", x="to another class", y="to a fooling point")
+    plots.panel(last, title=f"Example by example, {one.norm} distance", x="to another class", y="to a fooling point")
     last.plot(other[one.right], near[one.right], "o", color=plots.VERMILION, markersize=3, alpha=0.5, markeredgewidth=0)
     ends = np.array([0, other[np.isfinite(other)].max(initial=0) * 1.05 or 1])
     last.plot(ends, ends / 2, color=plots.INK, linewidth=1, label="half way")
@@ -165,8 +188,18 @@ def draw_boundary(found: Boundary, path: str | Path) -> None:
     plots.save(figure, path)
 
 
+def _unit(norm: str) -> str:
+    return "coordinates" if norm == "l0" else "units of the data"
+
+
+def _eps(config: dict[str, Any]) -> str:
+    norm = config["said"].split()[0]
+    return f"eps ({norm}, {_unit(norm)})"
+
+
 def _distances(axis: Axes, one: Distances) -> None:
-    plots.panel(axis, title=f"{one.norm}: {one.ratio:.1f} times as far", x=f"{one.norm} distance", log="x")
+    far = f": {one.ratio:.1f} times as far" if math.isfinite(one.ratio) else ""
+    plots.panel(axis, title=f"{one.norm}{far}", x=f"{one.norm} distance, {_unit(one.norm)}", log="x")
     near, other = np.array(one.boundary)[one.right], np.array(one.other)
     other = other[np.isfinite(other) & (other > 0)]
     both = np.concatenate([near, other])
@@ -189,8 +222,8 @@ def draw_rubbish(found: Rubbish, path: str | Path) -> None:
     pictured = bool(found.examples) and len(config["shape"]) in (2, 3)
     count = len(found.examples) if pictured else 0
     note = (
-        f"{config['draws']:,} draws; framed: p > .5 after the step, which is FGSM within {config['said']} from uniform "
-        f"noise; model of {_name(config)}; seed {config['seed']}; epsball {config['versions']['epsball']}"
+        f"{config['draws']:,} draws; below: the softmax p of a class before and after a step of FGSM to it within "
+        f"{config['said']}, framed where p > .5; model of {name_of_data(config)}; {made_with(config)}"
     )
     figure = plots.page(11.6, 6.0 if pictured else 3.6, title="Rubbish inputs: noise that is called a class", note=note)
     parts = figure.subfigures(2, 1, height_ratios=[1.25, 1], squeeze=False)[:, 0] if pictured else [figure]
@@ -209,13 +242,16 @@ def draw_rubbish(found: Rubbish, path: str | Path) -> None:
         axis.set_xticks(range(len(kinds)), [KINDS[kind].replace(" in ", "\nin ") for kind in kinds])
         axis.set_ylim(0, 1.35)
         axis.set_yticks(np.linspace(0, 1, 6))
-        axis.yaxis.set_major_formatter(SHARE)
+        percents(axis.yaxis)
         axis.grid(False, axis="x")
     plots.legend(left, place="upper left")
     _called(right, found)
     if pictured:
-        for axis, example in zip(parts[1].subplots(2, count, squeeze=False).T, found.examples, strict=True):
-            _stepped(axis, example, found)
+        grid = parts[1].subplots(2, count, squeeze=False)
+        for axes, example in zip(grid.T, found.examples, strict=True):
+            _stepped(axes, example, found)
+        for axis, said in zip(grid[:, 0], ("uniform noise", "a step later"), strict=True):
+            axis.set_ylabel(said, fontsize=plots.SMALL, color=plots.GREY)
     plots.save(figure, path)
 
 
@@ -230,7 +266,7 @@ def _called(axis: Axes, found: Rubbish) -> None:
         counts = found.of(kind).classes
         axis.bar(np.arange(len(counts)) + shift, counts, 0.8 / len(pairs), color=colour, label=said)
     if len(names) <= NUMBERED:
-        axis.set_xticks(range(len(names)), [_short(name) for name in names])
+        axis.set_xticks(range(len(names)), [short(name) for name in names])
     axis.grid(False, axis="x")
     plots.legend(axis)
 
@@ -240,27 +276,9 @@ def _stepped(axes: np.ndarray, example: Example, found: Rubbish) -> None:
     lo, hi = config["box"]
     name = config["names"][example.target]
     for axis, flat, p in ((axes[0], example.x, example.before), (axes[1], example.x_adv, example.after)):
-        _image(axis, (np.array(flat).reshape(config["shape"]) - lo) / (hi - lo))
+        show(axis, (np.array(flat).reshape(config["shape"]) - lo) / (hi - lo))
         axis.set_xlabel(f"p = {p:.2g}", fontsize=plots.SMALL, color=plots.INK)
-    axes[0].set_title(_short(name), fontsize=plots.NORMAL, color=plots.INK)
+    axes[0].set_title(f"to {short(name)}", fontsize=plots.NORMAL, color=plots.INK)
     if example.after > 0.5:
         for spine in axes[1].spines.values():
             spine.set(visible=True, color=plots.VERMILION, linewidth=2)
-
-
-def _image(axis: Axes, image: np.ndarray) -> None:
-    """(c, h, w) or (h, w) in [0, 1]: colours where there are three channels, else the mean of them in grey."""
-    if image.ndim == 3:
-        image = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
-    axis.imshow(image.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(color=plots.FAINT)
-
-
-def _short(name: str, most: int = 8) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _name(config: dict) -> str:
-    return Path(config["data"]).name

@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
-from epsball.explain.pictures_lines import numbers
+from epsball.explain.pictures import made_with, name_of_data, numbers
+from epsball.explain.record import percent
 from epsball.report import plots
 
 if TYPE_CHECKING:
     from epsball.explain.alignment import Direction
-    from epsball.explain.linearised import LocalGrowth
 
 
 def draw_direction(found: Direction, path: str | Path) -> None:
     """Cosines of pairs, class against class; and for several networks cosines, transfer and agreement."""
     config, several = found.config, len(found.names) > 1
     note = (
-        f"{config['rows']} examples of {Path(config['data']).name}; {config['attack']} in {config['said']}; transfer: "
-        "of the examples that the judge has right; agreement: where both are right clean and both err; seed "
-        f"{config['seed']}; epsball {config['versions']['epsball']}"
+        f"{config['rows']} examples of {name_of_data(config)}; {config['attack']} in {config['said']}; transfer: "
+        "of the examples that the judge has right; agreement: where both are right clean and both err; "
+        f"{made_with(config)}"
     )
     title = "Do gradients of other examples, and of other networks, point the same way?"
     figure = plots.page(12.6, 7.4 if several else 4.0, title=title, note=note)
@@ -31,7 +30,8 @@ def draw_direction(found: Direction, path: str | Path) -> None:
     left, right = lines[0, 0].subplots(1, 2, width_ratios=[1.6, 1])
     _spreads(left, found)
     _grid(right, numbers(found.pairs[0].classes), config["labels"], config["labels"], signed=True)
-    right.set_title(f"Mean cosine of gradients, class by class ({found.names[0]})", fontsize=plots.NORMAL, loc="left")
+    title = f"Mean cosine of gradients, class by class ({found.names[0]})"
+    right.set_title(title, fontsize=plots.NORMAL, color=plots.INK, loc="left")
     if several:
         names = [name.replace(", ", ",\n") for name in found.names]
         axes = lines[1, 0].subplots(1, 3)
@@ -45,7 +45,8 @@ def draw_direction(found: Direction, path: str | Path) -> None:
         for axis, name, said in ((axes[1], "noise", "steps shuffled"), (axes[2], "by_chance", "by chance")):
             value = found.elsewhere(name)
             if value is not None:
-                axis.set_xlabel(f"between two networks, {said}: {value:.1%}", fontsize=plots.SMALL, color=plots.GREY)
+                control = f"between two networks, {said}: {percent(value)}"
+                axis.set_xlabel(control, fontsize=plots.SMALL, color=plots.GREY)
     plots.save(figure, path)
 
 
@@ -59,6 +60,7 @@ def _spreads(axis: Axes, found: Direction) -> None:
     }
     axis.axvspan(-found.chance, found.chance, color=plots.FAINT, linewidth=0)
     axis.axvline(0, color=plots.GREY, linewidth=0.8)
+    named: set[str] = set()
     for place, pairs in enumerate(found.pairs):
         for k, (name, (said, colour)) in enumerate(kinds.items()):
             quantiles = getattr(pairs, name)
@@ -67,11 +69,13 @@ def _spreads(axis: Axes, found: Direction) -> None:
             y = place + 0.18 * (k - 1.5)
             axis.plot([quantiles[0], quantiles[4]], [y, y], color=colour, linewidth=1, alpha=0.6)
             axis.plot([quantiles[1], quantiles[3]], [y, y], color=colour, linewidth=3.5, alpha=0.6)
-            axis.plot(quantiles[2], y, "o", color=colour, markersize=4, label=said if place == 0 else None)
+            axis.plot(quantiles[2], y, "o", color=colour, markersize=4, label=said if said not in named else None)
+            named.add(said)
     axis.set_yticks(range(len(found.names)), found.names)
     axis.set_ylim(len(found.names) - 0.5, -0.5)
     axis.set_xlim(-1, 1)
-    plots.legend(axis)
+    if named:
+        plots.legend(axis)
     axis.set_xlabel("cosine: median, quartiles, 5 % to 95 % of the pairs; grey: one standard deviation of random ones",
                     fontsize=plots.SMALL, color=plots.GREY)  # fmt: skip
 
@@ -87,59 +91,6 @@ def _grid(axis: Axes, matrix: np.ndarray, rows: list[str], columns: list[str], *
         spine.set(visible=False)
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
-            said = f"{value:.2f}" if signed else f"{value:.0%}"
+            said = f"{value:.2f}" if signed else f"{100 * value:.0f} %"
             ink = "white" if abs(value) > 0.65 else plots.INK
             axis.text(j, i, said, ha="center", va="center", fontsize=plots.SMALL, color=ink, in_layout=False)
-
-
-def draw_local_growth(found: LocalGrowth, path: str | Path) -> None:
-    """Gain, noise and gap against n; their ratios beside the square root of n; the accuracies."""
-    config, steps = found.config, found.steps
-    n = [step.n for step in steps]
-    note = (
-        f"{config['network']}, trained at each size on {config['fit_rows']} images of {Path(config['data']).name} for "
-        f"about {config['steps']} steps, measured on {config['rows']}, medians; {config['said']}; noise: the step in a "
-        f"random order and with random signs; seed {config['seed']}; epsball {config['versions']['epsball']}"
-    )
-    title = "Does the gain of a small step grow with the dimension, for a network where it stands?"
-    figure = plots.page(12.6, 4.4, title=title, note=note)
-    left, middle, last = figure.subplots(1, 3)
-
-    def power(name: str) -> str:
-        found_power = found.exponent(name)
-        return "" if found_power is None else f" ~ n^{found_power:.2f}"
-
-    plots.panel(left, title="Change of the margin, in logits", x="dimension n", log="xy")
-    for name, said, colour, line in (
-        ("gain", "linearised gain", plots.VERMILION, "o-"),
-        ("boxed", "the same within the box", plots.VERMILION, "o:"),
-        ("rise", "in truth, within the box", plots.PURPLE, "s--"),
-        ("noise", "noise of equal norm, linearised", plots.GREY, "^--"),
-        ("gap", "margin at the examples", plots.BLUE, "s-"),
-    ):
-        values = [getattr(step, name) for step in steps]
-        left.plot(n, values, line, color=colour, markersize=4, linewidth=1.4, label=said + power(name))
-    plots.panel(middle, title="Ratios", x="dimension n", log="xy")
-    for name, said, colour in (("ratio", "gain / noise", plots.VERMILION), ("reach", "gain / margin", plots.BLUE)):
-        values = [getattr(step, name) for step in steps]
-        middle.plot(n, values, "o-", color=colour, markersize=4, linewidth=1.4, label=said + power(name))
-    middle.plot(n, np.sqrt(n), color=plots.GREY, linestyle=":", linewidth=1.2, label="square root of n")
-    middle.axhline(1, color=plots.GREY, linewidth=0.8)
-    plots.panel(last, title="Accuracy", x="dimension n", log="x")
-    for name, said, colour, line in (
-        ("clean", "clean", plots.BLUE, "s-"),
-        ("noisy", "noise of equal norm", plots.GREY, "^--"),
-        ("attacked", "one step along the gradient", plots.VERMILION, "o-"),
-    ):
-        values = [getattr(step, name) for step in steps]
-        last.plot(n, values, line, color=colour, markersize=4, linewidth=1.4, label=said)
-    last.set_ylim(-0.03, 1.03)
-    last.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    low, high = left.get_ylim()
-    left.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
-    for axis in (left, middle, last):
-        plots.ticks(axis, n, [f"{count:,}" for count in n])
-    plots.legend(left, place="upper left")
-    plots.legend(middle, place="upper left")
-    plots.legend(last)
-    plots.save(figure, path)

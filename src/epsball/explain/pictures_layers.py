@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from epsball.explain.pictures_lines import numbers
+from epsball.explain.pictures import made_with, name_of_data, numbers
+from epsball.explain.record import percent
 from epsball.report import plots
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ def draw_conditioning(found: Conditioning, path: str | Path) -> None:
     """The singular values of each layer, the steepness found beside what the norms allow, and a table."""
     config = found.config
     note = (
-        f"{config['rows']} examples of {Path(config['data']).name}, at each the example and {config['samples']} points "
-        f"of {config['said']}; gradients towards the {config['rivals']} greatest other logits; Euclidean norm; seed "
-        f"{config['seed']}; epsball {config['versions']['epsball']}"
+        f"{config['rows']} examples of {name_of_data(config)}, at each the example and {config['samples']} points "
+        f"of {config['said']}; gradients towards the {config['rivals']} greatest other logits; Euclidean norm; "
+        f"{made_with(config)}"
     )
     figure = plots.page(
         12.6, 4.4, title="How well conditioned are the layers, and how steep is the network?", note=note
@@ -98,14 +99,13 @@ def draw_training_changed(found: TrainingChanged, path: str | Path) -> None:
     """Filters and gradients of both networks, each picture scaled to its greatest, and the figures of both."""
     config, sides = found.config, (found.plain, found.trained)
     note = (
-        f"{config['rows']} examples of {Path(config['data']).name}, {config['said']}; the same units of the first "
-        f"layer, those with the greatest weights in the plain network; near zero: below {config['near']:.0%} of the "
-        f"greatest of the layer, or of the gradient; PGD: {config['steps']} steps; seed {config['seed']}; epsball "
-        f"{config['versions']['epsball']}"
+        f"{config['rows']} examples of {name_of_data(config)}, {config['said']}; the same units of the first layer; "
+        f"near zero: below {100 * config['near']:.0f} % of the greatest of the layer, or gradient; PGD: "
+        f"{config['steps']} steps; {made_with(config)}"
     )
     title = "What did adversarial training change? White is zero, red positive, blue negative"
-    figure = plots.page(12.6, 6.0, title=title, note=note)
-    pictures, table = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    figure = plots.page(11.4, 6.0, title=title, note=note)
+    pictures, table = figure.subplots(1, 2, width_ratios=[1.2, 1])
     _pictures(pictures, found)
     _sides(table, sides)
     plots.save(figure, path)
@@ -143,7 +143,7 @@ def _pictures(axis: Axes, found: TrainingChanged) -> None:
         top += wide
     axis.set_xlim(-0.05, columns)
     axis.set_ylim(top, 0)
-    axis.set_aspect("equal")
+    axis.set_aspect("equal", anchor="NW")
 
 
 def _square(image: tuple[float | None, ...], size: tuple[int, int]) -> np.ndarray:
@@ -158,21 +158,21 @@ def _sides(axis: Axes, sides: tuple[Side, Side]) -> None:
         return "-" if values[1] is None else f"{values[1]:.3g}"
 
     lines: list[tuple[str, list[str]]] = [
-        ("accuracy, clean", [f"{side.clean:.1%}" for side in sides]),
-        ("accuracy, FGSM", [f"{side.fgsm:.1%}" for side in sides]),
-        ("accuracy, PGD", [f"{side.pgd:.1%}" for side in sides]),
+        ("accuracy, clean", [percent(side.clean) for side in sides]),
+        ("accuracy, FGSM", [percent(side.fgsm) for side in sides]),
+        ("accuracy, PGD", [percent(side.pgd) for side in sides]),
         ("", ["", ""]),
         ("margin, median", [middle(side.gap) for side in sides]),
         ("dual norm of its gradient, median", [middle(side.slope) for side in sides]),
         ("margin / dual norm, median", [middle(side.radius) for side in sides]),
-        ("gradient near zero", [f"{side.grey:.1%}" for side in sides]),
+        ("gradient near zero", [percent(side.grey) for side in sides]),
         ("evenness of the gradient", [f"{side.even:.2f}" for side in sides]),
         ("", ["", ""]),
-        ("weights near zero, all", [f"{side.near_zero:.1%}" for side in sides]),
+        ("weights near zero, all", [percent(side.near_zero) for side in sides]),
     ]
     for place, layer in enumerate(sides[0].layers[:MOST_LAYERS]):
         others = [side.layers[place] if place < len(side.layers) else None for side in sides]
-        lines.append((f"   {layer.name}", ["-" if one is None else f"{one.near_zero:.1%}" for one in others]))
+        lines.append((f"   {layer.name}", ["-" if one is None else percent(one.near_zero) for one in others]))
     for place, side in zip((0.76, 1.0), sides, strict=True):
         axis.text(place, 0.98, side.name, color=plots.GREY, ha="right", **text)
     for line, (said, cells) in enumerate(lines):

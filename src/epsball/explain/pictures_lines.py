@@ -1,4 +1,4 @@
-"""The figures of `linearity` and `manifold`: what happens along a line, or along a number of components."""
+"""The figures of `linearity`, `taylor_gap` and `manifold`: what happens along a line, or a number of components."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
+from epsball.explain.pictures import made_with, name_of_data, numbers, percents
+from epsball.explain.record import percent
 from epsball.report import plots
 
 if TYPE_CHECKING:
     from epsball.explain.line import Linearity
     from epsball.explain.subspace import Manifold
+    from epsball.explain.taylor import TaylorGap
 
-
-def numbers(values: object) -> np.ndarray:
-    """Nested tuples with None as an array with NaN."""
-    return np.array(values, dtype=np.float64)
+UNITS = {"cross_entropy": "nats", "margin": "logits"}
+"""Of the losses."""
 
 
 def draw_linearity(found: Linearity, path: str | Path) -> None:
     """One example's logits; the bands of the label's logit and its rival's; accuracy; R^2 per piece of the line."""
     config, shown, t = found.config, found.shown, numbers(found.t)
     note = (
-        f"{config['rows']} examples of {Path(config['data']).name}, {config['said']}; direction: the ball's step along "
+        f"{config['rows']} examples of {name_of_data(config)}, {config['said']}; direction: the ball's step along "
         f"the gradient, {'within' if config['boxed'] else 'without'} the box; control: the same steps in a random "
-        f"order and with random signs; seed {config['seed']}; epsball {config['versions']['epsball']}"
+        f"order and with random signs; {made_with(config)}"
     )
     figure = plots.page(12.6, 6.6, title="How straight are the logits along the fast gradient direction?", note=note)
     grid = figure.subplots(2, 2, width_ratios=[1.25, 1])
@@ -44,7 +44,7 @@ def draw_linearity(found: Linearity, path: str | Path) -> None:
     accuracy.plot(t, found.accuracy, color=plots.VERMILION, linewidth=1.6, label="fast gradient direction")
     accuracy.plot(t, found.control, color=plots.GREY, linewidth=1.4, linestyle="--", label="shuffled, random signs")
     accuracy.set_ylim(-0.03, 1.03)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percents(accuracy.yaxis)
     for axis in (one, all_of_them, accuracy):
         axis.axvspan(-1, 1, color=plots.FAINT, alpha=0.6, linewidth=0)
         axis.set_xlim(t[0], t[-1])
@@ -83,12 +83,12 @@ def _explained(axis: Axes, found: Linearity) -> None:
             axis.plot([low, high], [place + shift] * 2, color=colour, linewidth=2.2, alpha=0.45)
             axis.plot(middle, place + shift, "o", color=colour, markersize=5)
             where = axis.get_yaxis_transform()
-            axis.text(0.995, place + shift, f"{middle:.1%}", transform=where, ha="right", **text)
+            axis.text(0.995, place + shift, percent(middle), transform=where, ha="right", **text)
     axis.set_yticks(range(len(PIECES)), list(PIECES.values()))
     axis.invert_yaxis()
     room = max(1 - lowest, 0.01)
     axis.set_xlim(lowest - 0.06 * room, 1 + 0.14 * room)  # the figures stand at the right
-    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    percents(axis.xaxis)
     said = "median, and 5 % to 95 % of the examples; red: fast gradient, grey: shuffled"
     axis.set_xlabel(said, fontsize=plots.SMALL, color=plots.GREY)
 
@@ -97,10 +97,9 @@ def draw_manifold(found: Manifold, path: str | Path) -> None:
     """The energy outside the leading components, and what the parts inside and outside of them do on their own."""
     config, k = found.config, numbers(found.components)
     note = (
-        f"principal components of {config['fit_rows']} examples of {Path(config['data']).name}, measured on "
+        f"principal components of {config['fit_rows']} examples of {name_of_data(config)}, measured on "
         f"{config['rows']} others; {config['attack']} in {config['said']}; the parts are not clipped to the box; "
-        f"{found.config['parts_rows']} examples are right and fooled; seed {config['seed']}; epsball "
-        f"{config['versions']['epsball']}"
+        f"{found.config['parts_rows']} examples are right and fooled; {made_with(config)}"
     )
     figure = plots.page(12.6, 4.4, title="Do adversarial perturbations leave the data's subspace?", note=note)
     left, right = figure.subplots(1, 2)
@@ -129,10 +128,46 @@ def draw_manifold(found: Manifold, path: str | Path) -> None:
     for axis in (left, right):
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlim(0, k[-1])
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        percents(axis.yaxis)
     plots.legend(left, place="upper right")
     if noise is None:
         right.text(0.5, 0.5, "no example is right and fooled", transform=right.transAxes, ha="center", color=plots.GREY)
     else:
         plots.legend(right)
+    plots.save(figure, path)
+
+
+def draw_taylor(found: TaylorGap, path: str | Path) -> None:
+    """The rise of the loss as predicted and as it is, and what the prediction leaves out of it."""
+    ball, config = found.config["ball"], found.config
+    note = (
+        f"{len(found)} examples; median and, shaded, 5 % to 95 % of them; loss {config['loss']}, ball {ball['class']}"
+        f" in [{ball['lo']}, {ball['hi']}]; {config['dtype']}; {made_with(config)}"
+    )
+    figure = plots.page(9.4, 4.1, title="How far does the first-order story of FGSM carry?", note=note)
+    left, right = figure.subplots(1, 2)
+    radii = found.eps.tolist()
+    change, predicted = found.quantiles(found.change), found.quantiles(found.first_order)
+    positive = np.concatenate([change[change > 0], predicted[predicted > 0]])
+    scale = "xy" if len(positive) else "x"
+    at = f"eps ({ball['class'].lower()}, units of the data)"
+    unit = UNITS.get(str(config["loss"]), "units of the loss")
+    plots.panel(left, title=f"Rise of the loss at the first-order worst point, in {unit}", x=at, log=scale)
+    plots.band(left, radii, predicted, colour=plots.BLUE, label="first order: gradient · step", dashed=True)
+    plots.band(left, radii, change, colour=plots.VERMILION, label="true change", marker="s")
+    if len(positive):
+        left.set_ylim(positive.min() / 2, positive.max() * 2)
+    plots.legend(left, place="upper left")
+    plots.panel(right, title="What the first order leaves out, as a share of the rise", x=at, log="x")
+    relative = found.quantiles(found.relative)
+    plots.band(right, radii, relative, colour=plots.PURPLE, label="(true change - first order) / |true change|")
+    right.axhline(0, color=plots.GREY, linewidth=0.8)
+    known = relative[np.isfinite(relative)]
+    if len(known):
+        right.set_ylim(max(-2.0, known.min() - 0.05), min(1.05, known.max() + 0.05))
+    percents(right.yaxis)
+    plots.legend(right)
+    labels = [f"{eps:.2g}" for eps in radii]
+    for axis in (left, right):
+        plots.ticks(axis, radii, labels)
     plots.save(figure, path)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +78,21 @@ def percent(share: float) -> str:
 def or_none(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return float(value) if math.isfinite(value) else None
+
+
+def exponent(n: Sequence[int], values: Sequence[float | None]) -> float | None:
+    """The p for which `values` grow like n^p: a least-squares fit of the logarithms.
+
+    None for fewer than two sizes, and where a value is not positive and finite.
+
+    >>> round(exponent((4, 16, 64), (2.0, 4.0, 8.0)), 9), exponent((4,), (2.0,))
+    (0.5, None)
+    """
+    found, size = np.array(values, dtype=np.float64), np.log(n)
+    if len(found) < 2 or not (np.isfinite(found).all() and (found > 0).all()):
+        return None
+    size = size - size.mean()
+    return float(size @ np.log(found) / (size @ size))
 
 
 def versions() -> dict[str, str]:

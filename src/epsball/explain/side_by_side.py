@@ -105,15 +105,15 @@ class TrainingChanged:
             for shares in zip(*((side.near_zero, side.grey, side.pgd) for side in sides), strict=True)
         )
         slope, radius = (
-            [f"{math.nan if value is None else value:.3g}" for value in values]
+            ["-" if value is None else f"{value:.3g}" for value in values]
             for values in ([side.slope[1] for side in sides], [side.radius[1] for side in sides])
         )
         return (
-            f"From {self.plain.name} to {self.trained.name} the share of weights near zero goes from {near[0]} to "
-            f"{near[1]}, that of the gradients' coordinates from {grey[0]} to {grey[1]}, the median dual norm of the "
-            f"margin's input gradient from {slope[0]} to {slope[1]}, the radius to which that slope lets the median "
-            f"example stand from {radius[0]} to {radius[1]}, and accuracy under PGD in {self.config['said']} from "
-            f"{pgd[0]} to {pgd[1]}."
+            f"From {self.plain.name} to {self.trained.name}, accuracy under PGD within {self.config['said']} goes from "
+            f"{pgd[0]} to {pgd[1]}, the share of weights near zero from {near[0]} to {near[1]}, that of the gradients' "
+            f"coordinates from {grey[0]} to {grey[1]}, the median dual norm of the margin's input gradient from "
+            f"{slope[0]} to {slope[1]} logits per unit, and the median radius to which a linear network of that slope "
+            f"would hold from {radius[0]} to {radius[1]}."
         )
 
     def summary(self) -> dict[str, Any]:

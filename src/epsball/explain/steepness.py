@@ -25,7 +25,7 @@ from epsball.data import Examples
 from epsball.errors import BadInput
 from epsball.explain.operators import AFFINE, Layer, affine_layers, chained, taken
 from epsball.explain.passes import checked, kept, median, parts, read
-from epsball.explain.record import evenly, radius_of, said, versions
+from epsball.explain.record import evenly, percent, radius_of, said, versions
 from epsball.objective import Objective
 from epsball.task import Task
 
@@ -71,12 +71,18 @@ class Conditioning:
         said = ""
         if conditions:
             said = f" (condition numbers up to {max(conditions):.3g})"
+        bound = f"which lets a difference of logits grow by {self.allowed:.3g} per unit of Euclidean length"
+        if not self.chain:
+            bound = "which bounds nothing here, since other layers stand between or beside them"
         middle = median(self.steepness)
+        if middle is None:
+            return f"The spectral norms of the {len(self.layers)} layers{said} multiply to {self.product:.3g}, {bound}."
+        share = ""
+        if self.chain and self.allowed > 0:
+            share = f", {percent(self.steepest / self.allowed)} of that"
         return (
-            f"The spectral norms of the {len(self.layers)} layers{said} multiply to {self.product:.3g}, which lets a "
-            f"difference of logits grow by {self.allowed:.3g} per unit of Euclidean length; the steepest point found "
-            f"in {len(self.steepness)} balls has {self.steepest:.3g}, {100 * self.steepest / self.allowed:.2g} % of it "
-            f"(median {math.nan if middle is None else middle:.3g})."
+            f"The spectral norms of the {len(self.layers)} layers{said} multiply to {self.product:.3g}, {bound}; the "
+            f"steepest point found in {len(self.steepness)} balls has {self.steepest:.3g}{share} (median {middle:.3g})."
         )
 
     def summary(self) -> dict[str, Any]:

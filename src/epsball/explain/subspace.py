@@ -26,7 +26,7 @@ from epsball.ball import Ball, flat
 from epsball.data import Examples
 from epsball.errors import BadInput
 from epsball.explain.passes import checked, kept, logits_at, read, right, shuffled
-from epsball.explain.record import evenly, percent, said, versions
+from epsball.explain.record import evenly, halves, percent, said, versions
 from epsball.objective import Model
 
 FAST_GRADIENT = FGSM()
@@ -109,17 +109,18 @@ def manifold(
 ) -> Manifold:
     """Measure how much of the perturbations lies outside the leading principal components of the data.
 
-    The components are those of at most `fit_rows` examples of `train` (default: every second of `data`, which are then
-    not measured), without their mean. The `attack` is made in `ball` on at most `rows` examples. `components` are the
-    numbers k of them that are looked at, default about 64 from 0 to all; 0, and those that hold 95 % of the variance,
-    are always among them. `seed` keys the attack, the noise and the pairs of images. The model comes back as it was.
+    The components are those of at most `fit_rows` examples of `train` (default: every second of each class of `data`,
+    which are then not measured), without their mean. The `attack` is made in `ball` on at most `rows` examples.
+    `components` are the numbers k of them that are looked at, default about 64 from 0 to all; 0, and those that hold
+    95 % of the variance, are always among them. `seed` keys the attack, the noise and the pairs of images. The model
+    comes back as it was.
 
-    Raises `BadInput` where `train` has other shapes, or fewer than two examples.
+    Raises `BadInput` where `train` has other shapes or fewer than two examples, and where the attack moves none.
     """
     for name, value, least in (("rows", rows, 1), ("fit_rows", fit_rows, 2), ("width", width, 1)):
         whole(name, value, least)
     if train is None:
-        train, data = data.rows(slice(0, None, 2)), data.rows(slice(1, None, 2))
+        train, data = halves(data)
     if len(train) < 2 or train.shape != data.shape:
         raise BadInput(
             f"`train` must hold at least two examples of shape {data.shape}, got {len(train)} of shape {train.shape}; "
@@ -132,6 +133,8 @@ def manifold(
     counts = _counts(components, upto, leading)
     z = attack(model, data.x, data.y, ball, ids=data.ids, seed=seed)
     step = flat(z - data.x)
+    if not step.any():
+        raise BadInput("`attack` must move at least one example, moved none: is there a gradient? Take another attack")
     noise = flat(shuffled(step.reshape(data.x.shape), task.noise, task.ball.mask))
     partner = _partners(task.noise.uniform((1,), draw=3, dtype=torch.float64).squeeze(1))
     images = flat(data.x).double()

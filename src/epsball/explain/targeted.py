@@ -86,13 +86,19 @@ class Targets:
     def sentence(self) -> str:
         """The answer, in one sentence."""
         one, last, others = self.at_ball, self.curve[-1], len(self.targets) - 1
-        nothing = "" if one.nothing is None else f", and {percent(one.nothing)} from images that show nothing"
-        further = "" if last.eps <= one.eps else f"; within {last.eps:.3g} it is {percent(last.mean)}"
-        return (
-            f"Towards each of the {others} other classes, {percent(one.mean)} of the {sum(self.reached):,} correctly "
-            f"classified images can be driven within {self.config['said']}{nothing}{further} (every other class from "
-            f"{percent(last.everywhere)} of the images)."
+        count, within = f"{sum(self.reached):,} rightly classified examples", self.config["said"]
+        if others == 1:
+            said = f"Of {count} {percent(one.mean)} can be driven to the other class within {within}"
+            return said + (f", {percent(last.mean)} within {last.eps:.3g}." if last.eps > one.eps else ".")
+        said = (
+            f"On average {count} can be driven to {percent(one.mean)} of the {others} other classes within {within}, "
+            f"{percent(one.somewhere)} of them to some class and {percent(one.everywhere)} to every one"
         )
+        if last.eps > one.eps:
+            said += f"; within {last.eps:.3g} to {percent(last.mean)}, {percent(last.everywhere)} to every one"
+        if one.nothing is not None:
+            said += f". Inputs that show nothing can be driven to {percent(one.nothing)} within {one.eps:.3g}"
+        return said + "."
 
     def summary(self) -> dict[str, Any]:
         """The figures, as JSON can hold them."""

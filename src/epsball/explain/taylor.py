@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +19,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball import __version__, fingerprint
+from epsball import fingerprint
 from epsball.attacks.attack import whole
 from epsball.ball import Ball, flat, shown
 from epsball.errors import BadInput
-from epsball.explain.record import percent
+from epsball.explain.passes import QUANTILES, kept, quantiles
+from epsball.explain.record import versions
 from epsball.losses import Loss, cross_entropy
 from epsball.objective import Model, Objective, check_labels
 from epsball.task import task_of
 
 HALVINGS = 7
 """By default the radii are the ball's and this many halvings of it."""
-QUANTILES = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +63,16 @@ class TaylorGap:
 
     def quantiles(self, values: np.ndarray) -> np.ndarray:
         """(3, k): the 5 %, 50 % and 95 % quantiles over the examples of an (n, k) array, without what is not finite."""
-        columns = [column[np.isfinite(column)] for column in values.T]
-        return np.array([np.quantile(c, QUANTILES) if len(c) else np.full(3, np.nan) for c in columns]).T
+        return quantiles(values)
 
     @property
     def sentence(self) -> str:
         """The answer, in one sentence."""
-        predicted, true, missed = (self.quantiles(part)[1] for part in (self.first_order, self.change, self.relative))
-        small = "" if len(self.eps) < 2 else f", and {percent(missed[0])} at {self.eps[0]:.3g}"
+        predicted, true = (self.quantiles(part)[1] for part in (self.first_order, self.change))
+        small = "" if len(self.eps) < 2 else f", at {self.eps[0]:.3g} by {_said(true[0])} for {_said(predicted[0])}"
         return (
-            f"At eps {self.eps[-1]:.3g} the first order predicts a rise of the loss by {predicted[-1]:.3g}, and it "
-            f"rises by {true[-1]:.3g} (medians over {len(self):,} examples): the gap is {percent(missed[-1])} of the "
-            f"rise in the median{small}."
+            f"At eps {self.eps[-1]:.3g} the loss rises by {_said(true[-1])} where its gradient predicts "
+            f"{_said(predicted[-1])}{small} (medians over {len(self):,} examples)."
         )
 
     def summary(self) -> dict[str, Any]:
@@ -83,15 +80,16 @@ class TaylorGap:
         names = ("first_order", "change", "gap", "relative")
         tables = {name: self.quantiles(getattr(self, name)).T for name in names}
         radii = [
-            {"eps": float(eps)} | {name: [_or_none(v) for v in table[k]] for name, table in tables.items()}
+            {"eps": float(eps)} | {name: kept(table[k]) for name, table in tables.items()}
             for k, eps in enumerate(self.eps)
         ]
-        return {"n": len(self), "quantiles": list(QUANTILES), "radii": radii, "config": self.config}
+        found = {"sentence": self.sentence, "n": len(self), "quantiles": list(QUANTILES)}
+        return found | {"radii": radii, "config": self.config}
 
     def to_json(self) -> str:
         """As JSON, the summary and every example's values; `from_json` gives an equal record."""
         names = ("eps", "loss", "first_order", "change")
-        values = {name: _listed(getattr(self, name)) for name in names}
+        values = {name: kept(getattr(self, name)) for name in names}
         return json.dumps(self.summary() | {"examples": values}, allow_nan=False)
 
     @classmethod
@@ -105,7 +103,7 @@ class TaylorGap:
 
     def draw(self, path: str | Path) -> None:
         """Write the figure as a PNG: true change and first order against eps, and the gap as a share of the change."""
-        from epsball.explain.pictures import draw_taylor
+        from epsball.explain.pictures_lines import draw_taylor
 
         draw_taylor(self, path)
 
@@ -177,10 +175,14 @@ def taylor_gap(
         "forwards": objective.forwards,
         "backwards": objective.backwards,
         "seed": None,  # nothing is drawn
-        "versions": {"epsball": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
     parts = [torch.cat(part).cpu().numpy() for part in (losses, gains, changes)]
     return TaylorGap(np.array(radii), *parts, config=config)
+
+
+def _said(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "-"
 
 
 def _radii(ball: Ball, eps: Sequence[float] | None) -> list[float]:
@@ -192,12 +194,3 @@ def _radii(ball: Ball, eps: Sequence[float] | None) -> list[float]:
     if not radii or not all(0 < radius < math.inf for radius in radii):
         raise BadInput(f"`eps` must be radii > 0 and finite, got {radii}; write for example (0.01, 0.1)")
     return radii
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _listed(values: np.ndarray) -> list[Any]:
-    return [_or_none(v) if np.ndim(v) == 0 else _listed(v) for v in values]
