@@ -293,6 +293,7 @@ def test_convolutional_maxout_is_not_the_largest_of_two_convolutions_or_takes_a_
         ({"members": 0}, "`members` must be >= 1, got 0; the paper's is 12"),
         ({"channels": 0}, "`channels` must be >= 1"),
         ({"cifar_epochs": 0}, "`cifar_epochs` must be >= 1"),
+        ({"cifar_dropout": 100}, "`cifar_dropout` must be a percentage"),
     ],
 )
 def test_a_bad_budget_is_not_named(options: dict[str, int], said: str):

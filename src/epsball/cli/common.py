@@ -146,6 +146,7 @@ class Subject(Material):
         load = partial(load_model, spec, shape=examples.shape, seed=seed)
         if weights is not None or not built_in(spec):
             model = load(classes=classes, weights=weights)
+            _try(model, examples, spec)
             return model, f"{spec}{f' with {weights}' if weights else ''}"
         asked = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": seed}
         kept, card = (out / f"{role}.safetensors", out / f"{role}.json") if out is not None else (None, None)
@@ -202,6 +203,19 @@ class Subject(Material):
                 seed=seed,
                 progress=lambda at: bar.update(task, completed=at.step, note=f"loss {at.loss:.3f}"),
             )
+
+
+def _try(model: nn.Module, examples: Examples, spec: str) -> None:
+    """Show the model one example: nothing can go on where that fails."""
+    from epsball.losses import cross_entropy
+    from epsball.objective import Objective
+
+    try:
+        with Objective(model, cross_entropy, needs="label") as objective:
+            objective.forward(examples.x[:1])
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = "x".join(map(str, examples.shape))
+        raise BadInput(f"`model` {spec} must take examples of shape {shape}: {error}; take its own data") from error
 
 
 def built_in(spec: str) -> bool:

@@ -20,8 +20,6 @@ from epsball.explain.hypotheses import HYPOTHESES, chosen
 from epsball.suggest import one_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from epsball.data import Examples
     from epsball.explain.every import Answer
 
@@ -108,7 +106,6 @@ def run(subject: Subject, names: Sequence[str], out: Path, json: bool, *, overvi
     radius_of(ball)
     measured, train = _parts(subject, examples)
     model, origin = subject.network(examples, None, errors)
-    _try(model, examples, subject.spec)
     fresh = built_in(subject.spec) and subject.weights is None
     case = Case(
         model=model,
@@ -142,19 +139,6 @@ def run(subject: Subject, names: Sequence[str], out: Path, json: bool, *, overvi
         return
     files = f"{out / 'index.html'}" if overview else f"{out / wanted[0]}.png, {out / wanted[0]}.json"
     console.print(f"\n[dim]written: {escape(files)}[/]", soft_wrap=True)
-
-
-def _try(model: nn.Module, examples: Examples, spec: str) -> None:
-    """Show the model one example, since no analysis can go on where that fails."""
-    from epsball.losses import cross_entropy
-    from epsball.objective import Objective
-
-    try:
-        with Objective(model, cross_entropy, needs="label") as objective:
-            objective.forward(examples.x[:1])
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shape = "x".join(map(str, examples.shape))
-        raise BadInput(f"`model` {spec} must take examples of shape {shape}: {error}; take its own data") from error
 
 
 def _parts(subject: Subject, examples: Examples) -> tuple[Examples, Examples]:

@@ -34,6 +34,8 @@ class Budget:
         Channels of the first layer of the convolutional network. Default: 16; full: 96.
     cifar_epochs
         Its passes through the training data. Default: 4; full: 100.
+    cifar_dropout
+        As `dropout`, for the convolutional network. Default: 0, as it sees so few epochs; full: 50.
     """
 
     full: bool = False
@@ -44,14 +46,17 @@ class Budget:
     members: int | None = None
     channels: int | None = None
     cifar_epochs: int | None = None
+    cifar_dropout: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("units", "epochs", "seeds", "members", "channels", "cifar_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"`{name}` must be >= 1, got {value}; the paper's is {FULL[name]}")
-        if self.dropout is not None and not 0 <= self.dropout < 100:
-            raise BadInput(f"`dropout` must be a percentage from 0 to 99, got {self.dropout}; the paper's is 50")
+        for name in ("dropout", "cifar_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 100:
+                raise BadInput(f"`{name}` must be a percentage from 0 to 99, got {value}; the paper's is 50")
 
     def of(self, name: str) -> int:
         """What is spent of that: what was given, or the full or the small budget's.
@@ -73,5 +78,7 @@ class Budget:
         return max(EPOCHS, math.ceil(STEPS / math.ceil(rows / BATCH)))
 
 
-SMALL = {"units": 240, "dropout": 20, "epochs": EPOCHS, "seeds": 1, "members": 3, "channels": 16, "cifar_epochs": 4}
-FULL = {"units": 1600, "dropout": 50, "epochs": 100, "seeds": 5, "members": 12, "channels": 96, "cifar_epochs": 100}
+SMALL = {"units": 240, "dropout": 20, "epochs": EPOCHS, "seeds": 1, "members": 3}
+SMALL |= {"channels": 16, "cifar_epochs": 4, "cifar_dropout": 0}
+FULL = {"units": 1600, "dropout": 50, "epochs": 100, "seeds": 5, "members": 12}
+FULL |= {"channels": 96, "cifar_epochs": 100, "cifar_dropout": 50}

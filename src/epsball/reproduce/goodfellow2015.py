@@ -52,7 +52,8 @@ EXPERIMENTS: dict[str, Experiment] = {
 def networks(digits: Source, images: Source | None = None, budget: Budget | None = None) -> Nets:
     """The networks of one run, on MNIST, and on CIFAR-10 where it is there."""
     budget = Budget() if budget is None else budget
-    colours = None if images is None else Nets(images, replace(budget, epochs=budget.of("cifar_epochs")), CIFAR_EPS)
+    own = replace(budget, epochs=budget.of("cifar_epochs"), dropout=budget.of("cifar_dropout"))
+    colours = None if images is None else Nets(images, own, CIFAR_EPS)
     return Nets(digits, budget, colours=colours)
 
 

@@ -138,7 +138,7 @@ class Nets:
             objective=recipe.objective,
             epochs=self.epochs,
             batch_size=BATCH,
-            lr=RATE,
+            lr=recipe.lr,
             accelerate=False,  # which network is the faster one is found by a clock, and they differ in the last bits
             seed=seed,
             progress=tell,
@@ -188,9 +188,13 @@ def maxout(nets: Nets, seed: int) -> nn.Module:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Recipe:
-    """How a network is made: built for the examples from a seed, and trained by an objective."""
+    """How a network is made: built for the examples from a seed, and trained by an objective.
+
+    `lr` is the largest learning rate of Adam.
+    """
 
     objective: TrainingObjective
+    lr: float = RATE
     build: Callable[[Nets, int], nn.Module] = maxout
     reading: Reading = SOFTMAX
 

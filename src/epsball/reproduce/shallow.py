@@ -103,9 +103,10 @@ def _radial(nets: Nets, seed: int) -> nn.Module:
     return RadialBasis(torch.stack([flat[train.y == label].mean(0) for label in range(train.classes)]))
 
 
+# The RBF network's rate: of .002, .01, .03 the one with the least loss on MNIST's training images after 7 epochs.
 RECIPES: dict[str, Recipe] = {
     SOFTMAX: Recipe(objective=Plain(), build=_regression),
-    RBF: Recipe(objective=EachClass(), build=_radial, reading=Reading("sigmoid", each_class, torch.sigmoid)),
+    RBF: Recipe(objective=EachClass(), lr=0.03, build=_radial, reading=Reading("sigmoid", each_class, torch.sigmoid)),
 }
 
 
@@ -134,7 +135,8 @@ def shallow(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None =
         "cross-entropies of the classes; its confidence is that p, and the p of the classes need not sum to 1. The "
         "paper does not say of which form its b is, nor how it was trained.",
         f"Mean confidence on all clean test images: {', '.join(f'{name} {share:.1%}' for name, share in sure)}.",
-        "The shallow models are trained for as many epochs, with the same steps and learning rates as the network.",
+        "The shallow models are trained for as many epochs as the network, in steps of as many images; the RBF network "
+        f"with a learning rate up to {RECIPES[RBF].lr:g}, by which its training loss falls the fastest.",
         spent(config),
     )
     title = f"Shallow models on their own FGSM examples, eps {nets.eps:g}: error in %"
