@@ -59,11 +59,10 @@ def agreement(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None
     )
     rows, eps = first_of_each(test), nets.eps
     x_adv = nets.moved(makers[0])[rows]
+    box = (test.lo - eps, test.hi + eps)
+    seers = ((f"maxout, {PLAIN},", makers[0]), *((f"the {net.said}", net) for net in judges[0]))
     strips = tuple(
-        Strip(
-            f"as the {net.said} sees it", test.shape, test.lo - eps, test.hi + eps, predicted(net, x_adv, test.y[rows])
-        )
-        for net in (makers[0], *judges[0])
+        Strip(f"as {said} sees it", test.shape, *box, predicted(net, x_adv, test.y[rows])) for said, net in seers
     )
     return Measured(
         title=f"The wrong class of a maxout network, eps {eps:g}: share of others that agree, in %",

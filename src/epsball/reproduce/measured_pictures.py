@@ -56,9 +56,8 @@ def _bars(figure: SubFigure, found: Reproduction) -> None:
         axis.set(xlim=(0, 116), xticks=range(0, 101, 25), yticks=places)
         axis.set_yticklabels([line.said for line in found.lines], fontsize=plots.NORMAL, color=plots.INK)
         if column == 0 and compared:
-            figure.legend(
-                *axis.get_legend_handles_labels(), loc="upper right", ncols=2, fontsize=plots.NORMAL, frameon=False
-            )
+            key = {"loc": "upper right", "ncols": 2, "fontsize": plots.NORMAL, "frameon": False}
+            figure.get_figure(root=True).legend(*axis.get_legend_handles_labels(), **key)
 
 
 def _strips(figure: SubFigure, strips: tuple[Strip, ...]) -> None:

@@ -65,6 +65,7 @@ def draw_transfer(found: Transfer, path: str | Path) -> None:
     left, right = (figure.add_subfigure(grid[0, column]) for column in range(2))
     _matrix(left.subplots(), found)
     heads = {CLEAN: "clean", PLAIN: "made on\nthe plain one", ADVERSARIAL: "made on\nthe trained one"}
+    right.supxlabel(" ", fontsize=plots.LARGE)  # room for the last captions
     rows = right.subplots(len(heads), len(found.shown), squeeze=False)
     for column, example in enumerate(found.shown):
         for row, point in enumerate(example.pictures):
