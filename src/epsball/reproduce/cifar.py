@@ -69,7 +69,7 @@ def cifar(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = N
         f"Ours: three convolutional maxout layers of {channels}, {2 * channels}, {2 * channels} channels, a maxout "
         f"layer of {5 * channels} units, dropout {config['dropout']} %, {config['epochs']} epochs of "
         f"{config['train_rows']:,} images in steps of {config['batch_size']}, {config['optimizer']}; "
-        f"{min(seconds):.0f} to {max(seconds):.0f} s each. The paper's has 96, 192, 192 channels, larger kernels and "
+        f"{sum(seconds) / len(seconds):.0f} s each. The paper's has 96, 192, 192 channels, larger kernels and "
         "500 units, and whitened images: nearer with --full.",
         f"The panda figure (GoogLeNet on ImageNet: panda with 57.7 % confidence, at eps {UNSEEN:g} gibbon with 99.3 "
         "%) cannot be made from CIFAR-10: the pictures are the first of our test images whose class changes at that "

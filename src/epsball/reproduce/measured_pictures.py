@@ -51,7 +51,7 @@ def _bars(figure: SubFigure, found: Reproduction) -> None:
         for values, shift, label, colour in kinds:
             axis.barh(places + shift, [value or 0.0 for value in values], 0.36, color=colour, label=label)
             for place, value in zip(places + shift, values, strict=True):
-                said = "" if value is None else f"{value:.3g}"
+                said = "" if value is None else f"{value:.4g}" if shift < 0 else f"{value:.3g}"
                 axis.text((value or 0.0) + 1.5, place, said, va="center", fontsize=plots.SMALL, color=plots.INK)
         axis.set(xlim=(0, 116), xticks=range(0, 101, 25), yticks=places)
         axis.set_yticklabels([line.said for line in found.lines], fontsize=plots.NORMAL, color=plots.INK)
