@@ -206,10 +206,10 @@ DOUBLES: dict[str, Attack] = {
 
 
 def short(name: str) -> Attack:
-    """From the table, with fewer steps, and rounds of them, where it makes steps."""
+    """From the table, with fewer steps where it makes steps."""
     options = options_of(attack_class(name))
-    fewer = {"steps": "8", "binary_steps": "3", "early": "false"}
-    return parse(f"{name}:{','.join(f'{key}={value}' for key, value in fewer.items() if key in options)}")
+    steps, late = "steps=8" * ("steps" in options), "early=false" * ("early" in options)
+    return parse(f"{name}:{steps},{late}")
 
 
 SUITE: dict[str, Attack] = {**{name: short(name) for name in ATTACKS}, **DOUBLES}

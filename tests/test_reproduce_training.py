@@ -219,9 +219,9 @@ def test_the_papers_figures_are_not_beside_ours(digits: Source, trained: Trainin
     # arXiv:1412.6572, section 6.
     assert published["training"] == {
         "plain, 4 units": ("the paper, 240 units", (0.94, 89.4, 97.6)),
-        "plain, 1600 units": ("the paper, 1600 units", (1.14, None, None)),
+        "plain": ("the paper, 1600 units", (1.14, None, None)),
         "adversarially trained, 4 units": ("the paper, 240 units", (0.84, 17.9, 81.4)),
-        "adversarially trained, 1600 units": ("the paper, 1600 units", (0.782, None, None)),
+        "adversarially trained": ("the paper, 1600 units", (0.782, None, None)),
     }
     assert {said: paper for said, (_, paper) in published["controls"].items()} == {
         PLAIN: (None, 89.4, 97.6),

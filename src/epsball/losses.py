@@ -23,8 +23,14 @@ Loss = Callable[[Tensor, Task], Tensor]
 
 
 def cross_entropy(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, " n"]:
-    """-log softmax of the label, or, with a target t, log softmax of t."""
-    return task.signed(F.cross_entropy(logits, task.goal, reduction="none"))
+    """-log softmax of the label, or, with a target t, log softmax of t.
+
+    Written as softplus(log sum over j != y of exp z_j - z_y), as the label's part of softmax's gradient, p_y - 1, is
+    rounded to 0 where the margin is above 16 (float32): then the step leaves z_y out of account.
+    """
+    goal = task.goal[:, None]
+    rivals = logits.scatter(1, goal, -torch.inf).logsumexp(1)
+    return task.signed(F.softplus(rivals - logits.gather(1, goal).squeeze(1)))
 
 
 def margin(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, " n"]:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from epsball.cli.common import Json, described, progress
+from epsball.errors import BadInput
 from epsball.files import write_whole
 from epsball.reproduce.budget import Budget
 
@@ -59,10 +60,12 @@ def goodfellow2015(
         How much is spent on the networks.
     """
     from epsball.reproduce.goodfellow2015 import EXPERIMENTS, PAPER, chosen, cifar10, mnist, networks
-    from epsball.reproduce.page import write_page
+    from epsball.reproduce.page import PAGE, write_page
     from epsball.reproduce.record import Missing, shared_notes
 
     names, errors, began = chosen(only or ()), Console(stderr=True, highlight=False), time.perf_counter()
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"`--out` must be a directory, got the file {out}; name another")
     found: dict[str, Reproduction] = {}
     left_out: dict[str, str] = {}
     with progress(errors) as bar:
@@ -82,14 +85,8 @@ def goodfellow2015(
             found[name] = record
             write_whole(out / f"{name}.json", partial(Path.write_text, data=record.to_json()))
             record.draw(out / f"{name}.png")
-    page = write_page(
-        found,
-        out,
-        paper=PAPER,
-        command=shlex.join(["epsball", *sys.argv[1:]]),
-        seconds=time.perf_counter() - began,
-        left_out=left_out,
-    )
+            command = shlex.join(["epsball", *sys.argv[1:]])  # the page is whole after each, as the rest may take days
+            write_page(found, out, paper=PAPER, command=command, seconds=time.perf_counter() - began, left_out=left_out)
     if json:
         figures = {name: record.summary() for name, record in found.items()}
         said = {"paper": PAPER, "experiments": figures, "left_out": left_out, "out": str(out)}
@@ -109,7 +106,7 @@ def goodfellow2015(
         console.print(f"[dim]{escape(note)}[/]")
     for name, reason in left_out.items():
         console.print(f"\n[yellow]left out: {name}.[/] {escape(reason)}")
-    console.print(f"\n[dim]written: {escape(str(page))}[/]", soft_wrap=True)
+    console.print(f"\n[dim]written: {escape(str(out / PAGE))}[/]", soft_wrap=True)
 
 
 def _table(record: Reproduction) -> Table:

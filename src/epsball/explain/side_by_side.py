@@ -100,18 +100,19 @@ class TrainingChanged:
     def sentence(self) -> str:
         """One sentence with a number."""
         sides = (self.plain, self.trained)
-        near, grey, pgd = (
+        near, grey, pgd, clean = (
             [percent(share) for share in shares]
-            for shares in zip(*((side.near_zero, side.grey, side.pgd) for side in sides), strict=True)
+            for shares in zip(*((side.near_zero, side.grey, side.pgd, side.clean) for side in sides), strict=True)
         )
         slope, radius = (
             ["-" if value is None else f"{value:.3g}" for value in values]
             for values in ([side.slope[1] for side in sides], [side.radius[1] for side in sides])
         )
         return (
-            f"From {self.plain.name} to {self.trained.name}, accuracy under PGD within {self.config['said']} goes from "
-            f"{pgd[0]} to {pgd[1]}, the share of weights near zero from {near[0]} to {near[1]}, that of the gradients' "
-            f"coordinates from {grey[0]} to {grey[1]}, the median dual norm of the margin's input gradient from "
+            f"From {self.plain.name} to {self.trained.name}, clean accuracy goes from {clean[0]} to {clean[1]}, that "
+            f"under PGD within {self.config['said']} from {pgd[0]} to {pgd[1]}, the share of weights near zero from "
+            f"{near[0]} to {near[1]}, that of the gradients' coordinates from {grey[0]} to {grey[1]}, the median dual "
+            "norm of the margin's input gradient from "
             f"{slope[0]} to {slope[1]} logits per unit, and the median radius to which a linear network of that slope "
             f"would hold from {radius[0]} to {radius[1]}."
         )

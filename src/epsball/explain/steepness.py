@@ -56,8 +56,11 @@ class Conditioning:
 
     @property
     def allowed(self) -> float:
-        """What the product allows a difference of two logits: sqrt(2) times it, per unit of Euclidean length."""
-        return math.sqrt(2) * self.product
+        """What the product allows a difference of two logits, per unit of Euclidean length: sqrt(2) times it.
+
+        Of a single logit, which is a difference itself: the product.
+        """
+        return self.product if self.layers[-1].rows == 1 else math.sqrt(2) * self.product
 
     @property
     def steepest(self) -> float:

@@ -1,4 +1,4 @@
-"""Published experiments, made again: one paper per file, its figures beside ours.
+"""Published experiments, made again: the paper's figures beside ours.
 
-Each module holds a literal table `EXPERIMENTS` of its experiments' functions; `epsball reproduce` runs them.
+`goodfellow2015.py` names the paper's experiments in a table, EXPERIMENTS; each has a file of its own.
 """

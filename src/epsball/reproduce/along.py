@@ -6,6 +6,7 @@ same over a wide range of it, and correct classifications are a thin region arou
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from epsball.explain.line import Linearity, linearity
 from epsball.explain.passes import median
-from epsball.reproduce.nets import PAIR, PLAIN, Nets, percent, stand_in
+from epsball.reproduce.nets import PAIR, PLAIN, Nets, percent, spent, stand_in
 from epsball.reproduce.record import Line
 
 SPAN = 40.0
@@ -63,6 +64,7 @@ class Along:
             "logits are conspicuously piecewise linear, and the wrong classes steady over a wide range of eps.",
             f"Accuracy is {found.at(0):.1%} at eps 0, {found.at(1):.1%} at {self.config['eps']:g} and "
             f"{found.at(-1):.1%} at -{self.config['eps']:g}, where the loss is lowered.",
+            spent(self.config),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -71,8 +73,14 @@ class Along:
         return {"heads": self.heads, "lines": lines, "sentence": self.found.sentence, "config": self.config}
 
     def to_json(self) -> str:
-        """The analysis as JSON, for `epsball.explain.line.Linearity.from_json`."""
-        return self.found.to_json()
+        """As JSON, with the lines; `from_json` gives an equal record."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Along:
+        """The record that `to_json` wrote."""
+        record = json.loads(text)
+        return cls(Linearity.from_json(json.dumps(record["found"])), record["config"])
 
     def draw(self, path: str | Path) -> None:
         """Write the figure as a PNG: one image's logits, the band of all, the accuracy, and the share of lines."""
@@ -86,5 +94,5 @@ def along(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = N
     all, and what is trained. Raises `BadInput`.
     """
     (net,) = nets.trained({PLAIN: PAIR[PLAIN]}, on_progress, seeds=range(1))[0]
-    found = linearity(net.module, nets.source.test, nets.ball, span=SPAN, points=161, rows=ROWS)
-    return Along(found, nets.config())
+    found = linearity(net.module, nets.source.test, nets.ball, span=SPAN, points=161, rows=ROWS, loss=net.reading.loss)
+    return Along(found, nets.config() | {"seeds": [net.seed]})

@@ -40,13 +40,13 @@ class Budget:
 
     full: bool = False
     units: int | None = None
-    dropout: int | None = None
+    dropout: float | None = None
     epochs: int | None = None
     seeds: int | None = None
     members: int | None = None
     channels: int | None = None
     cifar_epochs: int | None = None
-    cifar_dropout: int | None = None
+    cifar_dropout: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("units", "epochs", "seeds", "members", "channels", "cifar_epochs"):
@@ -55,8 +55,8 @@ class Budget:
                 raise BadInput(f"`{name}` must be >= 1, got {value}; the paper's is {FULL[name]}")
         for name in ("dropout", "cifar_dropout"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 100:
-                raise BadInput(f"`{name}` must be a percentage from 0 to 99, got {value}; the paper's is 50")
+            if value is not None and (not 0 <= value < 100 or value != int(value)):
+                raise BadInput(f"`{name}` must be a percentage, whole and from 0 to 99, got {value}; the paper's is 50")
 
     def of(self, name: str) -> int:
         """What is spent of that: what was given, or the full or the small budget's.
@@ -65,7 +65,7 @@ class Budget:
         (240, 1600, 240)
         """
         given = getattr(self, name)
-        return (FULL if self.full else SMALL)[name] if given is None else given
+        return (FULL if self.full else SMALL)[name] if given is None else int(given)
 
     def epochs_for(self, rows: int) -> int:
         """Epochs over so many examples.

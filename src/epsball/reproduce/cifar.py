@@ -18,7 +18,7 @@ from epsball.balls import Linf
 from epsball.models import build
 from epsball.models.builtin import Normalize
 from epsball.noise import Noise
-from epsball.reproduce.nets import Net, Nets, Recipe, logits_of, mean, percent, shares_of
+from epsball.reproduce.nets import Net, Nets, Recipe, logits_of, mean, percent, seen, shares_of
 from epsball.reproduce.record import Line, Measured, Missing, Strip
 from epsball.reproduce.strips import predicted, tiles
 from epsball.training.plain import Plain
@@ -67,13 +67,13 @@ def cifar(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = N
         f"paper's pixels are preprocessed to a standard deviation of about {SPREAD:g}, ours have {spread:.2f}: its eps "
         f"of {EPS:g} is {same:.3g} in our units. The same published figures stand beside both.",
         f"Ours: three convolutional maxout layers of {channels}, {2 * channels}, {2 * channels} channels, a maxout "
-        f"layer of {5 * channels} units, dropout {config['dropout']} %, {config['epochs']} epochs of "
-        f"{config['train_rows']:,} images in steps of {config['batch_size']}, {config['optimizer']}; "
-        f"{sum(seconds) / len(seconds):.0f} s each. The paper's has 96, 192, 192 channels, larger kernels and "
+        f"layer of {5 * channels} units, dropout {config['dropout']} %, {seen(config)} in steps of "
+        f"{config['batch_size']}, {config['optimizer']}; {sum(seconds) / len(seconds):.0f} s each. The paper's has 96, "
+        "192, 192 channels, larger kernels and "
         "500 units, and whitened images: nearer with --full.",
         f"The panda figure (GoogLeNet on ImageNet: panda with 57.7 % confidence, at eps {UNSEEN:g} gibbon with 99.3 "
-        "%) cannot be made from CIFAR-10: the pictures are the first of our test images whose class changes at that "
-        "eps: example, sign of the gradient, and their sum.",
+        "%) cannot be made from CIFAR-10: the pictures are the first of our test images that are right and "
+        "change their class at that eps, if there are any: example, sign of the gradient, and their sum.",
         f"Noise: {DRAWS:,} inputs drawn from N(0, I) in the paper's units; one step of eps {same:.3g} towards "
         f"{names[AIRPLANE]} gives {share:.1%} of those that are not called so a p > .5 of it (figure 5).",
     )

@@ -24,7 +24,7 @@ PAPER = {WHOLE: (None, 91.1), ONE: (None, 87.9), ALONE: (None, 89.4)}
 
 
 class Ensemble(nn.Module):
-    """The mean of the members' probabilities; their logarithms are the logits."""
+    """The mean of the members' probabilities, by the softmax of logits that are the logarithms of their sums."""
 
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def ensemble(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None 
         )
         for said, (at_rest, attacked) in found.items()
     )
-    config = nets.config() | {"members": count}
+    config = nets.config() | {"members": count, "seeds": [0]}  # one ensemble, whose members' seeds are 0 to count - 1
     notes = (
         *stand_in(config),
         conventions(config),

@@ -6,9 +6,11 @@ averaged over the mistakes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from epsball.errors import BadInput
 from epsball.reproduce.agreement import agreement
 from epsball.reproduce.along import along
 from epsball.reproduce.budget import Budget as Budget
@@ -52,6 +54,12 @@ EXPERIMENTS: dict[str, Experiment] = {
 def networks(digits: Source, images: Source | None = None, budget: Budget | None = None) -> Nets:
     """The networks of one run, on MNIST, and on CIFAR-10 where it is there."""
     budget = Budget() if budget is None else budget
+    for name, source in (("digits", digits), ("images", images)):
+        if source is not None and (source.test.x.ndim != 4 or not math.isfinite(source.test.hi - source.test.lo)):
+            raise BadInput(
+                f"`{name}` must be images (c, h, w) in a finite box, got {source.test.shape} of "
+                f"[{source.test.lo}, {source.test.hi}]; give lo=0, hi=1"
+            )
     own = replace(budget, epochs=budget.of("cifar_epochs"), dropout=budget.of("cifar_dropout"))
     colours = None if images is None else Nets(images, own, CIFAR_EPS)
     return Nets(digits, budget, colours=colours)

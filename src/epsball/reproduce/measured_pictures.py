@@ -11,6 +11,7 @@ from matplotlib.figure import SubFigure
 
 from epsball.report import plots
 from epsball.reproduce.drawing import picture
+from epsball.reproduce.nets import seen
 
 if TYPE_CHECKING:
     from epsball.reproduce.record import Reproduction, Strip
@@ -21,10 +22,7 @@ def draw_measured(found: Reproduction, path: str | Path, strips: tuple[Strip, ..
     config = found.config
     small = "scikit-learn's 8x8 digits stand in for MNIST; " if config["stands_in"] else ""
     seeds = len(config["seeds"])
-    note = (
-        f"{small}{config['epochs']} epochs of {config['train_rows']:,} images, {seeds} seed{'s' if seeds > 1 else ''}; "
-        f"epsball {config['versions']['epsball']}"
-    )
+    note = f"{small}{seen(config)}, {seeds} seed{'s' if seeds > 1 else ''}; epsball {config['versions']['epsball']}"
     bars, tall = 0.75 + 0.5 * len(found.lines), 1.15
     figure = plots.page(11.4, 0.9 + bars + tall * len(strips), title=found.title, note=note)
     heights = [bars, tall * len(strips)] if strips else [bars]

@@ -13,7 +13,7 @@ from matplotlib.figure import SubFigure
 
 from epsball.report import plots
 from epsball.reproduce.drawing import picture, table
-from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, percent
+from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, percent, seen
 
 if TYPE_CHECKING:
     from epsball.reproduce.training import Training
@@ -125,7 +125,7 @@ def _note(config: dict[str, Any]) -> str:
     dropout = f"dropout {config['dropout']} %" if config["dropout"] else "no dropout"
     seeds = len(config["seeds"])
     return (
-        f"{small}{config['units']:,} units, {dropout}, {config['epochs']} epochs of {config['train_rows']:,} images, "
+        f"{small}{config['units']:,} units, {dropout}, {seen(config)}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; error over all {config['test_rows']:,} test images; "
         f"epsball {config['versions']['epsball']}"
     )

@@ -253,10 +253,15 @@ def spent(config: dict[str, Any]) -> str:
     dropout = f"dropout {config['dropout']} %" if config["dropout"] else "no dropout"
     return (
         f"Our maxout networks: 2 x {config['units']:,} maxout units of {config['pieces']} pieces, {dropout}, "
-        f"{config['epochs']} epochs of {config['train_rows']:,} images in steps of {config['batch_size']}, "
+        f"{seen(config)} in steps of {config['batch_size']}, "
         f"{config['optimizer']}: the same for all.{over} "
         "The paper trained with dropout 50 % until validation no longer improved: nearer with --full."
     )
+
+
+def seen(config: dict[str, Any]) -> str:
+    """What a network saw, as in "7 epochs of 60,000 images"."""
+    return f"{config['epochs']} epoch{'s' if config['epochs'] > 1 else ''} of {config['train_rows']:,} images"
 
 
 def conventions(config: dict[str, Any]) -> str:

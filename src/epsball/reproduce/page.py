@@ -41,14 +41,16 @@ def side_by_side(found: Mapping[str, Reproduction]) -> tuple[Beside, ...]:
     >>> [(one.said, one.what, one.paper, one.ours) for one in side_by_side({"t": found, "again": found})]
     [('net', 'clean', 1.0, 1.5)]
     """
-    rows: dict[tuple[str, float, float], Beside] = {}
+    rows: list[Beside] = []
+    known: dict[tuple[float, float], str] = {}
     for name, record in found.items():
         for line in record.lines:
             for head, paper, ours in zip(record.heads, line.paper or (), line.ours or (), strict=False):
-                if paper is not None and ours is not None:
-                    one = Beside(name=name, said=line.said, what=head, source=line.source, paper=paper, ours=ours)
-                    rows.setdefault((head, paper, ours), one)
-    return tuple(rows.values())
+                if paper is not None and ours is not None and known.setdefault((paper, ours), name) == name:
+                    rows.append(
+                        Beside(name=name, said=line.said, what=head, source=line.source, paper=paper, ours=ours)
+                    )
+    return tuple(rows)
 
 
 def write_page(

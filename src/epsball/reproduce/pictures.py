@@ -1,4 +1,4 @@
-"""The figures of the reproduced experiments."""
+"""The figure of the threes and sevens."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Training:
             paper = (WIDTHS[width][said], *attacked) if known else None
             found.append(Line(f"{said}, {units} units", ours, paper, f"the paper, {width} units"))
             found += [
-                Line(f"{said}, {other} units", None, (errors[said], None, None), f"the paper, {other} units")
+                Line(said, None, (errors[said], None, None), f"the paper, {other} units")
                 for other, errors in WIDTHS.items()
                 if known and other != width
             ]
