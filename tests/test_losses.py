@@ -184,6 +184,21 @@ def test_loss_in_bfloat16_or_at_large_logits_is_not_finite() -> None:
             assert loss(logits, task).dtype == dtype
 
 
+@pytest.mark.parametrize("lead", [5.0, 20.0, 60.0])
+def test_a_sure_models_gradient_leaves_its_label_out(lead: float) -> None:
+    """From a margin of 16 on p_y - 1, the label's part of softmax's gradient, is rounded to 0 in float32."""
+    logits = torch.rand(6, 4, generator=rng(3), dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    logits[torch.arange(6), y] += lead
+    task = task_of(torch.zeros(6, 1), y, eb.Linf(eps=1.0))
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = logits.to(dtype).requires_grad_()
+        grads.append(torch.autograd.grad(cross_entropy(leaf, task).sum(), leaf)[0].double())
+    torch.testing.assert_close(grads[0], grads[1], rtol=2e-5, atol=0)
+    assert (grads[0].sum(1).abs() <= 1e-5 * grads[0].abs().amax(1)).all()  # a shift of all logits changes nothing
+
+
 def test_unknown_loss_has_no_remedy() -> None:
     assert {resolve_loss(name) for name in ("cross_entropy", "margin", "dlr")} == {cross_entropy, margin, dlr}
     with pytest.raises(eb.BadInput, match="did you mean 'margin'"):
