@@ -296,7 +296,10 @@ class Penalty(MinimumNorm[Weighing]):
         reach, slope, count = reaching(lead, grad[rows] * column(factor, grad.ndim), part)
         stuck, stride = slope == 0, self.lr / count.sqrt()
         reach, slope, stride = (part.to(gap) for part in (reach, torch.where(stuck, 1, slope), stride))
-        put = lambda old, new: old.index_copy(0, rows, new.to(old))  # noqa: E731
+
+        def put(old: Float[Tensor, " n"], new: Float[Tensor, " k"]) -> Float[Tensor, " n"]:
+            return old.index_copy(0, rows, new.to(old))
+
         state = replace(
             state,
             reach=put(state.reach, reach),

@@ -124,7 +124,10 @@ def run(subject: Subject, names: Sequence[str], out: Path, json: bool, *, overvi
     found: list[Answer] = []
     with progress(errors) as bar:
         task = bar.add_task("explain", total=len(wanted), note="")
-        tell = lambda done, name: bar.update(task, completed=done, note=name)  # noqa: E731
+
+        def tell(done: int, name: str) -> None:
+            bar.update(task, completed=done, note=name)
+
         for answer in answers(case, wanted, out=out, on_start=tell):
             found.append(answer)
             if not json:

@@ -12,6 +12,7 @@ from matplotlib.figure import SubFigure
 from epsball.report import plots
 from epsball.reproduce.drawing import picture
 from epsball.reproduce.nets import seen
+from epsball.reproduce.sources import STAND_IN
 
 if TYPE_CHECKING:
     from epsball.reproduce.record import Reproduction, Strip
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def draw_measured(found: Reproduction, path: str | Path, strips: tuple[Strip, ...] = ()) -> None:
     """A panel of bars for each head of the table, and below them the strips."""
     config = found.config
-    small = "scikit-learn's 8x8 digits stand in for MNIST; " if config["stands_in"] else ""
+    small = f"{STAND_IN}; " if config["stands_in"] else ""
     seeds = len(config["seeds"])
     note = f"{small}{seen(config)}, {seeds} seed{'s' if seeds > 1 else ''}; epsball {config['versions']['epsball']}"
     bars, tall = 0.75 + 0.5 * len(found.lines), 1.15

@@ -14,6 +14,7 @@ from matplotlib.figure import SubFigure
 from epsball.report import plots
 from epsball.reproduce.drawing import picture, table
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, percent, seen
+from epsball.reproduce.sources import STAND_IN
 
 if TYPE_CHECKING:
     from epsball.reproduce.training import Training
@@ -121,7 +122,7 @@ def _say(axis: Axes, point: Picture, label: int) -> None:
 
 
 def _note(config: dict[str, Any]) -> str:
-    small = "scikit-learn's 8x8 digits stand in for MNIST; " if config["stands_in"] else ""
+    small = f"{STAND_IN}; " if config["stands_in"] else ""
     dropout = f"dropout {config['dropout']} %" if config["dropout"] else "no dropout"
     seeds = len(config["seeds"])
     return (

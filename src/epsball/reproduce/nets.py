@@ -26,7 +26,7 @@ from epsball.losses import Loss, cross_entropy
 from epsball.models import build
 from epsball.objective import frozen
 from epsball.reproduce.budget import BATCH, RATE, Budget
-from epsball.reproduce.sources import Source
+from epsball.reproduce.sources import STAND_IN, Source
 from epsball.reproduce.threes_sevens import EPS, Outcome
 from epsball.training.fgsm_mix import FGSMMix
 from epsball.training.fit import fit
@@ -274,5 +274,4 @@ def conventions(config: dict[str, Any]) -> str:
 
 def stand_in(config: dict[str, Any]) -> tuple[str, ...]:
     """A warning where the data are not the paper's."""
-    said = "scikit-learn's 8x8 digits stand in for MNIST: the paper's figures are not for them."
-    return (said,) if config["stands_in"] else ()
+    return (f"{STAND_IN}: the paper's figures are not for them.",) if config["stands_in"] else ()

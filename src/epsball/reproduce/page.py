@@ -14,6 +14,7 @@ from pathlib import Path
 import epsball
 from epsball.report import page
 from epsball.reproduce.record import Reproduction, shared_notes
+from epsball.reproduce.sources import STAND_IN
 
 PAGE = "index.html"
 
@@ -90,7 +91,7 @@ def write_page(
         about=about,
         pictures=pictures,
         left_out=left_out or {},
-        stands_in=any(record.config["stands_in"] for record in found.values()),
+        stands_in=STAND_IN if any(record.config["stands_in"] for record in found.values()) else "",
     )
     page.write(out / PAGE, text)
     return out / PAGE

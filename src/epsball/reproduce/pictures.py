@@ -10,6 +10,7 @@ from scipy.special import expit
 
 from epsball.report import plots
 from epsball.reproduce.drawing import picture, table
+from epsball.reproduce.sources import STAND_IN
 
 if TYPE_CHECKING:
     from epsball.reproduce.threes_sevens import ThreesSevens
@@ -19,7 +20,7 @@ def draw_threes_sevens(found: ThreesSevens, path: str | Path) -> None:
     """The weights and their sign; test images clean, moved, and moved within the box; the errors beside the paper's."""
     config, model = found.config, found.models[0]
     eps, (lo, hi) = config["eps"], config["box"]
-    small = "scikit-learn's 8x8 digits stand in for MNIST; " if config["stands_in"] else ""
+    small = f"{STAND_IN}; " if config["stands_in"] else ""
     note = (
         f"{small}trained on {config['train_rows']:,} images, error over all {config['test_rows']:,} test images; "
         f"shown: the first of each class; grey from {lo - eps:g} to {hi + eps:g} in every row; "

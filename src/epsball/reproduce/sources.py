@@ -9,6 +9,9 @@ from pathlib import Path
 from epsball.data import Examples, load_data
 from epsball.errors import BadInput
 
+STAND_IN = "scikit-learn's 8x8 digits stand in for MNIST"
+"""What is said wherever they do."""
+
 
 @dataclass(frozen=True, eq=False)
 class Source:

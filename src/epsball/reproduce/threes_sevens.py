@@ -30,7 +30,7 @@ from epsball.errors import BadInput
 from epsball.linear import RobustLogisticRegression, eps_max, optimum
 from epsball.linear.robust import ConstantModelWarning
 from epsball.reproduce.record import Line
-from epsball.reproduce.sources import Source
+from epsball.reproduce.sources import STAND_IN, Source
 
 PAIR = (3, 7)
 EPS = 0.25
@@ -120,7 +120,7 @@ class ThreesSevens:
         """What a reader has to know to compare."""
         config, found = self.config, []
         if config["stands_in"]:
-            found.append("scikit-learn's 8x8 digits stand in for MNIST: the paper's figures are not for them.")
+            found.append(f"{STAND_IN}: the paper's figures are not for them.")
         found.append(
             "attacked: at x + eps sign(gradient), not clipped, as in the paper; for a linear model this is the exact "
             f"worst point. {self.heads[2]}: the exact worst point within the pixels' box. Error over all "
