@@ -23,10 +23,11 @@ from overhead import machine
 from torch import nn
 
 import epsball as eb
-from epsball.acceleration import Plan, accelerate
+from epsball.acceleration.accelerate import accelerate
+from epsball.acceleration.plan import Plan
 from epsball.acceleration.trial import gradient_pass
 from epsball.cli.allocator import keep_memory
-from epsball.models import build
+from epsball.models.registry import build
 
 PASSES = [
     ("small-cnn", (1, 28, 28), 128),

@@ -17,7 +17,7 @@ from nets import HELD
 from overhead import machine
 
 import epsball as eb
-from epsball.balls import BALLS
+from epsball.balls.registry import BALLS
 
 FIXED = ("pgd:steps=100,step_size=0.05", "apgd-ce")
 

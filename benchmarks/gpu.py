@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import epsball as eb
-from epsball.data import Examples, load_data
-from epsball.models import build
+from epsball.data.examples import Examples, load_data
+from epsball.models.registry import build
 
 ATTACKS = ("pgd:steps=40", "apgd-ce", "standard")
 STEPS = 10

@@ -26,13 +26,13 @@ import torch
 from nets import HELD
 from torch import Tensor, nn
 
-from epsball import engine
-from epsball.attacks import parse
-from epsball.ball import Ball
-from epsball.balls import BALLS
-from epsball.errors import BadInput
-from epsball.objective import Objective
-from epsball.task import task_of
+from epsball.attacks.registry import parse
+from epsball.balls.ball import Ball
+from epsball.balls.registry import BALLS
+from epsball.common.errors import BadInput
+from epsball.engine import queue
+from epsball.problem.objective import Objective
+from epsball.problem.task import task_of
 
 WIDTH = 128
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}
@@ -72,7 +72,7 @@ def ours(norm: str, steps: int) -> dict[str, Search]:
     def search(name: str, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack, ball = parse(name), BALLS[norm](eps=math.inf, lo=0, hi=1)
         with Objective(model, attack.loss, needs=attack.needs) as objective:
-            return engine.run(attack, objective, task_of(x, y, ball), width=WIDTH).x_adv
+            return queue.run(attack, objective, task_of(x, y, ball), width=WIDTH).x_adv
 
     found: dict[str, Search] = {}
     for template in OURS[norm]:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.ball import Ball
-from epsball.balls import Linf
-from epsball.data import Examples, load_data
-from epsball.models import build
+from epsball.balls.ball import Ball
+from epsball.balls.linf import Linf
+from epsball.data.examples import Examples, load_data
 from epsball.models.load import load_weights, save_weights
+from epsball.models.registry import build
 from epsball.training.fit import fit
 from epsball.training.plain import Plain
 from epsball.training.step import Step

@@ -19,7 +19,7 @@ from nets import mnist
 from overhead import machine
 
 import epsball as eb
-from epsball.models import build
+from epsball.models.registry import build
 from epsball.training import Augment, FGSMMix
 from epsball.training.fit import Progress, fit
 from epsball.training.step import TrainingObjective

@@ -20,7 +20,7 @@ from overhead import machine
 from torch import nn
 
 import epsball as eb
-from epsball.data import Examples
+from epsball.data.examples import Examples
 
 WIDTH = 128
 

@@ -27,13 +27,13 @@ from overhead import machine
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.attacks import parse
 from epsball.attacks.attack import Attack
-from epsball.ball import Ball
-from epsball.cascades import expand
-from epsball.data import Examples
-from epsball.objective import Objective
-from epsball.task import Task, task_of
+from epsball.attacks.registry import parse
+from epsball.balls.ball import Ball
+from epsball.data.examples import Examples
+from epsball.engine.protocols import expand
+from epsball.problem.objective import Objective
+from epsball.problem.task import Task, task_of
 
 Result = dict[str, object]
 

@@ -22,9 +22,9 @@ from overhead import machine
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.ball import Ball
+from epsball.balls.ball import Ball
 from epsball.cli.allocator import keep_memory
-from epsball.task import Task
+from epsball.problem.task import Task
 
 CELLS = [("plain", 128, 200), ("plain", 512, 60), ("resnet", 128, 40)]
 EPS = {"plain": {"linf": 0.3, "l2": 2.0, "l1": 10.0}, "resnet": {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}}

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import epsball as eb
-from epsball.acceleration import Plan, accelerate
+from epsball.acceleration.accelerate import accelerate
+from epsball.acceleration.plan import Plan
 from epsball.cli.allocator import keep_memory
-from epsball.models import build
-from epsball.noise import Noise
+from epsball.common.noise import Noise
+from epsball.models.registry import build
 from epsball.training import FGSMRS, NFGSM, TRADES, FGSMMix, Free, GradAlign, GradientPenalty, PGDTraining, Plain
 from epsball.training.step import Step, TrainingObjective
 

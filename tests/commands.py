@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from epsball import cli
+from epsball.cli import main as cli
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from epsball.attacks import ATTACKS, attack_class, options_of, parse
 from epsball.attacks.attack import Attack, State
-from epsball.ball import Ball, column, flat
-from epsball.balls import L0, L1, L2, Linf
-from epsball.losses import Loss
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.attacks.registry import ATTACKS, attack_class, options_of, parse
+from epsball.balls.ball import Ball
+from epsball.balls.l0 import L0
+from epsball.balls.l1 import L1
+from epsball.balls.l2 import L2
+from epsball.balls.linf import Linf
+from epsball.common.shapes import column, flat
+from epsball.problem.losses import Loss
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 
 def towards(task: Task, z: Tensor, step: Tensor, rate: float) -> Tensor:

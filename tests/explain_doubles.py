@@ -11,7 +11,7 @@ import torch
 from nets import RaisesAt, batch_of, mlp, predicted
 from torch import nn
 
-from epsball.data import Examples, from_arrays
+from epsball.data.examples import Examples, from_arrays
 
 
 def examples(

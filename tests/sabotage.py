@@ -6,8 +6,8 @@ from functools import cache
 
 from torch import nn
 
-from epsball.data import Examples, load_data
-from epsball.models import build
+from epsball.data.examples import Examples, load_data
+from epsball.models.registry import build
 from epsball.training.fit import fit
 from epsball.training.sabotage import recipe
 

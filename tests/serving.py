@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from epsball import Linf
-from epsball.data import Examples, from_arrays, load_data
-from epsball.models import build
+from epsball.data.examples import Examples, from_arrays, load_data
+from epsball.models.registry import build
 from epsball.serve.app import application
 from epsball.serve.exhibit import Exhibit, Shown
 from epsball.serve.server import listen, server

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import epsball
 from epsball import explain, linear
-from epsball.attacks import ATTACKS
-from epsball.training import OBJECTIVES
+from epsball.attacks.registry import ATTACKS
+from epsball.training.registry import OBJECTIVES
 
 DOCS = Path(__file__).parents[1] / "docs"
 REFERENCE = set(re.findall(r"^\.\. auto\w+:: epsball\.([\w.]+)$", (DOCS / "reference.md").read_text(), re.M))

@@ -1,6 +1,6 @@
 """`python -m epsball` is `epsball`."""
 
-from epsball.cli import main
+from epsball.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,9 +7,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from epsball.errors import BadInput
-from epsball.objective import Model
-from epsball.suggest import one_of
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
+from epsball.problem.objective import Model
 
 Precision = Literal["bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

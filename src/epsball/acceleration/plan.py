@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from epsball.acceleration.layers import METHODS, Method
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 Rewriting = Literal["graph", "tree", "trainable", "none"]
 REWRITINGS: tuple[Rewriting, ...] = get_args(Rewriting)

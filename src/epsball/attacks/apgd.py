@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State, at_least, whole
+from epsball.attacks.attack import Attack, State
 from epsball.attacks.pace import hopeful, lead, looked, no_pace
-from epsball.ball import column
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.common.checks import at_least, whole
+from epsball.common.shapes import column
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 FIRST = 2.0
 """The first step, in units of eps."""

@@ -18,12 +18,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.ball import Ball, column, flat
-from epsball.errors import BadInput
-from epsball.losses import Loss, cross_entropy
-from epsball.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
-from epsball.queries import objective_for
-from epsball.task import AWAY, Task, task_of
+from epsball.balls.ball import Ball
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, flat
+from epsball.problem.black_box import objective_for
+from epsball.problem.losses import Loss, cross_entropy
+from epsball.problem.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
+from epsball.problem.task import AWAY, Task, task_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,9 @@ class Attack(ABC, Generic[S]):
         for name, least in (("starts", 1), ("aims", 0)):
             whole(name, getattr(self, name), least)
         if not callable(self.loss):
-            raise BadInput(f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.losses")
+            raise BadInput(
+                f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.problem.losses"
+            )
 
     def check_ball(self, ball: Ball) -> None:
         """Raise `BadInput` where the attack is not defined for balls of this norm."""
@@ -242,17 +246,3 @@ def _keep(done: Bool[Tensor, " n"], old: Tensor, new: Tensor) -> Tensor:
 HELD = 1 << 20
 MOST_HELD = 16
 """A direct call looks at the verdicts of several passes in one go: at most so many, and so many bytes of points."""
-
-
-def whole(name: str, value: int, least: int) -> None:
-    """Raise `BadInput` unless `value` is an integer >= `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadInput(f"`{name}` must be a whole number, got {value!r}; write {name}={least} or more")
-    if value < least:
-        raise BadInput(f"`{name}` must be >= {least}, got {value}")
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise `BadInput` unless `value` is a finite number >= `least`."""
-    if not least <= value < math.inf:
-        raise BadInput(f"`{name}` must be >= {least} and finite, got {value}")

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from epsball.attacks.attack import at_least
 from epsball.attacks.rounds import Penalty, Weighing
-from epsball.ball import column
-from epsball.errors import BadInput
-from epsball.losses import Loss, dlr, margin
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.common.checks import at_least
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column
+from epsball.problem.losses import Loss, dlr, margin
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class CW(Penalty):
     answer for a linear model, `lr` the first step, as a share of the distance to the linearised border; `early` lets a
     row skip ahead that no longer improves, and ends one that further rounds bring nothing.
 
-    >>> from epsball.balls import L2
+    >>> from epsball.balls.l2 import L2
     >>> x, y = torch.tensor([[0.0, 1.0]]), torch.tensor([0])  # both at an end of the box
     >>> model = lambda x: x @ torch.tensor([4.0, -3.0]) - 0.5  # the border is 3.5 / 5 away
     >>> z = CW(steps=100)(model, x, y, L2(eps=torch.inf, lo=0, hi=1))

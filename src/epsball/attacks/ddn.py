@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.attacks.fmn import FMN
-from epsball.ball import Ball, column
+from epsball.balls.ball import Ball
+from epsball.common.shapes import column
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks.attack import at_least, whole
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.planes import hyperplanes, nearest_plane, too_far
-from epsball.ball import column, flat
-from epsball.errors import BadInput
-from epsball.losses import Loss
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.common.checks import at_least, whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, flat
+from epsball.problem.losses import Loss
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 NEAR = 0.25
 """A plane within this share of the distance that the point would then have from x is gone to at once."""
@@ -37,8 +37,8 @@ ROUNDINGS = 4
 class Candidates:
     """The `most` greatest of the differences of logits that are zero on the borders, (n, most); see `hyperplanes`.
 
-    >>> from epsball.balls import L2
-    >>> from epsball.task import task_of
+    >>> from epsball.balls.l2 import L2
+    >>> from epsball.problem.task import task_of
     >>> logits, task = torch.tensor([[1.0, 5.0, 2.0, 4.0]]), task_of(torch.zeros(1, 1), [1], L2(eps=1.0))
     >>> Candidates(2)(logits, task)
     tensor([[-1., -3.]])

@@ -17,14 +17,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State, at_least, whole
+from epsball.attacks.attack import Attack, State
 from epsball.attacks.pace import hopeful, looked, no_pace
 from epsball.attacks.planes import hyperplanes, nearest_plane, rise, too_far
-from epsball.ball import Ball, column, flat
-from epsball.errors import BadInput
-from epsball.losses import Loss
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.balls.ball import Ball
+from epsball.common.checks import at_least, whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, flat
+from epsball.problem.losses import Loss
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 PATIENCE = 8
 """The passes that no job is given up before."""
@@ -57,7 +59,7 @@ class FAB(Attack[Crossing]):
     On linear models of up to ten classes, in boxes, it fooled within 1.02 times the least possible radius in ten steps.
 
     >>> x, y = torch.tensor([[0.2, 0.9]]), torch.tensor([0])
-    >>> from epsball.balls import L2
+    >>> from epsball.balls.l2 import L2
     >>> FAB(steps=5)(lambda x: x @ torch.tensor([3.0, 4.0]) - 5, x, y, L2(eps=0.2, lo=0, hi=1))
     tensor([[0.3400, 1.0000]])
     """

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
-from epsball.ball import Ball
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.balls.ball import Ball
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class FGSM(Attack[State]):
     Every row takes the step, also one that is misclassified already.
 
     >>> import torch
-    >>> from epsball.balls import Linf
+    >>> from epsball.balls.linf import Linf
     >>> w = torch.tensor([3.0, 2.0, -1.0, 1.0, 4.0])
     >>> x = torch.tensor([[-2.0, 2.0, 1.0, -3.0, 1.0]])
     >>> FGSM()(lambda x: x @ w, x, torch.tensor([0]), Linf(eps=0.5))

@@ -30,11 +30,12 @@ from torch import Tensor
 from epsball.attacks.l1_apgd import sparse_sign
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.planes import rise
-from epsball.ball import Ball, column, finite, flat
-from epsball.errors import BadInput
-from epsball.losses import Loss, margin
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, finite, flat
+from epsball.problem.losses import Loss, margin
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 SOFT = 0.3
 """The temperature of `soft_margin`, in units of the margin."""
@@ -56,8 +57,8 @@ def soft_margin(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor,
     Far from the border the gradient leads to several classes at once, at the border to the nearest. No scale of the
     logits changes it.
 
-    >>> from epsball.balls import Linf
-    >>> from epsball.task import task_of
+    >>> from epsball.balls.linf import Linf
+    >>> from epsball.problem.task import task_of
     >>> logits = torch.tensor([[5.0, 1.0, 2.0]], requires_grad=True)
     >>> torch.autograd.grad(soft_margin(logits, task_of(torch.zeros(1, 1), 0, Linf(eps=1.0))).sum(), logits)[0]
     tensor([[-1.0000,  0.2477,  0.7523]])

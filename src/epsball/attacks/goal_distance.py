@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from epsball.attacks.penalty import anywhere
 from epsball.attacks.rounds import Penalty, Weighing
-from epsball.ball import column
-from epsball.errors import BadInput
-from epsball.losses import Loss, margin
-from epsball.objective import Point
-from epsball.suggest import one_of
-from epsball.task import AWAY, Task
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column
+from epsball.common.suggest import one_of
+from epsball.problem.losses import Loss, margin
+from epsball.problem.objective import Point
+from epsball.problem.task import AWAY, Task
 
 
 def goal_probability(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, " n"]:
@@ -81,7 +81,7 @@ class GoalDistance(Penalty):
     `output` says what is compared with the goal, "probability" (softmax) or "logits"; `noise` starts from a uniform
     draw of the box (of the ball, where there is no box); `lr`, `c` and `early` are those of CW.
 
-    >>> from epsball.balls import L2
+    >>> from epsball.balls.l2 import L2
     >>> x, y, t = torch.tensor([[0.0, 1.0]]), torch.tensor([0]), torch.tensor([1])
     >>> model = lambda x: 2 * x @ torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
     >>> ball = L2(eps=math.inf, lo=0, hi=1)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.noise import Noise
+from epsball.common.noise import Noise
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 queries the share of the places in a window is halved."""

@@ -20,9 +20,9 @@ from torch import Tensor
 from epsball.attacks import normals
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.starts import References, candidates, in_order
-from epsball.ball import column, flat
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.common.shapes import column, flat
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 CLEAN, START, COARSE, RAISE, LOWER, FINE, ASK, AIM, LAST, END = range(10)
 """What a row is at: the example itself; a first fooling point; the border before it, roughly; an upper and a lower end

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State, at_least, whole
-from epsball.ball import column, flat
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.attacks.attack import Attack, State
+from epsball.common.checks import at_least, whole
+from epsball.common.shapes import column, flat
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, eq=False)

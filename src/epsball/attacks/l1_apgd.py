@@ -20,10 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State, whole
-from epsball.ball import Ball, column, flat
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.attacks.attack import Attack, State
+from epsball.balls.ball import Ball
+from epsball.common.checks import whole
+from epsball.common.shapes import column, flat
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 RADII = (3.0, 2.0, 1.0)
 """The balls one after the other, in units of eps."""

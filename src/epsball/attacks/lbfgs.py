@@ -17,14 +17,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from epsball.attacks.attack import whole
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.penalty import near_enough, open_part, reaching, starting, tightened
-from epsball.ball import column, flat
-from epsball.errors import BadInput
-from epsball.losses import Loss, margin
-from epsball.objective import Point
-from epsball.task import AWAY, Task
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, flat
+from epsball.problem.losses import Loss, margin
+from epsball.problem.objective import Point
+from epsball.problem.task import AWAY, Task
 
 CLOSED = 1.002
 """The bracket of c at which a job ends: the least points of its two ends are about that alike."""
@@ -121,7 +121,7 @@ class BoxLBFGS(MinimumNorm[Lines]):
     will do that rises towards success; the paper's is the logarithm of the probability of the goal, and away from the
     label, where it is silent, that of all other classes together.
 
-    >>> from epsball.balls import L2
+    >>> from epsball.balls.l2 import L2
     >>> x, y = torch.tensor([[0.0, 1.0]]), torch.tensor([0])
     >>> model = lambda x: x @ torch.tensor([4.0, -3.0]) - 0.5  # the border is 3.5 / 5 away
     >>> z = BoxLBFGS()(model, x, y, L2(eps=math.inf, lo=0, hi=1))

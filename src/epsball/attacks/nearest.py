@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State, whole
-from epsball.ball import column
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.attacks.attack import Attack, State
+from epsball.common.checks import whole
+from epsball.common.shapes import column
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.ball import column, flat
-from epsball.task import Task
+from epsball.common.shapes import column, flat
+from epsball.problem.task import Task
 
 DITHER = 0.4
 """The part of the normal in a question, in standard deviations of what is lacking."""

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.errors import BadInput
-from epsball.task import AWAY, Task
+from epsball.common.errors import BadInput
+from epsball.problem.task import AWAY, Task
 
 Pace = Float[Tensor, "n 3"]
 """By row: the best margin, what it was at the last power of two, the greatest gain between two powers of two."""

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.ball import Ball, column, flat
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.balls.ball import Ball
+from epsball.common.shapes import column, flat
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8
 """Adam's (Kingma and Ba 2015); the gradients that it sees are in units in which they are about 1."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.attacks.iterated import Iterated
-from epsball.task import Task
+from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

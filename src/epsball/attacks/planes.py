@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from epsball.ball import Ball, flat
-from epsball.losses import margin
-from epsball.task import Task
+from epsball.balls.ball import Ball
+from epsball.common.shapes import flat
+from epsball.problem.losses import margin
+from epsball.problem.task import Task
 
 FARTHEST = 1e6
 """No point is looked at farther out than this times 1 + |x|: where a gradient vanishes, the plane is no border."""

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.attacks.attack import whole
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.penalty import (
     POLISH,
@@ -31,10 +30,11 @@ from epsball.attacks.penalty import (
     starting,
     tightened,
 )
-from epsball.ball import column, flat
-from epsball.errors import BadInput
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, flat
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 BOLDER = 4.0
 """The factor of the step after a round, while no fooling point has been seen: the linearisation was too short."""

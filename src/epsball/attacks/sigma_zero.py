@@ -18,11 +18,12 @@ from torch import Tensor
 
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.penalty import POLISH, adam, at_border, open_part, rounding, starting
-from epsball.ball import Ball, column, flat
-from epsball.errors import BadInput
-from epsball.losses import Loss, dlr, margin
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, flat
+from epsball.problem.losses import Loss, dlr, margin
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 LAST = 0.1
 """The last step, as a share of the first; between them it falls as a half cosine."""
@@ -48,7 +49,7 @@ class SigmaZero(MinimumNorm[Counting]):
     `lr` is Adam's first step, `sigma` > 0 the square of the length at which a change counts for a half, `threshold`
     from 0 to 1 the first threshold, `rate` by how much it moves in a step at the first step size.
 
-    >>> from epsball.balls import L0
+    >>> from epsball.balls.l0 import L0
     >>> x, y = torch.full((1, 4), 0.5), torch.tensor([0])
     >>> z = SigmaZero()(lambda x: x @ torch.tensor([1.0, 4.0, -1.0, 2.0]) - 4.5, x, y, L0(eps=math.inf, lo=0, hi=1))
     >>> (z != x).sum().item()  # 1.5 are lacking: one coordinate, the second one, makes good for 2

@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State, whole
+from epsball.attacks.attack import Attack, State
 from epsball.attacks.grid import BLOCK
 from epsball.attacks.pace import hopeful, looked, no_pace
 from epsball.attacks.windows import FILLINGS, Filling
-from epsball.ball import Batch, column, flat
-from epsball.errors import BadInput
-from epsball.losses import Loss, margin
-from epsball.objective import Point
-from epsball.task import Task
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import Batch, column, flat
+from epsball.problem.losses import Loss, margin
+from epsball.problem.objective import Point
+from epsball.problem.task import Task
 
 PATIENCE = 256
 """The queries that no job is given up before."""

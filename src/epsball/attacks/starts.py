@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from epsball.ball import column, finite, flat
-from epsball.errors import BadInput
-from epsball.task import AWAY, Task
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, finite, flat
+from epsball.problem.task import AWAY, Task
 
 TRIED = 8
 """The references that are tried for an example, the nearest ones of the class that is wanted."""

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.attacks.grid import HALF, Cells, Grid, Windows, below, eta, owned, windows
-from epsball.ball import Batch, column, flat
-from epsball.balls import Linf
-from epsball.task import Task
+from epsball.balls.linf import Linf
+from epsball.common.shapes import Batch, column, flat
+from epsball.problem.task import Task
 
 SHORT = 1 - 1e-6
 """The part of the radius that L2 and L1 aim at, as in AutoAttack: cells are rounded when they are written."""

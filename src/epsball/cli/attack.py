@@ -37,9 +37,10 @@ def attack(
     json
         Print the figures as JSON on stdout.
     """
-    from epsball.adversarial import make
-    from epsball.attacks import parse
+    from epsball.attacks.registry import parse
     from epsball.cli.allocator import keep_memory
+    from epsball.evaluation.adversarial_set import make
+    from epsball.report.adversarial_sheet import draw_adversarial_set
 
     keep_memory()
     chosen = parse(attack)
@@ -62,7 +63,7 @@ def attack(
     made.save(out / "adversarial.parquet")
     pictured = rows > 0 and len(examples.shape) in (2, 3) and made.direction is not None
     if pictured:
-        made.draw(out / "sheet.png", rows=rows, ball=subject.ball)
+        draw_adversarial_set(made, out / "sheet.png", rows=rows, ball=subject.ball)
     if json:
         print(encoder.dumps(made.summary() | {"out": str(out)}, indent=2))
         return

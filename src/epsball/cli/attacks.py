@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from epsball.attacks import ALIASES, ATTACKS, attack_class, options_of
-from epsball.cascades import CASCADES
+from epsball.attacks.registry import ALIASES, ATTACKS, attack_class, options_of
+from epsball.engine.protocols import CASCADES
 
 
 def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:

@@ -14,15 +14,15 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from epsball.errors import BadInput
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import nn
 
     from epsball.attacks.attack import Attack
-    from epsball.ball import Ball
-    from epsball.data import Examples
+    from epsball.balls.ball import Ball
+    from epsball.data.examples import Examples
     from epsball.training.fit import FitResult
 
 BATCH = 128
@@ -68,7 +68,7 @@ class Material:
 
     def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
         """The data of a split."""
-        from epsball.data import load_data
+        from epsball.data.examples import load_data
 
         return load_data(
             self.data,
@@ -80,7 +80,7 @@ class Material:
 
     def ball_for(self, examples: Examples) -> Ball:
         """The ball, in the data's box unless another is given."""
-        from epsball.balls import parse
+        from epsball.balls.registry import parse
 
         lo = examples.lo if self.lo is None else self.lo
         hi = examples.hi if self.hi is None else self.hi
@@ -139,8 +139,8 @@ class Subject(Material):
         out: Path | None,
         console: Console,
     ) -> tuple[nn.Module, str]:
+        from epsball.common.json_files import read_json
         from epsball.models.load import load_model, load_weights, save_weights
-        from epsball.run_dir import read_json
 
         classes = examples.classes
         load = partial(load_model, spec, shape=examples.shape, seed=seed)
@@ -207,8 +207,8 @@ class Subject(Material):
 
 def _try(model: nn.Module, examples: Examples, spec: str) -> None:
     """Show the model one example: nothing can go on where that fails."""
-    from epsball.losses import cross_entropy
-    from epsball.objective import Objective
+    from epsball.problem.losses import cross_entropy
+    from epsball.problem.objective import Objective
 
     try:
         with Objective(model, cross_entropy, needs="label") as objective:
@@ -220,8 +220,8 @@ def _try(model: nn.Module, examples: Examples, spec: str) -> None:
 
 def built_in(spec: str) -> bool:
     """Whether `spec` names a network of epsball's, and not a factory module:function or a folder with weights."""
-    from epsball.models import MODELS, spelled
     from epsball.models.folder import is_folder
+    from epsball.models.registry import MODELS, spelled
 
     return (":" not in spec and not is_folder(spec)) or spelled(spec.partition(":")[0]) in MODELS
 
@@ -232,9 +232,9 @@ def parsed(attacks: Sequence[str], ball: str) -> list[Attack]:
     Raises `BadInput` for a name that is not known, and an attack that is not defined in this norm: before there is any
     data to look at, or network to train.
     """
-    from epsball.attacks import parse
-    from epsball.balls import parse as parse_ball
-    from epsball.cascades import expand
+    from epsball.attacks.registry import parse
+    from epsball.balls.registry import parse as parse_ball
+    from epsball.engine.protocols import expand
 
     near = parse_ball(ball, lo=0, hi=1)  # any box will do
     found = [parse(part) for name in attacks for part in expand(name, near.name)]

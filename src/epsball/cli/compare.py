@@ -13,7 +13,7 @@ from rich.table import Table
 from epsball.cli.common import Json, finite, percent
 
 if TYPE_CHECKING:
-    from epsball.comparison import Comparison
+    from epsball.evaluation.compare import Comparison
 
 SHOWN = 8
 
@@ -32,9 +32,9 @@ def compare(a: Path, b: Path, /, *, json: Json = False) -> None:
     json
         Print the figures, with the ids that differ, as JSON on stdout.
     """
-    import epsball
+    from epsball.evaluation.compare import compare as library_compare
 
-    found = epsball.compare(a, b)
+    found = library_compare(a, b)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
         return

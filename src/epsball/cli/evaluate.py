@@ -17,11 +17,11 @@ from rich.table import Table
 
 from epsball.cli.common import Json, Subject, described, finite, parsed, percent, progress
 from epsball.cli.min_norm import show_distances
-from epsball.errors import BadInput
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
 
 if TYPE_CHECKING:
-    from epsball.evaluation import Evaluation, Status
+    from epsball.evaluation.result import Evaluation, Status
 
 
 def evaluate(
@@ -90,12 +90,12 @@ def evaluate(
     draft
         On a GPU: run each attack that takes gradients in bf16 first, and in full precision on what still stands.
     """
-    import epsball
-    from epsball.balls import parse_radius
+    from epsball.balls.registry import parse_radius
     from epsball.cli.allocator import keep_memory
-    from epsball.protocol import radii_of
+    from epsball.evaluation.evaluate import evaluate as library_evaluate
+    from epsball.evaluation.evaluate import radii_of
+    from epsball.evaluation.point_storage import Storage
     from epsball.report.html import write_report
-    from epsball.storage import Storage
 
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise BadInput(f"`--fail-under` must be a share from 0 to 1, got {fail_under}; write 0.5 for 50 %")
@@ -143,7 +143,7 @@ def evaluate(
             _keep_command(out, subject, flags, examples.classes)
         with progress(errors) as bar:
             task = bar.add_task("", total=len(examples), note="")
-            found = epsball.evaluate(
+            found = library_evaluate(
                 model,
                 examples,
                 ball,

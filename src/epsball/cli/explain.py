@@ -12,7 +12,7 @@ from rich.console import Console
 from epsball.cli import explain_tables as tables
 from epsball.cli.common import Json, Subject, described, progress
 from epsball.cli.explain_every import add_to
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
 
 if TYPE_CHECKING:
     from epsball.explain.dimension import Growth
@@ -73,7 +73,7 @@ def growth(
         Print the figures as JSON on stdout.
     """
     from epsball import explain as analyses
-    from epsball.balls import parse_radius
+    from epsball.balls.registry import parse_radius
     from epsball.explain.dimension import KINDS
 
     radius, errors = parse_radius(eps), Console(stderr=True, highlight=False)
@@ -156,7 +156,7 @@ def l1(
         Print the figures as JSON on stdout.
     """
     from epsball import explain as analyses
-    from epsball.balls import parse_radius
+    from epsball.balls.registry import parse_radius
     from epsball.explain.l1 import MODELS, of_pair
 
     radius, errors = parse_radius(eps), Console(stderr=True, highlight=False)
@@ -229,9 +229,9 @@ def taylor(
         Print the figures as JSON on stdout.
     """
     from epsball import explain as analyses
-    from epsball.balls import parse_radius
+    from epsball.balls.registry import parse_radius
     from epsball.cli.allocator import keep_memory
-    from epsball.losses import resolve_loss
+    from epsball.problem.losses import resolve_loss
 
     chosen = resolve_loss(loss)
     radii = None if eps is None else [parse_radius(radius) for radius in eps]

@@ -15,12 +15,12 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from epsball.cli.common import Json, Subject, built_in, described, finite, progress
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 from epsball.explain.hypotheses import HYPOTHESES, chosen
-from epsball.suggest import one_of
 
 if TYPE_CHECKING:
-    from epsball.data import Examples
+    from epsball.data.examples import Examples
     from epsball.explain.every import Answer
 
 GENERIC = tuple(name for name in HYPOTHESES if name not in ("growth", "l1", "taylor"))
@@ -63,7 +63,7 @@ def everything(
 
 def known(spec: str) -> bool:
     """Whether `spec` is the name of a built-in network."""
-    from epsball.models import MODELS, spelled
+    from epsball.models.registry import MODELS, spelled
 
     return spelled(spec.partition(":")[0]) in MODELS
 

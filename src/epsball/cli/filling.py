@@ -9,8 +9,8 @@ from typing import Any
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from epsball.errors import BadInput
-from epsball.suggest import one_of
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 
 COMMAND = "command.json"
 OUT = Path("trained")
@@ -44,7 +44,7 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
 
 def asked_before(out: Path) -> dict[str, Any]:
     """What the training in a folder was asked for."""
-    from epsball.run_dir import read_json
+    from epsball.common.json_files import read_json
 
     asked = read_json(out / COMMAND, "choose a new directory").get("asked")
     if not isinstance(asked, dict):

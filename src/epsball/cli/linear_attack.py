@@ -60,10 +60,10 @@ def attack(
     json
         Print the figures as JSON on stdout.
     """
+    from epsball.data.tables import output_kind
     from epsball.linear.storage import load
     from epsball.linear.table_attack import attack_table, features_of
     from epsball.linear.tabular import Radius
-    from epsball.tables import output_kind
 
     output_kind(out, (".parquet", ".csv"))
     radius = None if eps is None else Radius.parse(eps)

@@ -12,9 +12,9 @@ from rich.table import Table as Grid
 
 from epsball.cli.common import Json
 from epsball.cli.tabular import Names, Rows, described
-from epsball.errors import BadInput
-from epsball.files import write_whole
-from epsball.suggest import one_of
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,9 +68,9 @@ def path(
     one_of("unit", unit, UNITS)
     if radii < 1:
         raise BadInput(f"`radii` must be >= 1, got {radii}; 20 make a smooth figure")
+    from epsball.data.tables import write_table
     from epsball.linear.paths import eps_path
     from epsball.linear.tabular import ESTIMATORS, Radius, loss_for, path_columns
-    from epsball.tables import write_table
 
     loss, table = loss_for(rows.read(), loss)
     scale = Radius(1.0, unit == "std").unit(table.x)
@@ -128,7 +128,7 @@ def _grid(columns: dict[str, np.ndarray], d: int) -> Grid:
 def _draw(file: Path, columns: dict[str, np.ndarray], scale: np.ndarray, summary: dict[str, Any]) -> None:
     import numpy as np
 
-    from epsball import __version__
+    from epsball.common.version import __version__
     from epsball.report.radii import draw_path
 
     named = [name for name in columns if name.startswith("weight:")]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from epsball.evaluation import Evaluation
+    from epsball.evaluation.result import Evaluation
 
 WIDTH = 40
 

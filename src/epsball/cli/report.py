@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 
 def report(run: Path, /, *others: Path, out: Path | None = None, examples: int = 60) -> None:

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from epsball.cli.common import Json, described, progress
-from epsball.errors import BadInput
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
 from epsball.reproduce.budget import Budget
 
 if TYPE_CHECKING:

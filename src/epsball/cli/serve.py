@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from epsball.cli.common import BATCH, Subject, built_in, described, progress
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from epsball.data import Examples
+    from epsball.data.examples import Examples
     from epsball.serve.exhibit import Shown
 
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from epsball.tables import Table
+    from epsball.data.tables import Table
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
@@ -39,7 +39,7 @@ class Rows:
 
     def read(self, features: tuple[str, ...] | None = None) -> Table:
         """The table; only the columns `features`, where they are known."""
-        from epsball.tables import read_table
+        from epsball.data.tables import read_table
 
         return read_table(self.data, self.target, features=features, drop=self.drop, limit=self.limit)
 

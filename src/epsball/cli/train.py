@@ -17,8 +17,8 @@ from rich.console import Console
 from epsball.cli.common import Json, Material, finite, progress
 from epsball.cli.filling import COMMAND, OUT, asked_before
 from epsball.cli.train_shown import Shown, list_objectives, report
-from epsball.errors import BadInput
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
 from epsball.models.card import evaluation
 from epsball.models.folder import CHECKPOINTS
 from epsball.training.settings import (  # cyclopts looks the types of an inherited field up where the class is
@@ -33,7 +33,7 @@ from epsball.training.settings import (  # cyclopts looks the types of an inheri
 if TYPE_CHECKING:
     from torch import nn
 
-    from epsball.data import Examples
+    from epsball.data.examples import Examples
     from epsball.models.folder import Accuracies
     from epsball.training.record import FitResult
 
@@ -150,12 +150,12 @@ def _train(
 ) -> None:
     import torch
 
-    from epsball.balls import parse as parse_ball
+    from epsball.balls.registry import parse as parse_ball
     from epsball.cli.allocator import keep_memory
     from epsball.models.folder import is_folder, read_record, write_model_folder
     from epsball.models.load import load_model
     from epsball.training.fit import fit, need_tensorboard
-    from epsball.training.named import parse
+    from epsball.training.registry import parse
 
     # All that can be refused is refused before anything is written.
     chosen = parse(objective)
@@ -207,7 +207,7 @@ def _train(
         spec=spec,
         shape=examples.shape,
         classes=classes,
-        result=result,
+        training=result.to_record(),
         label_names=examples.label_names,
         asked=asked,
         accuracies=found,
@@ -257,7 +257,7 @@ def _refuse(out: Path, asked: dict[str, Any], resume: bool) -> None:
 
 def _keep_command(out: Path, asked: dict[str, Any]) -> None:
     """What the training was started with, for --resume."""
-    from epsball.run_dir import read_json
+    from epsball.common.json_files import read_json
 
     path = out / COMMAND
     known = read_json(path, "choose another --out") if path.exists() else {}

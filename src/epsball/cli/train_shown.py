@@ -16,7 +16,7 @@ from epsball.cli.common import described
 from epsball.models.card import ATTACKS
 
 if TYPE_CHECKING:
-    from epsball.data import Examples
+    from epsball.data.examples import Examples
     from epsball.models.folder import Accuracies
     from epsball.training.record import FitResult, Progress
 
@@ -108,8 +108,7 @@ def _time(seconds: float) -> str:
 
 def list_objectives(json: bool) -> None:
     """The objectives, a line each."""
-    from epsball.training import OBJECTIVES
-    from epsball.training.named import objective_class, options_of
+    from epsball.training.registry import OBJECTIVES, objective_class, options_of
 
     listed = {}
     for name in OBJECTIVES:

@@ -12,12 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from epsball.cli.common import Json, Subject, built_in, finite
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from epsball.verification import Verification
+    from epsball.evaluation.verify import Verification
 
 SHOWN = 20
 OF_THE_DATA = ("split", "limit", "image_column", "label_column")
@@ -53,9 +53,9 @@ def verify(
     json
         Print everything, with all differences, as JSON on stdout.
     """
-    import epsball
     from epsball.cli.allocator import keep_memory
-    from epsball.run_dir import read_config
+    from epsball.evaluation.run_directory import read_config
+    from epsball.evaluation.verify import verify as library_verify
 
     keep_memory()
     if not (run / "config.json").exists():
@@ -71,7 +71,7 @@ def verify(
         examples = Subject(data=data, **{name: told[name] for name in OF_THE_DATA if name in told}).examples(
             limit=told.get("limit")
         )
-    found = epsball.verify(run, network, data=examples, width=width)
+    found = library_verify(run, network, data=examples, width=width)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
     else:
@@ -81,7 +81,7 @@ def verify(
 
 def _read(path: Path, remedy: str) -> dict[str, Any] | None:
     """A JSON file; None where there is none."""
-    from epsball.run_dir import read_json
+    from epsball.common.json_files import read_json
 
     return read_json(path, remedy) if path.exists() else None
 
@@ -119,10 +119,10 @@ def _model(
 
 def _classes(run: Path) -> int:
     """As many classes as the logits that the run keeps have columns."""
-    from epsball import run_dir
+    from epsball.evaluation import run_directory
 
-    clean = run_dir.load(run / "stages" / "00000-clean.parquet")
-    return run_dir.points(clean["logits"], (-1,)).shape[1] if "logits" in clean.column_names else 1
+    clean = run_directory.load(run / "stages" / "00000-clean.parquet")
+    return run_directory.points(clean["logits"], (-1,)).shape[1] if "logits" in clean.column_names else 1
 
 
 def _report(found: Verification, run: str, origin: str, data: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Is a verdict to be believed? Indicators of a failed evaluation, each with its threshold, its source and a remedy.
+"""Is an evaluation reliable? Indicators of a failed evaluation, each with its threshold, its source and a remedy.
 
-`whole.py` has `epsball.diagnose`; `record.py` what it finds, and needs no torch.
+Probes, traces, controls and the binarization test; `record` is what they find, and needs no torch.
 """

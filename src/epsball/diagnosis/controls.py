@@ -13,20 +13,21 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball import engine
 from epsball.attacks.attack import Attack
 from epsball.attacks.bim import BIM
 from epsball.attacks.fgsm import FGSM
-from epsball.attacks.noise import SignNoise, UniformNoise
 from epsball.attacks.pgd import PGD
+from epsball.attacks.sign_noise import SignNoise
 from epsball.attacks.square import Square
+from epsball.attacks.uniform_noise import UniformNoise
 from epsball.diagnosis.probes import everywhere, few
 from epsball.diagnosis.reaction import Reaction
 from epsball.diagnosis.record import Indicator, Name, indicator
 from epsball.diagnosis.trace import Trace, trace
-from epsball.losses import margin
-from epsball.objective import Model, Objective
-from epsball.task import Task
+from epsball.engine import queue
+from epsball.problem.losses import margin
+from epsball.problem.objective import Model, Objective
+from epsball.problem.task import Task
 
 QUERIES, DRAWS = 300, 10
 """Queries of the black-box control, and random points of each kind."""
@@ -63,7 +64,7 @@ class Controls:
         if not len(at) or (attack.needs == "grad" and not self.through):
             return found
         with Objective(self.model, attack.loss, needs=attack.needs, careful=True, eot=self.eot) as objective:
-            outcome = engine.run(attack, objective, (eps or self.task).rows(at), width=self.width)
+            outcome = queue.run(attack, objective, (eps or self.task).rows(at), width=self.width)
             self.forwards += objective.forwards
             self.backwards += objective.backwards
         found[at] = outcome.fooled.to(found.device)

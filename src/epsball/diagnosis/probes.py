@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epsball.attacks.pace import lead
-from epsball.ball import Ball, flat
-from epsball.balls import Linf
+from epsball.balls.ball import Ball
+from epsball.balls.linf import Linf
+from epsball.common.shapes import flat
 from epsball.diagnosis.record import Indicator, indicator
-from epsball.losses import margin
-from epsball.objective import Model, Objective
-from epsball.task import Task
+from epsball.problem.losses import margin
+from epsball.problem.objective import Model, Objective
+from epsball.problem.task import Task
 
 SHORT, STEPS = 1e-3, 8
 """A short step as a share of the data's range, and how many are made."""

@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks import parse
-from epsball.attacks.attack import Attack, at_least
+from epsball.attacks.attack import Attack
+from epsball.attacks.registry import parse
 from epsball.attacks.square import Square
+from epsball.common.checks import at_least
 from epsball.diagnosis.probes import Probe
 from epsball.diagnosis.record import Name
-from epsball.losses import Loss, cross_entropy
-from epsball.task import Task
+from epsball.problem.losses import Loss, cross_entropy
+from epsball.problem.task import Task
 
 A = TypeVar("A")
 
@@ -36,8 +37,8 @@ class Tempered:
 
     The order of the classes, and so the verdict, is that of the logits themselves.
 
-    >>> from epsball.balls import Linf
-    >>> from epsball.task import task_of
+    >>> from epsball.balls.linf import Linf
+    >>> from epsball.problem.task import task_of
     >>> task = task_of(torch.zeros(1, 1), 0, Linf(eps=1.0))
     >>> logits = torch.tensor([[2000.0, 0.0]])
     >>> cross_entropy(logits, task).abs(), Tempered(cross_entropy, 1000.0)(logits, task)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
 from epsball.attacks.pace import lead
-from epsball.ball import column, flat
-from epsball.objective import Objective
-from epsball.task import Task
+from epsball.common.shapes import column, flat
+from epsball.problem.objective import Objective
+from epsball.problem.task import Task
 
 S = TypeVar("S", bound=State)
 

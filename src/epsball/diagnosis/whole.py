@@ -8,29 +8,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from epsball import engine
-from epsball.attacks.attack import Attack, whole
-from epsball.ball import Ball
-from epsball.called import Called
-from epsball.data import Examples, from_arrays
+from epsball.attacks.attack import Attack
+from epsball.balls.ball import Ball
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples, from_arrays
+from epsball.diagnosis.active_test_record import ActiveTest
 from epsball.diagnosis.controls import Controls
 from epsball.diagnosis.probes import Probe, everywhere, probed
 from epsball.diagnosis.reaction import Reaction
 from epsball.diagnosis.record import INDICATORS, Diagnosis, Indicator, indicator
-from epsball.errors import BadInput
-from epsball.losses import cross_entropy
-from epsball.objective import Model, ModelWarning, Objective, check_labels, frozen
-from epsball.stages import Asked, named
-from epsball.task import AWAY, Task, task_of
-
-if TYPE_CHECKING:
-    from epsball.evaluation import ActiveTest, Evaluation
+from epsball.engine import queue
+from epsball.engine.stages import Asked, named
+from epsball.engine.user_attack import Called
+from epsball.problem.losses import cross_entropy
+from epsball.problem.objective import Model, ModelWarning, Objective, check_labels, frozen
+from epsball.problem.task import AWAY, Task, task_of
 
 PROBED = 64
 """Examples that `probe` looks at."""
@@ -38,6 +38,17 @@ FEW_CLASSES, ENOUGH = 3, 1000
 """With fewer classes so many examples of each are needed before a class without one is taken for a rejection."""
 TENTH = 0.1
 """Where a radius is infinite, attacks are compared in a ball of this share of the data's range."""
+
+
+class Finished(Protocol):
+    """What a diagnosis reads of a finished evaluation (`epsball.Evaluation`)."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def records(self) -> pa.Table: ...
+    @property
+    def active_test(self) -> ActiveTest | None: ...
 
 
 def diagnose(
@@ -50,7 +61,7 @@ def diagnose(
     seed: int = 0,
     eot: int = 1,
     width: int = 128,
-    evaluation: Evaluation | None = None,
+    evaluation: Finished | None = None,
 ) -> Diagnosis:
     """Is an evaluation of `model` by `attacks` in `ball` to be believed? The indicators of attack failure.
 
@@ -101,7 +112,7 @@ def diagnosed(
     n: int,
     eot: int,
     width: int,
-    evaluation: Evaluation | None = None,
+    evaluation: Finished | None = None,
     classes: int = 0,
     reaction: Reaction = Reaction(),  # noqa: B008 - it is frozen
 ) -> Diagnosis | None:
@@ -200,7 +211,7 @@ def _quiet(x: Tensor, seed: int) -> Iterator[None]:
 def _correct(model: Model, task: Task, eot: int, width: int) -> tuple[Task, Float[Tensor, "m classes"], int] | None:
     """The rows that are classified correctly, with their logits, and what it cost to see which; None for labels."""
     with Objective(model, cross_entropy, needs="logits", eot=eot) as objective:
-        output = engine.forward_rows(objective, task, task.x, width)
+        output = queue.forward_rows(objective, task, task.x, width)
         if not output.is_floating_point():
             return None
         check_labels(output, task)
@@ -210,7 +221,7 @@ def _correct(model: Model, task: Task, eot: int, width: int) -> tuple[Task, Floa
 
 
 def _without_gradients(
-    evaluation: Evaluation | None, task: Task, attacks: Sequence[tuple[str, Attack]]
+    evaluation: Finished | None, task: Task, attacks: Sequence[tuple[str, Attack]]
 ) -> Bool[Tensor, " n"]:
     """The rows that an evaluation fooled by a transfer, or by an attack that sees no gradient."""
     found = torch.zeros(len(task.x), dtype=torch.bool, device=task.x.device)

@@ -19,16 +19,18 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball import fingerprint
-from epsball.attacks.attack import Attack, whole
+from epsball.attacks.attack import Attack
 from epsball.attacks.fgsm import FGSM
-from epsball.ball import Ball, flat
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import flat
+from epsball.data.examples import Examples
 from epsball.explain.passes import checked, cosines, kept, logits_at, median, read, right, shuffled, slopes
 from epsball.explain.record import class_names, evenly, percent, said, versions
-from epsball.losses import Loss, cross_entropy
-from epsball.objective import Model
+from epsball.problem.losses import Loss, cross_entropy
+from epsball.problem.objective import Model
 
 FAST_GRADIENT = FGSM()
 SPREAD = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -146,7 +148,7 @@ def direction(
     Raises `BadInput` where there is no network, or they differ in their number of classes.
 
     >>> from epsball import Linf
-    >>> from epsball.data import load_data
+    >>> from epsball.data.examples import load_data
     >>> def linear(x):
     ...     return x.flatten(1)[:, 27:29]
     >>> digits = load_data("digits", limit=40)

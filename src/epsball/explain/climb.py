@@ -16,16 +16,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.attacks.fgsm import FGSM
-from epsball.ball import Ball
-from epsball.balls import Linf
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.balls.linf import Linf
+from epsball.common.errors import BadInput
+from epsball.common.noise import Noise
+from epsball.data.examples import Examples
 from epsball.explain.passes import right
 from epsball.explain.record import radius_of
-from epsball.losses import margin
-from epsball.noise import Noise
-from epsball.objective import Model, Objective, check_labels, prediction
-from epsball.task import Task, task_of
+from epsball.problem.losses import margin
+from epsball.problem.objective import Model, Objective, check_labels, prediction
+from epsball.problem.task import Task, task_of
 
 TEMPERATURES = (0.1, 0.2)
 """T, in units of the median margin of the examples that the perturbation is made on. What is climbed has many tops."""

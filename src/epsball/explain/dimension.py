@@ -23,12 +23,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from epsball.attacks.attack import whole
-from epsball.balls import Linf
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.linf import Linf
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.noise import Noise
+from epsball.data.examples import Examples
 from epsball.explain.record import exponent, halves, or_none, percent, versions
-from epsball.noise import Noise
 
 SIDES = (7, 14, 28, 56, 112)
 PAPERS_PAIR = (3, 7)
@@ -162,7 +162,7 @@ def growth(
 
     Raises `BadInput` where the examples are no images, or one of the pair is not among them.
 
-    >>> from epsball.data import load_data
+    >>> from epsball.data.examples import load_data
     >>> found = growth(load_data("digits"), eps=0.1, sides=(4, 8, 16), draws=4)
     >>> [(rung.n, round(rung.predicted - rung.measured, 9)) for rung in found.of("normal")]
     [(16, 0.0), (64, 0.0), (256, 0.0)]

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
 from epsball.explain.alignment import direction
 from epsball.explain.dimension import growth
 from epsball.explain.hypotheses import HYPOTHESES, chosen
@@ -34,8 +35,7 @@ from epsball.explain.steepness import conditioning
 from epsball.explain.subspace import manifold
 from epsball.explain.targeted import targets
 from epsball.explain.taylor import taylor_gap
-from epsball.files import write_whole
-from epsball.objective import Model
+from epsball.problem.objective import Model
 
 log = logging.getLogger(__name__)
 

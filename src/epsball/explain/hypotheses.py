@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from epsball.suggest import one_of
+from epsball.common.suggest import one_of
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import sklearn
 from scipy.special import expit
 from torch import Tensor
 
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
 from epsball.explain import gradient_penalty
 from epsball.explain.dimension import classes_of_pair
 from epsball.explain.record import percent, versions

@@ -18,15 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
-from epsball.ball import Ball, column
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column
+from epsball.data.examples import Examples
 from epsball.explain.passes import band, checked, kept, median, parts, read, right, shuffled, without_box
 from epsball.explain.record import evenly, percent, radius_of, said, versions
-from epsball.losses import Loss, cross_entropy
-from epsball.objective import Model, Objective
+from epsball.problem.losses import Loss, cross_entropy
+from epsball.problem.objective import Model, Objective
 
 PIECES = {
     "whole": "all of the line",
@@ -125,7 +126,7 @@ def linearity(
     Raises `BadInput` for a ball without a single radius, and in L0 unless `boxed`.
 
     >>> from epsball import Linf
-    >>> from epsball.data import load_data
+    >>> from epsball.data.examples import load_data
     >>> found = linearity(lambda x: x.flatten(1)[:, :10], load_data("digits"), Linf(eps=0.1), rows=20)
     >>> round(min(found.explained["whole"]), 9), round(found.at(0) - found.control[40], 9)
     (1.0, 0.0)

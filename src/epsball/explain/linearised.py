@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
-from epsball.ball import Ball, flat
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import flat
+from epsball.data.examples import Examples
 from epsball.explain.dimension import at_side
 from epsball.explain.networks import fitted
 from epsball.explain.passes import checked, kept, logits_at, median, read, right, shuffled, slopes, without_box
 from epsball.explain.record import evenly, exponent, halves, percent, radius_of, said, versions
-from epsball.losses import margin
-from epsball.models import build
+from epsball.models.registry import build
+from epsball.problem.losses import margin
 
 SIDES = (7, 14, 28, 56)
 DRAWS = 4
@@ -185,7 +186,7 @@ def step_of(model: nn.Module, data: Examples, ball: Ball, *, width: int = 128, s
     """The figures of one network at the size of its images; the module comes back as it was.
 
     >>> from epsball import Linf
-    >>> from epsball.data import from_arrays
+    >>> from epsball.data.examples import from_arrays
     >>> data = from_arrays(torch.full((1, 2, 2), 0.5), [1], lo=0, hi=1)
     >>> found = step_of(lambda x: x.flatten(1) @ torch.tensor([3.0, 1.0, 0.0, -2.0]) + 1, data, Linf(eps=0.1))
     >>> round(found.gap, 6), round(found.gain, 6), round(found.rise, 6), round(found.noise, 6) <= 0.6

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from epsball import fingerprint
-from epsball.attacks import attack_class
-from epsball.attacks.attack import whole
-from epsball.ball import Ball
-from epsball.balls import BALLS
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.attacks.registry import attack_class
+from epsball.balls.ball import Ball
+from epsball.balls.registry import BALLS
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
+from epsball.data.examples import Examples
+from epsball.evaluation.evaluate import evaluate
 from epsball.explain.record import evenly, or_none, percent, versions
-from epsball.objective import Model
-from epsball.protocol import evaluate
-from epsball.suggest import one_of
+from epsball.problem.objective import Model
 
 ATTACKS = ("fmn", "fab:minimise=true")
 """Those of them that are defined in a norm are run in it."""
@@ -165,8 +165,8 @@ def boundary(
 
     For a linear model the distance is |w.x + b| over the dual norm of w:
 
-    >>> from epsball.balls import L2
-    >>> from epsball.data import from_arrays
+    >>> from epsball.balls.l2 import L2
+    >>> from epsball.data.examples import from_arrays
     >>> data = from_arrays(torch.tensor([[3.0, 4.0], [0.0, -5.0]]), [1, 0], lo=-9, hi=9)
     >>> found = boundary(lambda x: x @ torch.tensor([3.0, 4.0]), data, L2(eps=1.0, lo=-9, hi=9))
     >>> [round(distance, 3) for distance in found.of("l2").boundary]

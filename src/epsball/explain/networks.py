@@ -8,10 +8,10 @@ from math import ceil
 import torch
 from torch import nn
 
-from epsball.attacks.attack import whole
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.models import build
+from epsball.balls.ball import Ball
+from epsball.common.checks import whole
+from epsball.data.examples import Examples
+from epsball.models.registry import build
 from epsball.training.fgsm_mix import FGSMMix
 from epsball.training.fit import PLAIN, fit
 from epsball.training.step import Objective

@@ -19,16 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
 from epsball.attacks.fgsm import FGSM
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.noise import Noise
+from epsball.data.examples import Examples
 from epsball.explain.record import box_of, class_names, evenly, or_none, percent, said, versions
-from epsball.losses import cross_entropy
-from epsball.noise import Noise
-from epsball.objective import Model, Objective
+from epsball.problem.losses import cross_entropy
+from epsball.problem.objective import Model, Objective
 
 SURE = 0.5
 SHOWN = 10
@@ -157,8 +157,8 @@ def rubbish(
 
     The logits 2x and -2x give p > .5 always by softmax, and a sigmoid of p > .5 to exactly one class:
 
-    >>> from epsball.balls import Linf
-    >>> from epsball.data import from_arrays
+    >>> from epsball.balls.linf import Linf
+    >>> from epsball.data.examples import from_arrays
     >>> data = from_arrays(torch.tensor([[0.25], [0.75]]), [0, 1], lo=0, hi=1)
     >>> found = rubbish(lambda x: torch.cat([2 * x, -2 * x], 1), data, Linf(eps=0.5, lo=0, hi=1), draws=100)
     >>> found.of("normal").share, found.of("normal", "sigmoid").share, found.of("uniform").classes

@@ -17,16 +17,16 @@ from typing import Any
 
 from torch import Tensor
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
 from epsball.explain.climb import Maker, Shared
 from epsball.explain.dimension import at_side
 from epsball.explain.networks import trained
 from epsball.explain.record import box_of, class_names, evenly, halves, name_of, percent, radius_of, said, versions
-from epsball.objective import Model
+from epsball.problem.objective import Model
 
 SIDES = (7, 14, 28)
 NETWORK = "small-mlp"
@@ -137,8 +137,8 @@ def universal(
     A linear model falls to one step for all, which its own values in random places are not:
 
     >>> import torch
-    >>> from epsball.balls import Linf
-    >>> from epsball.data import from_arrays
+    >>> from epsball.balls.linf import Linf
+    >>> from epsball.data.examples import from_arrays
     >>> x = torch.rand(40, 100, generator=torch.Generator().manual_seed(0))
     >>> sides = torch.ones(100).index_fill(0, torch.arange(50), -1.0)
     >>> found = universal(lambda x: 20 + x @ sides, from_arrays(x, torch.ones(40).long()), Linf(eps=0.4))

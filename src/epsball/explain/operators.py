@@ -17,10 +17,10 @@ from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
+from epsball.common.noise import Noise
 from epsball.explain.passes import kept
 from epsball.models.builtin import Maxout, Normalize
-from epsball.noise import Noise
-from epsball.objective import frozen
+from epsball.problem.objective import frozen
 
 AFFINE = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

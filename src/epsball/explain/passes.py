@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.ball import Ball, flat
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.noise import Noise
+from epsball.common.shapes import flat
+from epsball.data.examples import Examples
 from epsball.explain.record import or_none
-from epsball.losses import Loss, cross_entropy
-from epsball.noise import Noise
-from epsball.objective import Model, Objective, Point, check_labels
-from epsball.task import Task, task_of
+from epsball.problem.losses import Loss, cross_entropy
+from epsball.problem.objective import Model, Objective, Point, check_labels
+from epsball.problem.task import Task, task_of
 
 QUANTILES = (0.05, 0.5, 0.95)
 """What a band shows of the examples: low, middle, high."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epsball import __version__
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.version import __version__
+from epsball.data.examples import Examples
 
 
 class Finding(Protocol):
@@ -42,7 +42,7 @@ class Finding(Protocol):
 def said(ball: Ball) -> str:
     """A ball in words.
 
-    >>> from epsball.balls import Linf
+    >>> from epsball.balls.linf import Linf
     >>> said(Linf(eps=0.1, lo=0, hi=1))
     'linf 0.1'
     """
@@ -120,7 +120,7 @@ def evenly(data: Examples, rows: int) -> Examples:
 def halves(data: Examples) -> tuple[Examples, Examples]:
     """Every second example of each class, and the others, both in their order.
 
-    >>> from epsball.data import from_arrays
+    >>> from epsball.data.examples import from_arrays
     >>> [part.y.tolist() for part in halves(from_arrays(torch.zeros(6, 1), [0, 1, 0, 1, 0, 1]))]
     [[0, 1, 0], [1, 0, 1]]
     """

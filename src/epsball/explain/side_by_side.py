@@ -19,16 +19,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
 from epsball.attacks.fgsm import FGSM
 from epsball.attacks.pgd import PGD
-from epsball.ball import Ball, flat
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import flat
+from epsball.data.examples import Examples
 from epsball.explain.passes import band, checked, kept, logits_at, read, right, slopes
 from epsball.explain.record import evenly, percent, radius_of, said, versions
-from epsball.losses import margin
+from epsball.problem.losses import margin
 
 NEAR = 0.01
 """A weight is near zero below this share of the greatest of its layer, as in the analysis `l1`."""

@@ -18,16 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
 from epsball.explain.operators import AFFINE, Layer, affine_layers, chained, taken
 from epsball.explain.passes import checked, kept, median, parts, read
 from epsball.explain.record import evenly, percent, radius_of, said, versions
-from epsball.objective import Objective
-from epsball.task import Task
+from epsball.problem.objective import Objective
+from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

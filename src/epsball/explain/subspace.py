@@ -19,15 +19,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from epsball import fingerprint
-from epsball.attacks.attack import Attack, whole
+from epsball.attacks.attack import Attack
 from epsball.attacks.fgsm import FGSM
-from epsball.ball import Ball, flat
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import flat
+from epsball.data.examples import Examples
 from epsball.explain.passes import checked, kept, logits_at, read, right, shuffled
 from epsball.explain.record import evenly, halves, percent, said, versions
-from epsball.objective import Model
+from epsball.problem.objective import Model
 
 FAST_GRADIENT = FGSM()
 MOST = 64

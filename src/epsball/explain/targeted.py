@@ -19,16 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.noise import Noise
+from epsball.data.examples import Examples
+from epsball.evaluation.evaluate import evaluate
 from epsball.explain.record import box_of, class_names, evenly, percent, radius_of, said, versions
-from epsball.losses import cross_entropy
-from epsball.noise import Noise
-from epsball.objective import Model, Objective
-from epsball.protocol import evaluate
+from epsball.problem.losses import cross_entropy
+from epsball.problem.objective import Model, Objective
 
 ATTACK = "pgd"
 NOTHING = ("black", "grey", "white", "noise")
@@ -154,8 +154,8 @@ def targets(
 
     Logits that are the three features: at x, class 0 leads by .1 over class 1 and by .5 over class 2.
 
-    >>> from epsball.balls import Linf
-    >>> from epsball.data import from_arrays
+    >>> from epsball.balls.linf import Linf
+    >>> from epsball.data.examples import from_arrays
     >>> data = from_arrays(torch.tensor([[0.5, 0.4, 0.0]]), [0], classes=3)
     >>> found = targets(lambda x: x, data, Linf(eps=0.1), eps=(0.2, 0.3))
     >>> found.driven[0], found.reached, [one.mean for one in found.curve]

@@ -19,15 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball import fingerprint
-from epsball.attacks.attack import whole
-from epsball.ball import Ball, flat, shown
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.shapes import flat, shown
 from epsball.explain.passes import QUANTILES, kept, quantiles
 from epsball.explain.record import versions
-from epsball.losses import Loss, cross_entropy
-from epsball.objective import Model, Objective, check_labels
-from epsball.task import task_of
+from epsball.problem.losses import Loss, cross_entropy
+from epsball.problem.objective import Model, Objective, check_labels
+from epsball.problem.task import task_of
 
 HALVINGS = 7
 """By default the radii are the ball's and this many halvings of it."""

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from epsball.ball import BLOCK, Ball, blocks, flat
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.shapes import BLOCK, blocks, flat
 
 
 @dataclass(frozen=True, eq=False)

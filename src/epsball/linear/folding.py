@@ -29,7 +29,7 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, Stan
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 from epsball.models.builtin import Normalize
 
 REMEDY = "use `epsball.evaluate` for models that are not linear"

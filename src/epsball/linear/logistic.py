@@ -17,7 +17,7 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 from epsball.linear import multiclass, solver
 from epsball.linear.gauge import Gauge
 from epsball.linear.losses import Logistic

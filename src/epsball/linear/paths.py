@@ -16,7 +16,7 @@ from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 from epsball.linear.hinge import RobustLinearSVC
 from epsball.linear.logistic import RobustLogisticRegression
 from epsball.linear.radius import eps_max

@@ -10,12 +10,12 @@ from scipy.optimize import linprog
 from scipy.sparse import issparse
 from sklearn.utils.validation import check_X_y
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 from epsball.linear import solver
 from epsball.linear.gauge import GAUGES
 from epsball.linear.losses import Hinge
 from epsball.linear.robust import gauge_of, shares
-from epsball.suggest import one_of
 
 LOSSES = ("logistic", "hinge", "squared")
 

@@ -13,11 +13,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 from epsball.linear.gauge import GAUGES, Gauge
 from epsball.linear.newton import Matrix, squares
 from epsball.linear.solver import Solution
-from epsball.suggest import one_of
 
 PENALTIES = ("l1", "l2")
 

@@ -16,8 +16,8 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from epsball.errors import BadInput
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
 
 ENDING = ".skops"
 

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from sklearn.base import BaseEstimator, is_classifier
 
-from epsball.balls import BALLS
-from epsball.errors import BadInput
+from epsball.balls.registry import BALLS
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
+from epsball.data.tables import Table, write_table
 from epsball.linear.exact import minimal_eps, optimum
 from epsball.linear.folding import affine
 from epsball.linear.logistic import RobustClassifier
 from epsball.linear.tabular import Radius
-from epsball.suggest import one_of
-from epsball.tables import Table, write_table
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,15 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.base import is_classifier
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
+from epsball.data.tables import Table
 from epsball.linear.hinge import RobustLinearSVC
 from epsball.linear.logistic import RobustLogisticRegression
 from epsball.linear.paths import EpsPath, Robust, RobustLogisticRegressionCV
 from epsball.linear.radius import eps_max
 from epsball.linear.regression import RobustRegressor
 from epsball.linear.robust import ConstantModelWarning
-from epsball.suggest import one_of
-from epsball.tables import Table
 
 ESTIMATORS: dict[str, type[Robust]] = {
     "logistic": RobustLogisticRegression,
@@ -46,7 +46,7 @@ class Radius:
     @classmethod
     def parse(cls, text: str) -> Radius:
         """A radius from NUMBER or FRACTION, with `std` behind it for standard deviations. Raises `BadInput`."""
-        from epsball.balls import parse_radius
+        from epsball.balls.registry import parse_radius
 
         short = text.strip().lower()
         value = parse_radius(short.removesuffix("std").strip())

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 
 class Normalize(nn.Module):

@@ -16,15 +16,13 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from epsball.errors import BadInput
-from epsball.files import write_whole
-from epsball.models import MODELS, spelled
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
 from epsball.models.card import markdown
+from epsball.models.registry import MODELS, spelled
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from epsball.training.record import FitResult
 
 WEIGHTS, RECORD, CARD = "model.safetensors", "model.json", "README.md"
 CHECKPOINTS = "training"
@@ -82,7 +80,7 @@ def write_model_folder(
     spec: str,
     shape: Sequence[int],
     classes: int,
-    result: FitResult,
+    training: Mapping[str, Any],
     label_names: Sequence[str] | None = None,
     asked: Mapping[str, Any] | None = None,
     accuracies: Sequence[Accuracies] = (),
@@ -90,8 +88,9 @@ def write_model_folder(
     """Keep a trained model in the folder `path`, for `read_model_folder` and `--model PATH`.
 
     `spec` is what builds the network: the name of a built-in with its options, or module:factory; `shape` is that of
-    one example, `classes` the number that the network was built for. `asked` (of the command line: data, ball,
-    objective, and so on) is for the record and the card. Files of an earlier model are written over.
+    one example, `classes` the number that the network was built for. `training` is the record of the training
+    (`FitResult.to_record`), `asked` (of the command line: data, ball, objective, and so on) is for the card as well.
+    Files of an earlier model are written over.
     """
     from epsball.models.load import save_weights
 
@@ -103,7 +102,7 @@ def write_model_folder(
         classes=classes,
         label_names=None if label_names is None else tuple(label_names),
         asked=dict(asked or {}),
-        training=json.loads(result.to_json()),
+        training=dict(training),
         accuracies=tuple(accuracies),
         sha256=_checksum(path / WEIGHTS),
     )

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from epsball.errors import BadInput
-from epsball.files import write_whole
-from epsball.models import MODELS, build, spelled
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 from epsball.models.folder import RECORD, WEIGHTS, is_folder, read_model_folder, read_record
-from epsball.suggest import one_of
+from epsball.models.registry import MODELS, build, spelled
 
 CONVERT = (
     "where it can be trusted, convert it once: "

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 from epsball.models.builtin import small_cnn, small_mlp
-from epsball.suggest import one_of
 
 LEVELS = 8
 """Grey levels of the quantised input."""

@@ -1,1 +1,4 @@
-"""What a person looks at. Nothing here needs torch: it reads records and arrays."""
+"""What a person looks at after an evaluation: the report, the comparison, cards and figures.
+
+Nothing here needs torch: it reads records and arrays.
+"""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import epsball
+from epsball.common.version import __version__
 from epsball.report import page
 
 INDEX, PAGE = "index.md", "index.html"
@@ -43,7 +43,7 @@ def write_findings(entries: Sequence[Entry], about: Sequence[tuple[str, str]], o
         "findings.html",
         charts=(),
         title="Why there are adversarial examples",
-        made_by=f"epsball {epsball.__version__}",
+        made_by=f"epsball {__version__}",
         entries=entries,
         about=about,
         pictures=pictures,

@@ -15,8 +15,8 @@ from io import BytesIO
 import numpy as np
 import pyarrow as pa
 
+from epsball.evaluation.point_storage import Storage
 from epsball.report.run import Run
-from epsball.storage import Storage
 
 SHOWN = 60
 BYTES = 2_300_000

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-import epsball
-from epsball.comparison import Comparison, compare
-from epsball.errors import BadInput
-from epsball.evaluation import Evaluation
+from epsball.common.errors import BadInput
+from epsball.common.version import __version__
+from epsball.evaluation.compare import Comparison, compare
+from epsball.evaluation.result import Evaluation
 from epsball.report import page
 from epsball.report.card import markdown, robustbench_text
 from epsball.report.charts import curve, distances, together
@@ -103,7 +103,7 @@ def of_run(run: Run, examples: int = SHOWN) -> str:
         gallery=gallery(run, examples),
         settings=_settings(run),
         config_text=(run.path / "config.json").read_text(),
-        made_by=f"epsball {epsball.__version__}",
+        made_by=f"epsball {__version__}",
     )
 
 
@@ -124,7 +124,7 @@ def of_runs(runs: Sequence[Run]) -> str:
         named=named,
         shown=charts,
         pairs=[_pair(named[0], other) for other in named[1:]],
-        made_by=f"epsball {epsball.__version__}",
+        made_by=f"epsball {__version__}",
     )
 
 

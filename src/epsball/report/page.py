@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 Cell = str | int

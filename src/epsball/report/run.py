@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from epsball import run_dir
+from epsball.common.json_files import read_json
 from epsball.diagnosis.record import Diagnosis
-from epsball.evaluation import Evaluation, Stage, Status
+from epsball.evaluation.result import Evaluation, Stage, Status
 from epsball.report.page import counted, percent
 
 NOISE = ("uniform-noise", "sign-noise")
@@ -53,7 +53,7 @@ class Run:
         """The run in a directory; `found` where it has been read already. Raises `BadInput` where there is none."""
         path = Path(path)
         kept = path / "command.json"
-        command = run_dir.read_json(kept, "delete it: it only says how the run was started") if kept.exists() else {}
+        command = read_json(kept, "delete it: it only says how the run was started") if kept.exists() else {}
         return cls(path, found or Evaluation.load(path), command)
 
     @property

@@ -13,8 +13,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from epsball.errors import BadInput
-from epsball.files import write_whole
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
 
 
 @dataclass(frozen=True)

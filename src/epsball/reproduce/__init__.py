@@ -1,4 +1,4 @@
-"""Published experiments, made again: the paper's figures beside ours.
+"""Published experiments, reproduced: the paper's figures beside ours, one experiment a file.
 
-`goodfellow2015.py` names the paper's experiments in a table, EXPERIMENTS; each has a file of its own.
+`goodfellow2015` names its experiments in a table; general measurements belong in `explain`.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 BATCH, RATE, EPOCHS, STEPS = 128, 2e-3, 7, 1200
 """Rows of a step, the largest learning rate of Adam, and the least epochs and steps by default."""

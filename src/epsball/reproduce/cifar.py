@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from epsball.attacks.fgsm import FGSM
-from epsball.balls import Linf
-from epsball.models import build
+from epsball.balls.linf import Linf
+from epsball.common.noise import Noise
 from epsball.models.builtin import Normalize
-from epsball.noise import Noise
+from epsball.models.registry import build
 from epsball.reproduce.nets import Net, Nets, Recipe, logits_of, mean, percent, seen, shares_of
 from epsball.reproduce.record import Line, Measured, Missing, Strip
 from epsball.reproduce.strips import predicted, tiles

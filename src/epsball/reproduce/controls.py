@@ -16,12 +16,12 @@ from typing import Any
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.ball import Ball
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets, Recipe, conventions, mean, percent, spent, stand_in
 from epsball.reproduce.record import Line
 from epsball.reproduce.threes_sevens import EPS, Outcome
-from epsball.suggest import one_of
 from epsball.training.plain import Plain
 from epsball.training.step import Step, TrainingObjective
 

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 from epsball.reproduce.agreement import agreement
 from epsball.reproduce.along import along
 from epsball.reproduce.budget import Budget as Budget
@@ -28,7 +29,6 @@ from epsball.reproduce.sources import mnist as mnist
 from epsball.reproduce.threes_sevens import ThreesSevens, threes_sevens
 from epsball.reproduce.training import training
 from epsball.reproduce.transfer import transfer
-from epsball.suggest import one_of
 
 
 def _linear(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> ThreesSevens:

@@ -18,13 +18,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball import __version__
 from epsball.attacks.fgsm import FGSM
-from epsball.balls import Linf
-from epsball.errors import BadInput
-from epsball.losses import Loss, cross_entropy
-from epsball.models import build
-from epsball.objective import frozen
+from epsball.balls.linf import Linf
+from epsball.common.errors import BadInput
+from epsball.common.version import __version__
+from epsball.models.registry import build
+from epsball.problem.losses import Loss, cross_entropy
+from epsball.problem.objective import frozen
 from epsball.reproduce.budget import BATCH, RATE, Budget
 from epsball.reproduce.sources import STAND_IN, Source
 from epsball.reproduce.threes_sevens import EPS, Outcome

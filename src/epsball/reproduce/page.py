@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import epsball
+from epsball.common.version import __version__
 from epsball.report import page
 from epsball.reproduce.record import Reproduction, shared_notes
 from epsball.reproduce.sources import STAND_IN
@@ -83,7 +83,7 @@ def write_page(
         "reproduction.html",
         charts=(),
         title="Explaining and harnessing adversarial examples, made again",
-        made_by=f"epsball {epsball.__version__}",
+        made_by=f"epsball {__version__}",
         found=found,
         titles={name: [part.strip() for part in record.title.rpartition(":")] for name, record in found.items()},
         shared=shared,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 if TYPE_CHECKING:
     from epsball.reproduce.nets import Nets

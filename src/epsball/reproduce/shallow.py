@@ -16,7 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.ball import Ball
+from epsball.balls.ball import Ball
+from epsball.problem.task import Task
 from epsball.reproduce.nets import (
     PAIR,
     PLAIN,
@@ -34,7 +35,6 @@ from epsball.reproduce.nets import (
 from epsball.reproduce.record import Line, Measured, Strip
 from epsball.reproduce.strips import first_of_each, predicted, tiles
 from epsball.reproduce.threes_sevens import EPS
-from epsball.task import Task
 from epsball.training.plain import Plain
 from epsball.training.step import Step, TrainingObjective
 

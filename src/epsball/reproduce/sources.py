@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from epsball.data import Examples, load_data
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples, load_data
 
 STAND_IN = "scikit-learn's 8x8 digits stand in for MNIST"
 """What is said wherever they do."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from epsball.data import Examples
+from epsball.data.examples import Examples
 from epsball.reproduce.nets import Net, shares_of
 from epsball.reproduce.record import Tile
 

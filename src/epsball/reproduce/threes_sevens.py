@@ -22,11 +22,11 @@ from jaxtyping import Float
 from scipy.special import expit
 from torch import Tensor
 
-from epsball import __version__
-from epsball.attacks.attack import whole
-from epsball.balls import Linf
-from epsball.data import Examples
-from epsball.errors import BadInput
+from epsball.balls.linf import Linf
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.common.version import __version__
+from epsball.data.examples import Examples
 from epsball.linear import RobustLogisticRegression, eps_max, optimum
 from epsball.linear.robust import ConstantModelWarning
 from epsball.reproduce.record import Line

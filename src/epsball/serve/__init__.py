@@ -1,5 +1,4 @@
-"""The page: one image, a ball that grows under the hand, and what a classifier says of its worst point.
+"""The page on this machine: questions about models and data over HTTP, answered without remembering anything.
 
-A small server on this machine alone answers questions about models and data that it was started with; everything else,
-which image, which ball, which attack, is in the question, so that it remembers nothing between two of them.
+It is bound to 127.0.0.1 and asks nothing of anybody else; pages about finished runs are in `report`.
 """

@@ -17,18 +17,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack
-from epsball.ball import Ball, column
-from epsball.errors import BadInput
-from epsball.losses import cross_entropy, margin
-from epsball.objective import Objective, changes_prediction, prediction
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column
+from epsball.common.suggest import one_of
+from epsball.evaluation.point_storage import towards
+from epsball.problem.losses import cross_entropy, margin
+from epsball.problem.objective import Objective, changes_prediction, prediction
+from epsball.problem.task import Task, task_of
 from epsball.serve.exhibit import Exhibit, Shown
 from epsball.serve.images import amplified, decode, from_base64, looks, png, url
 from epsball.serve.menu import chosen
 from epsball.serve.path import Path, path
 from epsball.serve.questions import MOST_POINTS, Looking, Question
-from epsball.storage import towards
-from epsball.suggest import one_of
-from epsball.task import Task, task_of
 
 
 @dataclass(frozen=True, eq=False)

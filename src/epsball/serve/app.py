@@ -12,8 +12,8 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-import epsball
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
+from epsball.common.version import __version__
 from epsball.serve.answers import Desk
 from epsball.serve.exhibit import Exhibit
 from epsball.serve.guard import Application, Guard
@@ -56,7 +56,7 @@ def application(exhibit: Exhibit) -> Application:
     """
     app = FastAPI(
         title="epsball",
-        version=epsball.__version__,
+        version=__version__,
         docs_url=None,  # pages that load scripts from other machines
         redoc_url=None,
         openapi_url="/api/openapi.json",
@@ -92,7 +92,7 @@ def application(exhibit: Exhibit) -> Application:
         shown = [{"name": shown.name, "origin": shown.origin} for shown in exhibit.models]
         known = {"name": data.name, "count": len(data), "shape": exhibit.shape, "lo": exhibit.lo, "hi": exhibit.hi}
         ball = {"norm": exhibit.ball.name, "eps": float(exhibit.ball.eps)}
-        told = {"version": epsball.__version__, "models": shown, "data": known, "ball": ball}
+        told = {"version": __version__, "models": shown, "data": known, "ball": ball}
         return told | {"classes": exhibit.label_names} | menu(exhibit)
 
     @app.get("/api/examples")

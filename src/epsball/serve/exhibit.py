@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor, nn
 
-from epsball.ball import Ball
-from epsball.balls import BALLS
-from epsball.data import Examples
-from epsball.errors import BadInput
-from epsball.losses import cross_entropy
-from epsball.objective import Objective
-from epsball.storage import levels
+from epsball.balls.ball import Ball
+from epsball.balls.registry import BALLS
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
+from epsball.evaluation.point_storage import levels
+from epsball.problem.losses import cross_entropy
+from epsball.problem.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

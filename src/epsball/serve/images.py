@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 
 MOST_BYTES = 4 << 20
 MOST_PIXELS = 16_000_000

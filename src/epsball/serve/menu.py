@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from epsball.attacks import attack_class, parse
 from epsball.attacks.attack import Attack
-from epsball.balls import BALLS
-from epsball.errors import BadInput
+from epsball.attacks.registry import attack_class, parse
+from epsball.balls.registry import BALLS
+from epsball.common.errors import BadInput
 from epsball.serve.exhibit import Exhibit
 
 ATTACKS: dict[str, str] = {

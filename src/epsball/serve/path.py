@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack
-from epsball.losses import margin
-from epsball.objective import Objective
-from epsball.task import Task
+from epsball.problem.losses import margin
+from epsball.problem.objective import Objective
+from epsball.problem.task import Task
 
 MOST = 1000
 """Iterates that are kept, at most."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 from epsball.serve.guard import Application
 
 HOST = "127.0.0.1"

@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.attacks.attack import Attack, whole
+from epsball.attacks.attack import Attack
 from epsball.attacks.fgsm import FGSM
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
-from epsball.objective import ModelWarning
+from epsball.balls.ball import Ball
+from epsball.common.checks import whole
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
+from epsball.problem.objective import ModelWarning
 from epsball.training.plain import Plain
 from epsball.training.step import Step, TrainingObjective
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_together
 from torch.distributed.checkpoint.state_dict_saver import save as save_together
 
-from epsball.errors import BadInput
+from epsball.common.errors import BadInput
 from epsball.training import ranks
 
 PREFIX = "checkpoint-"

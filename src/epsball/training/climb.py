@@ -15,8 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.ball import Ball
-from epsball.objective import frozen
+from epsball.balls.ball import Ball
+from epsball.problem.objective import frozen
 from epsball.training.cross_entropy import input_gradient, logits_of
 from epsball.training.statistics import kept
 

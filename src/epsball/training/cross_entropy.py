@@ -9,10 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.ball import Ball
-from epsball.errors import BadInput
-from epsball.objective import IN_PLACE, prediction
-from epsball.outputs import two_columns
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.problem.objective import IN_PLACE, prediction
+from epsball.problem.outputs import two_columns
 from epsball.training.step import TrainingObjective
 
 

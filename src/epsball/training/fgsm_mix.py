@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.ball import Ball
-from epsball.errors import BadInput
-from epsball.objective import frozen
-from epsball.suggest import one_of
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
+from epsball.problem.objective import frozen
 from epsball.training.climb import climbing, gradient
 from epsball.training.cross_entropy import (
     CrossEntropyTraining,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.attacks.attack import at_least
-from epsball.ball import Ball
+from epsball.balls.ball import Ball
+from epsball.common.checks import at_least
 from epsball.training.climb import Mode, ascend, summed_cross_entropy
 from epsball.training.on_adversarial import OnAdversarial
 from epsball.training.step import Step

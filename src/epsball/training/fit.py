@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from epsball import __version__
-from epsball.ball import Ball
-from epsball.data import Examples, from_arrays
-from epsball.errors import BadInput
-from epsball.noise import Noise
-from epsball.objective import SOFTMAX, ModelWarning, frozen, probabilities
-from epsball.outputs import two_columns
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.common.noise import Noise
+from epsball.common.version import __version__
+from epsball.data.examples import Examples, from_arrays
+from epsball.problem.objective import SOFTMAX, ModelWarning, frozen, probabilities
+from epsball.problem.outputs import two_columns
 from epsball.training import ranks
 from epsball.training.averaging import Averaged
 from epsball.training.loop import HOLD_DRAW, Loop, Subject, config_of
@@ -74,7 +74,7 @@ def fit(
 
     Raises `BadInput` for arguments that do not fit, `Diverged` where the loss is not finite.
 
-    >>> from epsball.models import build
+    >>> from epsball.models.registry import build
     >>> net = build("small-mlp", (2,), 2)
     >>> result = fit(net, (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1])), epochs=20, lr=0.01)
     >>> result.epochs[-1]["accuracy"]

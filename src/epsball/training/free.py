@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.attacks.attack import at_least, whole
-from epsball.ball import Ball
+from epsball.balls.ball import Ball
+from epsball.common.checks import at_least, whole
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of, reached
 from epsball.training.step import Step
 

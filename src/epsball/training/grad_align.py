@@ -12,9 +12,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.attacks.attack import at_least
-from epsball.ball import Ball, flat
-from epsball.suggest import one_of
+from epsball.balls.ball import Ball
+from epsball.common.checks import at_least
+from epsball.common.shapes import flat
+from epsball.common.suggest import one_of
 from epsball.training.climb import MODES, Mode, climbing, gradient, summed_cross_entropy
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, logits_of
 from epsball.training.statistics import kept

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.attacks.attack import at_least
-from epsball.ball import Ball, column, flat
-from epsball.errors import BadInput
+from epsball.balls.ball import Ball
+from epsball.common.checks import at_least
+from epsball.common.errors import BadInput
+from epsball.common.shapes import column, flat
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, logits_of
 from epsball.training.step import Step
 

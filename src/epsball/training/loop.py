@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from epsball import fingerprint
-from epsball.acceleration import accelerate
+from epsball.acceleration.accelerate import accelerate
 from epsball.acceleration.rewriting import NORMS
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.errors import BadInput
-from epsball.files import write_whole
-from epsball.noise import Noise
+from epsball.balls.ball import Ball
+from epsball.common import fingerprint
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
+from epsball.common.noise import Noise
+from epsball.data.examples import Examples
 from epsball.training import checkpoint, ranks
 from epsball.training.averaging import tensors_of
 from epsball.training.pgd import PGDTraining

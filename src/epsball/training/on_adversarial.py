@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.ball import Ball
-from epsball.suggest import one_of
+from epsball.balls.ball import Ball
+from epsball.common.suggest import one_of
 from epsball.training.climb import MODES, Mode, climbing
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.step import Step

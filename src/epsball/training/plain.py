@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.ball import Ball
+from epsball.balls.ball import Ball
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.step import Step
 

@@ -53,6 +53,10 @@ class FitResult:
     best: Check | None = None
     finished: bool = True
 
+    def to_record(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return json.loads(self.to_json())
+
     def to_json(self) -> str:
         """As JSON; `from_json` gives an equal result."""
         return json.dumps(asdict(self), indent=1)

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.ball import Ball
-from epsball.balls import Linf
-from epsball.data import Examples
+from epsball.balls.ball import Ball
+from epsball.balls.linf import Linf
+from epsball.data.examples import Examples
 from epsball.models.sabotage import Sabotaged
 from epsball.training.climb import ascend, climbing, summed_cross_entropy
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of

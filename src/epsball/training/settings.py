@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from epsball.errors import BadInput
-from epsball.suggest import one_of
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
 
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["one-cycle", "cosine", "constant"]

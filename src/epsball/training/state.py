@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epsball.acceleration import Plan
-from epsball.data import Examples
+from epsball.acceleration.plan import Plan
+from epsball.data.examples import Examples
 from epsball.training import ranks
 from epsball.training.averaging import Averaged, put, tensors_of
 from epsball.training.validation import Check

@@ -10,9 +10,9 @@ from typing import ClassVar
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.noise import Noise
+from epsball.balls.ball import Ball
+from epsball.common.noise import Noise
+from epsball.data.examples import Examples
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.attacks.attack import at_least, whole
-from epsball.ball import Ball
-from epsball.suggest import one_of
+from epsball.balls.ball import Ball
+from epsball.common.checks import at_least, whole
+from epsball.common.suggest import one_of
 from epsball.training.climb import MODES, Mode, ascend, climbing
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.step import Step

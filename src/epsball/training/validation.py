@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from epsball.attacks.fgsm import FGSM
 from epsball.attacks.pgd import PGD
-from epsball.ball import Ball
-from epsball.data import Examples
-from epsball.objective import ModelWarning, frozen, prediction
-from epsball.outputs import two_columns
+from epsball.balls.ball import Ball
+from epsball.data.examples import Examples
+from epsball.problem.objective import ModelWarning, frozen, prediction
+from epsball.problem.outputs import two_columns
 from epsball.training import ranks
 
 GLANCE = 256

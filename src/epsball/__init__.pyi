@@ -1,0 +1,32 @@
+from epsball import attacks as attacks
+from epsball import data as data
+from epsball import explain as explain
+from epsball import linear as linear
+from epsball import models as models
+from epsball import reproduce as reproduce
+from epsball import training as training
+from epsball.acceleration.accelerate import Accelerated as Accelerated
+from epsball.acceleration.accelerate import accelerate as accelerate
+from epsball.attacks import *
+from epsball.attacks.starts import References as References
+from epsball.balls import *
+from epsball.common.errors import BadInput as BadInput
+from epsball.common.version import __version__ as __version__
+from epsball.data.examples import Examples as Examples
+from epsball.diagnosis.active_test import active_test as active_test
+from epsball.diagnosis.record import Diagnosis as Diagnosis
+from epsball.diagnosis.whole import diagnose as diagnose
+from epsball.evaluation.compare import compare as compare
+from epsball.evaluation.evaluate import evaluate as evaluate
+from epsball.diagnosis.active_test_record import ActiveTest as ActiveTest
+from epsball.evaluation.result import Evaluation as Evaluation
+from epsball.evaluation.verify import verify as verify
+from epsball.linear.hinge import RobustLinearSVC as RobustLinearSVC
+from epsball.linear.logistic import RobustLogisticRegression as RobustLogisticRegression
+from epsball.linear.paths import RobustLogisticRegressionCV as RobustLogisticRegressionCV
+from epsball.linear.regression import RobustRegressor as RobustRegressor
+from epsball.problem import losses as losses
+from epsball.problem.black_box import BlackBox as BlackBox
+from epsball.training.fit import fit as fit
+from epsball.training.surrogate import Surrogate as Surrogate
+from epsball.training.surrogate import surrogate as surrogate

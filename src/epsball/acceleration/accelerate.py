@@ -1,0 +1,260 @@
+"""The same function with cheaper input gradients: folding, layout, kernels, compilation.
+
+Every attack and every step of adversarial training is forwards and input gradients, and autograd charges more for an
+input gradient than it must. `accelerate` rewrites a network, holds it against the original on the spot, times both, and
+keeps what wins. What it cannot follow it leaves alone: the answer is the same function, or the network itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from epsball.acceleration.layers import Convolution, convolution
+from epsball.acceleration.plan import WINS, Plan, Rewriting
+from epsball.acceleration.rewriting import LaidOut, graph, tree
+from epsball.acceleration.trial import (
+    Difference,
+    Different,
+    best_kernels,
+    check_apart,
+    compared,
+    faster,
+    gradient_pass,
+    runnable,
+    timed,
+)
+from epsball.common.errors import BadInput
+from epsball.problem.objective import frozen
+
+__all__ = ["Accelerated", "Plan", "accelerate"]
+
+log = logging.getLogger(__name__)
+
+TRIED, FEWEST, PASS = 64, 16, 0.03
+"""Networks are compared and timed with so many rows: fewer, to the fewest, where a pass takes longer (seconds)."""
+
+
+class Accelerated(nn.Module):
+    """A network that computes what the original does, made by `accelerate`; `plan` says how."""
+
+    def __init__(self, network: nn.Module, plan: Plan) -> None:
+        super().__init__()
+        self.network, self.plan = network, plan
+        self.training = network.training
+
+    def forward(self, x: Float[Tensor, "n *shape"]) -> Tensor:
+        return self.network(x)
+
+
+def accelerate(
+    model: nn.Module,
+    example: Float[Tensor, "n *shape"],
+    *,
+    plan: Plan | None = None,
+    compile: bool = False,
+    trainable: bool = False,
+) -> Accelerated:
+    """`model` as a network of the same function, whose input gradients are cheaper on this machine.
+
+    `example` (n, *shape) are examples to try it on, as many as will share a pass (64 are enough uncompiled). Rewritten
+    networks (BatchNorm folded, layers joined, other kernels for the backward-data of convolutions, channels last in
+    memory) are held against the original: logits within 1e-4 of the largest, gradients within 1e-3 in norm (float64:
+    1e-9 and 1e-6); the fastest is taken if it beats the original by 5 % in a short trial, twice, else
+    `.plan.rewriting` is "none" and the network is the model itself. With a `plan` there is no trial: so the same bits
+    come back on another day; of several processes (torch.distributed) the first makes the trial for all. `compile` has
+    torch compile the result, and the same with torch's own kernels and channels last, once for each shape that it
+    meets; where that fails there is a warning, and where neither is 5 % faster it goes without.
+
+    The model is not changed. The result shares the memory of its parameters, is frozen and in eval mode: after training
+    the model, accelerate it again. With `trainable` it is for training instead: only the backward-data of convolutions
+    is another, parameters, statistics and layers are the model's own, and parameter gradients flow, also twice. (Where
+    that is channels last in memory, a dropout of single pixels draws its zeros in that order.)
+
+    Raises `BadInput` for a model that is no module, no example, and a plan that does not fit the model.
+
+    >>> from epsball.models.registry import build
+    >>> net = accelerate(build("small-mlp", (4,), 3), torch.rand(8, 4), plan=Plan("graph"))
+    >>> net(torch.rand(2, 4)).shape
+    torch.Size([2, 3])
+    """
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"`model` must be a torch module, got {type(model).__name__}; a callable is used as it is")
+    if trainable and compile:
+        raise BadInput("`compile` must be left out with `trainable`; compile the training step as a whole")
+    if compile and plan is not None and not plan.compiled:
+        raise BadInput("`compile` must be left out with a `plan` that does not compile; leave one of them out")
+    if trainable and plan is not None and plan.rewriting not in ("trainable", "none"):
+        raise BadInput(
+            f"`plan` must be a trainable one with `trainable`, got {plan.rewriting!r}; leave one of them out"
+        )
+    if not len(example):
+        raise BadInput("`example` must hold at least one example, got none; take some of the data")
+    began = time.perf_counter()
+    example = example.detach()
+    devices = [example.device] if example.is_cuda else []
+    with frozen(model), torch.enable_grad(), torch.random.fork_rng(devices):
+        if plan is None:
+            network, plan = _agreed(model, example[:TRIED], trainable)
+            plan = replace(plan, seconds=time.perf_counter() - began)
+            if compile:
+                network, plan = _best_compiled(model, network, example, plan)
+        else:
+            network = _planned(model, example, plan)
+            if plan.compiled:
+                network, plan = _compiled(network, example, plan)
+    if plan.rewriting == "trainable":
+        network = _built(model, plan, example)  # with the modes and needs of gradients that the model has outside
+    return Accelerated(network, plan)
+
+
+def _built(model: nn.Module, plan: Plan, x: Tensor) -> nn.Module:
+    """The network that a plan describes, uncompiled."""
+    trainable = plan.rewriting == "trainable"
+
+    def choose(name: str, layer: nn.Conv2d, rectified: bool) -> Convolution:
+        method = plan.kernels.get(name, "native")
+        last = plan.channels_last
+        return convolution(layer, name, method, rectified=rectified, trainable=trainable, channels_last=last)
+
+    if plan.rewriting == "none":
+        return model
+    if any(_compiled_already(part) for part in model.modules()):
+        raise Different("it is compiled already; accelerate the model that was compiled, with `compile`")
+    with runnable():
+        if plan.rewriting == "graph":
+            return graph(model, choose, x, channels_last=plan.channels_last)
+        network = tree(model, choose, frozen=not trainable)
+        if not plan.channels_last:
+            return network
+        laid = nn.Sequential(LaidOut(), network)
+        laid.training = laid[0].training = network.training
+        return laid
+
+
+def _compiled_already(part: nn.Module) -> bool:
+    """Whether a copy would run the original's code: torch.jit's scripts, `torch.compile(part)`, `part.compile()`."""
+    compiled = isinstance(part, torch.jit.ScriptModule) or "_orig_mod" in part._modules
+    return compiled or part._compiled_call_impl is not None
+
+
+def _held(model: nn.Module, network: nn.Module, plan: Plan, x: Tensor) -> Difference:
+    """How far the network is from the model; raises `Different` where it is another function, or shares layers."""
+    if plan.rewriting != "trainable":
+        check_apart(model, network, x)
+    return compared(model, network, x)
+
+
+def _agreed(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Plan]:
+    """The outcome of a trial; of several processes the first makes it, and the others go by its plan."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return _trial(model, x, trainable)
+    made = _trial(model, x, trainable) if dist.get_rank() == 0 else None
+    record = [None if made is None else made[1].to_dict()]
+    dist.broadcast_object_list(record, src=0)
+    assert record[0] is not None, "it is the first process's"
+    plan = Plan.from_dict(record[0])
+    return made or (_planned(model, x, plan), plan)
+
+
+def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Plan]:
+    """The fastest of the networks that compute what `model` does, itself among them."""
+    try:
+        compared(model, model, x[:FEWEST])  # no noise, and a gradient to save on
+    except Different as error:
+        return model, Plan(reason=str(error))
+    x = x[: max(FEWEST, int(len(x) * PASS / timed(partial(gradient_pass, model, x))))]
+    networks: list[tuple[nn.Module, Plan]] = []
+    reasons: list[str] = []
+    rewritings: tuple[Rewriting, ...] = ("trainable",) if trainable else ("graph", "tree")
+    for rewriting in rewritings:
+        for channels_last in (False, True) if x.ndim == 4 else (False,):
+            plan = Plan(rewriting, channels_last)
+            try:
+                network = _built(model, plan, x)
+                with runnable():
+                    chosen = best_kernels(network, x, channels_last=channels_last)
+                if any(method != "native" for method in chosen.values()):
+                    plan = replace(plan, kernels={layer.name: method for layer, method in chosen.items()})
+                    network = _built(model, plan, x)
+                apart = _held(model, network, plan, x)
+            except Different as error:
+                reasons.append(str(error))
+                continue
+            networks.append((network, replace(plan, logits=apart.logits, gradients=apart.gradients)))
+        if networks:  # a graph shows all that a tree does
+            break
+    if not networks:
+        return model, Plan(reason=reasons[-1])
+    runs = [partial(gradient_pass, network, x) for network, _ in networks]
+    ratios = [median(rounds) for rounds in faster(partial(gradient_pass, model, x), runs)]
+    best = min(range(len(ratios)), key=ratios.__getitem__)
+    network, plan = networks[best]
+    ratio = ratios[best]
+    if ratio < WINS:  # the best of several may have been lucky: it has to win again
+        (again,) = faster(partial(gradient_pass, model, x), [runs[best]])
+        ratio = median(again)
+    if ratio >= WINS:
+        return model, Plan(reason=f"rewritten it takes {ratio:.2f} of a pass's time")
+    with torch.no_grad():
+        (forwards,) = faster(partial(model, x), [partial(network, x)])
+    return network, replace(plan, ratio=ratio, forward_ratio=median(forwards))
+
+
+def _planned(model: nn.Module, x: Tensor, plan: Plan) -> nn.Module:
+    """The network of a plan that was made before, held against the original again."""
+    if plan.rewriting == "none":
+        return model
+    try:
+        network = _built(model, plan, x)
+        missing = sorted(set(plan.kernels) - {part.name for part in network.modules() if isinstance(part, Convolution)})
+        if missing:
+            raise Different(f"it has no convolutions {', '.join(missing)}")
+        _held(model, network, plan, x)
+    except Different as error:
+        raise BadInput(
+            f"`plan` must be one of this model, got another's: {error}; leave it out, and a new one is made"
+        ) from error
+    return network
+
+
+def _best_compiled(model: nn.Module, network: nn.Module, x: Tensor, plan: Plan) -> tuple[nn.Module, Plan]:
+    """The network compiled as it is, or with torch's own kernels and channels last; uncompiled where that is faster."""
+    plans = [plan]
+    if plan.rewriting in ("graph", "tree") and x.ndim == 4:
+        plans += [replace(plan, kernels={}, channels_last=True)] * (bool(plan.kernels) or not plan.channels_last)
+    made = [_compiled(network if other is plan else _built(model, other, x), x, other, level=5) for other in plans]
+    made = [(compiled, other) for compiled, other in made if other.compiled]
+    if not made:
+        return network, plan
+    spent = sum(other.compile_seconds for _, other in made)
+    runs = [partial(gradient_pass, compiled, x) for compiled, _ in made]
+    ratios = [median(rounds) for rounds in faster(partial(gradient_pass, network, x), runs)]
+    best = min(range(len(ratios)), key=ratios.__getitem__)
+    if ratios[best] >= WINS:
+        log.info("compiled it takes %.2f of the time, and goes without", ratios[best])
+        return network, replace(plan, compile_seconds=spent)
+    return made[best][0], replace(made[best][1], compile_seconds=spent, ratio=plan.ratio * ratios[best])
+
+
+def _compiled(network: nn.Module, x: Tensor, plan: Plan, level: int = 3) -> tuple[nn.Module, Plan]:
+    """The network compiled; as it is, with a warning, where that fails."""
+    began = time.perf_counter()
+    try:
+        made = cast(nn.Module, torch.compile(network, dynamic=False))
+        compared(network, made, x)
+    except Exception as error:  # the compiler's own, of which there are many, and Different
+        why = f"{type(error).__name__}: {error}"
+        warnings.warn(f"`compile` failed, and the network goes without: {why}", stacklevel=level)
+        return network, replace(plan, compiled=False)
+    return made, replace(plan, compiled=True, compile_seconds=time.perf_counter() - began)

@@ -1,0 +1,17 @@
+from epsball.attacks.fgsm import FGSM as FGSM
+from epsball.attacks.bim import BIM as BIM
+from epsball.attacks.pgd import PGD as PGD
+from epsball.attacks.apgd import APGD as APGD
+from epsball.attacks.l1_apgd import L1APGD as L1APGD
+from epsball.attacks.fab import FAB as FAB
+from epsball.attacks.deepfool import DeepFool as DeepFool
+from epsball.attacks.ddn import DDN as DDN
+from epsball.attacks.fmn import FMN as FMN
+from epsball.attacks.cw import CW as CW
+from epsball.attacks.goal_distance import GoalDistance as GoalDistance
+from epsball.attacks.lbfgs import BoxLBFGS as BoxLBFGS
+from epsball.attacks.sigma_zero import SigmaZero as SigmaZero
+from epsball.attacks.square import Square as Square
+from epsball.attacks.hopskipjump import HopSkipJump as HopSkipJump
+from epsball.attacks.uniform_noise import UniformNoise as UniformNoise
+from epsball.attacks.sign_noise import SignNoise as SignNoise

@@ -1,0 +1,82 @@
+"""The attacks, by name. Names and options can be read without importing torch."""
+
+from __future__ import annotations
+
+from ast import literal_eval
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from epsball.common.errors import BadInput
+from epsball.common.lazy import names_in
+from epsball.common.suggest import one_of
+
+if TYPE_CHECKING:
+    from epsball.attacks.attack import Attack
+
+ATTACKS: dict[str, tuple[str, str]] = {
+    module.rpartition(".")[2].replace("_", "-"): (module, name) for name, module in names_in("epsball.attacks").items()
+}
+"""The attacks by name, with module and class: the lines of `attacks/__init__.pyi`. A file is named like its attack."""
+
+ALIASES: dict[str, str] = {
+    "apgd-ce": "apgd",
+    "apgd-dlr": "apgd:loss=dlr",
+    "apgd-t": "apgd:loss=dlr,aims=9",
+    "fab-t": "fab:aims=9",
+}
+"""Other names of the literature, for an attack with options."""
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The class that the table names."""
+    module, cls = ATTACKS[one_of("attack", name, ATTACKS)]
+    return getattr(import_module(module), cls)
+
+
+def options_of(cls: type[Attack]) -> dict[str, object]:
+    """The options of an attack and their defaults, as they are written on a command line."""
+    from dataclasses import fields
+
+    defaults = {f.name: getattr(f.default, "__name__", f.default) for f in fields(cls)}
+    return {name: at if at is None or isinstance(at, str | int | float) else repr(at) for name, at in defaults.items()}
+
+
+def parse(text: str) -> Attack:
+    """An attack from its short form NAME or NAME:KEY=VALUE,KEY=VALUE, as on the command line.
+
+    >>> parse("pgd:steps=100,loss=margin").steps
+    100
+    >>> parse("apgd-t:aims=3").aims
+    3
+    """
+    from dataclasses import fields
+
+    from epsball.problem.losses import resolve_loss
+
+    name, _, rest = text.strip().partition(":")
+    name = one_of("attack", name.lower(), (*ATTACKS, *ALIASES))
+    name, _, preset = ALIASES.get(name, name).partition(":")
+    cls, rest = attack_class(name), f"{preset},{rest}"
+    kinds = {f.name: f.type for f in fields(cls)}
+    options = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"`attack` options are KEY=VALUE, got {pair!r} in {text!r}; as in pgd:steps=40,starts=2")
+        key = one_of(f"{name} option", key.strip().replace("-", "_"), kinds)
+        options[key] = resolve_loss(value) if key == "loss" else number(f"{name}:{key}", value, str(kinds[key]))
+    return cls(**options)
+
+
+def number(name: str, value: str, kind: str) -> float | bool | str:
+    """An option's value from its text; `kind` is bool, int, float or a Literal of words."""
+    if kind == "bool":
+        return {"true": True, "false": False}[one_of(name, value.strip().lower(), ("true", "false"))]
+    if kind.startswith("Literal["):
+        return one_of(name, value.strip().lower(), literal_eval(kind.removeprefix("Literal")))
+    if kind not in ("int", "float"):
+        raise BadInput(f"`{name}` must be left out in words, got {value!r}: it holds tensors; say it in Python")
+    try:
+        return int(value) if kind == "int" else float(value)
+    except ValueError as error:
+        raise BadInput(f"`{name}` must be of type {kind}, got {value!r}") from error

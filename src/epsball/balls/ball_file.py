@@ -1,0 +1,58 @@
+"""The ball of a run as a file: a description in its configuration, and its tensors in `ball.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from epsball.balls.ball import Ball
+from epsball.balls.registry import BALLS
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
+
+PARTS = ("eps", "lo", "hi", "mask")
+
+
+def save_ball(ball: Ball, path: Path) -> None:
+    """Keep the tensors of a bound ball, rows in the order of their ids; no file where it has only numbers."""
+    parts = {name: value for name in PARTS if isinstance(value := getattr(ball, name), Tensor)}
+    if parts:
+        kept = {name: value.detach().cpu().contiguous().clone() for name, value in parts.items()}
+        write_whole(path, lambda draft: save_file(kept, draft))
+
+
+def load_ball(described: dict[str, Any], path: Path, *, radius: float | None) -> Ball:
+    """The ball of a run, bound to its examples; `described` is what its configuration says, `radius` that of a stage.
+
+    A radius of None is the ball's own. Raises `BadInput` for what is no ball: an unknown norm, tensors not there.
+    """
+    wanted = [name for name in PARTS if isinstance(described.get(name), str) and described[name].startswith("tensor")]
+    try:
+        tensors = load_file(path) if wanted else {}
+        own = {name: tensors[name] if name in wanted else _number(described[name]) for name in PARTS}
+        cls = {cls.__name__: cls for cls in BALLS.values()}[described["class"]]
+        ball = cls(
+            eps=own["eps"] if radius is None else radius, lo=own["lo"], hi=own["hi"], mask=own["mask"], _bound=True
+        )
+    except (KeyError, TypeError, OSError, SafetensorError) as error:
+        raise BadInput(
+            f"`run_dir` must hold the ball of the run, but config.json names {described} and {path} gives no more: "
+            f"{error}; a run of this version writes both"
+        ) from error
+    return ball
+
+
+def _number(value: Any) -> Any:
+    """A number out of JSON, where infinity is text."""
+    return float(value) if isinstance(value, str) else value
+
+
+def inside_box(ball: Ball, x: Tensor) -> Tensor:
+    """Where each row of x (n, *shape) is in the box of a bound ball, (n,): the box as x's dtype sees it."""
+    lo, hi = (torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in (ball.lo, ball.hi))
+    return ((x >= lo) & (x <= hi)).reshape(len(x), -1).all(1)

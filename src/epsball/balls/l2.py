@@ -1,0 +1,98 @@
+"""The Euclidean norm: projection and maximiser are min(mu * size, room), with mu found exactly."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from epsball.balls.ball import Ball
+from epsball.balls.projections import level, scale_to_l2
+from epsball.balls.shared import (
+    gains_each,
+    gains_everywhere,
+    greatest,
+    project_towards_center,
+    scattered,
+    segment_reached,
+    step_to_the_end,
+    sum_before,
+    sum_from_here,
+)
+from epsball.common.noise import Noise
+from epsball.common.shapes import Batch, PerExample, column, flat
+
+
+class L2(Ball):
+    """The Euclidean ball."""
+
+    name = "l2"
+
+    def norm(self, delta: Batch) -> PerExample:
+        return torch.linalg.vector_norm(flat(delta), dim=1)
+
+    def _project(self, z: Batch, x: Batch) -> Batch:
+        return project_towards_center(
+            self, z, x, lambda size, room, radius: torch.minimum(scale_to_l2(size, room, radius), size)
+        )
+
+    def _argmax(self, grad: Batch, x: Batch) -> Batch:
+        self._need_box()
+        size, room = self._orthant(grad, x)
+        return self._moved(x, grad, scale_to_l2(size, room, self._reach(size)))
+
+    def _dual(self, grads: Batch) -> PerExample:
+        return torch.linalg.vector_norm(flat(grads), dim=1)
+
+    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+        self._need_box()
+        if self._is_free():
+            return gains_everywhere(self, grads, x)
+        return gains_each(self, grads, x, lambda size, room: (size * scale_to_l2(size, room, self._reach(size))).sum(1))
+
+    def _cheapest(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        # The best point is min(mu * size, room); its gain is piecewise linear in mu, and its norm is the radius.
+        scale = size.amax(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)  # squares may underflow
+        size, gain = size / scale, gain / scale
+        full, order = torch.where(size > 0, room / size, 0).sort(1)
+        sizes = size.gather(1, order)
+        mu, reached = segment_reached(
+            sum_before(sizes * room.gather(1, order)), sum_from_here(sizes.square()), full, gain, strict
+        )
+        return torch.linalg.vector_norm(torch.minimum(mu[:, None] * size, room), dim=1), reached
+
+    def _least(
+        self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
+    ) -> Float[Tensor, "n d"]:
+        tiny = torch.finfo(size.dtype).tiny
+        scale = size.amax(1, keepdim=True).clamp_min_(tiny)  # squares may underflow
+        size /= scale
+        full = size.clamp_min(tiny)
+        share = level(size.square(), torch.div(room, full, out=full), gain / scale)
+        return torch.minimum(size.mul_(share), room, out=size)
+
+    def _ascent(self, grad: Batch, z: Batch) -> Batch:
+        tiny = torch.finfo(grad.dtype).tiny
+        rows = flat(grad)
+        rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(tiny)
+        return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(tiny)).reshape(grad.shape)
+
+    def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
+        # The whole gradient, so that the projection leaves shut coordinates shut; measured by its open part, so that
+        # they do not use the step up.
+        if self._endless():
+            return step_to_the_end(self, grad, z, x, size)
+        grad = grad / column(greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
+        length = column(self.norm(self._open(grad, z)), z.ndim)
+        return self._project(z + grad * torch.where(length > 0, self._length(z, size) / length, 0), x)
+
+    def _sample(self, x: Batch, noise: Noise) -> Batch:
+        self._need_box()
+        d = math.prod(x.shape[1:])
+        direction = flat(noise.normal(x.shape[1:]).to(x.dtype))
+        unit = noise.uniform((1,), draw=1).to(x.dtype) ** (1 / d)
+        return scattered(self, x, noise, direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True) * unit)

@@ -1,0 +1,87 @@
+"""The command line: one command per file, each parses, calls one library function, and prints.
+
+Exit codes: 0 done, 1 robust accuracy below --fail-under, or a run that does not verify, 2 bad usage, 70 a crash, 130
+interrupted. No module here imports torch before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import cyclopts
+from rich.console import Console
+from rich.markup import escape
+
+from epsball.cli.attack import attack
+from epsball.cli.attacks import attacks
+from epsball.cli.compare import compare
+from epsball.cli.evaluate import evaluate
+from epsball.cli.explain import explain
+from epsball.cli.filling import fill
+from epsball.cli.linear import linear
+from epsball.cli.report import report
+from epsball.cli.reproduce import reproduce
+from epsball.cli.serve import serve
+from epsball.cli.train import train
+from epsball.cli.verify import verify
+from epsball.common.errors import BadInput
+from epsball.common.version import __version__
+
+BAD_USAGE = 2
+INTERRUPTED = 130
+CRASHED = 70
+"""Neither bad usage nor a verdict: an error in the user's model, or in epsball."""
+
+app = cyclopts.App(
+    name="epsball",
+    help="How robust is this classifier? A classifier, a ball, and the worst point in it.",
+    version=__version__,
+    help_format="markdown",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+app.command(evaluate)
+app.command(verify)
+app.command(compare)
+app.command(report)
+app.command(train, config=fill)
+app.command(attack)
+app.command(attacks)
+app.command(explain)
+app.command(reproduce)
+app.command(linear)
+app.command(serve)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
+    errors = Console(stderr=True, highlight=False)
+    warnings.showwarning = lambda message, *_, **__: errors.print(
+        f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True
+    )
+    try:
+        return app(arguments, exit_on_error=False, print_error=False, error_console=errors) or 0
+    except cyclopts.CycloptsError as error:
+        return _refused(errors, error)
+    except (BadInput, OSError, ArithmeticError) as error:
+        return _refused(errors, error)
+    except KeyboardInterrupt as interrupt:
+        where, how = (*interrupt.args, None, None)[:2]
+        kept = f" What is finished is in {where}; {how or 'the same command'} goes on from there." if where else ""
+        errors.print(f"interrupted.{kept}", markup=False, soft_wrap=True)
+        return INTERRUPTED
+    except Exception:
+        errors.print_exception(width=None)
+        return CRASHED
+
+
+def _refused(errors: Console, error: Exception) -> int:
+    errors.print(f"[red]epsball:[/] {escape(str(error))}", soft_wrap=True)
+    return BAD_USAGE

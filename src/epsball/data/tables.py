@@ -1,0 +1,298 @@
+"""A table with a target column, from CSV, parquet or npz, becomes numbers; and numbers become a table again.
+
+What is no number is refused with its column, its first value and the way out; nothing is guessed, filled in or encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from jaxtyping import Float, Shaped
+
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
+from epsball.common.suggest import one_of
+
+KINDS = (".csv", ".tsv", ".parquet", ".npz")
+EXACT = 1 << 53
+"""Beyond it float64 does not hold every whole number."""
+INDEX_NAMES = ("", "__index_level_0__")
+"""What pandas calls row numbers that it writes beside the columns."""
+SHOWN = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of finite numbers `x` (n, d) with their target `y` (n,): text, whole numbers, booleans or float64.
+
+    `features` are the d column names, `target` the name of the target's column, `name` the file.
+    """
+
+    x: Float[np.ndarray, "n d"]
+    y: Shaped[np.ndarray, " n"]
+    features: tuple[str, ...]
+    target: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def read_table(
+    path: str | Path,
+    target: str | None = None,
+    *,
+    features: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    limit: int | None = None,
+) -> Table:
+    """The table in a file, its rows in order; `limit` >= 1 takes the first only.
+
+    - `.csv` or `.tsv`: UTF-8 with a header; comma, semicolon or tab, whichever the header has most of. Empty cells and
+      NA, NaN, null and the like are missing values.
+    - `.parquet`
+    - `.npz`: arrays `x` (n, ...), flattened to (n, d), with columns x0, x1, ..., and `y` (n,); uint8 is divided by 255.
+
+    `target` names the column to predict (npz: the array, default "y"). The features are all other columns but those in
+    `drop`; or just `features`, in that order, whatever else there is. Booleans count as 0 and 1.
+
+    Raises `BadInput` for files and columns that are not there, columns that are not numeric, values that are missing,
+    infinite, or whole numbers that float64 cannot tell apart (> 2^53), and tables without rows.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "t.csv"
+    ...     _ = path.write_text("size;ripe;fruit\\n7.5;true;apple\\n2;false;plum\\n")
+    ...     table = read_table(path, "fruit")
+    >>> table.features, table.x.tolist(), table.y.tolist()
+    (('size', 'ripe'), [[7.5, 1.0], [2.0, 0.0]], ['apple', 'plum'])
+    """
+    if limit is not None and limit < 1:
+        raise BadInput(f"`limit` must be >= 1, got {limit}; leave it out for all rows")
+    path = Path(path).expanduser()
+    one_of("data", path.suffix, KINDS)
+    if not path.is_file():
+        near = get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], 1, 0.75)
+        raise BadInput(f"`data` must be a file, got {str(path)!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    columns, target = _npz(path, target) if path.suffix == ".npz" else _arrow(path, target)
+    names = columns.column_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadInput(
+            f"`data` must have one column of each name, but {path} has several {_quoted(twice)}; rename them"
+        )
+    if target is None:
+        raise BadInput(f"`target` must name the column to predict; {path} has {_listed(names)}")
+    for argument, wanted in (("target", [target]), ("drop", drop), ("data", features or ())):
+        _there(argument, wanted, names, path)
+    if features is None:
+        features = [name for name in names if name != target and name not in drop]
+        index = [name for name in features if name in INDEX_NAMES]
+        if index:
+            raise BadInput(
+                f"`data` must name its columns, but {path} has one called {index[0]!r}: row numbers, as pandas writes "
+                f"them? leave it out with --drop {index[0] or repr('')}"
+            )
+    if not features:
+        raise BadInput(f"`data` must have a column beside the target {target!r}, got none; name fewer in --drop")
+    if not len(columns):
+        raise BadInput(f"`data` must have at least one row, but {path} has none")
+    columns = columns.select([*features, target]).slice(0, limit)
+    return Table(
+        _numbers(columns.select(list(features)), path), _target(columns, target), tuple(features), target, str(path)
+    )
+
+
+def write_table(path: str | Path, columns: Mapping[str, Any]) -> None:
+    """Write columns of one length, arrays or lists, as `.csv` or `.parquet`: the whole file or none."""
+    path, table = Path(path), pa.table(dict(columns))
+    write = pyarrow.csv.write_csv if output_kind(path, (".csv", ".parquet")) == ".csv" else pyarrow.parquet.write_table
+    write_whole(path, lambda draft: write(table, draft))
+
+
+def output_kind(path: Path, known: Iterable[str]) -> str:
+    """The ending of a file to write, if it is among `known`: said before the work is done."""
+    return one_of("out", path.suffix, known)
+
+
+def _arrow(path: Path, target: str | None) -> tuple[pa.Table, str | None]:
+    try:
+        if path.suffix == ".parquet":
+            return pyarrow.parquet.ParquetFile(path).read(), target
+        with open(path, "rb") as file:
+            header = file.readline(1 << 20)
+        return pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(use_threads=False),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=max(",;\t", key=lambda mark: header.count(mark.encode())), newlines_in_values=True
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+        ), target
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise BadInput(f"`data` must be a {path.suffix[1:]} table, but {str(path)!r} cannot be read: {why}") from error
+
+
+def _npz(path: Path, target: str | None) -> tuple[pa.Table, str]:
+    target = target or "y"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays[one_of("target", target, [name for name in arrays if name != "x"])]
+    except BadInput:
+        raise
+    except Exception as error:  # whatever numpy's reader stumbles over in a broken file
+        raise BadInput(f"`data` must hold plain arrays x and y, but {str(path)!r} does not: {error}") from error
+    if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
+        raise BadInput(f"`data` must hold x (n, d) and {target} (n,), got {x.shape} and {y.shape}; one row per example")
+    x = x.reshape(len(x), -1)
+    if x.dtype == np.uint8:
+        x = x / 255
+    names = [f"x{place}" for place in range(x.shape[1])]
+    return pa.table([pa.array(column) for column in [*x.T, y]], names=[*names, target]), target
+
+
+def _numbers(columns: pa.Table, path: Path) -> Float[np.ndarray, "n d"]:
+    """The columns as float64, or one error for all of a kind."""
+    plain = {name: _decoded(columns[name]) for name in columns.column_names}
+    odd = {name: column for name, column in plain.items() if not _numeric(column.type)}
+    if odd:
+        found = ", ".join(f"{name!r} (first: {_offending(column)})" for name, column in list(odd.items())[:SHOWN])
+        raise BadInput(
+            f"`data` must have numeric columns, but these of {path} are not: {found}{_more(odd)}; encode them, "
+            f"or leave them out with {_dropping(odd)}"
+        )
+    x = np.empty((len(columns), len(plain)))
+    absent, endless, vast = {}, [], []
+    for place, (name, column) in enumerate(plain.items()):
+        if pa.types.is_integer(column.type) and column.null_count < len(column):
+            whole = column.drop_null().to_numpy()
+            if max(-int(whole.min()), int(whole.max())) > EXACT:
+                vast.append(name)
+                continue
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.uint8())
+        x[:, place] = column.cast(pa.float64(), safe=False).to_numpy()
+        if missing := int(np.isnan(x[:, place]).sum()):
+            absent[name] = missing
+        elif not np.isfinite(x[:, place]).all():
+            endless.append(name)
+    if vast:
+        raise BadInput(
+            f"`data` must have numbers that float64 holds, but {_quoted(vast)} of {path} has whole numbers beyond "
+            f"2^53: an identifier? leave it out with {_dropping(vast)}"
+        )
+    if absent:
+        found = ", ".join(f"{name!r} lacks {count}" for name, count in list(absent.items())[:SHOWN])
+        raise BadInput(
+            f"`data` must have every value, but of {len(columns)} rows of {path} {found}{_more(absent)}; fill them in, "
+            f"drop the rows, or leave the columns out with {_dropping(absent)}"
+        )
+    if endless:
+        raise BadInput(
+            f"`data` must be finite, but {_quoted(endless)} of {path} holds infinity; replace it, or leave it out with "
+            f"{_dropping(endless)}"
+        )
+    return x
+
+
+def _target(columns: pa.Table, target: str) -> Shaped[np.ndarray, " n"]:
+    """Text, int64, bool or float64."""
+    column = _decoded(columns[target])
+    kind = column.type
+    missing = column.null_count
+    if pa.types.is_floating(kind):
+        missing += int(np.isnan(column.drop_null().to_numpy()).sum())
+    if missing:
+        raise BadInput(
+            f"`target` must have every value, but {target!r} lacks {missing} of {len(column)}; drop those rows"
+        )
+    if pa.types.is_boolean(kind):
+        return column.to_numpy()
+    if _is_text(kind):
+        return np.array(column.to_pylist(), dtype=str)
+    if not _numeric(kind):
+        raise BadInput(f"`target` must be text, numbers or booleans, but {target!r} is {kind}; encode it")
+    try:
+        found = column.cast(pa.int64() if pa.types.is_integer(kind) else pa.float64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"`target` must fit into 64 bits, but {target!r} does not: {error}") from error
+    if not np.isfinite(found).all():
+        raise BadInput(f"`target` must be finite, but {target!r} holds infinity; drop those rows")
+    return found
+
+
+def _there(argument: str, wanted: Sequence[str], names: Sequence[str], path: Path) -> None:
+    missing = [name for name in wanted if name not in names]
+    if not missing:
+        return
+    near = get_close_matches(missing[0], names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    asked = "`data` must have the columns of the model" if argument == "data" else f"`{argument}` must name a column"
+    raise BadInput(f"{asked}, but {path} lacks {_listed(missing)}{hint} It has {_listed(names)}")
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without a dictionary (what pandas calls a category), and halves as floats."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    # A column of nothing is numeric: its values are missing.
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _offending(column: pa.ChunkedArray) -> str:
+    """The first value that is no number, with its row."""
+    first = None
+    for row, value in enumerate(column):
+        said = value.as_py()
+        if said is None:
+            continue
+        shown = repr(said) if isinstance(said, str) else str(said)
+        shown = f"{shown if len(shown) <= 40 else shown[:37] + '...'} in row {row}"
+        if not (isinstance(said, str) and _reads(said)):
+            return shown
+        first = first or f"{shown}, as text"
+    return first or "missing"
+
+
+def _reads(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _dropping(names: Iterable[str]) -> str:
+    names = list(names)
+    quoted = [name if name.replace("_", "").isalnum() else f'"{name}"' for name in names[:SHOWN]]
+    return f"--drop {' '.join(quoted)}" + (" ..." if len(names) > SHOWN else "")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return _listed(list(names))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:SHOWN])) + _more(names)
+
+
+def _more(names: Any) -> str:
+    return f", ... ({len(names)} in all)" if len(names) > SHOWN else ""

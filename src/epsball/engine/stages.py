@@ -1,0 +1,142 @@
+"""What a user asks for becomes stages: attacks, at the radii that they are run at, in their order."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from epsball.acceleration.draft import Precision
+from epsball.attacks.attack import Attack
+from epsball.attacks.registry import parse
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.engine import protocols
+from epsball.engine.user_attack import Called, UserAttack
+
+Asked = str | Attack | UserAttack
+Named = tuple[str, Attack | Called]
+"""An attack under the name that the user gave it."""
+WITHIN = 0.95
+"""The share of the distance at which an example is known to be fooled that attacks of one radius look within."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedStage:
+    """A stage that is to come: an attack, under the name that the user gave it, at one radius (None: the ball's own).
+
+    A `draft` climbs in lower precision; its successes count where the model itself is fooled. With `within`, a share,
+    the radius is that share of the distance at which each example is known to be fooled.
+    """
+
+    name: str
+    label: str
+    attack: Attack | Called
+    eps: float | None
+    draft: bool = False
+    within: float | None = None
+
+    @property
+    def minimises(self) -> bool:
+        """Whether the attack seeks the nearest fooling point."""
+        return isinstance(self.attack, Attack) and self.attack.minimises
+
+    def described(self) -> dict[str, Any]:
+        """What the configuration says of it."""
+        return {
+            "name": self.name,
+            "attack": self.label,
+            "eps": self.eps,
+            "minimises": self.minimises,
+            "within": self.within,
+        }
+
+
+def stages_of(
+    attacks: Sequence[Named],
+    radii: Sequence[float | None],
+    draft: Precision | None,
+    *,
+    within: float | None = None,
+    first: int = 0,
+) -> tuple[PlannedStage, ...]:
+    """All attacks at the first radius, then at the next; each that takes gradients as a draft first, where asked.
+
+    Their file names are numbered from `first` on.
+    """
+    stages: list[PlannedStage] = []
+    for radius in radii:
+        for name, attack in attacks:
+            drafts = [True, False] if draft and isinstance(attack, Attack) and attack.needs == "grad" else [False]
+            for drafted in drafts:
+                label = f"{name} in {draft}" if drafted else name
+                file = f"{first + len(stages):02d}-{file_of(attack)}" + f"-{draft}" * drafted
+                stages.append(PlannedStage(file, label, attack, radius, drafted, within))
+    return tuple(stages)
+
+
+def nearest_stages(
+    attacks: Sequence[Named], radii: Sequence[float] | None, draft: Precision | None
+) -> tuple[PlannedStage, ...]:
+    """What seeks the nearest points, in balls without end; then the others: is there anything nearer than those?
+
+    They look at each radius that is asked for, or else within `WITHIN` of the distance that is known. Raises `BadInput`
+    where none of the attacks seeks nearest points.
+    """
+    seeking = [pair for pair in attacks if isinstance(pair[1], Attack) and pair[1].minimises]
+    checking = [pair for pair in attacks if pair not in seeking]
+    if not seeking:
+        raise BadInput(
+            "`attacks` must have one that seeks the nearest point with `min_norm`, got "
+            f"{', '.join(name for name, _ in attacks)}; such as fmn, or the protocol min-norm"
+        )
+    stages, within = stages_of(seeking, (math.inf,), draft), WITHIN if radii is None else None
+    return stages + stages_of(checking, radii or (None,), draft, within=within, first=len(stages))
+
+
+def listed(asked: Asked | Sequence[Asked]) -> list[Asked]:
+    """What was asked for, one by one."""
+    return list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
+
+
+def named(asked: Asked | Sequence[Asked], ball: Ball) -> list[Named]:
+    """The attacks that are asked for, each with its name; protocols are taken apart.
+
+    Raises `BadInput` for what is no attack, and for one that is not defined in such balls.
+    """
+    pairs: list[Named] = []
+    for one in listed(asked):
+        texts = protocols.expand(one, ball.name) if isinstance(one, str) else (one,)
+        pairs.extend((name_of(text), attack_of(text)) for text in texts)
+    if not pairs:
+        raise BadInput("`attacks` must name at least one attack, got none; as in attacks=['fgsm', 'pgd']")
+    for _, attack in pairs:
+        if isinstance(attack, Attack):
+            attack.check_ball(ball)
+    return pairs
+
+
+def attack_of(asked: Asked) -> Attack | Called:
+    """An attack from its name, as it is, or around a callable."""
+    if isinstance(asked, str):
+        return parse(asked)
+    if isinstance(asked, Attack):
+        return asked
+    if not callable(asked) or isinstance(asked, type):
+        raise BadInput(f"`attacks` must be names, attacks such as PGD(), or callables, got {asked!r}")
+    return Called(asked)
+
+
+def name_of(asked: Asked | Called) -> str:
+    """What an attack is called in the records: as the user wrote it, else by its class or function."""
+    if isinstance(asked, str):
+        return asked
+    chosen = asked if isinstance(asked, Called) else attack_of(asked)
+    return chosen.name if isinstance(chosen, Called) else type(chosen).__name__.lower()
+
+
+def file_of(attack: Attack | Called) -> str:
+    """A stage's name in a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name_of(attack)).strip("-")

@@ -1,0 +1,117 @@
+"""One attack on every example: the adversarial set as a file, and a sheet to look at.
+
+Unlike an evaluation it keeps the point of every example, also where the attack failed: for training, transfer, and
+pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from epsball.attacks.attack import Attack
+from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
+from epsball.evaluation import run_directory
+from epsball.problem.losses import cross_entropy
+from epsball.problem.objective import Model, Objective, prediction
+from epsball.problem.task import task_of
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialSet:
+    """The attacked examples, what the model said before and after, and the sign of the loss's gradient at x.
+
+    `fooled` are those that were classified correctly before and are in the ball.
+
+    `direction` (n, *shape) is None where the model gives no gradient. Predictions (n,), confidences (n,) in [0, 1].
+    """
+
+    examples: Examples
+    x_adv: Float[Tensor, "n *shape"]
+    fooled: Bool[Tensor, " n"]
+    before: Int64[Tensor, " n"]
+    after: Int64[Tensor, " n"]
+    confidence_before: Float[Tensor, " n"]
+    confidence_after: Float[Tensor, " n"]
+    direction: Float[Tensor, "n *shape"] | None
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share classified correctly before."""
+        return float((self.before == self.examples.y).double().mean())
+
+    @property
+    def accuracy(self) -> float:
+        """The share classified correctly after."""
+        return float((self.after == self.examples.y).double().mean())
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, as JSON can hold them."""
+        return {
+            "n": len(self.examples),
+            "clean_accuracy": self.clean_accuracy,
+            "accuracy": self.accuracy,
+            "fooled": int(self.fooled.sum()),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a parquet file that `datasets` loads: a row per example, with x_adv in its shape."""
+        points = self.x_adv.cpu()
+        points = points if points.dtype == torch.float64 else points.float()
+        column = run_directory.nested(points.numpy(), np.full(len(points), True))
+        columns = {
+            "id": self.examples.ids.cpu().numpy(),
+            "label": self.examples.y.cpu().numpy(),
+            "fooled": self.fooled.cpu().numpy(),
+            "prediction": self.before.cpu().numpy(),
+            "confidence": self.confidence_before.cpu().double().numpy(),
+            "adversarial_prediction": self.after.cpu().numpy(),
+            "adversarial_confidence": self.confidence_after.cpu().double().numpy(),
+            "x_adv": column,
+        }
+        run_directory.save(Path(path), run_directory.table(columns, {"x_adv": tuple(points.shape[1:])}))
+
+
+def make(
+    model: Model,
+    examples: Examples,
+    ball: Ball,
+    attack: Attack,
+    *,
+    target: int | None = None,
+    seed: int = 0,
+    width: int = 128,
+    on_progress: Callable[[int], None] | None = None,
+) -> AdversarialSet:
+    """Attack every example, `width` at a time. The model comes back as it was."""
+    parts: list[tuple[Tensor, ...]] = []
+    directions: list[Tensor] = []
+    for start in range(0, len(examples), width):
+        index = torch.arange(start, min(start + width, len(examples)))
+        part, near = examples.rows(index), ball.rows(index)
+        x_adv = attack(model, part.x, part.y, near, target=target, ids=part.ids, seed=seed)
+        with Objective(model, cross_entropy) as objective:
+            task = task_of(part.x, part.y, near, target=target)
+            before, after = objective.forward(part.x), objective.forward(x_adv)
+            fooled = objective.verdict(after, task) & (prediction(before) == part.y) & near.contains(x_adv, part.x)
+            if attack.needs == "grad":
+                directions.append(objective(part.x, task).grad.sign())
+        confidences = [
+            out.softmax(1).amax(1) if out.is_floating_point() else torch.ones(len(out)) for out in (before, after)
+        ]
+        parts.append((x_adv, fooled, prediction(before), prediction(after), *confidences))
+        if on_progress is not None:
+            on_progress(int(index[-1]) + 1)
+    if not parts:
+        raise BadInput("`examples` must hold at least one example, got none; raise --limit")
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return AdversarialSet(examples, *columns, direction=torch.cat(directions) if directions else None)

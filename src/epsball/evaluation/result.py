@@ -1,0 +1,290 @@
+"""What an evaluation found, as a frozen record that can be loaded again from its run directory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from epsball.common.errors import BadInput
+from epsball.diagnosis.active_test_record import ActiveTest
+from epsball.diagnosis.record import Diagnosis
+from epsball.evaluation import run_directory
+from epsball.evaluation.point_storage import Storage
+
+Status = Literal["robust", "fooled", "wrong", "at-target", "invalid"]
+STATUSES: tuple[Status, ...] = ("robust", "fooled", "wrong", "at-target", "invalid")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack at one radius over all shards: how many examples it was given, how many fell, and what it cost.
+
+    Passes are counted in rows: `forwards` and `backwards` those that the records name, `speculative_*` those of jobs
+    that another job made needless, `padding_*` those of rows that only filled a batch, `verification` the forwards
+    that looked once more at what is stored; `unconfirmed` successes did not stand that look and do not count.
+    """
+
+    name: str
+    attack: str
+    eps: float | None
+    attacked: int
+    fooled: int
+    unconfirmed: int
+    forwards: int
+    backwards: int
+    speculative_forwards: int
+    speculative_backwards: int
+    padding_forwards: int
+    padding_backwards: int
+    verification: int
+    seconds: float
+
+    def plus(self, other: Stage) -> Stage:
+        """The same stage over more shards."""
+        same = {"name", "attack", "eps"}
+        mine, theirs = vars(self), vars(other)
+        return Stage(**{key: value if key in same else value + theirs[key] for key, value in mine.items()})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The verdict on a model: one record per example, and what each stage caught and cost.
+
+    `records` is a table with one row per example, by id: `id, label, target` (null: none), `clean_prediction,
+    clean_confidence, status` (robust, fooled, wrong: misclassified before any attack, at-target: the target is the
+    label or the clean prediction, invalid: logits not finite), and for the fooled `attack` (the first that broke it),
+    `eps` (the radius it fell at), `adversarial_prediction, adversarial_confidence`, `distance` in the ball's norm,
+    `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits that are not finite, from
+    which on the example does not count as robust; `forwards, backwards` are the attack passes spent on it.
+    `adversarial` holds the fooling points `x_adv` and their examples `x` as they are kept, `points()` and `originals()`
+    give what they stand for. `active_test` says whether the attacks are strong enough for this model,
+    where that was asked; `diagnosis` whether the verdict is to be believed.
+    """
+
+    config: dict[str, Any]
+    records: pa.Table
+    adversarial: pa.Table
+    stages: tuple[Stage, ...]
+    probes: int
+    active_test: ActiveTest | None = None
+    diagnosis: Diagnosis | None = None
+
+    def __len__(self) -> int:
+        return self.records.num_rows
+
+    def count(self, status: Status) -> int:
+        """How many examples ended so."""
+        return int((self.records["status"].to_numpy(zero_copy_only=False) == status).sum())
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of examples that are classified correctly before any attack."""
+        labels = self.records["label"].to_numpy()
+        clean = self.records["clean_prediction"].to_numpy(zero_copy_only=False)  # not a number where there was none
+        return float((labels == clean).mean()) if len(self) else math.nan
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of examples that are correct and that no attack broke, at the largest radius.
+
+        With a target: the share of those that could be driven to it and were not.
+        """
+        return self.curve[-1][1]
+
+    @property
+    def distances(self) -> np.ndarray:
+        """The least distance at which each example is known to be wrong, (n,), by id.
+
+        0 for those that are wrong before any attack, infinite where nothing was found, not a number where logits were
+        not finite or, with a target, the example was not to be driven there. It is an upper bound of the true distance,
+        tight only where the run sought the nearest points (`min_norm`).
+        """
+        status = self.records["status"].to_numpy(zero_copy_only=False)
+        found = self.records["distance"].to_numpy(zero_copy_only=False).astype(float)
+        found[status == "wrong"] = math.nan if self.config["target"] else 0
+        found[status == "robust"] = math.inf
+        return found
+
+    def quantiles(self, shares: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> list[tuple[float, float]]:
+        """(share, distance): within that distance so large a share of the examples is wrong."""
+        known = np.sort(self.distances)
+        known = known[~np.isnan(known)]
+        if not len(known):
+            return [(share, math.nan) for share in shares]
+        whole = [int(np.ceil(share * len(known))) for share in shares]
+        return [(share, float(known[at - 1]) if at else 0.0) for share, at in zip(shares, whole, strict=True)]
+
+    def accuracy_at(self, eps: float) -> float:
+        """The share of examples that no point within `eps` is known to fool: the robustness curve at any radius."""
+        whole = self._asked
+        return float((self.distances > eps).sum() / whole) if whole else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval (Wilson) of `robust_accuracy`, which is measured on a sample of examples."""
+        return wilson(int(self._held()[-1].sum()), self._asked)
+
+    @property
+    def curve(self) -> list[tuple[float | None, float]]:
+        """(radius, robust accuracy at it), smallest first. The radius is None where it differs between examples."""
+        whole, held = self._asked, self._held()
+        shares = [float(rows.sum() / whole) if whole else math.nan for rows in held]
+        return list(zip(self.config["radii"], shares, strict=True))
+
+    @property
+    def _asked(self) -> int:
+        """How many examples robust accuracy is a share of."""
+        return len(self) - (self.count("at-target") + self.count("wrong") if self.config["target"] else 0)
+
+    def _held(self) -> list[np.ndarray]:
+        """The examples that hold at each radius, (n,) boolean."""
+        status = self.records["status"].to_numpy(zero_copy_only=False)
+        radii = self.config["radii"]
+        if len(radii) == 1 and not self.config["min_norm"]:
+            return [status == "robust"]
+        # comparisons with a radius that is not there are false
+        fell, lost = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
+        attacked = np.isin(status, ("robust", "fooled"))
+        if not self.config["min_norm"]:  # there the radius is infinite
+            attacked |= ~np.isnan(lost)
+        return [attacked & ~(fell <= eps) & ~(lost <= eps) for eps in radii]
+
+    @property
+    def cost(self) -> dict[str, int]:
+        """Forwards in rows, by what they were for. Their sum is what the model was shown."""
+        names = ("forwards", "speculative_forwards", "padding_forwards", "verification")
+        attack, speculative, padding, verification = (sum(getattr(s, name) for s in self.stages) for name in names)
+        clean = self.stages[0].forwards if self.stages else 0
+        return {
+            "clean": clean,
+            "attack": attack - clean,
+            "speculative": speculative,
+            "padding": padding,
+            "verification": verification,
+            "probes": self.probes,
+        }
+
+    @property
+    def forwards(self) -> int:
+        """All rows that the model was shown."""
+        return sum(self.cost.values())
+
+    @property
+    def backwards(self) -> int:
+        """All rows that a gradient was taken of."""
+        names = ("backwards", "speculative_backwards", "padding_backwards")
+        return sum(getattr(stage, name) for stage in self.stages for name in names)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all stages, over all the processes that had a part in the run."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the fooled examples and their adversarial points, (m,) and (m, *shape)."""
+        return self.adversarial["id"].to_numpy().copy(), self._read("x_adv")
+
+    def originals(self) -> np.ndarray:
+        """The fooled examples as they were, (m, *shape), in the order of `points`."""
+        return self._read("x")
+
+    def _read(self, name: str) -> np.ndarray:
+        storage, shape = Storage.of(self.config), tuple(self.config["data"]["shape"])
+        return storage.points(self.adversarial[name], shape).copy()
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the verdict, as JSON can hold them."""
+        return {
+            "n": len(self),
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "interval": list(self.interval),
+            "distances": [{"share": share, "distance": at} for share, at in self.quantiles()]
+            if self.config["min_norm"]
+            else None,
+            "curve": [{"eps": eps, "robust_accuracy": accuracy} for eps, accuracy in self.curve],
+            "status": {status: self.count(status) for status in STATUSES},
+            "stages": [vars(stage) for stage in self.stages],
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+            "cost": self.cost,
+            "seconds": self.seconds,
+            "active_test": None if self.active_test is None else self.active_test.summary(),
+            "diagnosis": None if self.diagnosis is None else self.diagnosis.summary(),
+            "config": self.config,
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """The evaluation that a finished run left in its directory."""
+        path = Path(path)
+        if not (path / "config.json").exists():
+            raise BadInput(f"`path` must be a run directory with a config.json, got {path}; was it the --out of a run?")
+        config = run_directory.read_config(path)
+        shards = -(-config["data"]["n"] // config["shard_size"])
+        kept = [path / "records" / f"{shard:05d}.parquet" for shard in range(shards)]
+        missing = [file.name for file in kept if not file.exists()]
+        if missing:
+            raise BadInput(
+                f"`path` {path} holds a run that is not finished: {len(missing)} of {shards} shards are "
+                "missing; start it again with the same arguments and it goes on"
+            )
+        found = gathered(
+            config,
+            [run_directory.load(file) for file in kept],
+            lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
+        )
+        return replace(found, active_test=ActiveTest.load(path), diagnosis=Diagnosis.load(path))
+
+
+def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:
+    """The evaluation of finished shards; `stage_of(shard, name)` gives a stage's table."""
+    stages: dict[str, Stage] = {}
+    fallen: list[pa.Table] = []
+    probes = 0
+    for shard, table in enumerate(records):
+        names = run_directory.notes(table)["stages"]
+        for name in names:
+            part = stage_of(shard, name)
+            notes = run_directory.notes(part)
+            stage = Stage(**notes["stage"])
+            probes += notes.get("probes", 0)
+            stages[name] = stages[name].plus(stage) if name in stages else stage
+            if "x_adv" in part.column_names:
+                kept = [name for name in ("id", "x_adv", "x") if name in part.column_names]
+                fallen.append(part.filter(part["fooled"]).select(kept))
+    order = ["clean", *(stage["name"] for stage in config["stages"])]
+    adversarial = pa.concat_tables([table.replace_schema_metadata() for table in fallen]) if fallen else None
+    if adversarial is not None and config["min_norm"]:  # of each example the last point is the nearest
+        last = {id: row for row, id in enumerate(adversarial["id"].to_pylist())}
+        adversarial = adversarial.take(pa.array(last.values(), pa.int64()))
+    if adversarial is None:
+        none = pa.array([], pa.list_(pa.float32()))
+        adversarial = pa.table({"id": pa.array([], pa.int64()), "x_adv": none, "x": none})
+    return Evaluation(
+        config=config,
+        records=pa.concat_tables([table.replace_schema_metadata() for table in records]).combine_chunks(),
+        adversarial=adversarial.sort_by("id").combine_chunks(),
+        stages=tuple(stages[name] for name in order if name in stages),
+        probes=probes,
+    )
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, count of n, by Wilson's score test (1927); not a number for n = 0.
+
+    >>> [round(end, 4) for end in wilson(128, 360)]
+    [0.3079, 0.4063]
+    """
+    if n == 0:
+        return math.nan, math.nan
+    from scipy.stats import binomtest  # a second to import
+
+    low, high = binomtest(count, n).proportion_ci(method="wilson")
+    return float(low), float(high)

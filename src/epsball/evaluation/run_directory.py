@@ -1,0 +1,224 @@
+"""The run directory: what is finished is on disk, whole, and a later process goes on from there.
+
+`config.json` says what the run is made of, `ball.safetensors` holds the ball's tensors where it has any;
+`stages/SHARD-STAGE.parquet` holds one attack at one radius on one shard, with the adversarial examples and the examples
+they came from; `records/SHARD.parquet` one row per example, written after the shard's last stage. So every verdict can
+be recomputed from the files alone. Every file is written beside its place, synced, and renamed, and every page of a
+table has a checksum. The adversarial examples load with `datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from math import isfinite
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from epsball.common.atomic_files import write_whole
+from epsball.common.errors import BadInput
+from epsball.common.json_files import read_json
+
+FREE = {"width", "machine"}
+"""Parts of the configuration that may differ on a resume: they change no record."""
+
+
+class RunDir:
+    """A directory held by this process until it is closed; `config` is what it was started with.
+
+    Raises `BadInput` where it holds another run (naming the field that differs), something else than a run, or is in
+    use by another process.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self.config = config
+        known = self.path / "config.json"
+        if not known.exists() and self.path.exists() and any(self.path.glob("*.parquet")):
+            raise BadInput(f"`run_dir` must be a run's directory or a new one, got {self.path}; choose another name")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._held()
+        try:
+            if known.exists():
+                self.config = read_config(self.path)
+                self._check_same(config)
+            else:
+                text = json.dumps(_texts(config), indent=2, allow_nan=False)
+                write_whole(known, lambda draft: draft.write_text(text))
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_same(self, config: dict[str, Any]) -> None:
+        before = self.config
+        for name in sorted((set(before) | set(config)) - FREE):
+            if before.get(name) != config.get(name):
+                where, there, here = _differs(name, before.get(name), config.get(name))
+                raise BadInput(
+                    f"`run_dir` {self.path} holds a run with another `{name}`: {where} is {_short(there)} there, "
+                    f"{_short(here)} here; resume with the same arguments, or choose a new directory"
+                )
+
+    def _held(self) -> int:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except OSError as error:
+            os.close(lock)
+            raise BadInput(f"`run_dir` {self.path} is in use by another process; wait for it, or stop it") from error
+        return lock
+
+    def close(self) -> None:
+        """Let other processes have the directory."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    @property
+    def ball(self) -> Path:
+        """Where the ball's tensors are kept."""
+        return self.path / "ball.safetensors"
+
+    def stage(self, shard: int, stage: str) -> Path:
+        """Where a stage of a shard is kept."""
+        return self.path / "stages" / f"{shard:05d}-{stage}.parquet"
+
+    def records(self, shard: int) -> Path:
+        """Where the records of a shard are kept."""
+        return self.path / "records" / f"{shard:05d}.parquet"
+
+    def finished(self, shard: int) -> pa.Table | None:
+        """The records of a shard, if they are there with every stage that they name."""
+        if not self.records(shard).exists():
+            return None
+        table = load(self.records(shard))
+        return table if all(self.stage(shard, name).exists() for name in notes(table)["stages"]) else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a directory. In the file infinity is text; radii are numbers here."""
+    config = read_json(path / "config.json", "restore it, or make the run again in a new directory")
+    try:
+        config["radii"] = [_radius(radius) for radius in config["radii"]]
+        config["stages"] = [stage | {"eps": _radius(stage["eps"])} for stage in config["stages"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"`run_dir` {path} holds a config.json that is not a run's; choose a new directory") from error
+    return config
+
+
+def _radius(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _texts(value: Any) -> Any:
+    """As JSON can hold it: numbers that are not finite as text."""
+    if isinstance(value, dict):
+        return {name: _texts(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_texts(part) for part in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
+
+
+def save(path: Path, table: pa.Table) -> None:
+    """Write a table whole, with a checksum of every page."""
+    write_whole(path, lambda draft: pq.write_table(table, draft, compression="zstd", write_page_checksum=True))
+
+
+def load(path: Path) -> pa.Table:
+    """Read a table, with the notes in its metadata, as plain lists also where `datasets` has registered its types.
+
+    Raises `BadInput` for a file that is missing, no table, or damaged.
+    """
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        notes(table)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        why = str(error).partition("\n")[0]
+        raise BadInput(
+            f"{path} is missing or damaged ({why}); delete it and start the run again: only what it held is repeated"
+        ) from error
+    for place, column in enumerate(table.columns):
+        if isinstance(column.type, pa.BaseExtensionType):
+            storage = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+            table = table.set_column(place, table.column_names[place], storage)
+    return table
+
+
+def with_notes(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
+    """The table with `notes` in its metadata."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"epsball": json.dumps(notes).encode()})
+
+
+def notes(table: pa.Table) -> dict[str, Any]:
+    """The notes in a table's metadata."""
+    return json.loads((table.schema.metadata or {}).get(b"epsball", b"{}"))
+
+
+def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """Rows (m, *shape) as a column of nested lists, in the m places that are `valid` (n,), null in the others."""
+    shape = points.shape[1:]
+    column: pa.Array = pa.array(np.ascontiguousarray(points).reshape(-1))
+    for size in reversed(shape[1:]):
+        column = pa.ListArray.from_arrays(pa.array(np.arange(0, len(column) + 1, size, dtype=np.int32)), column)
+    if not shape:
+        return column.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
+    ends = np.concatenate([[0], np.cumsum(valid) * shape[0]]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends, mask=np.concatenate([~valid, [False]])), column)
+
+
+def points(column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """The valid rows of a nested column as an array (m, *shape)."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = column.drop_null()
+    rows = len(column)
+    while pa.types.is_list(column.type):
+        column = column.flatten()
+    return column.to_numpy(zero_copy_only=False).reshape(rows, *shape)
+
+
+def table(columns: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = None) -> pa.Table:
+    """A table; a column of nested lists is an array of its shape in `shapes` to `datasets`."""
+    built = pa.table(columns)
+    for name, shape in (shapes or {}).items():
+        if len(shape) < 2:
+            continue
+        place = built.column_names.index(name)
+        inner = built.schema.field(place).type
+        while pa.types.is_list(inner):
+            inner = inner.value_type
+        kind = {"float": "float32", "double": "float64", "uint8": "uint8"}[str(inner)]
+        known = {
+            b"ARROW:extension:name": f"datasets.features.features.Array{len(shape)}DExtensionType".encode(),
+            b"ARROW:extension:metadata": json.dumps([list(shape), kind]).encode(),
+        }
+        built = built.set_column(place, pa.field(name, built.schema.field(place).type, metadata=known), built[name])
+    return built
+
+
+def _differs(where: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """The first leaf at which two configurations differ: its place and both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        pairs = [(f"{where}.{key}", there.get(key), here.get(key)) for key in {**there, **here}]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [(f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(there, here, strict=True))]
+    else:
+        return where, there, here
+    return next((_differs(*pair) for pair in pairs if pair[1] != pair[2]), (where, there, here))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

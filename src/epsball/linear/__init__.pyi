@@ -1,0 +1,12 @@
+from epsball.linear.exact import Optimum as Optimum
+from epsball.linear.exact import minimal_eps as minimal_eps
+from epsball.linear.exact import optimum as optimum
+from epsball.linear.folding import Affine as Affine
+from epsball.linear.folding import affine as affine
+from epsball.linear.hinge import RobustLinearSVC as RobustLinearSVC
+from epsball.linear.logistic import RobustLogisticRegression as RobustLogisticRegression
+from epsball.linear.paths import EpsPath as EpsPath
+from epsball.linear.paths import RobustLogisticRegressionCV as RobustLogisticRegressionCV
+from epsball.linear.paths import eps_path as eps_path
+from epsball.linear.radius import eps_max as eps_max
+from epsball.linear.regression import RobustRegressor as RobustRegressor

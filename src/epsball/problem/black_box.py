@@ -1,0 +1,215 @@
+"""A black box: a function that is asked and not looked into, each question counted, capped and asked only once.
+
+Where queries are what an attack costs, they are counted per example, no example asks more than its budget, and an
+input that was seen before is answered from memory. What a function of numpy arrays or an estimator's method answers
+becomes logits or labels here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from epsball.common.errors import BadInput
+from epsball.problem.losses import Loss
+from epsball.problem.objective import Model, Needs, Objective, Success, changes_prediction, frozen
+from epsball.problem.task import Task
+
+Answers = Literal["logits", "probabilities", "labels"]
+NOBODY = -1
+"""The example that questions are counted for when nobody says whose they are."""
+
+
+@dataclass(eq=False, kw_only=True)
+class BlackBox:
+    """`function` as a model, x -> logits or labels, that attacks see from outside: without a gradient.
+
+    `function` takes a batch (n, *shape), a numpy array, or a torch tensor where `takes` says so, and `answers` with
+    "logits" (n, classes) or (n,), with "probabilities" of that shape (taken for logits by their logarithm), or with
+    "labels" (n,): whole numbers, or any values that `classes` lists in their order. What it gets is a copy, so that it
+    may write into it.
+
+    `budget` is the number of queries that an example may cost, or None. Beyond it the function is not asked: the answer
+    is no number, which fools nobody and ends the example's job (`spent`). `memory` inputs are remembered (the
+    least recently used are forgotten, 0 for a function that draws random numbers), and cost nothing when they come
+    again, whoever asks. `total` counts the inputs that the function was shown.
+
+    >>> box = BlackBox(function=lambda x: x.sum(1) > 1, answers="labels", budget=2)
+    >>> ids, one = torch.tensor([7]), torch.tensor([[0.5, 1.0]])
+    >>> box.ask(one, ids), box.ask(one, ids), box.ask(one + 1, ids), box.ask(one + 2, ids)
+    (tensor([1]), tensor([1]), tensor([1]), tensor([-1]))
+    >>> box.spent(ids), box.total
+    (tensor([2]), 2)
+    """
+
+    function: Callable[[Any], Any]
+    answers: Answers = "logits"
+    takes: Literal["numpy", "torch"] = "numpy"
+    classes: Sequence[Any] | None = None
+    budget: int | None = None
+    memory: int = 1 << 17
+    total: int = field(default=0, init=False)
+    _known: OrderedDict[bytes, np.ndarray] = field(default_factory=OrderedDict, init=False, repr=False)
+    _asked: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _like: np.ndarray | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise BadInput(f"`function` must be callable, x -> answers, got {type(self.function).__name__}")
+        for name, known in (("answers", ("logits", "probabilities", "labels")), ("takes", ("numpy", "torch"))):
+            if getattr(self, name) not in known:
+                raise BadInput(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, least in (("budget", 1), ("memory", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise BadInput(f"`{name}` must be a whole number >= {least}, got {value!r}")
+        if self.classes is not None and self.answers != "labels":
+            raise BadInput(f"`classes` must be left out with answers={self.answers!r}: their columns are the classes")
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The answers at z (n, *shape), counted for no example."""
+        return self.ask(z, None)
+
+    def spent(self, ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        """The queries that these examples have cost."""
+        return torch.tensor([self._asked.get(one, 0) for one in ids.tolist()], dtype=torch.long, device=ids.device)
+
+    def exhausted(self, ids: Int64[Tensor, " n"], keep: int = 0) -> Bool[Tensor, " n"]:
+        """Where no more than `keep` queries are left."""
+        if self.budget is None:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        return self.spent(ids) >= self.budget - keep
+
+    def ask(self, z: Tensor, ids: Int64[Tensor, " n"] | None) -> Tensor:
+        """The answers at z (n, *shape), asked by the examples `ids`: floats (n, classes) or (n,), or labels (n,).
+
+        Equal rows are one question, of the first row that may ask it. Where the budget is spent: NaN, or -1 for labels.
+        """
+        points = np.ascontiguousarray(z.detach().cpu().to(_readable(z.dtype)).numpy())
+        keys = [blake2b(row.tobytes(), digest_size=16, key=str(z.dtype).encode()).digest() for row in points]
+        owners = [NOBODY] * len(keys) if ids is None else ids.tolist()
+        wanted: dict[bytes, int] = {}
+        for row, (key, owner) in enumerate(zip(keys, owners, strict=True)):
+            if key in self._known:
+                self._known.move_to_end(key)
+            elif key not in wanted and self._may(owner):
+                wanted[key] = row
+                self._asked[owner] = self._asked.get(owner, 0) + 1
+        fresh = dict(zip(wanted, self._answer(z, points, list(wanted.values())), strict=True)) if wanted else {}
+        if self._like is None:
+            raise BadInput("`budget` was spent before anything was asked")
+        nothing = np.full_like(self._like, NOBODY if self._like.dtype.kind == "i" else np.nan)
+        found = [fresh.get(key, self._known.get(key, nothing)) for key in keys]
+        self._remember(fresh)
+        out = torch.from_numpy(np.stack(found)) if found else torch.from_numpy(self._like[None][:0])
+        return out.to(z.device, z.dtype if out.is_floating_point() else torch.long)
+
+    def _may(self, owner: int) -> bool:
+        return self.budget is None or owner == NOBODY or self._asked.get(owner, 0) < self.budget
+
+    def _remember(self, fresh: dict[bytes, np.ndarray]) -> None:
+        for key, answer in fresh.items():
+            self._known[key] = answer
+        while len(self._known) > self.memory:
+            self._known.popitem(last=False)
+
+    def _answer(self, z: Tensor, points: np.ndarray, rows: list[int]) -> np.ndarray:
+        """What the function says at some rows, as floats (n, *k) or integers (n,)."""
+        self.total += len(rows)
+        if self.takes == "torch":
+            with torch.no_grad(), frozen(self.function):
+                told = self.function(z.detach()[torch.tensor(rows, device=z.device)])
+        else:
+            told = self.function(points[rows])
+        if isinstance(told, Tensor):
+            told = told.detach().cpu().to(_readable(told.dtype)).numpy()
+        said = np.asarray(told)
+        if said.shape[:1] != (len(rows),):
+            raise BadInput(
+                f"`function` must answer with one row per example, got {said.shape} for {len(rows)}; keep the first "
+                "dimension as it comes"
+            )
+        said = self._labels(said) if self.answers == "labels" else self._scores(said)
+        self._like = said[0]
+        return said
+
+    def _labels(self, said: np.ndarray) -> np.ndarray:
+        if said.ndim != 1:
+            raise BadInput(f"`function` must answer with labels (n,), got {said.shape}; write answers='logits'?")
+        if self.classes is not None:
+            places = {value: place for place, value in enumerate(self.classes)}
+            unknown = [value for value in said.tolist() if value not in places]
+            if unknown:
+                raise BadInput(f"`classes` must list every label, got {unknown[0]!r}, which is none of {self.classes}")
+            return np.array([places[value] for value in said.tolist()], dtype=np.int64)
+        if said.dtype.kind not in "iub" or said.min(initial=0) < 0:
+            raise BadInput(
+                f"`function` must answer with whole numbers >= 0 as labels, got {said.dtype}; name them with "
+                "`classes`, as in classes=estimator.classes_"
+            )
+        return said.astype(np.int64)
+
+    def _scores(self, said: np.ndarray) -> np.ndarray:
+        if said.ndim > 2 or said.dtype.kind not in "f":
+            raise BadInput(
+                f"`function` must answer with {self.answers} (n, classes) or (n,), got {said.shape} {said.dtype}; "
+                "write answers='labels' where it names classes"
+            )
+        if self.answers == "logits":
+            return said
+        if said.min(initial=0) < 0 or said.max(initial=0) > 1 + 1e-6:
+            raise BadInput(f"`function` must answer with probabilities, got {said.min()} to {said.max()}; logits?")
+        least = np.finfo(said.dtype).tiny
+        logits = np.log(np.maximum(said, least))
+        if said.ndim == 1 or said.shape[1] == 1:  # of class 1
+            return logits - np.log(np.maximum(1 - said, least))
+        return logits
+
+
+def _readable(dtype: torch.dtype) -> torch.dtype:
+    """A dtype that numpy has, and that holds every number of this one."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+class Questions(Objective):
+    """An objective whose model is a black box: it is told which example asks, so that each has its own budget."""
+
+    def _run(self, z: Tensor, task: Task | None) -> Tensor:
+        box = self.model
+        assert isinstance(box, BlackBox)
+        output = box.ask(z, None if task is None else task.noise.ids)
+        return self._columns(output, z)
+
+    def exhausted(self, task: Task) -> Bool[Tensor, " n"]:
+        """Where the examples have no query left but those for the last looks: one, which is remembered, or else two."""
+        box = self.model
+        assert isinstance(box, BlackBox)
+        return box.exhausted(task.noise.ids, keep=1 if box.memory else 2)
+
+
+def objective_for(
+    model: Model,
+    loss: Loss,
+    *,
+    needs: Needs = "grad",
+    success: Success = changes_prediction,
+    careful: bool = False,
+    eot: int = 1,
+) -> Objective:
+    """The objective that fits the model: for a black box, the one that counts its questions."""
+    if not isinstance(model, BlackBox):
+        return Objective(model, loss, needs=needs, success=success, careful=careful, eot=eot)
+    if needs == "grad":
+        raise BadInput(
+            "`attacks` must do without gradients on a black box: square needs logits, hopskipjump labels; or attack a "
+            "`source`, as `epsball.surrogate` trains one"
+        )
+    return Questions(model, loss, needs=needs, success=success, careful=careful, eot=eot)

@@ -1,0 +1,357 @@
+"""A model and a loss become Points: logits, loss, success and input gradient at z, with the passes counted.
+
+While an objective is open the model is in eval mode and its parameters are frozen, so that only the input gradient is
+computed; on leaving, also by an exception, every flag is what it was. No `.grad` is ever written. Here, and only
+here, is the sign of a loss and the meaning of success decided; attacks only ascend.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from epsball.common.errors import BadInput
+from epsball.common.shapes import flat
+from epsball.problem.losses import Loss
+from epsball.problem.outputs import two_columns
+from epsball.problem.task import AWAY, Task
+
+Model = Callable[[Tensor], Tensor]
+Needs = Literal["grad", "logits", "label"]
+Success = Callable[[Tensor, Task], Tensor]
+"""(logits or labels, task) -> (n,) boolean: does the point do what the attacker wants?"""
+
+
+class ModelWarning(UserWarning):
+    """The model behaves in a way that makes an evaluation doubtful; the message says what to do."""
+
+
+NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' logits and loss, 'label' success only"
+
+
+IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
+
+
+SOFTMAX = (
+    "`model` seems to return probabilities (rows sum to 1): the softmax makes gradients vanish and the model look "
+    "robust. Return the logits before it"
+)
+
+
+def probabilities(logits: Float[Tensor, "n classes"]) -> bool:
+    """Whether these are likely to be probabilities: no number is negative, and rows sum to 1."""
+    return bool(logits.numel() and logits.amin().item() >= 0 and (logits.sum(1) - 1).abs().amax() < 1e-3)
+
+
+class Point:
+    """What one pass found at z; an attack is shown what its `needs` says, and an error for the rest.
+
+    It is worked out when it is first asked for: on a single example every small operation between two passes costs a
+    per cent.
+    """
+
+    __slots__ = ("_fooled", "_grad", "_loss", "_output", "_success", "_task", "z")
+
+    def __init__(
+        self, z: Tensor, output: Tensor, loss: Tensor | None, grad: Tensor | None, success: Success, task: Task
+    ) -> None:
+        self.z = z
+        self._output, self._loss, self._grad, self._success, self._task = output, loss, grad, success, task
+        self._fooled: Tensor | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "n classes"]:
+        """The logits, for an attack that needs logits or gradients."""
+        if self._loss is None:
+            raise AttributeError(NOT_SHOWN)
+        return self._output.detach()
+
+    @property
+    def loss(self) -> Float[Tensor, "n *k"]:
+        """The loss, for an attack that needs logits or gradients."""
+        if self._loss is None:
+            raise AttributeError(NOT_SHOWN)
+        return self._loss.detach()
+
+    @property
+    def grad(self) -> Float[Tensor, "n ..."]:
+        """The input gradient of the loss, (n, *shape), or (n, k, *shape) for a loss of k columns."""
+        if self._grad is None:
+            raise AttributeError(NOT_SHOWN)
+        return self._grad
+
+    def drop_gradient(self) -> None:
+        """Free the memory of the gradient; the verdict stays."""
+        self._grad = None
+
+    @property
+    def fooled(self) -> Bool[Tensor, " n"]:
+        """Where the point does what the attacker wants. Logits that are not finite fool nobody."""
+        if self._fooled is None:
+            fooled = self._success(self._output.detach(), self._task)
+            self._fooled = fooled & self.valid if fooled.any() else fooled
+        return self._fooled
+
+    @property
+    def valid(self) -> Bool[Tensor, " n"]:
+        """Where the logits are finite; elsewhere the point is neither robust nor fooled."""
+        return self._output.detach().isfinite().flatten(1).all(1) if self._output.ndim > 1 else self._output >= 0
+
+
+def prediction(output: Tensor) -> Int64[Tensor, " n"]:
+    """The predicted class: argmax of the logits, the first on ties; labels are returned as they are."""
+    return output.argmax(1) if output.is_floating_point() else output
+
+
+def changes_prediction(output: Tensor, task: Task) -> Bool[Tensor, " n"]:
+    """The default success: the prediction differs from the label, or equals the target where there is one."""
+    predicted = prediction(output)
+    if not task.some_targeted:
+        return predicted != task.y
+    return torch.where(task.target == AWAY, predicted != task.y, predicted == task.target)
+
+
+@contextmanager
+def frozen(model: Model, *, evaluating: bool = True) -> Iterator[None]:
+    """The model with frozen parameters and, `evaluating`, in eval mode; on leaving, every flag is what it was."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training, learning = [], []
+    for module in model.modules():
+        if evaluating and module.training:
+            training.append(module)
+        learning.extend(p for p in module._parameters.values() if p is not None and p.requires_grad)
+    try:
+        if training:
+            model.eval()
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+def check_labels(logits: Tensor, task: Task) -> None:
+    """Raise `BadInput` where a label or a target is no class of the model."""
+    classes, top = logits.shape[1], max(*task.y.tolist(), *task.goal.tolist(), 0, 0)
+    if top >= classes:
+        raise BadInput(
+            f"`y` and `target` must be below the {classes} classes of the model, got {top}; "
+            "number the classes from 0 (one logit: 0 and 1)"
+        )
+
+
+class Objective:
+    """The question an attack asks of a model: `objective(z, task)` is one pass. To be used in a `with` statement.
+
+    `model` maps (n, *shape) to logits (n, classes), to one logit (n,) or (n, 1), or, for attacks that need only the
+    label, to integers (n,). `forwards` and `backwards` count rows; `probes` counts the rows of checks that no attack
+    asked for. With `eot` = k a pass asks k times and shows the mean of logits, loss and gradient (labels: the most
+    frequent; where `needs` is 'logits' the loss is that of the mean logits, not the mean of k losses): for models that
+    draw random numbers, the expectation over transformation of Athalye et al. (ICML 2018), and the classifier in
+    question is the one that averages k draws. A `careful` objective takes gradients that are not
+    finite for zero, on every pass; any other becomes so when its first gradient gives a reason.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss,
+        *,
+        needs: Needs = "grad",
+        success: Success = changes_prediction,
+        careful: bool = False,
+        eot: int = 1,
+    ) -> None:
+        if not callable(model):
+            raise BadInput(f"`model` must be callable, x -> logits, got {type(model).__name__}")
+        if isinstance(eot, bool) or not isinstance(eot, int) or eot < 1:
+            raise BadInput(f"`eot` must be a whole number >= 1, got {eot!r}; 1 is right for all but stochastic models")
+        self.model, self.loss, self.needs, self.success, self.eot = model, loss, needs, success, eot
+        self.forwards = self.backwards = self.probes = 0
+        self.careful = careful
+        self._fresh = True
+        self._ones: Tensor | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._fresh = True
+        if torch.is_inference_mode_enabled():
+            raise BadInput(
+                "`torch.inference_mode` must be off: it records no gradient at all; use torch.no_grad instead"
+            )
+        self._stack.enter_context(frozen(self.model))
+        self._stack.enter_context(torch.enable_grad())  # also for a caller who works under no_grad
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(None, None, None)
+
+    def forward(self, z: Float[Tensor, "n *shape"], task: Task | None = None) -> Tensor:
+        """Logits (n, classes) or labels (n,) at z, without a gradient."""
+        with torch.no_grad():
+            output = self._run(z, task) if self.eot == 1 else self._average(z, task)
+        self.forwards += len(z) * self.eot
+        return output
+
+    def _average(self, z: Tensor, task: Task | None) -> Tensor:
+        outputs = torch.stack([self._run(z, task) for _ in range(self.eot)])
+        return outputs.mean(0) if outputs.is_floating_point() else outputs.mode(0).values
+
+    def judge(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
+        """A pass that only looks: success and validity at z, no loss, no gradient."""
+        return Point(z, self.forward(z, task), None, None, self.success, task)
+
+    def verdict(self, output: Tensor, task: Task) -> Bool[Tensor, " n"]:
+        """Success, from logits or labels that are there already."""
+        return Point(task.x, output, None, None, self.success, task).fooled
+
+    def __call__(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
+        """One pass at z: forward, and as many backwards as the loss has columns where the attack needs a gradient."""
+        if self.needs == "label":
+            return self.judge(z, task)
+        if self.needs == "logits":
+            logits = self._logits(self.forward(z, task))
+            if self._fresh:
+                self._fresh = False
+                self._check_first(logits, task)
+            return Point(z, logits, self.loss(logits, task), None, self.success, task)
+        first = self._fresh
+        logits, loss, grad = self._gradients(z, task)
+        self._fresh = False
+        for _ in range(1, self.eot):
+            more = self._gradients(z, task)
+            logits, loss, grad = logits.detach() + more[0].detach(), loss.detach() + more[1].detach(), grad + more[2]
+        if self.eot > 1:
+            logits, loss, grad = logits / self.eot, loss / self.eot, grad / self.eot
+        if first:
+            self._check_gradient(grad)
+        if self.careful and not math.isfinite(grad.sum().item()):
+            grad = grad.nan_to_num(nan=0.0)
+        return Point(z, logits, loss, grad, self.success, task)
+
+    def _gradients(self, z: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, loss and input gradient of one forward."""
+        leaf = z.detach().requires_grad_()
+        logits = self._logits(self._run(leaf, task))
+        if self._fresh:
+            self._check_first(logits, task)
+        loss = self.loss(logits, task)
+        self.forwards += len(z)
+        return logits, loss, self._gradient(loss, leaf)
+
+    def exhausted(self, task: Task) -> Bool[Tensor, " n"] | None:
+        """Where the examples may ask no more, for a model that counts; None for any other."""
+        return None
+
+    def check_deterministic(self, z: Float[Tensor, "n *shape"]) -> bool:
+        """Run the model twice on z and warn where it answers differently. Counted in `probes`."""
+        with torch.no_grad():
+            first, second = self._run(z, None), self._run(z, None)
+        self.probes += 2 * len(z)
+        slack = 1e-4 * first.abs().nan_to_num(0, 0, 0).amax().item() if first.numel() else 0.0
+        same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
+        if not same:
+            warnings.warn(
+                "`model` is stochastic in eval mode: two passes over the same examples differ; verdicts will not "
+                "repeat. Fix its noise, or attack and judge the mean of several passes with eot=20",
+                ModelWarning,
+                stacklevel=3,
+            )
+        return same
+
+    def _run(self, z: Tensor, task: Task | None) -> Tensor:
+        """The model at z; `task` says which rows these are, for a subclass whose model differs between rows."""
+        version = z._version
+        try:
+            output = self.model(z)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" in str(error):
+                raise BadInput(IN_PLACE) from error
+            raise
+        if z._version != version:
+            raise BadInput(IN_PLACE)
+        if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 and len(output) == len(z):
+            return output
+        return self._columns(output, z)
+
+    def _columns(self, output: object, z: Tensor) -> Tensor:
+        """Labels (n,), or logits of at least two columns, out of whatever else a model may return."""
+        if isinstance(output, Tensor) and not output.is_floating_point() and output.shape == z.shape[:1]:
+            return output.long()
+        logits = two_columns(output)
+        if len(logits) != len(z):
+            raise BadInput(
+                f"`model` must return one row of logits per example, got {len(logits)} for {len(z)}; keep the first "
+                "dimension as it comes"
+            )
+        return logits
+
+    def _logits(self, output: Tensor | None) -> Tensor:
+        if output is None or not output.is_floating_point():
+            raise BadInput(
+                "`model` returns labels, but this attack needs logits; take hopskipjump, or hand over your own: a "
+                "callable (model, x, y, ball) -> x_adv, or an Attack whose `needs` is 'label'"
+            )
+        return output
+
+    def _gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
+        columns = (loss,) if loss.ndim == 1 else loss.unbind(1)
+        if self._ones is None or self._ones.shape != columns[0].shape or self._ones.dtype != columns[0].dtype:
+            self._ones = torch.ones_like(columns[0])
+        ones, grads = self._ones, []
+        for column in columns:
+            more = column is not columns[-1]
+            found = (
+                torch.autograd.grad(column, leaf, ones, retain_graph=more, allow_unused=True)
+                if loss.requires_grad
+                else (None,)
+            )
+            if found[0] is None:
+                raise BadInput(
+                    "`model` must be differentiable for this attack: its output does not depend on x through torch; "
+                    "take an attack that needs no gradient, such as square"
+                )
+            grads.append(found[0])
+        self.backwards += len(columns) * len(leaf)
+        return grads[0] if loss.ndim == 1 else torch.stack(grads, 1)
+
+    def _check_first(self, logits: Tensor, task: Task) -> None:
+        """On the first pass after opening: labels in range, logits and not probabilities."""
+        check_labels(logits, task)
+        if probabilities(logits.detach()):
+            warnings.warn(SOFTMAX, ModelWarning, stacklevel=4)
+
+    def _check_gradient(self, grad: Tensor) -> None:
+        """On the first pass after opening: is there a gradient to follow?"""
+        sizes = torch.linalg.vector_norm(flat(grad), dim=1).tolist()
+        if all(map(math.isfinite, sizes)) and 0.0 not in sizes:
+            return
+        sizes = flat(grad).abs().amax(1).tolist()  # the squares of a norm may overflow, or vanish
+        if not all(map(math.isfinite, sizes)):
+            self.careful = True
+            warnings.warn(
+                "the gradient is not finite everywhere: it is taken for zero there. Look for a square root or a "
+                "logarithm at zero, or an overflow, in `model`",
+                ModelWarning,
+                stacklevel=4,
+            )
+        count = sizes.count(0.0)
+        if count:
+            warnings.warn(
+                f"the gradient is exactly zero for {count} of {len(sizes)} examples: the loss is saturated or "
+                "the model hides its gradient. Try the margin loss, float64, or an attack that needs only logits",
+                ModelWarning,
+                stacklevel=4,
+            )

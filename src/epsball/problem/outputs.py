@@ -1,0 +1,32 @@
+"""What a model returns, as logits of at least two columns."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from epsball.common.errors import BadInput
+
+
+def two_columns(output: object) -> Float[Tensor, "n classes"]:
+    """Logits (n, classes) as they are; a single logit z, (n,) or (n, 1), as the two columns (0, z).
+
+    Cross-entropy of (0, z) is the binary one, and its first argmax on ties is the rule z > 0. Raises `BadInput` for
+    anything else, labels among it.
+
+    >>> two_columns(torch.tensor([1.5, -2.0]))
+    tensor([[ 0.0000,  1.5000],
+            [ 0.0000, -2.0000]])
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        remedy = "epsball.BlackBox(function=model)" if kind in ("ndarray", "list") else "lambda x: model(x).logits"
+        raise BadInput(f"`model` must return a tensor of logits, got {kind}; wrap it: {remedy}")
+    logits = output[:, None] if output.ndim == 1 else output
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise BadInput(
+            f"`model` must return logits (n, classes) or one logit (n,), got {tuple(output.shape)}; "
+            "put the classes last and pool the rest"
+        )
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)

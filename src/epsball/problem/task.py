@@ -1,0 +1,88 @@
+"""The rows an attack works on: examples, what each row climbs towards, the ball around it, and its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from epsball.balls.ball import Ball
+from epsball.common.noise import Noise
+from epsball.data.labels import labels
+
+AWAY = -1  # no target, no aim
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Rows of a pool; the first dimension of every part is the row.
+
+    `x` (n, *shape) the examples, `y` (n,) their labels, `target` (n,) the class that the user demands, -1 for none,
+    `aim` (n,) the class that this job climbs towards, -1 where it climbs away from `y`. `clean` (n, classes) are the
+    logits at `x`, None where nobody computed them. `ball` is bound to `x`. `near` (n, *shape) are the best points of
+    the ball that attacks before this one have found, None where there were none.
+    """
+
+    x: Float[Tensor, "n *shape"]
+    y: Int64[Tensor, " n"]
+    target: Int64[Tensor, " n"]
+    aim: Int64[Tensor, " n"]
+    clean: Float[Tensor, "n classes"] | None
+    ball: Ball
+    noise: Noise
+    near: Float[Tensor, "n *shape"] | None = None
+
+    @cached_property
+    def aimed(self) -> Bool[Tensor, " n"]:
+        """Where the row climbs towards a class."""
+        return self.aim != AWAY
+
+    @cached_property
+    def some_targeted(self) -> bool:
+        """Whether the user demands a class for any row."""
+        return bool((self.target != AWAY).any())
+
+    @cached_property
+    def some_aimed(self) -> bool:
+        """Whether any row climbs towards a class: where none does, a sign need not be applied on every pass."""
+        return bool(self.aimed.any())
+
+    @cached_property
+    def goal(self) -> Int64[Tensor, " n"]:
+        """The class that a loss looks at: the aim where there is one, else the label."""
+        return torch.where(self.aimed, self.aim, self.y) if self.some_aimed else self.y
+
+    def signed(self, loss: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """A loss of the goal class, turned round where the row climbs towards that class."""
+        return torch.where(self.aimed, -loss, loss) if self.some_aimed else loss
+
+    def rows(self, index: Tensor) -> Task:
+        """The task of some of the rows."""
+        return Task(
+            x=self.x[index],
+            y=self.y[index],
+            target=self.target[index],
+            aim=self.aim[index],
+            clean=None if self.clean is None else self.clean[index],
+            ball=self.ball.rows(index),
+            noise=self.noise.rows(index),
+            near=None if self.near is None else self.near[index],
+        )
+
+    def with_jobs(self, rank: Int64[Tensor, " n"], aim: Int64[Tensor, " n"]) -> Task:
+        """The same rows at another rank (which keys their noise) and aim."""
+        return replace(self, aim=aim, noise=replace(self.noise, rank=rank))
+
+
+def task_of(
+    x: Tensor, y: object, ball: Ball, *, target: object = None, ids: Tensor | None = None, seed: int = 0
+) -> Task:
+    """The checked task of a whole batch: rank 0, every row away from its label or towards its target."""
+    ball, x = ball.bind(x), x.detach()
+    y = labels("y", y, x)
+    aim = torch.full_like(y, AWAY) if target is None else labels("target", target, x)
+    rows = torch.arange(len(x), device=x.device) if ids is None else labels("ids", ids, x)
+    return Task(x, y, target=aim, aim=aim, clean=None, ball=ball, noise=Noise(seed, rows, torch.zeros_like(rows)))

@@ -1,0 +1,10 @@
+from epsball.training.plain import Plain as Plain
+from epsball.training.fgsm_mix import FGSMMix as FGSMMix
+from epsball.training.fgsm_rs import FGSMRS as FGSMRS
+from epsball.training.n_fgsm import NFGSM as NFGSM
+from epsball.training.grad_align import GradAlign as GradAlign
+from epsball.training.free import Free as Free
+from epsball.training.pgd import PGDTraining as PGDTraining
+from epsball.training.trades import TRADES as TRADES
+from epsball.training.gradient_penalty import GradientPenalty as GradientPenalty
+from epsball.training.augment import Augment as Augment

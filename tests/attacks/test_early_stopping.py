@@ -1,0 +1,282 @@
+"""Jobs that are given up, points that are handed from stage to stage, and the protocol that lives on both."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from doubles import BALLS, EPS, NEVER
+from nets import batch, batch_of, linear, mlp, predicted, rng
+
+import epsball as eb
+from epsball.attacks.pace import lead, looked, no_pace
+from epsball.attacks.registry import parse
+from epsball.common.shapes import column
+from epsball.data.examples import Examples, load_data
+from epsball.engine import queue
+from epsball.engine.protocols import expand
+from epsball.models.registry import build
+from epsball.problem.losses import margin
+from epsball.problem.objective import Objective
+from epsball.problem.task import task_of
+from epsball.training.fit import fit
+
+
+def by_hand(margins: list[float], steps: int, hope: float, first: int) -> int | None:
+    """The step at which a row with these margins is given up, in plain Python; None for never."""
+    best = [max(margins[: t + 1]) for t in range(len(margins))]
+    powers = [1 << k for k in range(20) if 1 << k < len(margins)]
+    for t in (p for p in powers if p >= first):
+        gain = max(best[p] - best[p // 2] for p in powers if 2 <= p <= t)
+        if best[t] + hope * gain * math.log2(steps / t) < 0:
+            return t
+    return None
+
+
+@pytest.mark.parametrize("hope", [0.0, 1.0, 2.0, 50.0])
+@pytest.mark.parametrize("first", [4, 16])
+def test_row_is_given_up_at_another_step_than_the_rule_says(hope: float, first: int) -> None:
+    steps, n = 100, 64
+    # A path whose steps shrink, as those of an attack do, at a pace of its own in each row.
+    shrinking = torch.rand(steps, n, generator=rng(1), dtype=torch.float64) / torch.arange(1, steps + 1)[:, None] ** 1.2
+    margins = shrinking.cumsum(0) * torch.logspace(-1, 1, n, dtype=torch.float64) - 5
+    margins += 0.3 * torch.rand(steps, n, generator=rng(2), dtype=torch.float64)
+    expected = [by_hand(margins[:, row].tolist(), steps, hope, first) for row in range(n)]
+    pace, found = no_pace(margins[0], hope), [None] * n
+    scaled = no_pace(margins[0], hope)
+    for t in range(steps):
+        at = torch.full((n,), t)
+        pace, lost = looked(pace, margins[t], at, steps, hope, first=first)
+        scaled, same = looked(scaled, 1024 * margins[t], at, steps, hope, first=first)
+        assert torch.equal(lost, same)
+        found = [t if one is None and gone else one for one, gone in zip(found, lost.tolist(), strict=True)]
+    assert found == expected
+    assert None in expected or hope < 2
+    assert any(one is not None for one in expected) or hope > 2
+
+
+def given_up(heights: list[float], like: torch.Tensor, steps: int = 100, hope: float = 2.0) -> int | None:
+    """The step at which one row with these margins is given up."""
+    pace = no_pace(like, hope)
+    for t, height in enumerate(heights):
+        pace, lost = looked(pace, torch.tensor([height], dtype=pace.dtype), torch.tensor([t]), steps, hope, first=4)
+        if lost.item():
+            return t
+    return None
+
+
+def test_margin_that_is_not_known_yet_gives_a_row_up_or_counts_as_a_gain() -> None:
+    one = torch.zeros(1, dtype=torch.float64)
+    assert given_up([-1.0] * 100, one) == 4
+    assert given_up([-math.inf] * 100, one) is None
+    for unknown in range(1, 80):
+        first = 1 << unknown.bit_length() - (unknown & (unknown - 1) == 0)  # the first mark that knows
+        later = 2 * first if 2 * first < 100 else None  # the first that has a pace
+        assert given_up([-math.inf] * unknown + [-1.0] * (100 - unknown), one) == (max(later, 4) if later else None)
+    assert given_up([-math.inf] * 3 + [-1.0] * 2 + [-0.6] * 95, one) == 64  # 1 > .4 * 2 * log2(100 / 64) alone
+
+
+def test_small_gain_is_lost_in_half_precision() -> None:
+    """Of a margin of 8 the unit in the last place is .0625 in bfloat16; the gain of a doubling is .02."""
+    heights = [-8 + 0.02 * math.log2(max(t, 1)) for t in range(100)]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        like = torch.zeros(1, dtype=dtype)
+        assert no_pace(like, 2.0).dtype == torch.promote_types(dtype, torch.float32)
+        assert given_up(heights, like, hope=1e4) is None
+        assert given_up(heights, like, hope=1.0) == 4
+
+
+def test_lead_is_not_what_success_asks_for() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+    task = task_of(torch.zeros(2, 1), torch.tensor([0, 1]), eb.Linf(eps=1.0))
+    assert lead(logits, task).tolist() == [-1.0, 2.0]
+    aimed = replace(task, aim=torch.tensor([1, 2]))  # an aim is only a way: any wrong class counts
+    assert lead(logits, aimed).tolist() == [-1.0, 2.0]
+    targeted = task_of(torch.zeros(2, 1), torch.tensor([0, 1]), eb.Linf(eps=1.0), target=torch.tensor([2, 0]))
+    assert lead(logits, targeted).tolist() == [-1.0, 1.0]
+    close = torch.tensor([[8.0, 0.0703125]], dtype=torch.bfloat16)  # no bfloat16 lies at the difference
+    assert lead(close, task.rows(torch.tensor([0]))).tolist() == [-7.9296875]
+
+
+@pytest.mark.parametrize("name", ["apgd", "square"])
+def test_endless_hope_is_another_attack_than_none(name: str) -> None:
+    x, model = batch(40, (6,)), mlp((6,), 3)
+    y, ball = predicted(model, x), eb.Linf(eps=torch.linspace(0, 1, 40), lo=-1, hi=2)
+    plain, endless = parse(f"{name}:steps=30"), parse(f"{name}:steps=30,hope=1e9")
+    assert (plain.passes, endless.passes) == (30, None)
+    fooled = [predicted(model, attack(model, x, y, ball, seed=1)) != y for attack in (plain, endless)]
+    assert torch.equal(*fooled)
+    assert 0 < fooled[0].sum() < 40
+
+
+FIRST, SECOND = (torch.randn(*shape, generator=rng(7), dtype=torch.float64) for shape in ((6, 32), (32, 3)))
+
+
+def wavy(z: torch.Tensor) -> torch.Tensor:
+    """Logits with many hills, on which a climb does not end at its best point."""
+    return torch.sin(6 * (z - 0.5) @ FIRST.to(z)) @ SECOND.to(z)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_last_point_is_not_looked_at_where_hope_is_finite(norm: str, steps: int) -> None:
+    x = batch(300, (6,))
+    y, ball = predicted(wavy, x), BALLS[norm](eps=torch.linspace(0, EPS[norm] / 3, 300), lo=0, hi=1)
+    fooled, late = [], 0
+    for hope in (math.inf, 1e9):
+        attack = eb.APGD(steps=steps, hope=hope)
+        with Objective(wavy, attack.loss) as objective:
+            found = queue.run(attack, objective, task_of(x, y, ball, seed=1), width=64)
+        late += int((found.fooled & (found.forwards == steps + 1)).sum())
+        fooled += [found.fooled, predicted(wavy, attack(wavy, x, y, ball, seed=1)) != y]
+    assert all(torch.equal(fooled[0], other) for other in fooled[1:])
+    assert late > 0  # by the look at the last point
+
+
+@pytest.mark.parametrize("text", ["apgd:steps=12", "apgd:steps=12,hope=0.1", "l1-apgd:steps=12"])
+def test_point_that_is_handed_on_is_worse_than_one_that_was_looked_at(text: str) -> None:
+    attack = replace(parse(text), loss=margin)
+    x = batch(48, (6,))
+    y, radius = predicted(wavy, x), torch.linspace(0.01, 0.5, 48)
+    ball = BALLS["l1" if text[0] == "l" else "l2"](eps=radius, lo=0, hi=1)
+    task = task_of(x, y, ball)
+    with Objective(wavy, attack.loss, success=NEVER) as objective:
+        found, plain = (queue.run(attack, objective, task, approach=ask, width=32) for ask in (True, False))
+        state, seen = attack.init(task), torch.full((48,), -math.inf, dtype=x.dtype)
+        while not state.done.all() and state.t.max() < 12:
+            point = objective(state.z, task)
+            open_to_see = ~state.done & task.ball.contains(state.z, x)
+            seen = torch.where(open_to_see, seen.maximum(lead(point.logits, task)), seen)
+            stepped = attack.step(state, point, task)
+            done = state.done
+            state = state.map(lambda old, new, done=done: torch.where(column(done, old.ndim), old, new), stepped)
+    torch.testing.assert_close(lead(wavy(found.near), task), found.lead)
+    assert (found.lead > seen - 1e-9).all()
+    again = found.forwards - plain.forwards  # the look at the peak, where the climb ended elsewhere
+    assert torch.equal(found.backwards, plain.backwards)
+    assert ((again == 0) | (again == 1)).all()
+    assert (plain.forwards == 10).any() == ("hope" in text)  # given up: the peak is where they end
+    assert (again[plain.forwards == 10] == 0).all()
+    assert (lead(wavy(state.best), task) < found.lead - 1e-3).any()
+
+
+def test_approach_is_worked_out_where_nobody_asks_for_it() -> None:
+    x, attack = batch(8, (6,)), parse("apgd:steps=5")
+    with Objective(wavy, attack.loss, success=NEVER) as objective:
+        found = queue.run(attack, objective, task_of(x, predicted(wavy, x), eb.Linf(eps=0.1)))
+        assert objective.forwards == 32 * 5 + 32
+    assert torch.equal(found.near, x)
+    assert found.lead.isneginf().all()
+
+
+@pytest.mark.parametrize("hope", [-1.0, math.nan])
+@pytest.mark.parametrize("attack", [eb.APGD, eb.Square])
+def test_hope_without_sense_is_taken(attack: type, hope: float) -> None:
+    with pytest.raises(eb.BadInput, match="`hope` must be >= 0"):
+        attack(hope=hope)
+
+
+def test_hopeless_row_goes_on_or_hopeful_row_stops() -> None:
+    """A linear model: after the first steps nothing moves any more, and a far row is given up at step 8."""
+    model, x = linear((6,), 2, seed=3), batch(64, (6,))
+    y = predicted(model, x)
+    ball = eb.Linf(eps=1e-3, lo=0, hi=1)
+    task = task_of(x, y, ball)
+    with Objective(model, parse("apgd").loss) as objective:
+        found = queue.run(parse("apgd:hope=2"), objective, task, approach=True, width=32)
+    passes = found.forwards[~found.fooled]
+    assert (passes == 10).double().mean() > 0.9  # nine passes, and a look at the point that is handed over
+    gain = lead(model(found.near), task) - lead(model(x), task)
+    assert (gain[~found.fooled] > 0).all()
+    torch.testing.assert_close(lead(model(found.near), task).double()[~found.fooled], found.lead[~found.fooled])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_square_does_not_start_where_it_is_told(norm: str) -> None:
+    x, y = batch_of(5, (6,), 3)
+    ball = BALLS[norm](eps=0.4, lo=0, hi=1).bind(x)
+    near = ball.argmax(torch.randn(5, 6, generator=rng(5), dtype=x.dtype), x)
+    task = replace(task_of(x, y, ball), near=near)
+    attack = eb.Square(steps=9, onward=True)
+    assert attack.goes_on
+    assert not eb.Square().goes_on
+    assert torch.equal(attack.init(task).z, near)
+    assert not torch.equal(eb.Square(steps=9).init(task).z, near)
+    assert torch.equal(attack.init(replace(task, near=None)).z, eb.Square(steps=9).init(task).z)
+    model = linear((6,), 3)
+    with Objective(model, attack.loss, needs="logits", success=NEVER) as objective:
+        found = queue.run(attack, objective, task, approach=True, width=32)
+    assert ball.contains(found.near, x).all()
+    assert (found.lead >= lead(model(near), task).double() - 1e-12).all()
+
+
+# The protocol.
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.nn.Module, Examples]:
+    train, test = load_data("digits", split="train"), load_data("digits", split="test", limit=64)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = build("small-mlp", tuple(train.x.shape[1:]), 10)
+    fit(model, train, epochs=12, lr=3e-3, seed=4)
+    return model.eval(), test
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.35), ("l1", 1.2)])
+def test_fast_is_more_robust_than_standard_or_no_sooner(
+    digits: tuple[torch.nn.Module, Examples], norm: str, eps: float
+) -> None:
+    model, test = digits
+    ball = BALLS[norm](eps=eps, lo=0, hi=1)
+    standard = eb.evaluate(model, test, ball, "standard", seed=2)
+    fast = eb.evaluate(model, test, ball, "fast", seed=2)
+    assert 0.2 < standard.robust_accuracy < 0.9
+    assert fast.count("robust") <= standard.count("robust")
+    assert fast.forwards < standard.forwards
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.08), ("l1", 0.1)])
+def test_fast_is_more_robust_than_standard_where_the_border_is_winding(norm: str, eps: float) -> None:
+    """Few dimensions and many borders: a search that goes on from where gradients end is no substitute for its own."""
+    for seed in range(2):
+        w, b, v = (torch.randn(shape, generator=rng(seed)) for shape in ((2, 32), (32,), (32, 2)))
+        model = lambda z, w=2 * w, b=b, v=v: torch.sin(4 * (z - 0.5) @ w + b) @ v  # noqa: E731
+        x = torch.rand(60, 2, generator=rng(seed + 99))
+        data, ball = (x, model(x).argmax(1)), BALLS[norm](eps=eps, lo=0, hi=1)
+        standard = eb.evaluate(model, data, ball, "standard", seed=seed)
+        assert 10 < standard.count("robust") < 50
+        assert eb.evaluate(model, data, ball, "fast", seed=seed).count("robust") <= standard.count("robust")
+
+
+def test_points_handed_on_are_lost_on_a_resume(digits: tuple[torch.nn.Module, Examples], tmp_path: Path) -> None:
+    model, test = digits
+    arguments = (model, test, eb.Linf(eps=0.06, lo=0, hi=1), "fast")
+    whole = eb.evaluate(*arguments, eps=[0.04, 0.06], seed=2, shard_size=32, run_dir=tmp_path / "whole")
+    names = [stage["name"] for stage in whole.config["stages"]]
+    assert len(names) == 2 * len(expand("fast", "linf"))
+    for cut in range(len(names)):
+        part = tmp_path / f"cut-{cut}"
+        shutil.copytree(tmp_path / "whole", part)
+        for gone in [
+            *part.glob("records/00001*"),
+            *(part / "stages" / f"00001-{name}.parquet" for name in names[cut:]),
+        ]:
+            gone.unlink(missing_ok=True)
+        again = eb.evaluate(*arguments, eps=[0.04, 0.06], seed=2, shard_size=32, run_dir=part)
+        assert again.records.equals(whole.records)
+        assert again.adversarial.equals(whole.adversarial)
+
+
+def test_transfer_is_told_what_the_model_answered(digits: tuple[torch.nn.Module, Examples]) -> None:
+    model, test = digits
+    found = eb.evaluate(
+        model, test.rows(torch.arange(32)), eb.Linf(eps=0.06, lo=0, hi=1), "fast", source=build("small-mlp", (8, 8), 10)
+    )
+    stage = found.stages[-1]
+    assert stage.attack.startswith("square")
+    assert stage.attacked > 0

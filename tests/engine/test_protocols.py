@@ -1,0 +1,164 @@
+"""Names of protocols, lists of the user's own, and the other names of attacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from doubles import BALLS, EPS
+from nets import batch, batch_of, mlp, predicted
+
+import epsball as eb
+from epsball.attacks.registry import ALIASES, ATTACKS, parse
+from epsball.engine.protocols import CASCADES, expand
+from epsball.problem.losses import cross_entropy, dlr, margin
+
+EVERY = [(name, norm, text) for name, lists in CASCADES.items() for norm, texts in lists.items() for text in texts]
+
+
+@pytest.mark.parametrize(("name", "norm", "text"), EVERY)
+def test_protocol_names_an_attack_that_is_not_there_or_not_defined(name: str, norm: str, text: str) -> None:
+    attack = parse(text)
+    attack.check_ball(BALLS[norm](eps=EPS[norm], lo=0, hi=1))
+    assert expand(name, norm) == CASCADES[name][norm]
+
+
+def test_standard_is_not_the_standard_version_of_autoattack() -> None:
+    """Croce and Hein's `set_version("standard")`: n_iter 100, 5000 queries, 9 aims; in L1 5 restarts and 5 aims."""
+    for norm in ("linf", "l2"):
+        ce, aimed, fab, square = map(parse, expand("standard", norm))
+        assert (ce, aimed) == (eb.APGD(steps=100), eb.APGD(steps=100, loss=dlr, aims=9))
+        assert (fab.steps, fab.starts, fab.aims) == (100, 1, 9)
+        assert (square.steps, square.starts, square.aims) == (5000, 1, 0)
+    ce, aimed, *rest = map(parse, expand("standard", "l1"))
+    assert (ce, aimed) == (eb.L1APGD(steps=100, starts=5), eb.L1APGD(steps=100, loss=dlr, aims=5))
+    assert rest == [fab, square]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("pgd", ("pgd",)),
+        ("pgd:steps=3,loss=margin", ("pgd:steps=3,loss=margin",)),
+        ("worst-of(pgd)", ("pgd",)),
+        ("worst-of(fgsm, pgd:steps=3, starts=2 ,bim)", ("fgsm", "pgd:steps=3,starts=2", "bim")),
+        (" Worst-Of( PGD , fgsm:loss=margin )", ("PGD", "fgsm:loss=margin")),
+        ("worst-of(standard, bim)", (*CASCADES["standard"]["l2"], "bim")),
+        ("STANDARD", CASCADES["standard"]["l2"]),
+        ("worst-of()", ()),
+        ("worst-of(pgd, pgd)", ("pgd", "pgd")),
+        ("worst-of (fgsm)", ("fgsm",)),
+        ("worst-of(pgd, worst-of(fgsm, pgd:steps=3,starts=2), bim)", ("pgd", "fgsm", "pgd:steps=3,starts=2", "bim")),
+        ("worst-of(worst-of(worst-of(fgsm), standard))", ("fgsm", *CASCADES["standard"]["l2"])),
+    ],
+)
+def test_name_stands_for_other_attacks(text: str, parts: tuple[str, ...]) -> None:
+    assert expand(text, "l2") == parts
+
+
+@pytest.mark.parametrize("text", ["worst-of", "worst-of pgd", "worst-of(pgd", "worst-of[pgd]"])
+def test_list_that_is_not_closed_is_taken(text: str) -> None:
+    with pytest.raises(eb.BadInput, match=r"`attacks` must name a list as worst-of\(A, B, \.\.\.\), got"):
+        expand(text, "linf")
+
+
+@pytest.mark.parametrize(
+    "text", ["worst-of(steps=3, pgd)", "worst-of()", "worst-of(pgd))", "worst-of(fgsm), worst-of(bim)"]
+)
+def test_list_without_a_meaning_is_run(text: str) -> None:
+    with pytest.raises(eb.BadInput):
+        eb.evaluate(mlp((5,), 3), batch_of(4, (5,), 3), eb.Linf(eps=0.1), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("standrd", "standard"),
+        ("worst_of(fgsm)", "worst-of(...)"),
+        ("worst_of(fgsm, pgd:steps=100,starts=2)", "worst-of(...)"),
+        ("standard,fgsm", "standard"),
+        ("apgdt", "apgd-t"),
+        ("worst-of(fgsm, fst)", "fast"),
+        ("pdg:steps=3", "pgd"),
+    ],
+)
+def test_name_that_is_misspelled_is_refused_without_the_right_one(text: str, near: str) -> None:
+    with pytest.raises(eb.BadInput, match="`attacks` must be one of") as refused:
+        expand(text, "linf")
+    assert f"did you mean {near!r}?" in str(refused.value)
+    listed = str(refused.value).partition(", got")[0]
+    assert all(name in listed for name in (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)"))
+
+
+@pytest.mark.parametrize("text", ["standard:steps=3", "fast:", "worst-of(fgsm, Fast:hope=1)", "fast(3)"])
+def test_protocol_with_options_is_run_without_them(text: str) -> None:
+    with pytest.raises(eb.BadInput, match="`attacks`: a protocol takes no options, got"):
+        expand(text, "linf")
+
+
+def test_other_names_are_not_offered_for_one_attack() -> None:
+    with pytest.raises(eb.BadInput, match=r"one of fgsm, .*apgd-t.*did you mean 'apgd-t'"):
+        parse("apgdt")
+
+
+def test_protocol_is_run_in_a_norm_for_which_it_is_not_defined() -> None:
+    for name, lists in CASCADES.items():
+        if "l0" in lists:
+            continue
+        for text in (name, f"worst-of(fgsm, {name})"):
+            with pytest.raises(eb.BadInput, match=rf"`ball` must be linf or l2 or l1 for {name}, got l0.*worst-of"):
+                expand(text, "l0")
+
+
+def test_worst_of_is_not_the_worst_case_of_its_attacks() -> None:
+    """The same verdicts and stages as the list; standing is who stands against every one of them."""
+    x, model = batch(60, (20,)), mlp((20,), 5)
+    y, ball = predicted(model, x), eb.L2(eps=0.6)
+    listed = ["fgsm", "pgd:steps=5,starts=2", "uniform-noise"]
+    one = eb.evaluate(model, (x, y), ball, f"worst-of({', '.join(listed)})")
+    other = eb.evaluate(model, (x, y), ball, listed)
+    assert one.records.equals(other.records)
+    assert [stage.attack for stage in one.stages] == ["clean", *listed]
+    alone = [eb.evaluate(model, (x, y), ball, name).records["status"].to_pylist() for name in listed]
+    for status, *each in zip(one.records["status"].to_pylist(), *alone, strict=True):
+        assert (status == "robust") == all(part == "robust" for part in each)
+    assert 0 < one.robust_accuracy < one.clean_accuracy
+
+
+# Other names.
+
+
+@pytest.mark.parametrize(
+    ("text", "attack"),
+    [
+        ("apgd-ce", eb.APGD(loss=cross_entropy)),
+        ("apgd-dlr", eb.APGD(loss=dlr)),
+        ("apgd-t", eb.APGD(loss=dlr, aims=9)),
+        ("APGD-T:aims=3", eb.APGD(loss=dlr, aims=3)),
+        ("apgd-t:loss=margin,steps=7", eb.APGD(loss=margin, aims=9, steps=7)),
+        ("apgd-ce:rho=0.5", eb.APGD(rho=0.5)),
+        ("l1-apgd:loss=dlr,starts=2", eb.L1APGD(loss=dlr, starts=2)),
+    ],
+)
+def test_other_name_is_another_attack(text: str, attack: object) -> None:
+    assert parse(text) == attack
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_other_name_hides_an_attack_or_names_none(name: str) -> None:
+    assert name not in ATTACKS
+    assert ALIASES[name].partition(":")[0] in ATTACKS
+    assert parse(name) == parse(ALIASES[name])
+
+
+def test_record_names_another_attack_than_the_user_did() -> None:
+    x, y = batch_of(20, (6,), 3)
+    run = eb.evaluate(mlp((6,), 3), (x, y), eb.Linf(eps=0.3), ["apgd-t:steps=5", "worst-of(apgd-ce:steps=3)"])
+    assert [stage.attack for stage in run.stages] == ["clean", "apgd-t:steps=5", "apgd-ce:steps=3"]
+    assert run.config["protocol"] == ["apgd-t:steps=5", "worst-of(apgd-ce:steps=3)"]
+
+
+def test_reading_the_protocols_imports_torch() -> None:
+    code = "import sys; from epsball.engine.protocols import CASCADES; sys.exit(not CASCADES or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,152 @@
+"""An evaluation whose attacks climb on the accelerated model: when it is, and that nothing but the time changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball.acceleration.accelerate import Accelerated, accelerate
+from epsball.acceleration.plan import Plan
+from epsball.balls.linf import Linf
+from epsball.common.errors import BadInput
+from epsball.evaluation.acceleration_policy import LONG, accelerated
+from epsball.models.registry import build
+from epsball.problem.task import task_of
+from epsball.training.fit import fit
+
+FORCED = Plan("graph", kernels={"0": "folding", "2": "phases"})
+BALL = Linf(eps=0.05, lo=0, hi=1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small convolutional network on scikit-learn's digits, images of 1 x 8 x 8."""
+    from epsball.data.examples import load_data
+
+    data = load_data("digits", split="train", limit=800)
+    x = data.x.reshape(-1, 1, 8, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("small-cnn", (1, 8, 8), 10)
+    fit(model, (x, data.y), epochs=6, lr=5e-3)
+    return model.train(), x[:96], data.y[:96]
+
+
+@pytest.mark.parametrize("attacks", [["fgsm", "pgd:steps=10"], ["apgd-t:steps=8,aims=2", "square:steps=40"]])
+@pytest.mark.parametrize("storage", ["float", "8bit"])
+def test_acceleration_changes_a_verdict_or_the_count(digits, attacks: list[str], storage: str) -> None:
+    model, x, y = digits
+    plain = eb.evaluate(model, (x, y), BALL, attacks, accelerate=False, storage=storage)
+    fast = eb.evaluate(model, (x, y), BALL, attacks, accelerate=FORCED, storage=storage)
+    assert 0.1 < plain.robust_accuracy < 0.9
+    assert fast.records["status"].equals(plain.records["status"])
+    assert plain.config["acceleration"] is None
+    assert Plan.from_dict(fast.config["acceleration"]) == FORCED
+    assert model.training
+    again = eb.evaluate(model, (x, y), BALL, attacks, accelerate=FORCED, storage=storage, width=32)
+    assert again.records.equals(fast.records)
+    assert again.adversarial.equals(fast.adversarial)
+
+
+def test_what_counts_is_what_the_model_itself_says(digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that fools itself (as a draft in low precision would) must not make an example fall."""
+    model, x, y = digits
+    honest = eb.evaluate(model, (x, y), BALL, "pgd:steps=10", accelerate=False)
+
+    class Liar(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return -model(z)  # it calls nearly every example wrong from the start
+
+    lying = Accelerated(Liar(), FORCED)
+    monkeypatch.setattr("epsball.evaluation.acceleration_policy.accelerate", lambda *_, **__: lying)
+    found = eb.evaluate(model, (x, y), BALL, "pgd:steps=10", accelerate=True)
+    assert found.count("fooled") <= honest.count("fooled")
+    for index, point in zip(*found.points(), strict=True):
+        with torch.no_grad():
+            assert model(torch.from_numpy(point)[None]).argmax(1) != y[index]
+
+
+def test_resume_makes_another_plan_or_forgets_it(digits, tmp_path: Path) -> None:
+    model, x, y = digits
+    run = {"attacks": ["fgsm", "pgd:steps=10"], "shard_size": 32}
+    whole = eb.evaluate(model, (x, y), BALL, **run, accelerate=FORCED, run_dir=tmp_path / "whole")
+    part = Path(shutil.copytree(tmp_path / "whole", tmp_path / "part"))
+    for gone in [*part.glob("records/00001*"), *part.glob("stages/00001-0*")]:
+        gone.unlink()
+    assert eb.evaluate(model, (x, y), BALL, **run, run_dir=part).records.equals(whole.records)
+    assert json.loads((part / "config.json").read_text())["acceleration"]["kernels"] == FORCED.kernels
+    with pytest.raises(BadInput, match="another `acceleration`"):
+        eb.evaluate(model, (x, y), BALL, **run, run_dir=part, accelerate=False)
+    plain = tmp_path / "plain"
+    eb.evaluate(model, (x, y), BALL, **run, run_dir=plain)
+    eb.evaluate(model, (x, y), BALL, **run, run_dir=plain)
+    with pytest.raises(BadInput, match="another `acceleration`"):
+        eb.evaluate(model, (x, y), BALL, **run, run_dir=plain, accelerate=FORCED)
+
+
+def test_transfer_climbs_on_the_accelerated_source(digits) -> None:
+    model, x, y = digits
+    source = build("small-cnn", (1, 8, 8), 10)
+    plain = eb.evaluate(model, (x, y), BALL, "pgd:steps=10", source=source, accelerate=False)
+    fast = eb.evaluate(model, (x, y), BALL, "pgd:steps=10", source=source, accelerate=FORCED)
+    assert fast.records["status"].equals(plain.records["status"])
+
+
+def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = digits
+    asked: list[int] = []
+
+    def noted(module: nn.Module, example: Tensor, **options: object) -> Accelerated:
+        asked.append(len(example))
+        return Accelerated(module, Plan(reason="asked"))
+
+    monkeypatch.setattr("epsball.evaluation.acceleration_policy.accelerate", noted)
+    many, few = eb.PGD(steps=3 * LONG // len(x)), eb.PGD(steps=LONG // len(x) - 1)
+    some = eb.PGD(steps=LONG // len(x) + 2)  # enough if all stood
+    far = Linf(eps=1.0, lo=0, hi=1)
+
+    def tried(network: object, attack: eb.PGD, ball: Linf) -> bool:
+        asked.clear()
+        task = task_of(x, y, ball.bind(x))
+        options = {"asked": None, "compile": False, "before": None, "width": 32}
+        return accelerated(network, task, (attack,), **options) is not None and asked == [32]  # type: ignore[arg-type]
+
+    assert tried(model, many, BALL)
+    assert not tried(model, few, BALL)  # too short
+    assert not tried(model, some, BALL)  # too short for the share that stands
+    assert not tried(model, many, far)  # nothing stands
+    assert not tried(build("small-mlp", (1, 8, 8), 10), many, BALL)  # nothing to win
+    assert not tried(lambda z: model(z), many, BALL)
+    assert model.training
+
+
+def test_callable_is_accelerated_or_refused_without_a_reason(digits) -> None:
+    model, x, y = digits
+    with pytest.raises(BadInput, match="`model` must be a torch module, got function"):
+        eb.evaluate(lambda z: model(z), (x, y), BALL, "fgsm", accelerate=True)
+    other = build("small-mlp", (1, 8, 8), 10)
+    with pytest.raises(BadInput, match="`plan` must be one of this model"):
+        accelerate(other, x, plan=FORCED)
+
+
+@pytest.mark.parametrize(("forward_ratio", "climbs"), [(1.05, False), (0.8, True)])
+def test_an_attack_without_gradients_climbs_on_a_network_whose_forward_is_slower(
+    digits, monkeypatch: pytest.MonkeyPatch, forward_ratio: float, climbs: bool
+) -> None:
+    model, x, y = digits
+    rows: list[int] = []
+    forward = Accelerated.forward
+    monkeypatch.setattr(Accelerated, "forward", lambda self, x: rows.append(len(x)) or forward(self, x))
+    plan = replace(FORCED, forward_ratio=forward_ratio)
+    found = eb.evaluate(model, (x, y), BALL, "square:steps=40", accelerate=plan)
+    assert (sum(rows) > 40 * found.count("robust")) is climbs
+    rows.clear()
+    eb.evaluate(model, (x, y), BALL, "pgd:steps=10", accelerate=plan)
+    assert sum(rows) > 100

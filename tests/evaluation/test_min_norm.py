@@ -1,0 +1,321 @@
+"""How far is the border? One run gives every distance, other attacks check them, and the files say the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from nets import batch, rng
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball.attacks.attack import Attack, State
+from epsball.balls.ball import Ball
+from epsball.balls.registry import BALLS
+from epsball.common.errors import BadInput
+from epsball.evaluation.boundary_search import shrunk
+from epsball.problem.losses import cross_entropy
+from epsball.problem.objective import Objective
+from epsball.problem.task import Task, task_of
+
+SHAPE, CLASSES = (1, 8, 8), 4
+FAB = "fab:minimise=true,steps=20"
+
+
+def subject(n: int = 90) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    model, x = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES)),
+        batch(n, SHAPE, seed=2).float(),
+    )
+    with torch.no_grad():
+        for layer in (model[1], model[3]):
+            layer.weight.normal_(generator=rng(1))
+            layer.bias.zero_()
+        model[3].bias.sub_(model(x).mean(0))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[:3] = (y[:3] + 1) % CLASSES
+    return model, (x, y)
+
+
+def linear(d: int = 12) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(d, 2)).double()
+    with torch.no_grad():
+        model[1].weight.normal_(generator=rng(3))
+        x = batch(40, (d,), seed=4)
+        return model, (x, model(x).argmax(1))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_distances_of_a_linear_model_are_the_exact_ones(norm: str) -> None:
+    model, (x, y) = linear()
+    ball = BALLS[norm](eps=0.1, lo=0, hi=1)
+    found = eb.evaluate(model, (x, y), ball, [FAB, "apgd:steps=20"], min_norm=True)
+    weight = model[1].weight[1] - model[1].weight[0]
+    signed = torch.where(y == 0, 1.0, -1.0)[:, None] * weight
+    out = model(x)
+    gap = (out.gather(1, y[:, None]) - out.gather(1, 1 - y[:, None])).squeeze(1)
+    exact = ball.eps_for(gap, signed, x).detach().numpy()
+    assert np.isfinite(exact).all()
+    assert (found.distances >= exact * (1 - 1e-9)).all()
+    assert found.distances == pytest.approx(exact, rel=1e-2)
+    assert found.quantiles((0.5,))[0][1] == pytest.approx(np.sort(exact)[19], rel=1e-2)
+    for eps in np.quantile(exact, [0.1, 0.5, 0.9]) * 1.01:
+        assert found.accuracy_at(eps) == pytest.approx((exact > eps).mean(), abs=0.026)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_no_attack_of_one_radius_finds_what_the_distances_deny(norm: str) -> None:
+    model, data = subject()
+    ball = BALLS[norm](eps=1.0, lo=0, hi=1)
+    weak = eb.evaluate(model, data, ball, "fab:minimise=true,steps=2", min_norm=True)
+    radii = [weak.quantiles((share,))[0][1] for share in (0.3, 0.6, 0.9)]
+    fixed = eb.evaluate(model, data, ball, "apgd:steps=30", eps=radii)
+    both = eb.evaluate(model, data, ball, ["apgd:steps=30", "fab:minimise=true,steps=2"], eps=radii, min_norm=True)
+    assert [eps for eps, _ in both.curve] == [eps for eps, _ in fixed.curve] == radii
+    assert any(mine < 1 for _, mine in fixed.curve)
+    for (eps, mine), (_, theirs) in zip(both.curve, fixed.curve, strict=True):
+        assert mine <= min(theirs, weak.accuracy_at(eps))
+        assert mine == both.accuracy_at(eps)
+    assert (both.distances <= weak.distances).all()
+    assert [stage.attack for stage in both.stages[1:]] == ["fab:minimise=true,steps=2", *["apgd:steps=30"] * 3]
+
+
+def test_within_each_distance_a_stronger_attack_finds_nearer_points_and_a_weaker_one_none() -> None:
+    model, data = subject()
+    ball = eb.L2(eps=0, lo=0, hi=1)
+    alone = eb.evaluate(model, data, ball, "fab:minimise=true,steps=1", min_norm=True)
+    checked = eb.evaluate(model, data, ball, ["fab:minimise=true,steps=1", "pgd:steps=20"], min_norm=True)
+    nearer = checked.distances < alone.distances
+    assert nearer.any()
+    assert (checked.distances[nearer] <= 0.95 * alone.distances[nearer] * (1 + 1e-6)).all()
+    assert (checked.distances[~nearer] == alone.distances[~nearer]).all()
+    assert checked.stages[-1].fooled == nearer.sum()
+    assert checked.stages[-1].unconfirmed == 0
+    noise = eb.evaluate(model, data, ball, [FAB, "uniform-noise"], min_norm=True)
+    assert noise.stages[-1].fooled == 0
+
+
+def test_the_run_directory_says_the_same_and_goes_on_to_the_same_bits(tmp_path) -> None:
+    model, data = subject()
+    ball, attacks = eb.Linf(eps=0.1, lo=0, hi=1), ["fab:minimise=true,steps=3", "deepfool", "apgd:steps=20"]
+    whole = eb.evaluate(model, data, ball, attacks, min_norm=True, run_dir=tmp_path / "a", shard_size=32)
+    assert eb.verify(tmp_path / "a", model).agrees
+    assert eb.verify(tmp_path / "a", model, data=data).agrees
+    loaded = eb.Evaluation.load(tmp_path / "a")
+    assert loaded.records.equals(whole.records)
+    ids, points = loaded.points()
+    assert len(set(ids.tolist())) == len(ids) == whole.count("fooled")
+    x = data[0][torch.from_numpy(ids)].double()
+    reached = ball.norm(torch.from_numpy(points).double() - x).numpy()
+    assert (reached == whole.distances[ids]).all()
+
+    def stop(progress: object) -> None:
+        if "nearer" in progress.stage:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            eb.evaluate(
+                model, data, ball, attacks, min_norm=True, run_dir=tmp_path / "b", shard_size=32, on_progress=stop
+            )
+    again = eb.evaluate(model, data, ball, attacks, min_norm=True, run_dir=tmp_path / "b", shard_size=32)
+    assert again.records.equals(whole.records)
+    assert {stage.attack for stage in whole.stages[1:]} == set(attacks)
+    with pytest.raises(BadInput, match="min_norm"):
+        eb.evaluate(model, data, ball.with_eps(math.inf), attacks, run_dir=tmp_path / "b", shard_size=32)
+
+
+def test_a_file_of_distances_that_was_edited_is_noticed(tmp_path) -> None:
+    from epsball.evaluation import run_directory
+
+    model, data = subject()
+    eb.evaluate(model, data, eb.L2(eps=1, lo=0, hi=1), [FAB], min_norm=True, run_dir=tmp_path)
+    for name in ("records/00000.parquet", "stages/00000-00-fab.parquet"):
+        path = tmp_path / name
+        before = path.read_bytes()
+        table = run_directory.load(path)
+        place = table.column_names.index("distance")
+        shorter = np.array(table["distance"].to_numpy(zero_copy_only=False)) * 0.99
+        edited = table.set_column(place, "distance", [np.ascontiguousarray(shorter)])
+        run_directory.save(path, edited.replace_schema_metadata(table.schema.metadata))
+        found = eb.verify(tmp_path, model)
+        assert "distance" in set(found.differences["what"].to_pylist()), name
+        path.write_bytes(before)
+    assert eb.verify(tmp_path, model).agrees
+
+
+def test_points_are_kept_in_8_bits_where_they_fool_and_no_further_than_they_are() -> None:
+    model, (x, y) = subject()
+    x = (x * 255).round() / 255
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    ball = eb.Linf(eps=0, lo=0, hi=1)
+    exact = eb.evaluate(model, (x, y), ball, [FAB], min_norm=True)
+    kept = eb.evaluate(model, (x, y), ball, [FAB], min_norm=True, storage="8bit")
+    there = np.isfinite(kept.distances)
+    assert there.mean() > 0.9
+    levels = kept.distances[there] * 255
+    assert np.abs(levels - levels.round()).max() < 1e-3
+    assert (kept.distances[there] < exact.distances[there] + 3 / 255).all()
+
+
+def test_of_several_jobs_the_nearest_point_is_the_answer() -> None:
+    model, data = subject()
+    ball = eb.L2(eps=0, lo=0, hi=1)
+    aimed = eb.evaluate(model, data, ball, [f"{FAB},aims=3"], min_norm=True)
+    first = eb.evaluate(model, data, ball, [f"{FAB},aims=1"], min_norm=True)
+    assert (aimed.distances <= first.distances * (1 + 1e-6)).all()
+    assert (aimed.distances < 0.99 * first.distances).any()
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    model, data = subject(8)
+    ball = eb.Linf(eps=0.1, lo=0, hi=1)
+    with pytest.raises(BadInput, match=r"`attacks` must have one that seeks the nearest point.*got pgd"):
+        eb.evaluate(model, data, ball, "pgd", min_norm=True)
+    with pytest.raises(BadInput, match="`active_test` must be 0 with `min_norm`"):
+        eb.evaluate(model, data, ball, FAB, min_norm=True, active_test=4)
+    with pytest.raises(BadInput, match="`ball` must have one number as `eps`"):
+        eb.evaluate(model, data, eb.Linf(eps=torch.full((8,), 0.1), lo=0, hi=1), FAB, min_norm=True)
+
+
+def test_every_forward_is_counted() -> None:
+    model, data = subject()
+    rows = []
+    model.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    found = eb.evaluate(model, data, eb.L1(eps=0, lo=0, hi=1), [FAB, "apgd:steps=5"], min_norm=True)
+    assert found.forwards == sum(rows)
+    assert found.cost["verification"] > 10 * found.count("fooled")  # drawing the points to the border
+
+
+@pytest.mark.filterwarnings("ignore:the gradient is exactly zero")
+def test_what_no_point_fools_is_infinitely_far() -> None:
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :3] * 0 + torch.tensor([3.0, 0.0, 0.0])
+
+    x = batch(6, SHAPE).float()
+    y = torch.tensor([0, 0, 0, 0, 1, 2])
+    found = eb.evaluate(Constant(), (x, y), eb.L2(eps=1, lo=0, hi=1), [FAB, "pgd:steps=3"], min_norm=True)
+    assert found.distances.tolist() == [math.inf] * 4 + [0.0, 0.0]
+    assert found.quantiles((0.2, 0.5)) == [(0.2, 0.0), (0.5, math.inf)]
+    assert found.robust_accuracy == pytest.approx(4 / 6)
+
+
+class Far(Attack[State]):
+    """The farthest corner, at once."""
+
+    until = "done"
+
+    @property
+    def minimises(self) -> bool:
+        return True
+
+    def init(self, task: Task) -> State:
+        return State.at((task.x < 0.5).to(task.x))
+
+    def step(self, state: State, point, task: Task) -> State:
+        return replace(state, t=state.t + 1, done=state.t >= 0)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_a_point_far_behind_the_border_is_drawn_to_it_and_still_fools(norm: str) -> None:
+    model, (x, y) = subject()
+    ball: Ball = BALLS[norm](eps=math.inf, lo=0, hi=1).bind(x)
+    with Objective(model, cross_entropy) as objective:
+        task = task_of(x, y, ball)
+        corner = (x < 0.5).to(x)
+        fools = objective.judge(corner, task).fooled & ~objective.judge(x, task).fooled
+        rows = fools.nonzero().squeeze(1)
+        assert len(rows) > 10
+        task, corner = task.rows(rows), corner[rows]
+        near = shrunk(objective, task, corner)
+        assert objective.judge(near, task).fooled.all()
+        reached, began = (task.ball.distance(part, task.x) for part in (near, corner))
+        assert (reached < began).all()
+        inner = task.ball.with_eps(reached * (1 - 1e-3) if norm != "l0" else reached - 1).project(corner, task.x)
+        assert not objective.judge(inner, task).fooled.any()
+        assert torch.equal(shrunk(objective, task, task.x), task.x)  # does not fool: comes back as it is
+    if norm != "l0":  # and so a run does, whatever its attack leaves
+        found = eb.evaluate(model, (x, y), ball, [Far()], min_norm=True)
+        assert found.distances[rows.numpy()] == pytest.approx(reached.double().numpy(), rel=1e-4)
+
+
+def test_the_curve_at_one_radius_is_that_of_the_distances() -> None:
+    model, data = subject()
+    ball = eb.Linf(eps=1, lo=0, hi=1)
+    for eps in (0.01, 0.03):
+        found = eb.evaluate(model, data, ball, [FAB, "pgd:steps=5"], eps=[eps], min_norm=True)
+        assert found.robust_accuracy == found.accuracy_at(eps) > 0
+
+
+class Steps(nn.Module):
+    """Units that are 0 or 1: no gradient, and plenty of fooling points."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model[3]((self.model[1](x.flatten(1)).sign() + 1) / 2)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient is exactly zero")
+def test_what_hides_its_gradient_is_not_infinitely_far_where_another_attack_finds_a_point(tmp_path) -> None:
+    model, (x, _) = subject()
+    model = Steps(model)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    alone = eb.evaluate(model, (x, y), eb.Linf(eps=1, lo=0, hi=1), [FAB], min_norm=True)
+    assert np.isinf(alone.distances).mean() > 0.5
+    both = eb.evaluate(
+        model, (x, y), eb.Linf(eps=1, lo=0, hi=1), [FAB, "square:steps=100"], min_norm=True, run_dir=tmp_path
+    )
+    assert np.isinf(both.distances).mean() < 0.1
+    assert eb.verify(tmp_path, model).agrees
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_logits_are_not_finite_no_example_holds_at_any_radius() -> None:
+    model, (x, y) = subject()
+
+    def broken(z: Tensor) -> Tensor:
+        known = (z[:, None] == x[None]).flatten(2).all(2).any(1)
+        return torch.where(known[:, None], model(z), torch.nan)
+
+    found = eb.evaluate(broken, (x, y), eb.L2(eps=1, lo=0, hi=1), ["fmn:steps=5"], eps=[0.05, 0.1], min_norm=True)
+    assert found.count("invalid") == 87
+    assert [share for _, share in found.curve] == [0, 0]
+    assert found.accuracy_at(0.05) == 0
+
+
+def test_a_target_s_distances_leave_out_whom_nobody_was_to_drive_there() -> None:
+    model, (x, y) = subject()
+    radii = [0.05, 0.2]
+    found = eb.evaluate(model, (x, y), eb.L2(eps=1, lo=0, hi=1), ["fmn:steps=20"], eps=radii, min_norm=True, target=1)
+    status = found.records["status"].to_numpy(zero_copy_only=False)
+    assert np.isnan(found.distances[np.isin(status, ("wrong", "at-target"))]).all()
+    assert [share for _, share in found.curve] == [found.accuracy_at(eps) for eps in radii]
+
+
+def test_a_border_within_a_rounding_is_found_a_few_levels_away() -> None:
+    x = torch.full((40, 4), 100 / 255)
+    weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+
+    def model(z: Tensor) -> Tensor:
+        return (z - 100 / 255) @ weight.T - torch.tensor([0.0, 1e-5])
+
+    ball = eb.L2(eps=1, lo=0, hi=1)
+    found = eb.evaluate(model, (x, torch.zeros(40).long()), ball, ["fmn:steps=10"], min_norm=True, storage="8bit")
+    assert found.count("fooled") == 40
+    assert (found.distances < 3 / 255).all()
+
+
+def test_a_stochastic_model_is_refused_before_anything_is_made() -> None:
+    model, data = subject(8)
+    with pytest.raises(BadInput, match="`eot` must be 1 with `min_norm`, got 4"):
+        eb.evaluate(model, data, eb.L2(eps=1, lo=0, hi=1), FAB, min_norm=True, eot=4)

@@ -1,0 +1,223 @@
+"""evaluate(source=): attacks see another model and the model judges; evaluate(eot=): means over a stochastic model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from doubles import BALLS, EPS, NEVER, SUITE, MinimumNorm
+from nets import Counting, LabelOnly, Stochastic, batch, linear, mlp, predicted
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball.attacks.attack import Attack
+from epsball.problem.losses import margin
+from epsball.problem.objective import ModelWarning, changes_prediction
+from epsball.problem.task import Task
+
+PAIRS = {f"{name}-{norm}": (SUITE[name], norm) for name in SUITE for norm in SUITE[name].norms if norm != "l0"}
+
+
+def two() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """A model and one that is like it, examples, and the labels that the model gives them."""
+    model, source = mlp((20,), 5, seed=5), mlp((20,), 5, seed=5)
+    with torch.no_grad():
+        for part in source.parameters():
+            part += 0.1 * part.abs().mean() * torch.randn(part.shape, generator=torch.Generator().manual_seed(3))
+    x = batch(64, (20,))
+    return model, source, x, predicted(model, x)
+
+
+def fooled(run: eb.Evaluation) -> Tensor:
+    return torch.tensor([status == "fooled" for status in run.records["status"].to_pylist()])
+
+
+@pytest.mark.parametrize(("attack", "norm"), PAIRS.values(), ids=PAIRS)
+def test_transfer_from_the_model_itself_is_not_the_attack_to_its_end(attack: Attack, norm: str) -> None:
+    """Without a source an attack stops at its first success; a transfer does not know when that is."""
+    model, _, x, y = two()
+    ball = BALLS[norm](eps=0.8 * EPS[norm], lo=0, hi=1)
+    own = attack.until == "done" or attack is SUITE["label-walk"]  # these look at their own success, on the source
+    end = attack(model, x, y, ball, success=changes_prediction if own else NEVER)
+    run = eb.evaluate(model, (x, y), ball, attack, source=model)
+    assert torch.equal(fooled(run), (predicted(model, end) != y))
+    ids, points = run.points()
+    torch.testing.assert_close(torch.from_numpy(points), end[torch.from_numpy(ids)], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
+def test_attack_of_a_transfer_asks_the_model(attack: Attack) -> None:
+    """The model has no gradient, and is shown clean examples, half of them thrice, where jobs end, what is kept."""
+    inner, source, x, y = two()
+    norm = "linf" if "linf" in attack.norms else attack.norms[0]
+    shown: list[Tensor] = []
+
+    def model(z: Tensor) -> Tensor:
+        assert not z.requires_grad
+        shown.append(z.clone())
+        return inner(z).detach()
+
+    seen = Counting(source)
+    run = eb.evaluate(model, (x, y), BALLS[norm](eps=EPS[norm], lo=0, hi=1), attack, source=seen, width=64)
+    assert sum(len(z) for z in shown) <= 64 + 2 * 32 + 64 + 64 + 2 * 32  # padded
+    assert sum(len(z) for z in shown) + seen.forwards == run.forwards
+    assert (seen.backwards > 0) == (attack.needs == "grad")
+
+
+def test_passes_of_a_transfer_are_not_those_that_were_made() -> None:
+    inner, source, x, y = two()
+    for attack in (eb.PGD(steps=4, starts=2), eb.FGSM(aims=2), eb.UniformNoise(starts=3), MinimumNorm()):
+        model, seen = Counting(inner), Counting(source)
+        run = eb.evaluate(model, (x, y), eb.Linf(eps=0.05, lo=0, hi=1), attack, source=seen, width=32, seed=1)
+        assert model.forwards + seen.forwards == run.forwards
+        assert model.backwards == 0
+        assert seen.backwards == run.backwards
+        attacked = run.records.filter(~np.isin(run.records["status"].to_numpy(zero_copy_only=False), ("wrong",)))
+        steps = {eb.PGD: 4, eb.FGSM: 1, eb.UniformNoise: 1, MinimumNorm: 16}[type(attack)]
+        # Each job is climbed to its end on the source and looked at once by the model; and one look at x.
+        assert set(attacked["forwards"].to_numpy()) <= {1 + jobs * (steps + 1) for jobs in range(1, attack.jobs + 1)}
+
+
+def test_aims_of_a_transfer_are_ranked_by_the_model() -> None:
+    model, source, x, y = two()
+    source = linear((20,), 5, seed=4)
+    seen: dict[int, int] = {}
+
+    def spy(logits: Tensor, task: Task) -> Tensor:
+        seen.update(zip(task.noise.ids.tolist(), task.aim.tolist(), strict=True))
+        return margin(logits, task)
+
+    eb.evaluate(model, (x, y), eb.Linf(eps=1e-6), eb.FGSM(aims=1, loss=spy), source=source)
+    ranked = [m(x).detach().scatter(1, y[:, None], -torch.inf).argmax(1).tolist() for m in (source, model)]
+    assert ranked[0] != ranked[1]
+    assert [seen[i] for i in range(64)] == ranked[0]
+
+
+def test_transfer_reaches_more_than_the_attack_itself_or_nothing() -> None:
+    model, source, x, y = two()
+    ball = eb.Linf(eps=0.08, lo=0, hi=1)
+    own, near, far = (
+        eb.evaluate(model, (x, y), ball, "pgd:steps=10", source=source).count("fooled")
+        for source in (None, source, mlp((20,), 5, seed=9))
+    )
+    assert far < near <= own
+    assert near > 0
+
+
+def test_source_of_labels_is_not_served() -> None:
+    model, source, x, y = two()
+    ball = eb.Linf(eps=0.2, lo=0, hi=1)
+    walked = eb.evaluate(model, (x, y), ball, SUITE["label-walk"], source=LabelOnly(source))
+    assert torch.equal(fooled(walked), fooled(eb.evaluate(model, (x, y), ball, SUITE["label-walk"], source=source)))
+    with pytest.raises(eb.BadInput, match="returns labels"):
+        eb.evaluate(model, (x, y), ball, "pgd", source=LabelOnly(source))
+    judged = eb.evaluate(LabelOnly(model), (x, y), ball, "pgd", source=source)
+    assert torch.equal(fooled(judged), fooled(eb.evaluate(model, (x, y), ball, "pgd", source=source)))
+
+
+def test_source_with_other_classes_is_taken() -> None:
+    model, _, x, y = two()
+    assert y.max() > 1
+    with pytest.raises(eb.BadInput, match="must be below the 2 classes"):
+        eb.evaluate(model, (x, y), eb.Linf(eps=0.2), "pgd", source=mlp((20,), 2))
+    with pytest.raises(eb.BadInput, match="`source` must be a model, callable"):
+        eb.evaluate(model, (x, y), eb.Linf(eps=0.2), "pgd", source="resnet18")
+
+
+def test_callable_of_a_user_is_handed_the_model_and_not_the_source() -> None:
+    model, source, x, y = two()
+    handed = []
+
+    def own(model: nn.Module, x: Tensor, y: Tensor, ball: eb.Linf) -> Tensor:
+        handed.append(model)
+        return x
+
+    eb.evaluate(model, (x, y), eb.Linf(eps=0.2), own, source=source)
+    assert handed == [source]
+
+
+def test_target_of_a_transfer_is_any_wrong_class() -> None:
+    model, source, x, y = two()
+    ball, target = eb.Linf(eps=0.3, lo=0, hi=1), (y + 1) % 5
+    run = eb.evaluate(model, (x, y), ball, "pgd:steps=10", source=source, target=target)
+    ids, points = run.points()
+    assert len(ids) > 5
+    assert torch.equal(predicted(model, torch.from_numpy(points)), target[torch.from_numpy(ids)])
+
+
+def test_flags_of_the_source_do_not_come_back() -> None:
+    model, _, x, y = two()
+    source = mlp((20,), 5, noisy=True)
+    source.train()
+    source[2].eval()
+    flags = [*(m.training for m in source.modules()), *(p.requires_grad for p in source.parameters())]
+    eb.evaluate(model, (x, y), eb.Linf(eps=0.1), "pgd:steps=2", source=source)
+    assert flags == [*(m.training for m in source.modules()), *(p.requires_grad for p in source.parameters())]
+    assert all(part.grad is None for part in source.parameters())
+
+
+def test_resume_with_another_source_mixes_two_runs(tmp_path: Path) -> None:
+    model, source, x, y = two()
+    ball, more = eb.Linf(eps=0.1, lo=0, hi=1), {"run_dir": tmp_path / "run"}
+    first = eb.evaluate(model, (x, y), ball, "fgsm", source=source, **more)
+    assert eb.evaluate(model, (x, y), ball, "fgsm", source=source, **more).records.equals(first.records)
+    for other in (None, mlp((20,), 5, seed=9), model):
+        with pytest.raises(eb.BadInput, match="source"):
+            eb.evaluate(model, (x, y), ball, "fgsm", source=other, **more)
+    with pytest.raises(eb.BadInput, match="eot"):
+        eb.evaluate(model, (x, y), ball, "fgsm", source=source, eot=2, **more)
+
+
+# Means over a stochastic model.
+
+
+def test_mean_of_several_passes_is_no_more_stable_than_one() -> None:
+    """Examples close to a border: the verdicts of two runs with other draws differ less often with eot=16."""
+    inner, _, x, y = two()
+    differ = []
+    for eot in (1, 16):
+        runs = []
+        for draw in (1, 2):
+            model = Stochastic(inner, seed=draw)
+            data = eb.data.from_arrays(x.repeat(6, 1), y.repeat(6))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`model` is stochastic", ModelWarning)
+                runs.append(fooled(eb.evaluate(model, data, eb.Linf(eps=0.06), "fgsm", eot=eot)))
+        differ.append(int((runs[0] != runs[1]).sum()))
+    assert differ[0] > 2 * differ[1], differ
+
+
+def test_passes_of_a_mean_are_counted_once() -> None:
+    inner, _, x, y = two()
+    for attack, steps in ((eb.PGD(steps=3), 3), (eb.UniformNoise(starts=2), 2), (eb.FGSM(aims=2), 2)):
+        for model in (Counting(Stochastic(inner)), Counting(inner)):
+            run = eb.evaluate(model, (x, y), eb.Linf(eps=1e-4, lo=0, hi=1), attack, eot=5, width=32)
+            assert model.forwards == run.forwards
+            assert model.backwards == run.backwards
+        stood = run.records["status"].to_numpy(zero_copy_only=False) == "robust"
+        assert set(run.records["forwards"].to_numpy()[stood]) == {5 * (steps + attack.jobs)}
+        assert run.cost["clean"] == 5 * 64
+        assert run.probes == 0
+
+
+def test_resume_with_a_stochastic_model_is_refused(tmp_path: Path) -> None:
+    """Its first logits are never what they were."""
+    inner, _, x, y = two()
+    more = {"run_dir": tmp_path / "run", "shard_size": 32, "eot": 3}
+    model = Stochastic(inner)
+    first = eb.evaluate(model, (x, y), eb.Linf(eps=0.05), "fgsm", **more)
+    (tmp_path / "run" / "records" / "00001.parquet").unlink()
+    again = eb.evaluate(model, (x, y), eb.Linf(eps=0.05), "fgsm", **more)
+    assert again.records.slice(0, 32).equals(first.records.slice(0, 32))
+
+
+@pytest.mark.parametrize("eot", [0, -1, 1.5, True, "2"])
+def test_mean_of_no_passes_is_taken(eot: object) -> None:
+    inner, _, x, y = two()
+    with pytest.raises(eb.BadInput, match="`eot` must be"):
+        eb.evaluate(inner, (x, y), eb.Linf(eps=0.05), "fgsm", eot=eot)
+    with pytest.raises(eb.BadInput, match="`eot` must be"):
+        eb.FGSM()(inner, x, y, eb.Linf(eps=0.05), eot=eot)

@@ -1,0 +1,260 @@
+"""The folder of a trained model: what goes in comes out, and what is damaged or another's is refused by its file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+
+from epsball.balls.linf import Linf
+from epsball.common.errors import BadInput
+from epsball.common.fingerprint import of_model
+from epsball.models import folder
+from epsball.models.folder import Accuracies, is_folder, read_model_folder, read_record, write_model_folder
+from epsball.models.load import load_model, save_weights
+from epsball.models.registry import build
+from epsball.training.fit import fit
+
+X = torch.linspace(0, 1, 6 * 3 * 8 * 8).reshape(6, 3, 8, 8)
+Y = torch.tensor([0, 1, 0, 1, 0, 1])
+FOUND = [
+    Accuracies(on="held out", examples=6, clean=1 / 3, fgsm=0.25, pgd=0.125),
+    Accuracies(on="test", examples=4, clean=1),
+]
+ASKED = {"data": "my data.npz", "ball": "l2:0.5", "lo": -1.0, "hi": None, "objective": "plain:label_smoothing=0.1"}
+
+
+def trained(model: nn.Module):
+    return fit(model, (X, Y), Linf(eps=0.1), epochs=1, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    path = tmp_path_factory.mktemp("folder") / "net"
+    model = build("preact-resnet18:width=2", (3, 8, 8), 2)
+    result = trained(model)
+    write_model_folder(
+        path,
+        model,
+        spec="preact-resnet18:width=2",
+        shape=(3, 8, 8),
+        classes=2,
+        training=result.to_record(),
+        label_names=("cat: a pet", "dog"),
+        asked=ASKED,
+        accuracies=FOUND,
+    )
+    return model, path
+
+
+@pytest.fixture
+def copy(kept: tuple[nn.Module, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(kept[1], tmp_path / "copy"))
+
+
+def test_a_network_comes_back_with_other_weights_statistics_or_options(kept):
+    model, path = kept
+    for found in (read_model_folder(path), load_model(str(path), shape=(3, 8, 8), classes=2)):
+        assert of_model(found) == of_model(model)
+        assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
+    assert sorted(file.name for file in path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
+
+
+def test_the_record_is_not_what_was_written(kept):
+    record = read_record(kept[1])
+    assert (record.spec, record.shape, record.classes) == ("preact-resnet18:width=2", (3, 8, 8), 2)
+    assert (record.asked, record.label_names) == (ASKED, ("cat: a pet", "dog"))
+    assert record.accuracies == tuple(FOUND)
+    config = record.training["config"]
+    assert (config["epochs"], config["batch_size"], config["examples"]) == (1, 3, 6)
+    assert config["versions"]["torch"] == torch.__version__
+
+
+def test_the_hub_does_not_read_the_card_or_reads_other_figures(kept):
+    text = (kept[1] / "README.md").read_text()
+    data = ModelCard(text).data
+    assert data.pipeline_tag == "image-classification"
+    assert data.eval_results is not None
+    read = [(found.dataset_name, found.metric_name, found.metric_value) for found in data.eval_results]
+    assert [share for _, _, share in read] == [pytest.approx(share, abs=1e-6) for share in (1 / 3, 0.25, 0.125, 1)]
+    assert read[0][:2] == ("my data.npz, held out", "accuracy, clean, 6 examples")
+    assert f"epsball evaluate --model {kept[1]} --data 'my data.npz' --ball l2:0.5 --lo=-1.0\n" in text
+    assert "| held out | 6 | 33.33% | 25.00% | 12.50% |" in text
+    assert "| test | 4 | 100.00% |  |  |" in text
+    assert "0: cat: a pet, 1: dog" in text
+    assert "plain:label_smoothing=0.1" in text
+
+
+def test_a_card_without_accuracies_or_words_of_a_command_line_cannot_be_written(tmp_path):
+    model = build("small-mlp", (3, 8, 8), 2)
+    write_model_folder(
+        tmp_path / "net", model, spec="small-mlp", shape=(3, 8, 8), classes=2, training=trained(model).to_record()
+    )
+    text = (tmp_path / "net" / "README.md").read_text()
+    assert ModelCard(text).data.eval_results is None
+    assert "Plain(label_smoothing=0.0)" in text
+    assert of_model(read_model_folder(tmp_path / "net")) == of_model(model)
+
+
+FACTORY = """
+import torch
+MADE = []
+def make():
+    MADE.append(1)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1))
+"""
+
+
+def test_a_network_of_the_users_own_with_one_logit_is_not_made_or_made_before_it_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "folder_nets.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    model = load_model("folder_nets:make", shape=(3, 8, 8), classes=2)
+    result = trained(model)
+    write_model_folder("net", model, spec="folder_nets:make", shape=(3, 8, 8), classes=2, training=result.to_record())
+    made = sys.modules["folder_nets"].MADE
+    made.clear()
+    read_record("net")
+    assert is_folder("net")
+    assert made == []
+    assert of_model(read_model_folder("net")) == of_model(model)
+    assert made == [1]
+    assert "`folder_nets:make`, which has to be importable" in (tmp_path / "net" / "README.md").read_text()
+    monkeypatch.delitem(sys.modules, "folder_nets")
+    (tmp_path / "folder_nets.py").rename(tmp_path / "elsewhere.py")
+    with pytest.raises(
+        BadInput, match=r"model\.json names the model 'folder_nets:make'.*run in the folder of folder_nets"
+    ):
+        read_model_folder("net")
+
+
+def change(name: str, value: object):
+    def changed(path: Path) -> None:
+        told = json.loads((path / "model.json").read_text())
+        (path / "model.json").write_text(json.dumps(told | {name: value}))
+
+    return changed
+
+
+def without(name: str):
+    def changed(path: Path) -> None:
+        told = json.loads((path / "model.json").read_text())
+        del told[name]
+        (path / "model.json").write_text(json.dumps(told))
+
+    return changed
+
+
+def cut(name: str):
+    return lambda path: (path / name).write_bytes((path / name).read_bytes()[:100])
+
+
+def flip(path: Path) -> None:
+    raw = bytearray((path / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (path / "model.safetensors").write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut("model.json"), r"model\.json is damaged"),
+        (lambda path: (path / "model.json").write_text("[1]"), r"model\.json must have the format"),
+        (change("format", "epsball model 2"), r"must have the format 'epsball model 1'.*got 'epsball model 2'"),
+        (without("sha256"), r"model\.json is damaged \(KeyError: 'sha256'\)"),
+        (without("format"), r"got None"),
+        (change("classes", "two"), r"model\.json is damaged"),
+        (change("classes", True), r"model\.json is damaged"),
+        (change("shape", [3, 0, 8]), r"model\.json is damaged"),
+        (change("shape", 3), r"model\.json is damaged \(TypeError"),
+        (change("spec", 3), r"model\.json is damaged"),
+        (change("accuracies", [{"on": "test"}]), r"model\.json is damaged"),
+        (change("spec", "vision-transformer"), r"got 'vision-transformer'; is it of a newer version"),
+        (change("spec", "."), r"must name a network of epsball"),
+        (change("spec", "preact-resnet18:width=4"), r"model\.json names the model.*`weights` must fit the model"),
+        (cut("model.safetensors"), r"model\.safetensors is damaged.*--weights .*copy/model\.safetensors"),
+        (flip, r"model\.safetensors is damaged"),
+        (lambda path: (path / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+        (lambda path: (path / "model.json").unlink(), r"no model\.json; name the network, too"),
+    ],
+)
+def test_a_damaged_folder_is_taken_or_refused_without_the_file(copy: Path, damage, said: str):
+    damage(copy)
+    with pytest.raises(BadInput, match=said) as caught:
+        read_model_folder(copy)
+    assert str(copy) in str(caught.value)
+
+
+def test_a_training_that_was_not_finished_is_not_told_from_a_foreign_folder(tmp_path):
+    with pytest.raises(BadInput, match=r"has no model\.json; is it the right one"):
+        read_model_folder(tmp_path)
+    (tmp_path / "training").mkdir()
+    with pytest.raises(BadInput, match=f"`epsball train --out {tmp_path} --resume` goes on"):
+        read_model_folder(tmp_path)
+
+
+def test_a_folder_that_was_stopped_while_it_was_written_passes_for_whole(kept, tmp_path, monkeypatch):
+    model, path = kept
+    result = trained(build("small-mlp", (3, 8, 8), 2))
+
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    options = {"spec": "preact-resnet18:width=2", "shape": (3, 8, 8), "classes": 2, "result": result}
+    monkeypatch.setattr(folder, "markdown", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_model_folder(tmp_path / "net", model, **options)
+    assert sorted(file.name for file in (tmp_path / "net").iterdir()) == ["model.safetensors"]
+    again = Path(shutil.copytree(path, tmp_path / "again"))
+    other = build("preact-resnet18:width=2", (3, 8, 8), 2, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        write_model_folder(again, other, **options)
+    with pytest.raises(BadInput, match="of another training"):  # new weights beside the old record
+        read_model_folder(again)
+
+
+def test_a_folder_takes_other_weights_or_examples_of_another_shape(kept, tmp_path):
+    _, path = kept
+    save_weights(build("preact-resnet18:width=2", (3, 8, 8), 2), tmp_path / "other.safetensors")
+    with pytest.raises(BadInput, match="`weights` must be left out with the folder"):
+        load_model(str(path), shape=(3, 8, 8), classes=2, weights=tmp_path / "other.safetensors")
+    with pytest.raises(
+        BadInput, match=r"shape \(3, 8, 8\) .* got \(1, 8, 8\).*--model preact-resnet18:width=2 --weights"
+    ):
+        load_model(str(path), shape=(1, 8, 8), classes=2)
+    assert load_model(str(path), shape=(3, 8, 8), classes=7)[-1].out_features == 2  # its own classes, not the data's
+
+
+def test_a_built_ins_name_means_a_folder_or_a_folder_is_not_found(kept, tmp_path, monkeypatch):
+    _, path = kept
+    monkeypatch.chdir(tmp_path)
+    Path("small-mlp").mkdir()
+    assert not is_folder("small-mlp")
+    assert not is_folder("")
+    assert is_folder("./small-mlp")
+    assert is_folder("net", within=path.parent)
+    assert not is_folder("net")
+    assert load_model("small-mlp", shape=(4,), classes=2)[-1].out_features == 2
+    shutil.copytree(path, tmp_path / "runs" / "robust")
+    for wrong, near in (("runs/robusd", "runs/robust"), ("small-mpl", "small-mlp")):
+        with pytest.raises(BadInput, match=f"or a folder that `epsball train` wrote.*did you mean '{near}'"):
+            load_model(wrong, shape=(3, 8, 8), classes=2)
+
+
+def test_figures_that_are_not_numbers_make_a_record_that_json_refuses(tmp_path):
+    model = build("small-mlp", (3, 8, 8), 2)
+    result = trained(model)
+    result = replace(result, epochs=({"loss": float("nan")},))
+    asked = {"hi": float("inf")}
+    write_model_folder(
+        tmp_path / "net", model, spec="small-mlp", shape=(3, 8, 8), classes=2, training=result.to_record(), asked=asked
+    )
+    text = (tmp_path / "net" / "model.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert read_record(tmp_path / "net").asked == {"hi": None}

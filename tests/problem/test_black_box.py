@@ -1,0 +1,492 @@
+"""Black boxes: HopSkipJump against the exact distance, queries counted and capped, answers remembered, surrogates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from doubles import BALLS, assert_inside
+from nets import Counting, LabelOnly, Steady, batch, linear, mlp, predicted, rng
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball.attacks import normals
+from epsball.common.errors import BadInput
+from epsball.data.examples import load_data
+from epsball.engine import queue
+from epsball.linear.exact import minimal_eps
+from epsball.problem.black_box import Questions, objective_for
+from epsball.problem.objective import Objective
+from epsball.problem.task import task_of
+
+NORMS = ("linf", "l2")
+every_norm = pytest.mark.parametrize("norm", NORMS)
+HSJ = eb.HopSkipJump
+
+
+def weights(model: nn.Module, classes: int) -> tuple[Tensor, Tensor]:
+    weight, bias = model[1].weight.detach(), model[1].bias.detach()
+    return (weight[0], bias) if classes == 1 else (weight, bias)
+
+
+class Labels:
+    """A callable of labels that refuses a gradient and counts what each example, known by its batch row, asks."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        self.model, self.rows = model, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert not x.requires_grad
+        self.rows += len(x)
+        with torch.no_grad():
+            return predicted(self.model, x)
+
+
+# HopSkipJump
+
+
+def centred(d: int, classes: int, lo: float, hi: float, seed: int = 0) -> nn.Module:
+    """A linear model whose borders meet in the middle of the box: labels tell nothing of a class that noise misses."""
+    model = linear((d,), classes, seed=seed)
+    middle = torch.full((d,), (lo + hi) / 2, dtype=torch.float64)
+    with torch.no_grad():
+        model[1].bias.copy_(-model[1].weight @ middle)
+    return model
+
+
+@pytest.mark.parametrize(("d", "classes"), [(1, 2), (2, 1), (20, 2), (40, 3)])
+@every_norm
+def test_labels_alone_miss_the_exact_distance_of_a_linear_model(norm: str, d: int, classes: int) -> None:
+    """With and without box and mask: never nearer than the optimum, within a hundredth of it in the median."""
+    for lo, hi, masked in ((0.0, 1.0, False), (-1.0, 0.5, True), (-math.inf, math.inf, True)):
+        low, high = max(lo, -1.0), min(hi, 1.0)
+        model = centred(d, classes, low, high, seed=d + classes)
+        x = batch(9, (d,), lo=low, hi=high, seed=d)
+        x[0, : d // 2] = low
+        y = predicted(model, x)
+        mask = torch.rand(1, d, generator=rng(d)) < 0.8 if masked else None
+        ball = BALLS[norm](eps=math.inf, lo=lo, hi=hi, mask=mask)
+        least = minimal_eps(*weights(model, classes), x, y, ball)
+        x_adv = HSJ(steps=250 + 15 * d)(Labels(model), x, y, ball)
+        assert_inside(x_adv, x, norm, math.inf, lo, hi, mask)
+        there, far = least.isfinite(), ball.norm(x_adv - x)
+        fooled = predicted(model, x_adv) != y
+        assert not fooled[~there].any()
+        assert (far[fooled] >= least[fooled] * (1 - 1e-9)).all()
+        if there.any():
+            ratio = torch.where(fooled, far / least, math.inf)[there]
+            assert ratio.median() <= 1.01, (lo, hi, ratio)
+
+
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-math.inf, math.inf)], ids=["box", "free"])
+def test_two_thousand_labels_of_784_coordinates_end_beyond_a_tenth_of_the_optimum(box: tuple[float, float]) -> None:
+    model = linear((784,), 2, seed=7)
+    x = batch(8, (784,), seed=3)
+    y = predicted(model, x)
+    ball = eb.L2(eps=math.inf, lo=box[0], hi=box[1])
+    x_adv = HSJ()(Labels(model), x, y, ball)
+    least = minimal_eps(*weights(model, 2), x, y, ball)
+    assert (predicted(model, x_adv) != y).all()
+    assert (ball.norm(x_adv - x) / least).median() <= 1.1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 333])
+def test_an_example_costs_more_queries_than_its_steps(steps: int) -> None:
+    model = Labels(mlp((6,), 3))
+    x = batch(5, (6,))
+    y = predicted(model.model, x)
+    HSJ(steps=steps)(model, x, y, eb.L2(eps=math.inf, lo=0, hi=1))
+    assert model.rows == 5 * steps
+
+
+@every_norm
+def test_queue_and_direct_call_differ_or_a_row_changes_another(norm: str) -> None:
+    x, net = batch(40, (6,)), Steady(6, 3)
+    y, ball = predicted(net, x), BALLS[norm](eps=math.inf, lo=0, hi=1)
+    attack, model = HSJ(steps=120), LabelOnly(net)
+    whole = attack(model, x, y, ball, seed=2)
+    assert torch.equal(attack(model, x[5:9], y[5:9], ball, ids=torch.arange(5, 9), seed=2), whole[5:9])
+    with Objective(model, attack.loss, needs="label") as objective:
+        found = queue.run(attack, objective, task_of(x, y, ball, seed=2), width=32)
+    assert found.fooled.sum() > 30
+    assert torch.equal(found.x_adv[found.fooled], whole[found.fooled])
+    assert (found.forwards <= 121).all()
+
+
+@every_norm
+def test_example_that_is_wrong_already_is_moved_or_costs_more_than_a_look(norm: str) -> None:
+    x, net = batch(6, (5,)), mlp((5,), 3)
+    model = Labels(net)
+    x_adv = HSJ(steps=40)(model, x, (predicted(net, x) + 1) % 3, BALLS[norm](eps=math.inf, lo=0, hi=1))
+    assert torch.equal(x_adv, x)
+    assert model.rows == 6
+
+
+@every_norm
+def test_target_is_not_reached_from_references_of_its_class(norm: str) -> None:
+    net = mlp((8,), 4, seed=5)
+    pool = batch(400, (8,), lo=-0.5, hi=0.9, seed=9)
+    seen = predicted(net, pool)
+    x, y = pool[:20], seen[:20]
+    target = torch.where(y == seen.mode().values, (seen[20:][seen[20:] != seen.mode().values])[0], seen.mode().values)
+    ball = BALLS[norm](eps=math.inf, lo=-0.5, hi=0.9)
+    references = eb.References(pool[20:], seen[20:])
+    x_adv = HSJ(steps=300, references=references)(Labels(net), x, y, ball, target=target)
+    assert (predicted(net, x_adv) == target).all()
+    nearest = torch.stack([ball.norm(pool[20:][seen[20:] == t] - one).min() for one, t in zip(x, target, strict=True)])
+    assert (ball.norm(x_adv - x) <= nearest).all()
+    assert (ball.norm(x_adv - x) < 0.9 * nearest).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 3)], ids=["dim 1", "dim 2", "dim 4"])
+@every_norm
+def test_shape_dtype_or_per_example_mask_breaks_it(norm: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    model = linear(shape, 2).to(dtype)
+    x = batch(6, shape, lo=-1, hi=2).to(dtype)
+    y = predicted(model, x)
+    for mask in (None, torch.rand(x.shape, generator=rng(1)) < 0.6):
+        ball = BALLS[norm](eps=math.inf, lo=-1, hi=2, mask=mask)
+        x_adv = HSJ(steps=150)(Labels(model), x, y, ball)
+        assert_inside(x_adv, x, norm, math.inf, -1, 2, mask)
+
+
+def test_radius_per_feature_is_not_the_unit_of_distance() -> None:
+    """Twice the radius in a feature is half the distance in it."""
+    model, x = linear((12,), 2, seed=4), batch(8, (12,), lo=0.2, hi=0.8)
+    y = predicted(model, x)
+    eps = 0.1 + batch(1, (12,), seed=6)
+    x_adv = HSJ(steps=1000)(Labels(model), x, y, eb.Linf(eps=eps))
+    scaled = nn.Sequential(nn.Flatten(), nn.Linear(12, 2).double())
+    with torch.no_grad():
+        scaled[1].weight.copy_(model[1].weight * eps)
+        scaled[1].bias.copy_(model[1].bias)
+    least = minimal_eps(*weights(scaled, 2), x / eps, y, eb.Linf(eps=0))
+    inside = least <= 1
+    far = ((x_adv - x) / eps).abs().amax(1)
+    assert inside.any()
+    assert (far[inside] <= 1.01 * least[inside]).all()
+    assert (predicted(model, x_adv) != y)[inside].all()
+
+
+def test_no_fooling_point_is_made_up_where_there_is_none() -> None:
+    x = batch(4, (5,))
+    y = torch.zeros(4, dtype=torch.long)
+    for ball in (eb.L2(eps=math.inf, lo=0, hi=1), eb.Linf(eps=math.inf)):
+        x_adv = HSJ(steps=60)(lambda z: torch.zeros(len(z), dtype=torch.long), x, y, ball)
+        assert torch.equal(x_adv, x)
+
+
+def test_later_attack_does_not_go_on_from_the_points_before_it() -> None:
+    net, x = centred(6, 3, 0, 1), batch(30, (6,))
+    y, ball = predicted(net, x), eb.L2(eps=math.inf, lo=0, hi=1)
+    attack = HSJ(steps=30, onward=True)
+    task = task_of(x, y, ball)
+    near = HSJ(steps=600)(Labels(net), x, y, ball)
+    assert attack.goes_on
+    state = attack.init(task)
+    task = replace(task, near=near)
+    with Objective(LabelOnly(net), attack.loss, needs="label") as objective:
+        for _ in range(2):
+            point = objective(state.z, task)
+            state = attack.step(state, point, task)
+    found = predicted(net, near) != y
+    assert found.sum() > 20
+    assert torch.equal(state.best[found], near[found])
+
+
+# What the answers tell of the normal
+
+
+def test_questions_tell_less_of_the_normal_than_their_signs_hold() -> None:
+    """Two sweeps leave .17 of the squared error at most; an average of as many signs leaves .44."""
+    d, n = 200, 6
+    x = torch.zeros(n, d, dtype=torch.float64)
+    task = task_of(x, torch.zeros(n, dtype=torch.long), eb.L2(eps=1.0), seed=3)
+    true = normals.unit(torch.randn(n, d, generator=rng(2), dtype=torch.float64))
+    normal = normals.unit(true + 4 * normals.unit(torch.randn(n, d, generator=rng(3), dtype=torch.float64)))
+    spread, asked = normals.unknown(task), torch.zeros(n, dtype=torch.long)
+    for _ in range(2 * d):
+        probe, way = normals.question(normal, spread, asked, task)
+        assert normals.dot(probe, normal).abs().max() < 1e-9
+        assert (normals.dot(probe, probe) - 1).abs().max() < 1e-9
+        answer = normals.dot(way, true) > 0
+        normal, spread = normals.learnt(normal, spread, probe, asked, answer, task)
+        asked = asked + 1
+    lost = 1 - normals.dot(normal, true).square()
+    assert lost.mean() <= 0.2
+    # What it believes to lack is what it lacks.
+    believed = spread.square() * d
+    assert (believed / (1 + believed) / lost).log2().abs().mean() < 1
+
+
+def test_border_that_turns_is_not_followed() -> None:
+    """The normal is another one from one question on; what is believed to be lacking grows until it is found again."""
+    d, n = 60, 8
+    x = torch.zeros(n, d, dtype=torch.float64)
+    task = task_of(x, torch.zeros(n, dtype=torch.long), eb.L2(eps=1.0), seed=3)
+    first, second = (normals.unit(torch.randn(n, d, generator=rng(k), dtype=torch.float64)) for k in (2, 3))
+    second = normals.unit(second + first)  # 45 degrees away
+    normal, spread, asked = first, normals.unknown(task) / 40, torch.zeros(n, dtype=torch.long)
+    for _ in range(10 * d):
+        probe, way = normals.question(normal, spread, asked, task)
+        normal, spread = normals.learnt(normal, spread, probe, asked, normals.dot(way, second) > 0, task)
+        asked = asked + 1
+    assert normals.dot(normal, second).median() > 0.97
+
+
+# The black box
+
+
+def test_function_is_asked_twice_about_the_same_input_or_forgets_too_early() -> None:
+    shown: list[np.ndarray] = []
+
+    def function(x: np.ndarray) -> np.ndarray:
+        shown.append(x.copy())
+        x[:] = 7  # it may write into what it gets
+        return np.ones((len(x), 3))
+
+    box = eb.BlackBox(function=function, memory=4)
+    x = torch.arange(6.0).reshape(3, 2)
+    ids = torch.tensor([4, 5, 4])
+    twice = torch.cat([x, x])
+    assert box.ask(twice, torch.cat([ids, ids])).shape == (6, 3)
+    assert len(shown) == 1
+    assert np.array_equal(shown[0], x.numpy())
+    assert box.total == 3
+    assert box.spent(torch.tensor([4, 5, 6])).tolist() == [2, 1, 0]
+    box(x.flip(0))
+    assert box.total == 3
+    assert torch.equal(twice, torch.cat([x, x]))
+    box(x + 100)  # three more: two of the first are forgotten
+    box(x)
+    assert box.total == 8
+    box(x.double())  # the same numbers, another input
+    assert box.total == 11
+
+
+def test_example_asks_beyond_its_budget() -> None:
+    box = eb.BlackBox(function=lambda x: x, budget=2)
+    one, other = torch.tensor([3]), torch.tensor([8])
+    for value in (0.0, 1.0):
+        assert box.ask(torch.full((1, 2), value), one).isfinite().all()
+    assert box.exhausted(one).item()
+    assert not box.exhausted(other).item()
+    assert box.exhausted(other, keep=2).item()
+    assert box.ask(torch.full((1, 2), 2.0), one).isnan().all()
+    assert box.ask(torch.full((1, 2), 1.0), one).tolist() == [[1.0, 1.0]]  # what is known is no query
+    assert box.ask(torch.full((1, 2), 2.0), other).tolist() == [[2.0, 2.0]]
+    assert box.ask(torch.full((1, 2), 2.0), one).tolist() == [[2.0, 2.0]]
+    assert box.total == 3
+
+
+@pytest.mark.parametrize("attack", [HSJ(steps=500), eb.Square(steps=500)], ids=["hopskipjump", "square"])
+def test_queue_asks_more_than_the_budget_of_an_example(attack: HSJ | eb.Square) -> None:
+    net, x = centred(9, 3, 0, 1), batch(40, (9,))
+    y, ball = predicted(net, x), eb.L2(eps=0.4, lo=0, hi=1)
+    asked: list[Tensor] = []
+
+    def function(z: Tensor) -> Tensor:
+        assert not z.requires_grad
+        asked.append(z)
+        return net(z)
+
+    labels = attack.needs == "label"
+    box = eb.BlackBox(
+        function=(lambda z: predicted(function, z)) if labels else function,
+        answers="labels" if labels else "logits",
+        takes="torch",
+        budget=60,
+    )
+    ids = torch.arange(40) * 10
+    with objective_for(box, attack.loss, needs=attack.needs) as objective:
+        assert isinstance(objective, Questions)
+        found = queue.run(attack, objective, task_of(x, y, ball, ids=ids), width=32)
+    assert (box.spent(ids) <= 60).all()
+    assert (box.spent(ids) == 60).any()
+    every = torch.cat(asked)
+    assert box.total == len(every) == box.spent(ids).sum()
+    assert len(every.unique(dim=0)) == len(every)
+    hit = found.fooled
+    assert hit.any()
+    assert (predicted(net, found.x_adv[hit]) != y[hit]).all()
+
+
+def test_gradient_is_asked_of_a_black_box() -> None:
+    box = eb.BlackBox(function=lambda x: x)
+    with pytest.raises(BadInput, match="square needs logits, hopskipjump labels"):
+        objective_for(box, eb.PGD().loss)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "labels", "names"])
+def test_estimator_is_no_black_box(kind: str) -> None:
+    digits = load_data("digits", split="train")
+    x, y = digits.x.flatten(1), digits.y
+    small = y < 3
+    x, y = x[small].double(), y[small]
+    names = np.array(["nought", "one", "two"])
+    fitted = LogisticRegression(max_iter=500).fit(x.numpy(), names[y.numpy()] if kind == "names" else y.numpy())
+    how: dict[str, dict[str, object]] = {
+        "logits": {"function": fitted.decision_function},
+        "probabilities": {"function": fitted.predict_proba, "answers": "probabilities"},
+        "labels": {"function": fitted.predict, "answers": "labels"},
+        "names": {"function": fitted.predict, "answers": "labels", "classes": list(names)},
+    }
+    box = eb.BlackBox(**how[kind])  # pyright: ignore
+    x, y = x[:8], y[:8]
+    ball = eb.Linf(eps=0.4, lo=0, hi=1)
+    attack = HSJ(steps=300) if kind in ("labels", "names") else eb.Square(steps=60)
+    x_adv = attack(box, x, y, ball)
+    said = fitted.predict(x_adv.numpy())
+    assert (said != (names[y] if kind == "names" else y.numpy())).mean() > 0.5
+    assert ball.contains(x_adv, x).all()
+    assert (fitted.predict(x.numpy()) == (names[y] if kind == "names" else y.numpy())).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"function": 3}, "`function` must be callable"),
+        ({"function": len, "answers": "scores"}, "`answers` must be one of logits"),
+        ({"function": len, "takes": "jax"}, "`takes` must be one of numpy"),
+        ({"function": len, "budget": 0}, "`budget` must be a whole number >= 1, got 0"),
+        ({"function": len, "memory": -1}, "`memory` must be a whole number >= 0, got -1"),
+        ({"function": len, "classes": ["a"]}, "`classes` must be left out"),
+    ],
+)
+def test_wrong_argument_is_taken(how: dict[str, object], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        eb.BlackBox(**how)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"function": lambda x: x[:1]}, "one row per example, got"),
+        ({"function": lambda x: np.array(["a"] * len(x))}, r"answers='labels' where it names classes"),
+        ({"function": lambda x: np.array(["a"] * len(x)), "answers": "labels"}, "name them with `classes`"),
+        ({"function": lambda x: x, "answers": "labels"}, r"labels \(n,\), got \(3, 2\)"),
+        ({"function": lambda x: x - 9, "answers": "probabilities"}, "must answer with probabilities"),
+        (
+            {"function": lambda x: np.array(["c"] * len(x)), "answers": "labels", "classes": ["a"]},
+            "must list every label, got 'c'",
+        ),
+    ],
+)
+def test_answer_that_cannot_be_understood_is_taken(how: dict[str, object], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        eb.BlackBox(**how)(torch.arange(6.0).reshape(3, 2))  # pyright: ignore
+
+
+def test_probability_of_one_class_is_no_logit() -> None:
+    box = eb.BlackBox(function=lambda x: np.array([0.25, 0.5, 1.0, 0.0]), answers="probabilities")
+    found = box(torch.zeros(4, 1) + torch.arange(4)[:, None])
+    torch.testing.assert_close(found[:2], torch.tensor([math.log(1 / 3), 0.0]))
+    assert found.isfinite().all()
+
+
+def test_caller_gets_back_another_model() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Dropout(0.5)).double()
+    net.train()
+    box = eb.BlackBox(function=net, takes="torch")
+    x = batch(5, (4,))
+    with torch.no_grad():
+        assert torch.equal(box(x), net[1](x))
+    assert all(part.training for part in net.modules())
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+# Surrogates
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor, LogisticRegression]:
+    """Examples for a surrogate, then those that are attacked, their labels, and an estimator that saw others."""
+    train, test = load_data("digits", split="train"), load_data("digits", split="test")
+    fitted = LogisticRegression(max_iter=300).fit(train.x[:1000].flatten(1).numpy(), train.y[:1000].numpy())
+    return train.x[1000:1200], test.x[:200], test.y[:200], train.y[1000:1200], fitted
+
+
+@pytest.mark.parametrize("answers", ["labels", "probabilities"])
+def test_transfer_from_a_surrogate_is_no_better_than_noise(
+    digits: tuple[Tensor, Tensor, Tensor, Tensor, LogisticRegression], answers: str
+) -> None:
+    own, x, y, _, fitted = digits
+    method = fitted.predict if answers == "labels" else fitted.predict_proba
+    box = eb.BlackBox(function=lambda z: method(z.reshape(len(z), -1)), answers=answers)  # pyright: ignore
+    ball = eb.Linf(eps=0.15, lo=0, hi=1)
+    made = eb.surrogate(box, own, ball, rounds=3, epochs=12)
+    assert made.queries == box.total
+    assert 200 < made.queries <= 4 * 200
+    assert made.agreement > 0.85
+    assert not any(part.training for part in made.modules())
+
+    def standing(z: Tensor) -> float:
+        return (torch.from_numpy(fitted.predict(z.flatten(1).numpy())) == y).double().mean().item()
+
+    far = eb.FGSM()(made, x, y, ball)
+    noise = eb.SignNoise()(lambda z: torch.zeros(len(z), 10), x, y, ball)
+    assert standing(x) > 0.8
+    assert standing(noise) - standing(far) > 0.2
+    found = eb.evaluate(
+        lambda z: torch.from_numpy(fitted.predict(z.flatten(1).numpy())), (x, y), ball, attacks=("fgsm",), source=made
+    )
+    assert found.robust_accuracy < 0.6
+
+
+def test_surrogate_depends_on_global_randomness() -> None:
+    net, x = linear((6,), 3), batch(60, (6,)).float()
+    ball = eb.L2(eps=0.3, lo=0, hi=1)
+
+    def made() -> Tensor:
+        box = eb.BlackBox(function=net.float(), takes="torch")
+        return eb.surrogate(box, x, ball, rounds=2, epochs=3, seed=4)(x).detach()
+
+    state = torch.get_rng_state()
+    first = made()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(made(), first)
+
+
+def test_surrogate_of_what_cannot_be_imitated_is_made() -> None:
+    x, ball = batch(20, (4,)).float(), eb.Linf(eps=0.1, lo=0, hi=1)
+    with pytest.raises(BadInput, match="wrap it: BlackBox"):
+        eb.surrogate(lambda z: z, x, ball)  # pyright: ignore
+    with pytest.raises(BadInput, match="all answers are 0"):
+        eb.surrogate(eb.BlackBox(function=lambda z: np.zeros(len(z), np.int64), answers="labels"), x, ball)
+    box = eb.BlackBox(function=lambda z: z, budget=2)
+    with pytest.raises(BadInput, match="`budget` is spent"):
+        eb.surrogate(box, x, ball, rounds=3, epochs=1, ids=torch.arange(20))
+    assert (box.spent(torch.arange(20)) == 2).all()
+    with pytest.raises(BadInput, match="`classes` must be >= 4"):
+        eb.surrogate(eb.BlackBox(function=lambda z: z.argmax(1), answers="labels"), x, ball, classes=2, rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [(torch.zeros(0, 3), torch.zeros(0).long()), (torch.zeros(2, 3), torch.zeros(3).long())]
+)
+def test_references_without_labels_are_taken(x: Tensor, y: Tensor) -> None:
+    with pytest.raises(BadInput, match="`references` must be points"):
+        eb.References(x, y)
+
+
+def test_references_of_another_shape_are_taken() -> None:
+    attack = HSJ(references=eb.References(torch.zeros(2, 3), torch.tensor([0, 1])))
+    with pytest.raises(BadInput, match=r"shape \(5,\), got \(3,\)"):
+        attack(Counting(linear((5,), 2)), batch(2, (5,)), torch.tensor([0, 0]), eb.L2(eps=1.0))
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 17])
+def test_spent_budget_loses_what_an_evaluation_found(memory: int) -> None:
+    net, x = centred(9, 3, 0, 1), batch(20, (9,))
+    box = eb.BlackBox(function=lambda z: predicted(net, z), answers="labels", takes="torch", budget=120, memory=memory)
+    found = eb.evaluate(box, (x, predicted(net, x)), eb.L2(eps=2, lo=0, hi=1), [HSJ(steps=1000)])
+    assert found.count("fooled") > 10
+    assert found.stages[-1].unconfirmed == 0
+    assert (box.spent(torch.arange(20)) <= 120).all()
