@@ -1,4 +1,4 @@
-"""On a GPU: attacks on `preact_resnet18` (width 64) beside the raw loop in single precision, and compiled in bf16.
+"""On a GPU: attacks on `preact_resnet18` (batch_size 64) beside the raw loop in single precision, and compiled in bf16.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
@@ -71,7 +71,7 @@ def measured(model: nn.Module, data: Examples, ball: eb.Ball, batch: int, rounds
                 limit = seconds(lambda: loop(model, x, y, bf16=False)) / STEPS / batch
                 best = seconds(lambda: loop(fast, x, y, bf16=True)) / STEPS / batch
                 took = time.perf_counter()
-                found = eb.evaluate(model, (x, y), ball, attack, width=batch, **options)
+                found = eb.evaluate(model, (x, y), ball, attack, batch_size=batch, **options)
                 torch.cuda.synchronize()
                 took = time.perf_counter() - took
                 passes = found.backwards + (found.forwards - found.backwards) / 3  # a forward is a third of a pass

@@ -72,7 +72,7 @@ def ours(norm: str, steps: int) -> dict[str, Search]:
     def search(name: str, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack, ball = parse(name), BALLS[norm](eps=math.inf, lo=0, hi=1)
         with Objective(model, attack.loss, needs=attack.needs) as objective:
-            return queue.run(attack, objective, task_of(x, y, ball), width=WIDTH).x_adv
+            return queue.run(attack, objective, task_of(x, y, ball), batch_size=WIDTH).x_adv
 
     found: dict[str, Search] = {}
     for template in OURS[norm]:

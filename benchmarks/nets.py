@@ -51,7 +51,7 @@ class Ascent:
     """Epochs over which the radius grows."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, step: Step) -> dict[str, Tensor]:
-        epoch = int(step.noise.rank[0])
+        epoch = int(step.noise.restart[0])
         ball = ball.with_eps(float(ball.eps) * min(1, (epoch + 1) / self.ramp)).bind(x)
         z = ball.sample(x, step.noise)
         for _ in range(self.steps):

@@ -45,7 +45,7 @@ def compare(model: nn.Module, data: Examples, attack: eb.PGD, rounds: int) -> di
         began = time.perf_counter()
         slow = full(model, data, attack, ball)
         between = time.perf_counter()
-        ev = eb.evaluate(model, data, ball, attack, width=WIDTH)
+        ev = eb.evaluate(model, data, ball, attack, batch_size=WIDTH)
         ended = time.perf_counter()
         if turn:
             ratios.append((ended - between) / (between - began))
@@ -65,7 +65,7 @@ def compare(model: nn.Module, data: Examples, attack: eb.PGD, rounds: int) -> di
 
 def curve(model: nn.Module, data: Examples, attack: eb.PGD) -> dict[str, object]:
     radii = [EPS * (i + 1) / 10 for i in range(10)]
-    ev = eb.evaluate(model, data, eb.Linf(eps=EPS, lo=0, hi=1), attack, eps=radii, width=WIDTH)
+    ev = eb.evaluate(model, data, eb.Linf(eps=EPS, lo=0, hi=1), attack, eps=radii, batch_size=WIDTH)
     return {
         "examples": len(data),
         "passes per example": ev.backwards / len(data),

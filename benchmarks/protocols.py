@@ -49,23 +49,23 @@ def to_the_end(attack: Attack, objective: Objective, task: Task) -> Tensor:
             if attack.until == "fooled":
                 fallen |= point.fooled & exists
             state = attack.step(state, point, job)
-        last = objective.judge(state.best, job)
+        last = objective.evaluate_at(state.best, job)
         fallen |= last.fooled & exists & job.ball.contains(state.best, job.x)
     return fallen
 
 
-def autoattacks_way(model: nn.Module, examples: Examples, ball: Ball, seed: int, width: int = 128) -> Result:
+def autoattacks_way(model: nn.Module, examples: Examples, ball: Ball, seed: int, batch_size: int = 128) -> Result:
     """`standard` without an exit inside a stage."""
     task = task_of(examples.x, examples.y, ball, ids=examples.ids, seed=seed)
     with torch.no_grad():
-        task = replace(task, clean=torch.cat([model(part) for part in task.x.split(width)]))
+        task = replace(task, clean=torch.cat([model(part) for part in task.x.split(batch_size)]))
     assert task.clean is not None
     standing = (task.clean.argmax(1) == task.y).nonzero().squeeze(1)
     forwards, backwards = len(task.y), 0
     for name in expand("standard", ball.name):
         attack = parse(name)
         with Objective(model, attack.loss, needs=attack.needs) as objective:
-            fallen = [to_the_end(attack, objective, task.rows(rows)) for rows in standing.split(width)]
+            fallen = [to_the_end(attack, objective, task.rows(rows)) for rows in standing.split(batch_size)]
         forwards, backwards = forwards + objective.forwards, backwards + objective.backwards
         standing = standing[~torch.cat(fallen)] if fallen else standing
         if not len(standing):

@@ -78,7 +78,7 @@ class DeepFoolStep(Attack[State]):
     overshoot: float = 0.02
 
     @property
-    def passes(self) -> int:
+    def max_steps(self) -> int:
         return 1
 
     def init(self, task: Task) -> State:
@@ -180,7 +180,7 @@ class MinimumNorm(Attack[Nearest]):
     shrink: float = 0.8
 
     @property
-    def passes(self) -> int:
+    def max_steps(self) -> int:
         return self.steps
 
     def init(self, task: Task) -> Nearest:

@@ -8,17 +8,17 @@ from epsball import training as training
 from epsball.acceleration.accelerate import Accelerated as Accelerated
 from epsball.acceleration.accelerate import accelerate as accelerate
 from epsball.attacks import *
-from epsball.attacks.starts import References as References
+from epsball.attacks.starting_points import References as References
 from epsball.balls import *
 from epsball.common.errors import BadInput as BadInput
 from epsball.common.version import __version__ as __version__
 from epsball.data.examples import Examples as Examples
-from epsball.diagnosis.active_test import active_test as active_test
+from epsball.diagnosis.binarization_test import binarization_test as binarization_test
 from epsball.diagnosis.record import Diagnosis as Diagnosis
 from epsball.diagnosis.whole import diagnose as diagnose
 from epsball.evaluation.compare import compare as compare
 from epsball.evaluation.evaluate import evaluate as evaluate
-from epsball.diagnosis.active_test_record import ActiveTest as ActiveTest
+from epsball.diagnosis.binarization_record import BinarizationTest as BinarizationTest
 from epsball.evaluation.result import Evaluation as Evaluation
 from epsball.evaluation.verify import verify as verify
 from epsball.linear.hinge import RobustLinearSVC as RobustLinearSVC

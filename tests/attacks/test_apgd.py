@@ -154,11 +154,11 @@ def test_trajectory_departs_from_algorithm_1(norm: str, lo: float, hi: float, lo
 def test_start_is_not_a_point_of_the_ball_of_its_own() -> None:
     x, y = batch_of(6, (5,), 3)
     ball = eb.Linf(eps=0.2, lo=0, hi=1)
-    for attack in (APGD(steps=1), APGD(steps=1, starts=2)):
+    for attack in (APGD(steps=1), APGD(steps=1, restarts=2)):
         first = seen_by(attack, mlp((5,), 3), x, y, ball)
-        for rank, z in enumerate(first[:-1]):
+        for restart, z in enumerate(first[:-1]):
             task = task_of(x, y, ball, seed=3)
-            noise = replace(task.noise, rank=torch.full((6,), rank))
+            noise = replace(task.noise, restart=torch.full((6,), restart))
             assert torch.equal(z, ball.sample(x, noise))
     assert not torch.equal(first[0], first[1])
 
@@ -221,8 +221,8 @@ def test_rho_or_ties_are_not_as_written() -> None:
 @pytest.mark.parametrize(
     ("attack", "norm"),
     [
-        *((APGD(steps=30, aims=2), norm) for norm in ("linf", "l2", "l1")),
-        (L1APGD(steps=30, loss=dlr, starts=2), "l1"),
+        *((APGD(steps=30, n_targets=2), norm) for norm in ("linf", "l2", "l1")),
+        (L1APGD(steps=30, loss=dlr, restarts=2), "l1"),
     ],
 )
 def test_rows_that_enter_a_pool_late_climb_another_way(attack: Attack, norm: str) -> None:
@@ -232,14 +232,14 @@ def test_rows_that_enter_a_pool_late_climb_another_way(attack: Attack, norm: str
     ball = BALLS[norm](eps={"linf": 0.25, "l2": 0.8, "l1": 1.5}[norm], lo=0, hi=1)
     task = replace(task_of(x, y, ball, seed=2), clean=model(x).detach())
     outcomes = []
-    for width in (32, 512):
+    for batch_size in (32, 512):
         with Objective(model, attack.loss) as objective:
-            outcomes.append(queue.run(attack, objective, task, width=width))
+            outcomes.append(queue.run(attack, objective, task, batch_size=batch_size))
     late, whole = outcomes
     assert 20 < whole.fooled.sum() < 110
     assert len(whole.forwards[whole.fooled].unique()) > 4
     assert torch.equal(late.fooled, whole.fooled)
-    assert torch.equal(late.rank, whole.rank)
+    assert torch.equal(late.restart, whole.restart)
     assert torch.equal(late.forwards, whole.forwards)
     torch.testing.assert_close(late.x_adv, whole.x_adv, rtol=0, atol=1e-9)
 
@@ -329,7 +329,7 @@ def test_l1_apgd_spends_its_steps_on_coordinates_that_mask_or_box_hold_fast() ->
         ball = eb.L1(eps=0.8, lo=0, hi=1, mask=part)
         x_adv = L1APGD()(weighted(weight), x, 0, ball, success=NEVER)
         gain = ((x_adv - x) * weight).sum(1)
-        assert (gain >= 0.95 * ball.support(weight.expand(2, 8), x)).all(), gain
+        assert (gain >= 0.95 * ball.max_gain(weight.expand(2, 8), x)).all(), gain
 
 
 # Linear models: the share of the optimum over ball and box. Found with 1 to 784 features, boxes and none: APGD 1 in
@@ -355,7 +355,7 @@ def test_less_than_its_share_of_the_linear_optimum_is_reached_with_one_logit(
     for eps in RADII[norm]:
         ball = BALLS[norm](eps=eps, lo=lo, hi=hi)
         gain = (up * (attack(weighted(weight), x, y, ball, success=NEVER) - x)).sum(1)
-        optimum = ball.support(up, x)
+        optimum = ball.max_gain(up, x)
         assert (gain <= optimum + 1e-12).all()
         assert (gain >= SHARE[name, norm] * optimum - 1e-12).all(), (eps, (gain / optimum).tolist())
 
@@ -384,7 +384,7 @@ def test_less_than_its_share_of_the_linear_optimum_is_reached_with_classes(
     weight = torch.cat([torch.zeros_like(weight), weight]) if classes == 1 else weight
     up = (weight[rival] - weight[y]).reshape(x.shape)
     x_adv = attack(model, x, y, ball, target=rival if loss is towards else None, success=NEVER)
-    gain, optimum = (up * (x_adv - x)).reshape(12, -1).sum(1), ball.support(up, x)
+    gain, optimum = (up * (x_adv - x)).reshape(12, -1).sum(1), ball.max_gain(up, x)
     assert (gain <= optimum + 1e-9).all()
     assert (gain >= SHARE[name, norm] * optimum - 1e-9).all(), (gain / optimum).tolist()
 

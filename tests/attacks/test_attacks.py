@@ -64,16 +64,16 @@ def test_breaks_or_leaves_the_ball_where_logits_are_of_another_dtype(
     """As under autocast; with more examples than the pool has rows, so that new rows join those that have stepped."""
     x, net = batch(40, (5,)).to(dtype), linear((5,), 3, scale=1.5)
     ball = BALLS[norm](eps=0.6 * EPS[norm] if norm != "l0" else 1.0, lo=0, hi=1).bind(x)
-    attacks = [attack, replace(attack, hope=2.0)] if "hope" in options_of(type(attack)) else [attack]
+    attacks = [attack, replace(attack, early_stop=2.0)] if "early_stop" in options_of(type(attack)) else [attack]
     for kind in DTYPES:
         model = lambda z, kind=kind: net(z.double()).to(kind)  # noqa: E731
         y = predicted(model, x)
         for one in attacks:
             with Objective(model, one.loss, needs=one.needs) as objective:
-                found = queue.run(one, objective, task_of(x, y, ball), approach=True, width=32)
+                found = queue.run(one, objective, task_of(x, y, ball), approach=True, batch_size=32)
             assert found.x_adv.dtype == dtype
             assert torch.equal(ball.project(found.x_adv, x), found.x_adv)
-            assert torch.equal(ball.project(found.near, x), found.near)
+            assert torch.equal(ball.project(found.warm_start, x), found.warm_start)
             assert torch.equal(predicted(model, found.x_adv) != y, found.fooled)
             assert found.fooled.sum() < 40
             assert found.fooled.any() or attack.needs != "grad"
@@ -175,7 +175,7 @@ def test_caller_gets_back_something_else(attack: Attack, raises_at: int | None) 
     handed = x, y, (y + 1) % 10, torch.arange(5)
     kept = [part.clone() for part in (*handed, *inner.state_dict().values(), *(p.grad for p in inner.parameters()))]
     before = snapshot(model)
-    call, ball = replace(attack, starts=2), ball_of(attack, 0.01, lo=0, hi=1)
+    call, ball = replace(attack, restarts=2), ball_of(attack, 0.01, lo=0, hi=1)
     if raises_at is None:
         call(model, x, y, ball, target=handed[2], ids=handed[3])
     else:
@@ -269,7 +269,7 @@ def test_reading_the_table_imports_torch() -> None:
         (" PGD ", eb.PGD()),
         ("pgd:steps=100,loss=margin", eb.PGD(steps=100, loss=margin)),
         ("bim:step-size=0.1,momentum=1", eb.BIM(step_size=0.1, momentum=1.0)),
-        ("uniform-noise:starts=5", eb.UniformNoise(starts=5)),
+        ("uniform-noise:restarts=5", eb.UniformNoise(restarts=5)),
     ],
 )
 def test_parse_misreads(text: str, attack: Attack) -> None:
@@ -304,9 +304,9 @@ def test_parse_error_has_no_remedy(text: str, told: str) -> None:
         lambda: eb.PGD(step_size=-0.1),
         lambda: eb.PGD(step_size=math.nan),
         lambda: eb.BIM(momentum=-1),
-        lambda: eb.PGD(starts=0),
-        lambda: eb.PGD(starts=1.5),
-        lambda: eb.FGSM(aims=-1),
+        lambda: eb.PGD(restarts=0),
+        lambda: eb.PGD(restarts=1.5),
+        lambda: eb.FGSM(n_targets=-1),
         lambda: eb.FGSM(loss="margin"),
     ],
 )
@@ -349,7 +349,7 @@ def test_linear_optimum_is_missed_or_beaten(norm: str, eps: float, lo: float, hi
     x[0, :5], x[1, 5:10] = lo, hi
     up = (1 - 2 * y)[:, None] * w  # the loss of class 0 rises with the logit
     ball = BALLS[norm](eps=eps, lo=lo, hi=hi)
-    optimum = ball.support(up, x)
+    optimum = ball.max_gain(up, x)
     assert (optimum > 0).all()
     least = {"linf": 1 - 1e-9, "l2": 0.98, "l1": 0.98, "l0": -math.inf}[norm]  # in L0 no ratio is promised
     for name, attack in {**SUITE, "bim": eb.BIM(), "pgd": eb.PGD(steps=40)}.items():
@@ -384,13 +384,13 @@ LINE = scored(torch.ones(1, dtype=torch.float64))  # the logit is x
 def test_restart_is_chosen_for_the_batch_or_run_on_fallen_rows() -> None:
     x, inner = batch(40, (4,)), scored(torch.tensor([2.0, -1, 1, -1]).double(), -0.5)
     y = (inner(x) > 0).long()
-    model, ball, starts = Counting(inner), eb.Linf(eps=0.25, lo=0, hi=1), 6
+    model, ball, restarts = Counting(inner), eb.Linf(eps=0.25, lo=0, hi=1), 6
     points = [ball.sample(x, Noise(9, torch.arange(40), torch.full((40,), r))) for r in range(starts)]
     fools = torch.stack([(inner(z) > 0).long() != y for z in points])
     first = torch.where(fools.any(0), fools.long().argmax(0), 0)
     assert len(set(first.tolist())) > 3
     assert not fools.any(0).all()
-    x_adv = eb.UniformNoise(starts=starts)(model, x, y, ball, seed=9)
+    x_adv = eb.UniformNoise(restarts=starts)(model, x, y, ball, seed=9)
     assert torch.equal(x_adv, torch.stack(points)[first, torch.arange(40)])
     assert model.forwards == torch.where(fools.any(0), first + 1, starts).sum()
 
@@ -401,7 +401,7 @@ def test_last_iterate_is_returned_and_not_the_first_that_fools(attack: Attack) -
     band = lambda output, task: (output[:, 1] > 0.25) & (output[:, 1] < 0.55)  # noqa: E731
     x_adv = attack(LINE, x, torch.zeros(3, dtype=torch.long), eb.Linf(eps=1.0), success=band)
     torch.testing.assert_close(x_adv[:2, 0], torch.tensor([0.3, 0.3], dtype=torch.float64))
-    assert x_adv[2, 0] == pytest.approx(5 + min(1, attack.passes * 0.1))
+    assert x_adv[2, 0] == pytest.approx(5 + min(1, attack.max_steps * 0.1))
 
 
 def test_targeted_success_is_any_wrong_class() -> None:

@@ -13,7 +13,7 @@ from doubles import BALLS, EPS, NEVER
 from nets import batch, batch_of, linear, mlp, predicted, rng
 
 import epsball as eb
-from epsball.attacks.pace import lead, looked, no_pace
+from epsball.attacks.early_stopping import looked, no_progress, success_margin
 from epsball.attacks.registry import parse
 from epsball.common.shapes import column
 from epsball.data.examples import Examples, load_data
@@ -26,44 +26,46 @@ from epsball.problem.task import task_of
 from epsball.training.fit import fit
 
 
-def by_hand(margins: list[float], steps: int, hope: float, first: int) -> int | None:
+def by_hand(margins: list[float], steps: int, early_stop: float, first: int) -> int | None:
     """The step at which a row with these margins is given up, in plain Python; None for never."""
     best = [max(margins[: t + 1]) for t in range(len(margins))]
     powers = [1 << k for k in range(20) if 1 << k < len(margins)]
     for t in (p for p in powers if p >= first):
         gain = max(best[p] - best[p // 2] for p in powers if 2 <= p <= t)
-        if best[t] + hope * gain * math.log2(steps / t) < 0:
+        if best[t] + early_stop * gain * math.log2(steps / t) < 0:
             return t
     return None
 
 
-@pytest.mark.parametrize("hope", [0.0, 1.0, 2.0, 50.0])
+@pytest.mark.parametrize("early_stop", [0.0, 1.0, 2.0, 50.0])
 @pytest.mark.parametrize("first", [4, 16])
-def test_row_is_given_up_at_another_step_than_the_rule_says(hope: float, first: int) -> None:
+def test_row_is_given_up_at_another_step_than_the_rule_says(early_stop: float, first: int) -> None:
     steps, n = 100, 64
     # A path whose steps shrink, as those of an attack do, at a pace of its own in each row.
     shrinking = torch.rand(steps, n, generator=rng(1), dtype=torch.float64) / torch.arange(1, steps + 1)[:, None] ** 1.2
     margins = shrinking.cumsum(0) * torch.logspace(-1, 1, n, dtype=torch.float64) - 5
     margins += 0.3 * torch.rand(steps, n, generator=rng(2), dtype=torch.float64)
-    expected = [by_hand(margins[:, row].tolist(), steps, hope, first) for row in range(n)]
-    pace, found = no_pace(margins[0], hope), [None] * n
-    scaled = no_pace(margins[0], hope)
+    expected = [by_hand(margins[:, row].tolist(), steps, early_stop, first) for row in range(n)]
+    progress, found = no_progress(margins[0], early_stop), [None] * n
+    scaled = no_progress(margins[0], early_stop)
     for t in range(steps):
         at = torch.full((n,), t)
-        pace, lost = looked(pace, margins[t], at, steps, hope, first=first)
-        scaled, same = looked(scaled, 1024 * margins[t], at, steps, hope, first=first)
+        progress, lost = looked(progress, margins[t], at, steps, early_stop, first=first)
+        scaled, same = looked(scaled, 1024 * margins[t], at, steps, early_stop, first=first)
         assert torch.equal(lost, same)
         found = [t if one is None and gone else one for one, gone in zip(found, lost.tolist(), strict=True)]
     assert found == expected
-    assert None in expected or hope < 2
-    assert any(one is not None for one in expected) or hope > 2
+    assert None in expected or early_stop < 2
+    assert any(one is not None for one in expected) or early_stop > 2
 
 
-def given_up(heights: list[float], like: torch.Tensor, steps: int = 100, hope: float = 2.0) -> int | None:
+def given_up(heights: list[float], like: torch.Tensor, steps: int = 100, early_stop: float = 2.0) -> int | None:
     """The step at which one row with these margins is given up."""
-    pace = no_pace(like, hope)
+    progress = no_progress(like, early_stop)
     for t, height in enumerate(heights):
-        pace, lost = looked(pace, torch.tensor([height], dtype=pace.dtype), torch.tensor([t]), steps, hope, first=4)
+        progress, lost = looked(
+            progress, torch.tensor([height], dtype=progress.dtype), torch.tensor([t]), steps, early_stop, first=4
+        )
         if lost.item():
             return t
     return None
@@ -85,28 +87,28 @@ def test_small_gain_is_lost_in_half_precision() -> None:
     heights = [-8 + 0.02 * math.log2(max(t, 1)) for t in range(100)]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         like = torch.zeros(1, dtype=dtype)
-        assert no_pace(like, 2.0).dtype == torch.promote_types(dtype, torch.float32)
-        assert given_up(heights, like, hope=1e4) is None
-        assert given_up(heights, like, hope=1.0) == 4
+        assert no_progress(like, 2.0).dtype == torch.promote_types(dtype, torch.float32)
+        assert given_up(heights, like, early_stop=1e4) is None
+        assert given_up(heights, like, early_stop=1.0) == 4
 
 
 def test_lead_is_not_what_success_asks_for() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
     task = task_of(torch.zeros(2, 1), torch.tensor([0, 1]), eb.Linf(eps=1.0))
-    assert lead(logits, task).tolist() == [-1.0, 2.0]
+    assert success_margin(logits, task).tolist() == [-1.0, 2.0]
     aimed = replace(task, aim=torch.tensor([1, 2]))  # an aim is only a way: any wrong class counts
-    assert lead(logits, aimed).tolist() == [-1.0, 2.0]
+    assert success_margin(logits, aimed).tolist() == [-1.0, 2.0]
     targeted = task_of(torch.zeros(2, 1), torch.tensor([0, 1]), eb.Linf(eps=1.0), target=torch.tensor([2, 0]))
-    assert lead(logits, targeted).tolist() == [-1.0, 1.0]
+    assert success_margin(logits, targeted).tolist() == [-1.0, 1.0]
     close = torch.tensor([[8.0, 0.0703125]], dtype=torch.bfloat16)  # no bfloat16 lies at the difference
-    assert lead(close, task.rows(torch.tensor([0]))).tolist() == [-7.9296875]
+    assert success_margin(close, task.rows(torch.tensor([0]))).tolist() == [-7.9296875]
 
 
 @pytest.mark.parametrize("name", ["apgd", "square"])
 def test_endless_hope_is_another_attack_than_none(name: str) -> None:
     x, model = batch(40, (6,)), mlp((6,), 3)
     y, ball = predicted(model, x), eb.Linf(eps=torch.linspace(0, 1, 40), lo=-1, hi=2)
-    plain, endless = parse(f"{name}:steps=30"), parse(f"{name}:steps=30,hope=1e9")
+    plain, endless = parse(f"{name}:steps=30"), parse(f"{name}:steps=30,early_stop=1e9")
     assert (plain.passes, endless.passes) == (30, None)
     fooled = [predicted(model, attack(model, x, y, ball, seed=1)) != y for attack in (plain, endless)]
     assert torch.equal(*fooled)
@@ -127,17 +129,17 @@ def test_last_point_is_not_looked_at_where_hope_is_finite(norm: str, steps: int)
     x = batch(300, (6,))
     y, ball = predicted(wavy, x), BALLS[norm](eps=torch.linspace(0, EPS[norm] / 3, 300), lo=0, hi=1)
     fooled, late = [], 0
-    for hope in (math.inf, 1e9):
-        attack = eb.APGD(steps=steps, hope=hope)
+    for early_stop in (math.inf, 1e9):
+        attack = eb.APGD(steps=steps, early_stop=early_stop)
         with Objective(wavy, attack.loss) as objective:
-            found = queue.run(attack, objective, task_of(x, y, ball, seed=1), width=64)
+            found = queue.run(attack, objective, task_of(x, y, ball, seed=1), batch_size=64)
         late += int((found.fooled & (found.forwards == steps + 1)).sum())
         fooled += [found.fooled, predicted(wavy, attack(wavy, x, y, ball, seed=1)) != y]
     assert all(torch.equal(fooled[0], other) for other in fooled[1:])
     assert late > 0  # by the look at the last point
 
 
-@pytest.mark.parametrize("text", ["apgd:steps=12", "apgd:steps=12,hope=0.1", "l1-apgd:steps=12"])
+@pytest.mark.parametrize("text", ["apgd:steps=12", "apgd:steps=12,early_stop=0.1", "l1-apgd:steps=12"])
 def test_point_that_is_handed_on_is_worse_than_one_that_was_looked_at(text: str) -> None:
     attack = replace(parse(text), loss=margin)
     x = batch(48, (6,))
@@ -145,23 +147,23 @@ def test_point_that_is_handed_on_is_worse_than_one_that_was_looked_at(text: str)
     ball = BALLS["l1" if text[0] == "l" else "l2"](eps=radius, lo=0, hi=1)
     task = task_of(x, y, ball)
     with Objective(wavy, attack.loss, success=NEVER) as objective:
-        found, plain = (queue.run(attack, objective, task, approach=ask, width=32) for ask in (True, False))
+        found, plain = (queue.run(attack, objective, task, approach=ask, batch_size=32) for ask in (True, False))
         state, seen = attack.init(task), torch.full((48,), -math.inf, dtype=x.dtype)
         while not state.done.all() and state.t.max() < 12:
             point = objective(state.z, task)
             open_to_see = ~state.done & task.ball.contains(state.z, x)
-            seen = torch.where(open_to_see, seen.maximum(lead(point.logits, task)), seen)
+            seen = torch.where(open_to_see, seen.maximum(success_margin(point.logits, task)), seen)
             stepped = attack.step(state, point, task)
             done = state.done
             state = state.map(lambda old, new, done=done: torch.where(column(done, old.ndim), old, new), stepped)
-    torch.testing.assert_close(lead(wavy(found.near), task), found.lead)
-    assert (found.lead > seen - 1e-9).all()
+    torch.testing.assert_close(success_margin(wavy(found.warm_start), task), found.margin)
+    assert (found.margin > seen - 1e-9).all()
     again = found.forwards - plain.forwards  # the look at the peak, where the climb ended elsewhere
     assert torch.equal(found.backwards, plain.backwards)
     assert ((again == 0) | (again == 1)).all()
-    assert (plain.forwards == 10).any() == ("hope" in text)  # given up: the peak is where they end
+    assert (plain.forwards == 10).any() == ("early_stop" in text)  # given up: the peak is where they end
     assert (again[plain.forwards == 10] == 0).all()
-    assert (lead(wavy(state.best), task) < found.lead - 1e-3).any()
+    assert (success_margin(wavy(state.best), task) < found.margin - 1e-3).any()
 
 
 def test_approach_is_worked_out_where_nobody_asks_for_it() -> None:
@@ -169,15 +171,15 @@ def test_approach_is_worked_out_where_nobody_asks_for_it() -> None:
     with Objective(wavy, attack.loss, success=NEVER) as objective:
         found = queue.run(attack, objective, task_of(x, predicted(wavy, x), eb.Linf(eps=0.1)))
         assert objective.forwards == 32 * 5 + 32
-    assert torch.equal(found.near, x)
-    assert found.lead.isneginf().all()
+    assert torch.equal(found.warm_start, x)
+    assert found.margin.isneginf().all()
 
 
-@pytest.mark.parametrize("hope", [-1.0, math.nan])
+@pytest.mark.parametrize("early_stop", [-1.0, math.nan])
 @pytest.mark.parametrize("attack", [eb.APGD, eb.Square])
-def test_hope_without_sense_is_taken(attack: type, hope: float) -> None:
-    with pytest.raises(eb.BadInput, match="`hope` must be >= 0"):
-        attack(hope=hope)
+def test_hope_without_sense_is_taken(attack: type, early_stop: float) -> None:
+    with pytest.raises(eb.BadInput, match="`early_stop` must be >= 0"):
+        attack(early_stop=early_stop)
 
 
 def test_hopeless_row_goes_on_or_hopeful_row_stops() -> None:
@@ -187,12 +189,14 @@ def test_hopeless_row_goes_on_or_hopeful_row_stops() -> None:
     ball = eb.Linf(eps=1e-3, lo=0, hi=1)
     task = task_of(x, y, ball)
     with Objective(model, parse("apgd").loss) as objective:
-        found = queue.run(parse("apgd:hope=2"), objective, task, approach=True, width=32)
+        found = queue.run(parse("apgd:early_stop=2"), objective, task, approach=True, batch_size=32)
     passes = found.forwards[~found.fooled]
     assert (passes == 10).double().mean() > 0.9  # nine passes, and a look at the point that is handed over
-    gain = lead(model(found.near), task) - lead(model(x), task)
+    gain = success_margin(model(found.warm_start), task) - success_margin(model(x), task)
     assert (gain[~found.fooled] > 0).all()
-    torch.testing.assert_close(lead(model(found.near), task).double()[~found.fooled], found.lead[~found.fooled])
+    torch.testing.assert_close(
+        success_margin(model(found.warm_start), task).double()[~found.fooled], found.margin[~found.fooled]
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -200,18 +204,18 @@ def test_square_does_not_start_where_it_is_told(norm: str) -> None:
     x, y = batch_of(5, (6,), 3)
     ball = BALLS[norm](eps=0.4, lo=0, hi=1).bind(x)
     near = ball.argmax(torch.randn(5, 6, generator=rng(5), dtype=x.dtype), x)
-    task = replace(task_of(x, y, ball), near=near)
-    attack = eb.Square(steps=9, onward=True)
-    assert attack.goes_on
-    assert not eb.Square().goes_on
+    task = replace(task_of(x, y, ball), warm_start=near)
+    attack = eb.Square(steps=9, warm_start=True)
+    assert attack.uses_warm_start
+    assert not eb.Square().uses_warm_start
     assert torch.equal(attack.init(task).z, near)
     assert not torch.equal(eb.Square(steps=9).init(task).z, near)
-    assert torch.equal(attack.init(replace(task, near=None)).z, eb.Square(steps=9).init(task).z)
+    assert torch.equal(attack.init(replace(task, warm_start=None)).z, eb.Square(steps=9).init(task).z)
     model = linear((6,), 3)
     with Objective(model, attack.loss, needs="logits", success=NEVER) as objective:
-        found = queue.run(attack, objective, task, approach=True, width=32)
-    assert ball.contains(found.near, x).all()
-    assert (found.lead >= lead(model(near), task).double() - 1e-12).all()
+        found = queue.run(attack, objective, task, approach=True, batch_size=32)
+    assert ball.contains(found.warm_start, x).all()
+    assert (found.margin >= success_margin(model(near), task).double() - 1e-12).all()
 
 
 # The protocol.

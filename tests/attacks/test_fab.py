@@ -49,11 +49,11 @@ def weights(model: nn.Module, classes: int) -> tuple[Tensor, Tensor]:
     return (weight[0], bias) if classes == 1 else (weight, bias)
 
 
-@pytest.mark.parametrize("aims", [0, 9], ids=["all borders", "one border at a time"])
+@pytest.mark.parametrize("n_targets", [0, 9], ids=["all borders", "one border at a time"])
 @pytest.mark.parametrize("classes", [1, 2, 3, 10])
 @pytest.mark.parametrize("d", [1, 2, 40])
 @every_norm
-def test_least_radius_of_a_linear_model_is_missed_or_beaten(norm: str, d: int, classes: int, aims: int) -> None:
+def test_least_radius_of_a_linear_model_is_missed_or_beaten(norm: str, d: int, classes: int, n_targets: int) -> None:
     for lo, hi in BOXES:
         model, x, y, share = both(*case(d, classes, lo, hi))
         free = torch.rand(x.shape, generator=rng(d)) < 0.7
@@ -61,7 +61,7 @@ def test_least_radius_of_a_linear_model_is_missed_or_beaten(norm: str, d: int, c
             ball = BALLS[norm](eps=0, lo=lo, hi=hi, mask=mask)
             least = minimal_eps(*weights(model, classes), x, y, ball)
             wide = ball.with_eps(torch.where(least.isfinite(), share * least, 9.0))
-            x_adv = eb.FAB(steps=10, aims=aims)(model, x, y, wide)
+            x_adv = eb.FAB(steps=10, n_targets=aims)(model, x, y, wide)
             assert wide.contains(x_adv, x).all()
             fooled = predicted(model, x_adv) != y
             assert torch.equal(fooled, least.isfinite() & (share > 1)), (lo, hi)
@@ -84,7 +84,7 @@ def test_targeted_ends_in_a_class_that_nobody_asked_for(norm: str) -> None:
     model, x, y = case(40, 10, -1.0, 0.5)
     target = (y + 3) % 10
     ball = BALLS[norm](eps=40.0, lo=-1, hi=0.5)
-    for attack in (eb.FAB(steps=40), eb.FAB(steps=40, aims=9)):
+    for attack in (eb.FAB(steps=40), eb.FAB(steps=40, n_targets=9)):
         x_adv = attack(model, x, y, ball, target=target)
         assert (predicted(model, x_adv) == target).double().mean() >= 0.9
         near = BALLS[norm](eps=0).norm(x_adv - x)
@@ -97,9 +97,9 @@ def walk(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, steps: int, attack:
     A step back keeps the planes of the point it was made from.
     """
 
-    def onto(start: Tensor, gain: float, normal: Tensor) -> tuple[Tensor, float]:
+    def project_onto_hyperplane(start: Tensor, gain: float, normal: Tensor) -> tuple[Tensor, float]:
         gain, normal = torch.tensor([abs(gain)], dtype=x.dtype), math.copysign(1, gain) * normal
-        radius = ball.eps_for(gain, normal, start)
+        radius = ball.min_eps(gain, normal, start)
         if radius.isinf():
             return ball.with_eps(1e6).argmax(normal, start), math.inf
         return ball.with_eps(radius).argmax(normal, start), radius.item()
@@ -182,13 +182,15 @@ def test_wrong_example_is_moved_or_costs_more_than_a_look() -> None:
             assert counting.calls == 1
 
 
-@pytest.mark.parametrize(("classes", "aims", "backwards"), [(1, 0, 1), (2, 0, 1), (3, 0, 2), (10, 0, 9), (10, 9, 1)])
-def test_pass_costs_a_backward_more_than_there_are_borders(classes: int, aims: int, backwards: int) -> None:
+@pytest.mark.parametrize(
+    ("classes", "n_targets", "backwards"), [(1, 0, 1), (2, 0, 1), (3, 0, 2), (10, 0, 9), (10, 9, 1)]
+)
+def test_pass_costs_a_backward_more_than_there_are_borders(classes: int, n_targets: int, backwards: int) -> None:
     model = Counting(mlp((5,), classes))
     x = batch(6, (5,))
     y = predicted(model.model, x)
     model.calls = 0
-    eb.FAB(steps=7, aims=min(aims, 1))(model, x, y, eb.L2(eps=1e-9, lo=0, hi=1), success=NEVER)
+    eb.FAB(steps=7, n_targets=min(aims, 1))(model, x, y, eb.L2(eps=1e-9, lo=0, hi=1), success=NEVER)
     assert model.calls == 7 + bool(aims)  # aims are ranked by the clean logits
     assert model.backwards == 6 * 7 * backwards
     model.calls = 0
@@ -210,20 +212,20 @@ def test_fooling_point_at_the_very_border_is_taken_for_one_outside() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("aims", [0, 9])
+@pytest.mark.parametrize("n_targets", [0, 9])
 @every_norm
-def test_success_lies_in_the_slack_of_the_ball(norm: str, aims: int, dtype: torch.dtype) -> None:
+def test_success_lies_in_the_slack_of_the_ball(norm: str, n_targets: int, dtype: torch.dtype) -> None:
     """In bfloat16 the slack at 1 is .031, as much as the radius; only what rounding adds to x + eps may be beyond."""
     first, second = (torch.randn(*shape, generator=rng(1)) for shape in ((8, 32), (32, 5)))
     model = lambda z: (torch.sin(3 * (z.double() - 0.5) @ first.double()) @ second.double()).to(dtype)  # noqa: E731
     x, eps = batch(100, (8,)).to(dtype), {"linf": 0.03, "l2": 0.06, "l1": 0.12}[norm]
     y, ball = predicted(model, x), BALLS[norm](eps=eps, lo=0, hi=1)
-    found = eb.evaluate(model, (x, y), ball, eb.FAB(steps=20, aims=aims))
+    found = eb.evaluate(model, (x, y), ball, eb.FAB(steps=20, n_targets=aims))
     farthest = max(size for size in found.records["distance"].to_pylist() if size is not None)
     rounding = torch.finfo(dtype).eps * (1 + eps) / 2 if norm == "linf" else 0
     assert 20 < found.count("fooled") < 100
     assert farthest <= eps * (1 + 1e-12) + rounding
-    direct = eb.FAB(steps=20, aims=aims)(model, x, y, ball)
+    direct = eb.FAB(steps=20, n_targets=aims)(model, x, y, ball)
     assert torch.equal(ball.project(direct, x), direct)
 
 
@@ -274,7 +276,7 @@ def test_flat_place_throws_the_point_out_of_the_numbers(norm: str, slope: float)
     ball = BALLS[norm](eps=0.5)
     with Objective(model, hyperplanes, careful=True) as objective:
         objective._fresh = False
-        found = queue.run(eb.FAB(steps=6), objective, task_of(x, y, ball), width=32)
+        found = queue.run(eb.FAB(steps=6), objective, task_of(x, y, ball), batch_size=32)
     seen = torch.cat(model.seen)
     assert seen.isfinite().all()
     assert (seen.abs() <= 1e6 * 31).all()
@@ -284,8 +286,8 @@ def test_flat_place_throws_the_point_out_of_the_numbers(norm: str, slope: float)
 
 @pytest.mark.parametrize(
     "attack",
-    [eb.FAB(steps=9), eb.FAB(steps=9, aims=2), eb.FAB(steps=9, minimise=True), eb.FAB(steps=9, starts=2)],
-    ids=["all", "aims", "minimise", "starts"],
+    [eb.FAB(steps=9), eb.FAB(steps=9, n_targets=2), eb.FAB(steps=9, minimise=True), eb.FAB(steps=9, restarts=2)],
+    ids=["all", "n_targets", "minimise", "restarts"],
 )
 @every_norm
 def test_answer_depends_on_the_batch_or_the_queue(norm: str, attack: eb.FAB) -> None:
@@ -306,9 +308,9 @@ def test_answer_depends_on_the_batch_or_the_queue(norm: str, attack: eb.FAB) -> 
         task = task_of(x, y, ball, target=target, ids=ids, seed=2)
         fooled = (model(whole).argmax(1) != y) if target is None else model(whole).argmax(1) == target
         assert 0.1 < fooled.double().mean() < 0.95 or target is not None
-        for width in (32, 64):
+        for batch_size in (32, 64):
             with Objective(model, hyperplanes) as objective:
-                found = queue.run(attack, objective, _with_clean(task, model), width=width)
+                found = queue.run(attack, objective, _with_clean(task, model), batch_size=batch_size)
             assert torch.equal(found.fooled, fooled)
             assert torch.equal(found.x_adv[fooled], whole[fooled])
 
@@ -325,9 +327,9 @@ def test_second_start_is_x_again_or_the_same_for_all(norm: str) -> None:
     x = batch(5, (6,), lo=-1.0, hi=1.0)
     y = predicted(model.model, x)
     ball = BALLS[norm](eps=0.4, lo=-1, hi=1)
-    eb.FAB(steps=2, starts=3)(model, x, y, ball, success=NEVER, seed=4)
+    eb.FAB(steps=2, restarts=3)(model, x, y, ball, success=NEVER, seed=4)
     firsts = [z for z in model.seen if len(z) == 5][::3][:3]  # two steps and a look at the end
-    starts = [z for z in firsts if not torch.equal(z, x)]
+    restarts = [z for z in firsts if not torch.equal(z, x)]
     assert torch.equal(firsts[0], x)
     assert len(starts) == 2
     assert not torch.equal(*starts)
@@ -358,7 +360,7 @@ def test_hyperplanes_are_other_differences() -> None:
     away = task_of(x, y, eb.Linf(eps=1))
     assert hyperplanes(logits, away).tolist() == [[-4.0, -3.0], [-3.5, 4.0]]
     assert hyperplanes(logits[:, :2], away).tolist() == [-4.0, -3.5]
-    aimed = away.with_jobs(away.noise.rank, torch.tensor([2, 1]))
+    aimed = away.with_jobs(away.noise.restart, torch.tensor([2, 1]))
     assert (aimed.target == AWAY).all()
     assert hyperplanes(logits, aimed).tolist() == [-3.0, -3.5]
     targeted = task_of(x, y, eb.Linf(eps=1), target=torch.tensor([2, 2]))
@@ -389,24 +391,24 @@ def test_error_has_no_remedy(make: Callable[[], object], told: str) -> None:
 
 def test_short_form_or_the_name_of_the_literature_is_misread() -> None:
     assert parse("fab") == eb.FAB()
-    assert parse("fab-t:steps=20") == eb.FAB(steps=20, aims=9)
+    assert parse("fab-t:steps=20") == eb.FAB(steps=20, n_targets=9)
     assert parse("fab:eta=1.1,alpha-max=.2,minimise=true") == eb.FAB(eta=1.1, alpha_max=0.2, minimise=True)
 
 
 def test_job_without_hope_goes_on_or_one_that_comes_nearer_is_given_up() -> None:
-    """On linear models the nearest border is found within ten passes: beyond the radius nothing is left to hope for."""
+    """On linear models the nearest border is found within ten passes: beyond the radius nothing is left to early_stop for."""
     model, x, y = case(12, 4, 0.0, 1.0, n=64)
     for name, eps in (("linf", 0.6), ("l2", 1.4), ("l1", 3.8)):
         ball = BALLS[name](eps=eps, lo=0, hi=1)
-        full = eb.evaluate(model, (x, y), ball, "fab-t:aims=3")
-        hoping = eb.evaluate(model, (x, y), ball, "fab-t:aims=3,hope=2")
+        full = eb.evaluate(model, (x, y), ball, "fab-t:n_targets=3")
+        hoping = eb.evaluate(model, (x, y), ball, "fab-t:n_targets=3,early_stop=2")
         assert 5 < full.count("robust") < 60
         assert hoping.count("robust") == full.count("robust")
         assert hoping.stages[1].backwards < 0.9 * full.stages[1].backwards  # aims out of reach are not given up
 
 
 def test_hope_of_the_minimum_norm_is_accepted_or_a_wrong_one() -> None:
-    with pytest.raises(BadInput, match="`hope` must be left out with `minimise`"):
-        eb.FAB(minimise=True, hope=2)
-    with pytest.raises(BadInput, match="`hope` must be >= 0, got -1"):
-        eb.FAB(hope=-1)
+    with pytest.raises(BadInput, match="`early_stop` must be left out with `minimise`"):
+        eb.FAB(minimise=True, early_stop=2)
+    with pytest.raises(BadInput, match="`early_stop` must be >= 0, got -1"):
+        eb.FAB(early_stop=-1)

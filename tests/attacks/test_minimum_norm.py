@@ -65,7 +65,7 @@ def nearest_of_all(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball:
     """Through the queue, which keeps the nearest point of an example's jobs."""
     with Objective(model, attack.loss, needs=attack.needs) as objective:
         task = replace(task_of(x, y, ball), clean=objective.forward(x))
-        return queue.run(attack, objective, task, width=160).x_adv
+        return queue.run(attack, objective, task, batch_size=160).x_adv
 
 
 def everywhere(norm: str, lo: float = 0.0, hi: float = 1.0, **more: object) -> Ball:
@@ -78,7 +78,7 @@ def test_distance_on_a_linear_model_is_not_within_a_hundredth_of_the_least(
     attack: Attack, norm: str, classes: int
 ) -> None:
     if classes > 2 and not isinstance(attack, SEES_EVERY_BORDER):
-        attack = replace(attack, aims=classes - 1)
+        attack = replace(attack, n_targets=classes - 1)
     for lo, hi in BOXES[: 2 if norm == "l0" else 3]:
         model, x, y = case(40, classes, lo, hi, n=16)
         mask = None if lo == 0 else torch.rand(x.shape, generator=rng(7)) < 0.8
@@ -148,9 +148,9 @@ def test_answer_depends_on_the_batch_or_the_queue(attack: Attack, norm: str) -> 
         task = task_of(x, y, ball, target=target)
         fooled = (model(whole).argmax(1) != y) if target is None else model(whole).argmax(1) == target
         assert 0.05 < fooled.double().mean() < 1
-        for width in (32, 64):
+        for batch_size in (32, 64):
             with Objective(model, attack.loss) as objective:
-                found = queue.run(attack, objective, task, width=width)
+                found = queue.run(attack, objective, task, batch_size=batch_size)
             assert torch.equal(found.fooled, fooled)
             assert torch.equal(found.x_adv[fooled], whole[fooled])
 
@@ -215,7 +215,7 @@ def test_vanishing_gradient_without_a_box_throws_the_point_out_of_the_numbers(at
     x, y = torch.tensor([[0.3, -0.4, 0.5], [3.0, 0.0, -7.0]]), torch.tensor([0, 0])
     with Objective(model, attack.loss, careful=True) as objective:
         objective._fresh = False
-        queue.run(attack, objective, task_of(x, y, BALLS[norm](eps=math.inf)), width=32)
+        queue.run(attack, objective, task_of(x, y, BALLS[norm](eps=math.inf)), batch_size=32)
     seen = torch.cat(model.seen)
     assert seen.isfinite().all()
     assert (seen.abs() <= 1e6 * 9).all()
@@ -259,7 +259,7 @@ def paper_walk(model: nn.Module, x: Tensor, y: int, ball: Ball, overshoot: float
             if j != y:
                 (normal,) = torch.autograd.grad(logits[j] - logits[y], leaf, retain_graph=True)
                 gain = (logits[y] - logits[j]).detach()[None]
-                planes.append((ball.eps_for(gain, normal, z).item(), normal))
+                planes.append((ball.min_eps(gain, normal, z).item(), normal))
         radius, normal = min(planes, key=lambda plane: plane[0])
         z = (z + (1 + overshoot) * (ball.with_eps(radius).argmax(normal, z) - z)).clamp(ball.lo, ball.hi)
     return z

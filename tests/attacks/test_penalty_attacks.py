@@ -233,9 +233,9 @@ def test_answer_depends_on_the_batch_or_the_queue(attack: Attack) -> None:
         task = replace(task_of(x, y, ball, target=target, ids=ids, seed=2), clean=model(x))
         fooled = (model(whole).argmax(1) != y) if target is None else model(whole).argmax(1) == target
         assert fooled.double().mean() > 0.3
-        for width in (32, 64):
+        for batch_size in (32, 64):
             with Objective(model, attack.loss) as objective:
-                found = queue.run(attack, objective, task, width=width)
+                found = queue.run(attack, objective, task, batch_size=batch_size)
             assert torch.equal(found.fooled, fooled)
             # The exponentials of a softmax may differ in their last bit with the row's place in a batch.
             torch.testing.assert_close(found.x_adv[fooled], whole[fooled], rtol=0, atol=1e-12)
@@ -262,7 +262,7 @@ def test_wrong_example_is_moved_or_costs_more_than_a_look(attack: Attack) -> Non
     counting = Counting(model)
     found = attack(counting, x, (y + 1) % 3, everywhere(attack))
     assert torch.equal(found, x)
-    assert counting.calls == 1 + bool(attack.aims)
+    assert counting.calls == 1 + bool(attack.n_targets)
 
 
 @every_one
@@ -286,7 +286,7 @@ def test_gradient_of_zero_costs_more_than_a_look_or_moves_the_point(attack: Atta
     with pytest.warns(UserWarning, match="exactly zero"):
         found = attack(model, x, y, everywhere(attack))
     assert torch.equal(found, x)
-    assert model.calls == 1 + bool(attack.aims)
+    assert model.calls == 1 + bool(attack.n_targets)
 
 
 @pytest.mark.parametrize("slope", [1e-12, 1e-30])
@@ -308,7 +308,7 @@ def test_logits_that_are_not_numbers_count_as_success(attack: Attack) -> None:
     model, y = Broken(net, 0.95), predicted(net, x)
     task = replace(task_of(x, y, everywhere(attack)), clean=net(x).detach())
     with Objective(model, attack.loss, careful=True) as objective:
-        found = queue.run(attack, objective, task, width=32)
+        found = queue.run(attack, objective, task, batch_size=32)
     assert found.fooled.sum() > 5
     assert model(found.x_adv[found.fooled]).isfinite().all()
     assert torch.equal(predicted(net, found.x_adv) != y, found.fooled)
@@ -331,7 +331,7 @@ def test_second_start_is_the_first_again(attack: Attack) -> None:
     model = Recording(linear((6,), 3))
     x = batch(5, (6,))
     y, ball = predicted(model.model, x), everywhere(attack)
-    replace(attack, starts=2)(model, x, y, ball, success=NEVER, seed=4)
+    replace(attack, restarts=2)(model, x, y, ball, success=NEVER, seed=4)
     others = {tuple(z[0].tolist()) for z in model.seen}
     away = [z for z in model.seen if not torch.equal(z, x)]
     assert len(others) > 2
@@ -385,7 +385,7 @@ def test_cw_confidence_is_not_reached_or_exceeded(kappa: float) -> None:
     lead = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
     gap = (model(x).gather(1, y[:, None]) - model(x).gather(1, 1 - y[:, None])).squeeze(1)
     side = (weight[1] - weight[0]) * (1 - 2 * y[:, None])
-    least = ball.eps_for(gap + kappa, side, x)
+    least = ball.min_eps(gap + kappa, side, x)
     reached = least.isfinite()
     assert (lead[reached] >= kappa).all()
     assert (ball.norm(found - x)[reached] <= 1.05 * least[reached]).all()
@@ -439,7 +439,7 @@ def test_log_chance_is_another_loss() -> None:
     p = logits.softmax(1)
     torch.testing.assert_close(log_chance(logits, away), (1 - p[[0, 1], y]).log())
     torch.testing.assert_close(log_chance(logits, towards), p[[0, 1], [0, 2]].log())
-    aimed = away.with_jobs(away.noise.rank, torch.tensor([2, 1]))
+    aimed = away.with_jobs(away.noise.restart, torch.tensor([2, 1]))
     torch.testing.assert_close(log_chance(logits, aimed), torch.tensor([-3.0, -3.5]).sigmoid().log())
     assert log_chance(1e6 * logits, away).isfinite().all()
 
@@ -474,7 +474,7 @@ def test_goal_losses_are_other_squares() -> None:
     away = task_of(x, y, eb.L2(eps=1))  # class 2 is the likeliest but one
     for loss in (goal_probability, goal_logits):
         torch.testing.assert_close(loss(logits, away), loss(logits, task))
-    aimed = away.with_jobs(away.noise.rank, torch.tensor([0]))
+    aimed = away.with_jobs(away.noise.restart, torch.tensor([0]))
     pair = logits[:, :2].softmax(1) - torch.tensor([[1.0, 0.0]])
     torch.testing.assert_close(goal_probability(logits, aimed), -pair.square().sum(1))
 
@@ -507,7 +507,7 @@ def test_weighted_loss_is_not_at_its_least(output: str) -> None:
 
 
 def test_reference_or_noise_is_not_what_the_answer_looks_like() -> None:
-    """Called the target, it looks like the reference, wherever it came from."""
+    """UserAttack the target, it looks like the reference, wherever it came from."""
     net, x, y = bent(8, 3, 4, seed=1)
     target, reference = (y + 1) % 3, batch(9, (8,), seed=5)
     ids, ball = torch.tensor([3, 0, 7, 8]), eb.L2(eps=math.inf, lo=0, hi=1)
@@ -521,7 +521,7 @@ def test_reference_or_noise_is_not_what_the_answer_looks_like() -> None:
     assert torch.equal(shared, each)
     recording = Recording(net)
     noisy = replace(attack, noise=True)(recording, x, y, ball, target=target, ids=ids)
-    starts = recording.seen[0]
+    restarts = recording.seen[0]
     assert not torch.equal(starts[0], starts[1])
     assert ((starts - x).abs().amax(1) > 0.1).all()
     assert ((noisy - reference[ids]).norm(dim=1) < near + 0.1).all()
@@ -551,7 +551,7 @@ def test_short_form_is_misread() -> None:
         output="logits", weight=0.5, noise=True
     )
     assert parse("goal-distance:output=logits").loss is goal_logits
-    assert parse("lbfgs:memory=3,loss=margin,aims=2") == eb.BoxLBFGS(memory=3, loss=margin, aims=2)
+    assert parse("lbfgs:memory=3,loss=margin,n_targets=2") == eb.BoxLBFGS(memory=3, loss=margin, n_targets=2)
     assert parse("sigma-zero:sigma=.01,threshold=.5") == eb.SigmaZero(sigma=0.01, threshold=0.5)
 
 

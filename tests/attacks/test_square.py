@@ -277,10 +277,10 @@ def test_rows_of_different_age_share_a_step_otherwise_than_alone(norm: str, shap
         some = task.rows(mine)
         states = walk(attack, some, age + BLOCK + 5, seed=9)
         parts.append(states[age])
-        onward = [states[age]]
+        warm_start = [states[age]]
         for _ in range(BLOCK + 4):
-            onward.append(attack.step(onward[-1], looked(onward[-1], some, loss[mine]), some))
-        alone.append(onward[1:])
+            warm_start.append(attack.step(warm_start[-1], looked(warm_start[-1], some, loss[mine]), some))
+        alone.append(warm_start[1:])
     mixed = parts[0].map(lambda *these: torch.cat(these), *parts[1:])
     for turn in range(BLOCK + 4):
         mixed = attack.step(mixed, looked(mixed, task, loss), task)
@@ -310,7 +310,7 @@ def test_seed_example_or_restart_is_not_in_the_key_of_a_proposal(norm: str) -> N
     same = replace(same, ball=BALLS[norm](eps=EPS[norm], lo=-0.5, hi=1).bind(same.x))
     moves = attack.init(same).moves
     assert len({tuple(row.flatten().tolist()) for row in moves}) == 6
-    again = replace(same, noise=replace(same.noise, rank=same.noise.rank + 1))
+    again = replace(same, noise=replace(same.noise, restart=same.noise.restart + 1))
     assert (attack.init(again).moves != moves).flatten(1).any(1).all()
     seeded = replace(same, noise=replace(same.noise, seed=1))
     assert (attack.init(seeded).moves != moves).flatten(1).any(1).all()
@@ -342,7 +342,7 @@ def test_linear_optimum_is_beaten_or_missed_by_more_than_is_promised(
     up = (1 - 2 * y).double().reshape(-1, *[1] * len(shape)) * w
     ball = BALLS[norm](eps=EPS[norm], lo=lo, hi=hi)
     z = Square(steps=queries)(lambda z: (w * z).reshape(64, -1).sum(1), x, y, ball, success=NEVER)
-    gain, optimum = (up * (z - x)).reshape(64, -1).sum(1), ball.support(up, x)
+    gain, optimum = (up * (z - x)).reshape(64, -1).sum(1), ball.max_gain(up, x)
     assert (gain <= optimum * (1 + 1e-12) + 1e-12).all()
     share = gain / optimum
     if norm == "linf":
@@ -389,7 +389,7 @@ def test_aims_do_not_climb_towards_the_likeliest_classes() -> None:
     logits = model(x).detach()
     rivals = logits.scatter(1, y[:, None], -math.inf).argsort(1, descending=True)
     task = replace(task_of(x, y, ball), clean=logits)
-    attack = Square(steps=50, aims=2)
+    attack = Square(steps=50, n_targets=2)
     with Objective(model, attack.loss, needs=attack.needs, success=NEVER) as objective:
         for place in range(2):
             job, exists = attack.job(task, torch.full((8,), place))
@@ -470,7 +470,7 @@ def test_example_at_which_no_attack_ended_is_gone_on_from(norm: str) -> None:
     start = Square(steps=9).init(task)
     for without in (none, none | True, none & False):
         mixed = torch.where(without[:, None, None, None], x, near)
-        state = Square(steps=9, onward=True).init(replace(task, near=mixed))
+        state = Square(steps=9, warm_start=True).init(replace(task, warm_start=mixed))
         assert torch.equal(state.z[without], start.z[without])
         assert torch.equal(state.z[~without], near[~without])
         assert torch.equal(state.held[without], start.held[without])

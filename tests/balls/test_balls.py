@@ -104,11 +104,11 @@ def test_projection_moves_a_point_inside_or_is_not_the_nearest(norm: str, case: 
 @given(case=cases(), factor=st.sampled_from([0.0, 1e-3, 0.3, 7.0, 1e6]))
 def test_argmax_is_beaten_or_support_is_not_its_gain(norm: str, case: Case, factor: float) -> None:
     ball, x, grad = case.ball(norm), case.x, case.grad
-    z, support = ball.argmax(grad, x), ball.support(grad, x)
+    z, support = ball.argmax(grad, x), ball.max_gain(grad, x)
     assert ball.contains(z, x).all()
     torch.testing.assert_close(support, dot(grad, z - x), rtol=1e-12, atol=1e-12)
     assert (dot(grad, case.feasible(ball) - x) <= support + 1e-12 * (1 + support)).all()
-    torch.testing.assert_close(ball.support(factor * grad, x), factor * support, rtol=1e-10, atol=1e-12 * factor)
+    torch.testing.assert_close(ball.max_gain(factor * grad, x), factor * support, rtol=1e-10, atol=1e-12 * factor)
     assert (support >= 0).all()
     assert torch.equal(z[grad == 0], x[grad == 0])
 
@@ -120,7 +120,7 @@ def test_support_without_a_box_is_not_eps_times_the_dual_norm(norm: str, case: C
     ball = BALLS[norm](eps=case.parts["eps"])
     dual = torch.linalg.vector_norm(case.grad, DUALS[norm], dim=1)
     expected = torch.as_tensor(ball.eps, dtype=torch.float64) * dual
-    torch.testing.assert_close(ball.support(case.grad, case.x), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(ball.max_gain(case.grad, case.x), expected, rtol=1e-13, atol=1e-13)
 
 
 @NORMS
@@ -150,7 +150,7 @@ def answers(ball: Ball, x: torch.Tensor, z: torch.Tensor, grad: torch.Tensor, no
     return {
         "project": inside,
         "argmax": ball.argmax(grad, x),
-        "support": ball.support(grad, x),
+        "max_gain": ball.max_gain(grad, x),
         "ascent": ball.ascent(grad, x),
         "step": ball.step(grad, inside, x, 0.1),
         "sample": ball.sample(x, noise),
@@ -229,7 +229,7 @@ def test_answer_has_another_dtype_or_shape_or_lies_outside(norm: str, n: int, sh
             for name in ("project", "argmax", "sample", "step", "ascent"):
                 assert (found[name].dtype, found[name].shape) == (dtype, x.shape), name
                 assert found[name].isfinite().all(), name
-            assert (found["support"].dtype, found["support"].shape) == (dtype, (n,))
+            assert (found["max_gain"].dtype, found["max_gain"].shape) == (dtype, (n,))
             assert (found["contains"].dtype, found["contains"].shape) == (torch.bool, (n,))
 
 
@@ -326,7 +326,7 @@ def test_linf_radius_per_feature_is_ignored_somewhere() -> None:
     ball = Linf(eps=torch.tensor([[0.0, 0.25, 9.0]]), lo=-0.5, hi=1.0)
     assert ball.argmax(torch.ones(2, 3), x).tolist() == [[0.5, 0.75, 1.0], [0.25, 1.0, 1.0]]
     assert ball.project(x - 1, x).tolist() == [[0.5, 0.25, -0.5], [0.25, 0.75, -0.5]]
-    assert ball.support(-torch.ones(2, 3), x).tolist() == [1.25, 0.25]
+    assert ball.max_gain(-torch.ones(2, 3), x).tolist() == [1.25, 0.25]
     assert ball.contains(x + torch.tensor([[0.0, -0.25, 0.0]]), x).all()
     assert not ball.contains(x - torch.tensor([[0.125, 0.0, 0.0]]), x).any()
     assert torch.equal(ball.rows(torch.tensor([1])).argmax(torch.ones(1, 3), x[1:]), torch.tensor([[0.25, 1.0, 1.0]]))
@@ -341,7 +341,7 @@ def test_steps_stop_short_of_the_linear_optimum(norm: str, share: float) -> None
     z = x
     for _ in range(100):
         z = ball.step(grad, z, x, 0.1)
-    ratio = dot(grad, z - x) / ball.support(grad, x)
+    ratio = dot(grad, z - x) / ball.max_gain(grad, x)
     assert (ratio >= share).all(), ratio.min()
     assert (ratio <= 1 + 1e-12).all()
 
@@ -390,8 +390,8 @@ def test_supports_is_not_support_pair_by_pair(norm: str, case: Case, block: int)
     for each in balls:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("epsball.balls.ball.BLOCK", block)
-            found = each.supports(grads, x)
-        expected = torch.stack([each.support(grad.expand_as(x), x) for grad in grads], 1)
+            found = each.max_gains(grads, x)
+        expected = torch.stack([each.max_gain(grad.expand_as(x), x) for grad in grads], 1)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -405,12 +405,12 @@ def test_supports_of_images_or_low_precision_are_others(norm: str, shape: tuple,
     mask = torch.rand(1, *shape, generator=draw) < 0.7
     for kept in (None, mask, mask.expand(6, *shape) & (x > 0)):
         ball = BALLS[norm](eps=torch.linspace(0, 3, 6), lo=-0.75, hi=1.5, mask=kept)
-        found = ball.supports(grads, x)
+        found = ball.max_gains(grads, x)
         assert (found.dtype, found.shape) == (dtype, (6, 3))
-        expected = torch.stack([ball.support(grad.expand_as(x).double(), x.double()) for grad in grads], 1)
+        expected = torch.stack([ball.max_gain(grad.expand_as(x).double(), x.double()) for grad in grads], 1)
         torch.testing.assert_close(found.double(), expected, rtol=40 * torch.finfo(dtype).eps, atol=1e-6)
-        assert ball.supports(grads[:0], x).shape == (6, 0)
-        assert ball.rows(torch.arange(0)).supports(grads, x[:0]).shape == (0, 3)
+        assert ball.max_gains(grads[:0], x).shape == (6, 0)
+        assert ball.rows(torch.arange(0)).max_gains(grads, x[:0]).shape == (0, 3)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -418,9 +418,9 @@ def test_supports_lets_an_unbounded_ball_or_another_shape_pass(norm: str) -> Non
     x = torch.tensor([[0.5, 0.9]])
     for eps in (math.inf, torch.tensor([math.inf])):
         with pytest.raises(BadInput, match="`eps` must be finite where the box is not"):
-            BALLS[norm](eps=eps, lo=0.25).supports(torch.tensor([[1.0, 0.0]]), x)
+            BALLS[norm](eps=eps, lo=0.25).max_gains(torch.tensor([[1.0, 0.0]]), x)
     with pytest.raises(BadInput, match=r"`grads` must be \(k, \*shape\)"):
-        BALLS[norm](eps=1).supports(torch.ones(2), x)
+        BALLS[norm](eps=1).max_gains(torch.ones(2), x)
 
 
 @NORMS
@@ -428,15 +428,15 @@ def test_supports_lets_an_unbounded_ball_or_another_shape_pass(norm: str) -> Non
 @given(case=cases(), share=st.sampled_from([1e-3, 0.2, 0.5, 0.9]))
 def test_eps_for_a_gain_is_too_small_or_not_the_smallest(norm: str, case: Case, share: float) -> None:
     ball, x, grad = case.ball(norm), case.x, case.grad
-    most = with_radius(ball, torch.full((len(x),), 60.0, dtype=torch.float64)).support(grad, x)
+    most = with_radius(ball, torch.full((len(x),), 60.0, dtype=torch.float64)).max_gain(grad, x)
     gain = share * most
     for strict in (False, torch.arange(len(x)) % 2 == 0):
-        radius = ball.eps_for(gain, grad, x, strict=strict)
+        radius = ball.min_eps(gain, grad, x, strict=strict)
         assert (radius.isfinite() == ((most > 0) | ~torch.as_tensor(strict))).all()
-        had = with_radius(ball, radius).support(grad, x)
+        had = with_radius(ball, radius).max_gain(grad, x)
         if norm == "l0":
             assert (had >= gain * (1 - 1e-12)).all()
-            assert (with_radius(ball, (radius - 1).clamp_min(0)).support(grad, x) <= gain).all()
+            assert (with_radius(ball, (radius - 1).clamp_min(0)).max_gain(grad, x) <= gain).all()
         else:  # the gain rises strictly up to its maximum: a radius that has it, and no more, is the smallest
             torch.testing.assert_close(had, gain, rtol=1e-12, atol=1e-12)
 
@@ -448,10 +448,10 @@ def test_eps_for_a_gain_that_is_had_exactly_or_never(norm: str) -> None:
     ball = BALLS[norm](eps=3, lo=0, hi=1)
     gain = torch.tensor([1.0, 1.25, 1.2500001, 0.0, -1.0])  # at most 2 * 0.5 + 0.25
     full = {"linf": 0.5, "l2": math.hypot(0.5, 0.25), "l1": 0.75, "l0": 2}[norm]
-    loose = ball.eps_for(gain, grad, x)
+    loose = ball.min_eps(gain, grad, x)
     assert loose[1].item() == pytest.approx(full, rel=1e-14)
     assert loose[2:].tolist() == [math.inf, 0, 0]
-    strict = ball.eps_for(gain, grad, x, strict=True)
+    strict = ball.min_eps(gain, grad, x, strict=True)
     assert strict[1:3].tolist() == [math.inf, math.inf]
     assert (loose[0].item(), strict[0].item()) == ((1, 2) if norm == "l0" else (loose[0].item(),) * 2)
     assert strict[3:].tolist() == [1 if norm == "l0" else 0, 0]
@@ -463,5 +463,5 @@ def test_eps_for_a_gain_that_is_had_exactly_or_never(norm: str) -> None:
 def test_dual_is_less_than_a_gain_per_unit_of_radius(norm: str, case: Case) -> None:
     ball = case.ball(norm)
     for radius in (1.0, 2.0, 5.0):
-        gains = ball.with_eps(radius).supports(case.grad, case.x)
+        gains = ball.with_eps(radius).max_gains(case.grad, case.x)
         assert (gains <= radius * ball.dual(case.grad) * (1 + 1e-12)).all()

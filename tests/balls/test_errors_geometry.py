@@ -35,7 +35,7 @@ METHODS: dict[str, Callable[[Ball, torch.Tensor], object]] = {
     "bind": lambda ball, x: ball.bind(x),
     "project": lambda ball, x: ball.project(x, x),
     "argmax": lambda ball, x: ball.argmax(x, x),
-    "support": lambda ball, x: ball.support(x, x),
+    "max_gain": lambda ball, x: ball.max_gain(x, x),
     "ascent": lambda ball, x: ball.ascent(x, x),
     "step": lambda ball, x: ball.step(x, x, x, 0.1),
     "sample": lambda ball, x: ball.sample(x, noise(len(x) if x.ndim else 1)),
@@ -144,7 +144,7 @@ def test_l0_without_a_finite_box_is_accepted(sides: dict, eps: float) -> None:
 
 @pytest.mark.parametrize("eps", [INF, torch.tensor([1.0, INF])], ids=["all", "one"])
 @pytest.mark.parametrize("sides", [{}, {"lo": 0.0}, {"hi": 1.0}], ids=["no box", "lo", "hi"])
-@pytest.mark.parametrize("method", ["argmax", "support", "sample"])
+@pytest.mark.parametrize("method", ["argmax", "max_gain", "sample"])
 @pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_endless_ball_without_a_box_has_a_maximiser(kind: type[Ball], method: str, sides: dict, eps: object) -> None:
     ball = kind(eps=eps, **sides)

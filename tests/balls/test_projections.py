@@ -182,7 +182,7 @@ def test_argmax_or_support_misses_the_optimum(norm: str) -> None:
         expected = greatest_gain(norm, wide(case.grad), *case.displacements()).astype(float)
         gain = (wide(case.grad) * v).sum(1).astype(float)
         np.testing.assert_allclose(gain, expected, rtol=0, atol=EXACT, err_msg=str(case.ball))
-        support = case.ball.support(case.grad, case.x).numpy()
+        support = case.ball.max_gain(case.grad, case.x).numpy()
         np.testing.assert_allclose(support, expected, rtol=0, atol=EXACT, err_msg=str(case.ball))
         assert (v[(case.grad == 0).numpy()] == 0).all(), "a coordinate without gradient moved"
 
@@ -207,7 +207,7 @@ def test_cvxpy_finds_a_better_point(norm: str, box: str) -> None:
 
     problem = cp.Problem(cp.Maximize(cp.sum(cp.multiply(grad, v))), constraints)
     best = problem.solve(solver=cp.CLARABEL, **tight)
-    assert case.ball.support(case.grad, case.x).sum().item() == pytest.approx(best, rel=1e-7)
+    assert case.ball.max_gain(case.grad, case.x).sum().item() == pytest.approx(best, rel=1e-7)
 
 
 @pytest.mark.parametrize("d", [1, 5, 1000])
@@ -259,7 +259,7 @@ def test_gradient_of_wide_range_throws_argmax_out_of_the_ball(norm: str, small: 
         ball = BALLS[norm](eps=1.0, lo=0, hi=hi)
         z = ball.argmax(grad, x)
         assert ball.contains(z, x).all(), z
-        assert ball.support(grad, x).item() == pytest.approx(0.1, rel=1e-6)
+        assert ball.max_gain(grad, x).item() == pytest.approx(0.1, rel=1e-6)
 
 
 def test_knapsack_leaves_budget_or_overspends_it() -> None:
@@ -295,13 +295,13 @@ def test_onto_is_not_on_the_plane_or_not_the_nearest_point_of_it(norm: str, shar
     for case in scenes(norm):
         gain, sign = needed(case, share)
         ball, grad = case.ball, case.grad
-        point = ball.onto(gain, grad, case.x)
+        point = ball.project_onto_hyperplane(gain, grad, case.x)
         low, high, _ = case.displacements()
         v = wide(point) - wide(case.x)
         assert ((v >= low) & (v <= high)).all()
         assert (v[(grad == 0).numpy()] == 0).all(), "a coordinate without gradient moved"
         np.testing.assert_allclose((wide(grad) * v).sum(1).astype(float), gain.numpy(), rtol=1e-12, atol=1e-12)
-        least = ball.eps_for(gain.abs() * (1 - 1e-13), grad * sign[:, None], case.x)
+        least = ball.min_eps(gain.abs() * (1 - 1e-13), grad * sign[:, None], case.x)
         slack = 1e-7 if share == 1 and norm == "l2" else 1e-10  # at the very corner the radius is a root of the gain
         np.testing.assert_allclose(ball.norm(point - case.x).numpy(), least.numpy(), rtol=slack, atol=slack)
 
@@ -316,12 +316,12 @@ def test_onto_stops_short_of_the_corner_where_the_gain_is_out_of_reach(norm: str
     corners = torch.tensor(
         [[1.0, -0.25, 0.75, -0.125], [1.0, -0.25, 0.75, -0.125], [-0.25, 1.0, 0.75, -0.125]]
     ).double()
-    moved = ball.onto(gain, grad, x)
+    moved = ball.project_onto_hyperplane(gain, grad, x)
     torch.testing.assert_close(moved[:2], corners[:2], rtol=0, atol=1e-15)
     assert (grad * (moved - x))[2].sum().item() == pytest.approx(-2.1, rel=1e-14)  # within reach: not the corner
-    torch.testing.assert_close(ball.onto(gain * 1e30, grad, x), corners, rtol=0, atol=1e-15)
-    assert torch.equal(ball.onto(gain, torch.zeros_like(grad), x), x)
-    assert torch.equal(ball.onto(0 * gain, grad, x), x)
+    torch.testing.assert_close(ball.project_onto_hyperplane(gain * 1e30, grad, x), corners, rtol=0, atol=1e-15)
+    assert torch.equal(ball.project_onto_hyperplane(gain, torch.zeros_like(grad), x), x)
+    assert torch.equal(ball.project_onto_hyperplane(0 * gain, grad, x), x)
 
 
 @pytest.mark.parametrize("box", ["half", "feature", "row"])
@@ -336,7 +336,7 @@ def test_cvxpy_finds_a_nearer_point_of_the_plane(norm: str, box: str) -> None:
     order = {"linf": "inf", "l2": 2, "l1": 1}[norm]
     tight = {"tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9}
     best = cp.Problem(cp.Minimize(cp.sum(cp.norm(v, order, axis=1))), constraints).solve(solver=cp.CLARABEL, **tight)
-    ours = case.ball.norm(case.ball.onto(gain, case.grad, case.x) - case.x).sum().item()
+    ours = case.ball.norm(case.ball.project_onto_hyperplane(gain, case.grad, case.x) - case.x).sum().item()
     assert ours == pytest.approx(best, rel=1e-7)
 
 
@@ -409,10 +409,12 @@ def test_onto_depends_on_the_other_rows_of_the_batch(norm: str, d: int) -> None:
     grad[:, 1::4] = 0
     gain = torch.randn(9, generator=draw) * torch.tensor([0.01, 0.1, 1, 10, 30, 100, 1e3, 1e4, 0])
     ball = BALLS[norm](eps=1, lo=-0.5, hi=1.5)
-    whole = ball.onto(gain, grad, x)
-    assert torch.equal(whole, torch.cat([ball.onto(gain[i, None], grad[i, None], x[i, None]) for i in range(9)]))
+    whole = ball.project_onto_hyperplane(gain, grad, x)
+    assert torch.equal(
+        whole, torch.cat([ball.project_onto_hyperplane(gain[i, None], grad[i, None], x[i, None]) for i in range(9)])
+    )
     order = torch.randperm(9, generator=draw)
-    assert torch.equal(whole[order], ball.onto(gain[order], grad[order], x[order]))
+    assert torch.equal(whole[order], ball.project_onto_hyperplane(gain[order], grad[order], x[order]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -425,12 +427,12 @@ def test_onto_leaves_box_mask_shape_or_dtype(norm: str, shape: tuple[int, ...], 
     mask = torch.rand(8, *shape, generator=draw) < 0.7
     ball = BALLS[norm](eps=1, lo=-1, hi=1, mask=mask)
     for gain in (0.1, -0.4, 3.0, -1e4):
-        point = ball.onto(torch.full((8,), gain, dtype=dtype), grad, x)
+        point = ball.project_onto_hyperplane(torch.full((8,), gain, dtype=dtype), grad, x)
         assert (point.shape, point.dtype) == (x.shape, dtype)
         assert (point.abs() <= 1).all()
         assert torch.equal(point[~mask], x[~mask])
     none = torch.arange(0)
-    assert ball.rows(none).onto(torch.ones(0, dtype=dtype), grad[none], x[none]).shape == (0, *shape)
+    assert ball.rows(none).project_onto_hyperplane(torch.ones(0, dtype=dtype), grad[none], x[none]).shape == (0, *shape)
 
 
 def test_onto_measures_features_with_a_radius_of_their_own_alike() -> None:
@@ -439,12 +441,12 @@ def test_onto_measures_features_with_a_radius_of_their_own_alike() -> None:
     x = torch.tensor([[0.5, 0.5, 0.5, 0.9, 0.5]], dtype=torch.float64)
     grad = torch.tensor([[1.0, -2.0, 5.0, 1.0, 0.0]], dtype=torch.float64)
     ball = BALLS["linf"](eps=eps, lo=-1, hi=1)
-    half = ball.onto(
+    half = ball.project_onto_hyperplane(
         torch.tensor([0.05 + 0.4 + 0.1], dtype=torch.float64), grad, x
     )  # the open coordinate goes to its end, .1 of 2
     torch.testing.assert_close(half, x.new_tensor([[0.55, 0.3, 0.5, 1.0, 0.5]]), rtol=0, atol=1e-12)
     assert ball.distance(half, x).item() == pytest.approx(0.5)
-    far = ball.with_eps(eps.clamp_max(7)).onto(torch.tensor([1e9]).double(), grad, x)
+    far = ball.with_eps(eps.clamp_max(7)).project_onto_hyperplane(torch.tensor([1e9]).double(), grad, x)
     torch.testing.assert_close(far, x.new_tensor([[1.0, -1.0, 0.5, 1.0, 0.5]]), rtol=0, atol=1e-12)
 
 
@@ -452,8 +454,8 @@ def test_onto_measures_features_with_a_radius_of_their_own_alike() -> None:
 def test_eps_below_is_above_the_radius_that_the_box_needs(norm: str) -> None:
     for case in scenes(norm):
         gain, sign = needed(case, 0.5)
-        below = case.ball.eps_below(gain[:, None], case.grad[:, None])[:, 0]
-        least = case.ball.eps_for(gain.abs(), case.grad * sign[:, None], case.x)
+        below = case.ball.min_eps_lower_bound(gain[:, None], case.grad[:, None])[:, 0]
+        least = case.ball.min_eps(gain.abs(), case.grad * sign[:, None], case.x)
         assert (below <= least * (1 + 1e-12) + 1e-300).all()
         if not isinstance(case.ball.lo, torch.Tensor) and case.ball.lo == -math.inf:
             torch.testing.assert_close(below[gain != 0], least[gain != 0], rtol=1e-12, atol=0)
@@ -465,8 +467,8 @@ def test_tiny_gradient_or_gain_is_lost_to_underflow(norm: str, small: float) -> 
     x = torch.tensor([[0.1, 0.5]])
     for hi in (1.0, math.inf):
         ball = BALLS[norm](eps=1.0, lo=0, hi=hi)
-        point = ball.onto(torch.tensor([small]) / 4, torch.tensor([[-1.0, 1.0]]) * small, x)
-        fair = ball.onto(torch.tensor([0.25]), torch.tensor([[-1.0, 1.0]]), x)
+        point = ball.project_onto_hyperplane(torch.tensor([small]) / 4, torch.tensor([[-1.0, 1.0]]) * small, x)
+        fair = ball.project_onto_hyperplane(torch.tensor([0.25]), torch.tensor([[-1.0, 1.0]]), x)
         torch.testing.assert_close(point, fair, rtol=0, atol=1e-6)
 
 

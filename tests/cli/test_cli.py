@@ -154,7 +154,7 @@ def test_the_list_of_attacks():
     assert listed["attacks"]["pgd"]["options"]["steps"] == 40
     assert listed["attacks"]["l1-apgd"]["norms"] == ["l1"]
     assert set(listed["attacks"]) == set(epsball.attacks.ATTACKS)
-    assert listed["aliases"]["apgd-t"] == "apgd:loss=dlr,aims=9"
+    assert listed["aliases"]["apgd-t"] == "apgd:loss=dlr,n_targets=9"
     assert listed["protocols"]["standard"]["linf"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     said = run("attacks").stdout
     assert max(map(len, said.splitlines())) <= 80
@@ -177,7 +177,7 @@ def test_attack_writes_the_set_and_the_sheet(tmp_path: Path):
     assert np.array(loaded[0]["x_adv"]).shape == (1, 8, 8)
     assert sum(loaded["fooled"]) == figures["fooled"]
     with Image.open(out / "sheet.png") as sheet:
-        assert sheet.width > 800
+        assert sheet.batch_size > 800
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 20
 
 
@@ -303,7 +303,7 @@ def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_p
     ("arguments", "said"),
     [
         (["--storage", "8bit", "--lo=-inf", "--hi", "inf"], "`storage` '8bit' must have a box"),
-        (["--active-test", "4", "--source", "small-cnn"], "`--active-test` must be 0 with --source"),
+        (["--binarization-test", "4", "--source", "small-cnn"], "`--binarization-test` must be 0 with --source"),
         (["--eps", "0.1", "0.1"], "`eps` must be distinct radii"),
         (["--eps", "0.1", "-0.1"], "eps"),
     ],
@@ -354,7 +354,7 @@ def test_a_run_interrupted_in_its_active_test_cannot_be_verified(
         raise KeyboardInterrupt
 
     out = tmp_path / "run"
-    arguments = ["evaluate", *QUICK, "--attacks", "fgsm", "--active-test", "4", "--out", str(out)]
+    arguments = ["evaluate", *QUICK, "--attacks", "fgsm", "--binarization-test", "4", "--out", str(out)]
     with warnings.catch_warnings(), monkeypatch.context() as patched:  # the command line takes over how they are shown
         patched.setattr("epsball.evaluation.evaluate.examined", interrupted)
         assert cli.run(arguments) == 130
@@ -380,12 +380,12 @@ def test_a_network_whose_training_was_cut_off_after_its_card_stops_the_run(finis
 def test_two_runs_side_by_side_fit_80_columns(finished, tmp_path: Path):
     _, out = finished
     other = tmp_path / "other"
-    names = ["apgd-ce:steps=10", "worst-of(apgd-t:steps=5,aims=3, square:steps=20)"]
+    names = ["apgd-ce:steps=10", "worst-of(apgd-t:steps=5,n_targets=3, square:steps=20)"]
     done = run("evaluate", *QUICK, "--out", str(other), "--attacks", *names, "--eps", "0.05", "0.2")
     assert done.returncode == 0, done.stderr
     assert widest(done.stdout, tmp_path) <= 80
     stages = Evaluation.load(other).stages
-    assert [stage.attack for stage in stages[1:4]] == [names[0], "apgd-t:steps=5,aims=3", "square:steps=20"]
+    assert [stage.attack for stage in stages[1:4]] == [names[0], "apgd-t:steps=5,n_targets=3", "square:steps=20"]
     done = run("compare", str(out), str(other))
     assert done.returncode == 0, done.stderr
     assert widest(done.stdout, tmp_path.parent) <= 80
@@ -397,7 +397,7 @@ def test_two_runs_side_by_side_fit_80_columns(finished, tmp_path: Path):
     assert len(told["ids_only_a"]) == told["only_a"] > 0
 
 
-LONG = ["evaluate", "--epochs", "1", "--attacks", "pgd:steps=400,starts=20", "--ball", "linf:0.001"]
+LONG = ["evaluate", "--epochs", "1", "--attacks", "pgd:steps=400,restarts=20", "--ball", "linf:0.001"]
 
 
 def started(out: Path) -> subprocess.Popen[str]:

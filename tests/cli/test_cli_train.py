@@ -353,9 +353,9 @@ def test_an_objective_cannot_be_trained_with_and_gone_on_with(run: Run, name: st
 
 
 def test_an_attack_or_an_objective_within_an_objective_loses_its_options():
-    text = "augment:attack=(pgd:steps=3,starts=2),every=2,objective=(fgsm-mix:alpha=0.7,alpha-end=none)"
+    text = "augment:attack=(pgd:steps=3,restarts=2),every=2,objective=(fgsm-mix:alpha=0.7,alpha-end=none)"
     made = parse(text)
-    assert made == Augment(attack=PGD(steps=3, starts=2), every=2, objective=FGSMMix(alpha=0.7))
+    assert made == Augment(attack=PGD(steps=3, restarts=2), every=2, objective=FGSMMix(alpha=0.7))
     assert options_of(Augment)["attack"] == "FGSM"
 
 

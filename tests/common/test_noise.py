@@ -22,9 +22,9 @@ MANY = 100_000
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def noise(ids: object, *, seed: int = 0, rank: int = 0) -> Noise:
+def noise(ids: object, *, seed: int = 0, restart: int = 0) -> Noise:
     rows = torch.as_tensor(ids)
-    return Noise(seed, rows, torch.full_like(rows, rank))
+    return Noise(seed, rows, torch.full_like(rows, restart))
 
 
 def word(signed: int) -> int:
@@ -38,10 +38,10 @@ def finalise(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def expected_word(seed: int, example: int, rank: int, step: int, draw: int, place: int) -> int:
+def expected_word(seed: int, example: int, restart: int, step: int, draw: int, place: int) -> int:
     golden = 0x9E3779B97F4A7C15
     start = finalise((seed + golden) & WORD)
-    key = finalise((finalise((example + start) & WORD) + (rank << 40) + (step * 256 + draw) * golden) & WORD)
+    key = finalise((finalise((example + start) & WORD) + (restart << 40) + (step * 256 + draw) * golden) & WORD)
     return finalise((key + (place + 1) * golden) & WORD)
 
 
@@ -68,11 +68,11 @@ def test_mix_is_not_splitmix64(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 7, -1, -(2**63), 2**63, 2**64 - 2, 2**64 + 7, -(2**100) + 5])
 def test_bits_changed_for_some_key(seed: int) -> None:
-    ids, ranks = [0, 5, 2**40, 2**62], [0, 1, 9, 2**20]
-    rows = Noise(seed, torch.tensor(ids), torch.tensor(ranks))
+    ids, restart_indices = [0, 5, 2**40, 2**62], [0, 1, 9, 2**20]
+    rows = Noise(seed, torch.tensor(ids), torch.tensor(restart_indices))
     for step, draw in [(0, 0), (0, 1), (0, 2), (1, 0), (39, 3), (10**6, 255)]:
         got = rows.bits((2, 3), step, draw).reshape(4, 6).tolist()
-        keys = zip(ids, ranks, strict=True)
+        keys = zip(ids, restart_indices, strict=True)
         assert [[word(b) for b in row] for row in got] == [
             [expected_word(seed, i, r, step, draw, place) for place in range(6)] for i, r in keys
         ]
@@ -82,7 +82,7 @@ def test_bits_changed_for_some_key(seed: int) -> None:
 
 def test_pinned_numbers_changed() -> None:
     """From `expected_word` above: the numbers that every stored run depends on."""
-    row = noise([7], seed=3, rank=2)
+    row = noise([7], seed=3, restart=2)
     bits = expected_word(3, 7, 2, 5, 1, 0)
     assert bits == 0x3664AF649C90063A
     assert row.uniform((), 5, 1, dtype=torch.float64).item() == (bits >> 11) / 2**53
@@ -145,17 +145,17 @@ def test_draw_has_another_dtype_or_is_not_finite(kind: str, dtype: torch.dtype) 
 def sample(kind: str, axis: str, **where) -> torch.Tensor:
     """MANY draws in float64 along one axis of the key."""
     count = torch.arange(MANY)
-    key = {"seed": 17, "rank": 0, "step": 0, "draw": 0} | where
+    key = {"seed": 17, "restart": 0, "step": 0, "draw": 0} | where
     still = torch.full_like(count, where.get("example", 42))
     ids = count if axis == "id" else still[:1] if axis == "coordinate" else still
-    rank = count if axis == "rank" else torch.full_like(ids, key["rank"])
+    restart = count if axis == "restart" else torch.full_like(ids, key["restart"])
     step = count if axis == "step" else key["step"]
     shape = (MANY,) if axis == "coordinate" else ()
-    return getattr(Noise(key["seed"], ids, rank), kind)(shape, step, key["draw"], dtype=torch.float64).flatten()
+    return getattr(Noise(key["seed"], ids, restart), kind)(shape, step, key["draw"], dtype=torch.float64).flatten()
 
 
 LAWS = {"uniform": stats.uniform(), "normal": stats.norm(), "exponential": stats.expon()}
-AXES = ["id", "rank", "step", "coordinate"]
+AXES = ["id", "restart", "step", "coordinate"]
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -190,8 +190,8 @@ def sample_bits(axis: str) -> torch.Tensor:
     count, still = torch.arange(MANY), torch.full((MANY,), 42)
     if axis == "coordinate":
         return noise([42], seed=17).bits((MANY,)).flatten()
-    ids, rank = (count if axis == "id" else still), (count if axis == "rank" else torch.zeros_like(count))
-    return Noise(17, ids, rank).bits((), count if axis == "step" else 0)
+    ids, restart = (count if axis == "id" else still), (count if axis == "restart" else torch.zeros_like(count))
+    return Noise(17, ids, restart).bits((), count if axis == "step" else 0)
 
 
 def check_uncorrelated(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -211,13 +211,13 @@ def test_neighbours_along_an_axis_are_correlated(axis: str, lag: int) -> None:
     ("axis", "changed"),
     [
         ("coordinate", {"example": 43}),
-        ("coordinate", {"rank": 1}),
+        ("coordinate", {"restart": 1}),
         ("coordinate", {"step": 1}),
         ("coordinate", {"draw": 1}),
         ("coordinate", {"seed": 18}),
         ("coordinate", {"seed": -17}),
         ("coordinate", {"seed": 2**64 + 18}),
-        ("id", {"rank": 1}),
+        ("id", {"restart": 1}),
         ("id", {"step": 1}),
         ("id", {"draw": 2}),
         ("id", {"seed": 18}),
@@ -271,6 +271,6 @@ def test_two_keys_share_their_numbers() -> None:
     seen = set()
     grid = list(itertools.product((0, 1, 2, -1, 2**63), (0, 1, 2), (0, 1, 2, 255), (0, 1, 2)))
     ids = torch.arange(30)
-    for seed, rank, draw, step in grid:
-        seen.update(noise(ids, seed=seed, rank=rank).bits((2,), step, draw).flatten().tolist())
+    for seed, restart, draw, step in grid:
+        seen.update(noise(ids, seed=seed, restart=restart).bits((2,), step, draw).flatten().tolist())
     assert len(seen) == len(grid) * 60

@@ -6,9 +6,9 @@ import json
 import math
 from dataclasses import asdict, replace
 
+import broken_defences
 import nets
 import pytest
-import sabotage
 import torch
 from torch import Tensor, nn
 
@@ -21,19 +21,19 @@ from epsball.diagnosis.reaction import DRAWS, Reaction, Tempered, react
 from epsball.diagnosis.record import INDICATORS, Diagnosis, Indicator, indicator
 from epsball.diagnosis.trace import trace
 from epsball.diagnosis.whole import probe
-from epsball.models.sabotage import SABOTAGED, sabotaged
+from epsball.models.broken_defences import SABOTAGED, broken_defence
 from epsball.problem.losses import margin
 from epsball.problem.objective import Objective
 from epsball.problem.task import task_of
 
-BALL = eb.Linf(eps=sabotage.EPS, lo=0, hi=1)
+BALL = eb.Linf(eps=broken_defences.EPS, lo=0, hi=1)
 N = 100
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", SABOTAGED)
 def test_every_fault_is_named_and_sound_networks_raise_no_alarm(name: str, seed: int):
-    found = eb.diagnose(sabotage.network(name, seed), sabotage.digits("test"), BALL, n=N, seed=seed)
+    found = eb.diagnose(broken_defences.network(name, seed), broken_defences.digits("test"), BALL, n=N, seed=seed)
     fault = SABOTAGED[name].indicator
     assert found.correct > 0.7 * N
     if fault is None:
@@ -44,7 +44,7 @@ def test_every_fault_is_named_and_sound_networks_raise_no_alarm(name: str, seed:
 
 @pytest.mark.parametrize("name", SABOTAGED)
 def test_a_dozen_passes_name_the_faults_that_need_no_attack(name: str):
-    found = probe(sabotage.network(name, 0), sabotage.digits("test"), BALL)
+    found = probe(broken_defences.network(name, 0), broken_defences.digits("test"), BALL)
     fault = SABOTAGED[name].indicator
     assert found.forwards + found.backwards < 2 * 20 * 64
     if fault in {one.name for one in found.indicators}:
@@ -55,7 +55,7 @@ def test_a_dozen_passes_name_the_faults_that_need_no_attack(name: str):
 
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
 def test_a_saturated_model_falls_once_its_logits_are_tempered():
-    model, data = sabotage.network("scaled", 0), sabotage.digits("test").rows(slice(64))
+    model, data = broken_defences.network("scaled", 0), broken_defences.digits("test").rows(slice(64))
     change = react(probe(model, data, BALL), "linf")
     assert change.temperature > 100
     assert "saturate" in change.text
@@ -64,26 +64,26 @@ def test_a_saturated_model_falls_once_its_logits_are_tempered():
     after = attack(model, data.x, data.y, BALL)
     fell = [int((model(z).argmax(1) != data.y).sum()) for z in (data.x, before, after)]
     assert fell[1] <= fell[0] + 2  # cross-entropy itself has no slope
-    same = sabotage.network("plain", 0)
+    same = broken_defences.network("plain", 0)
     sound = PGD(steps=20)(same, data.x, data.y, BALL)
     assert fell[2] >= int((same(sound).argmax(1) != data.y).sum()) - 2
 
 
 def test_a_reaction_names_eot_and_search_and_leaves_sound_models_alone():
-    data = sabotage.digits("test")
-    noisy = react(probe(sabotage.network("noise", 0), data, BALL), "linf")
+    data = broken_defences.digits("test")
+    noisy = react(probe(broken_defences.network("noise", 0), data, BALL), "linf")
     assert (noisy.eot, noisy.search) == (DRAWS, False)
-    rounded = react(probe(sabotage.network("quantised", 0), data, BALL), "linf")
+    rounded = react(probe(broken_defences.network("quantised", 0), data, BALL), "linf")
     assert rounded.search
     callable_attack = lambda model, x, y, ball: x  # noqa: E731
     applied = rounded.applied([("pgd", PGD()), ("mine", callable_attack)])
-    assert [name for name, _ in applied] == ["pgd", "mine", "square:steps=5000,starts=2"]
+    assert [name for name, _ in applied] == ["pgd", "mine", "square:steps=5000,restarts=2"]
     assert applied[1][1] is callable_attack
     assert isinstance(applied[2][1], eb.Square)
     assert Reaction.from_dict(json.loads(json.dumps(asdict(rounded)))) == rounded
-    assert not react(probe(sabotage.network("quantised", 0), data, BALL), "l0").search  # Square has no L0
+    assert not react(probe(broken_defences.network("quantised", 0), data, BALL), "l0").search  # Square has no L0
     for name in ("plain", "pgd", "linear"):
-        assert react(probe(sabotage.network(name, 0), data, BALL), "linf") == Reaction()
+        assert react(probe(broken_defences.network(name, 0), data, BALL), "linf") == Reaction()
 
 
 def test_tempered_keeps_margins_and_other_losses_are_left_as_they_are():
@@ -197,19 +197,21 @@ def test_nothing_that_is_classified_correctly_leaves_nothing_to_say():
     x = nets.batch(8, (4,))
     found = eb.diagnose(model, (x, (model(x).argmax(1) + 1) % 3), eb.Linf(eps=0.1))
     assert (found.correct, found.names) == (0, ())
-    assert "says little" in found.verdict
+    assert "says little" in found.sentence
 
 
 # The record, and what is left behind
 
 
 def test_the_model_and_the_generators_come_back_as_they_were_and_a_seed_repeats():
-    model = sabotage.network("noise", 0).train()
+    model = broken_defences.network("noise", 0).train()
     first = next(model.parameters())
     first.requires_grad_(False)
     try:
         before = torch.get_rng_state()
-        found = [eb.diagnose(model, sabotage.digits("test"), BALL, "pgd:steps=5", n=20, seed=3) for _ in range(2)]
+        found = [
+            eb.diagnose(model, broken_defences.digits("test"), BALL, "pgd:steps=5", n=20, seed=3) for _ in range(2)
+        ]
         assert torch.equal(torch.get_rng_state(), before)
         assert all(part.training for part in model.modules())
         assert not first.requires_grad
@@ -221,7 +223,7 @@ def test_the_model_and_the_generators_come_back_as_they_were_and_a_seed_repeats(
 
 
 def test_what_a_run_keeps_loads_equal_and_what_is_damaged_is_refused(tmp_path):
-    found = eb.diagnose(sabotage.network("quantised", 0), sabotage.digits("test"), BALL, "fgsm", n=30)
+    found = eb.diagnose(broken_defences.network("quantised", 0), broken_defences.digits("test"), BALL, "fgsm", n=30)
     assert Diagnosis.load(tmp_path) is None
     found.save(tmp_path)
     assert Diagnosis.load(tmp_path) == found
@@ -246,18 +248,18 @@ def test_every_indicator_says_whence_it_comes_and_what_to_do():
 
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
 def test_what_an_evaluation_found_without_gradients_and_its_active_test_are_looked_at():
-    model, data = sabotage.network("step", 0), sabotage.digits("test").rows(slice(48))
-    ev = eb.evaluate(model, data, BALL, ("pgd:steps=5", "square:steps=150"), active_test=6)
+    model, data = broken_defences.network("step", 0), broken_defences.digits("test").rows(slice(48))
+    ev = eb.evaluate(model, data, BALL, ("pgd:steps=5", "square:steps=150"), binarization_test=6)
     found = eb.diagnose(model, data, BALL, ("pgd:steps=5", "square:steps=150"), evaluation=ev)
     assert "black-box-stronger" in found.names
-    assert ev.active_test is not None
-    if ev.active_test.too_weak:
-        assert "active-test-failed" in found.names
+    assert ev.binarization_test is not None
+    if ev.binarization_test.too_weak:
+        assert "binarization-test-failed" in found.names
 
 
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
 def test_attacks_are_traced_as_the_protocol_names_them_and_callables_left_out():
-    model, data = sabotage.network("linear", 0), sabotage.digits("test")
+    model, data = broken_defences.network("linear", 0), broken_defences.digits("test")
     found = eb.diagnose(model, data, BALL, (APGD(steps=5), lambda m, x, y, b: x, "square:steps=9"), n=20)
     assert found.attacks == ("apgd",)
     with pytest.raises(BadInput, match="attack"):
@@ -269,14 +271,14 @@ def test_attacks_are_traced_as_the_protocol_names_them_and_callables_left_out():
 
 @pytest.mark.parametrize("name", SABOTAGED)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 20), (7,)], ids=str)
-def test_sabotaged_networks_take_any_shape_and_are_built_by_name(name: str, shape: tuple[int, ...]):
+def test_broken_defences_take_any_shape_and_are_built_by_name(name: str, shape: tuple[int, ...]):
     if name == "jpeg" and len(shape) != 3:
         with pytest.raises(BadInput, match="jpeg"):
-            sabotaged(shape, 4, name)
+            broken_defence(shape, 4, name)
         return
     from epsball.models.load import load_model
 
-    model = load_model(f"sabotage:{name}", shape=shape, classes=4).eval()
+    model = load_model(f"broken-defence:{name}", shape=shape, classes=4).eval()
     logits = model(torch.rand(3, *shape))
     assert logits.shape == (3, 5 if name == "detector" else 4)
     assert isinstance(model, nn.Module)
@@ -284,11 +286,11 @@ def test_sabotaged_networks_take_any_shape_and_are_built_by_name(name: str, shap
 
 def test_an_unknown_fault_is_refused_with_the_nearest():
     with pytest.raises(BadInput, match="did you mean 'kwinners'"):
-        sabotaged((4,), 3, "kwiners")
+        broken_defence((4,), 3, "kwiners")
 
 
 def test_block_rounding_keeps_what_it_does_not_round():
-    from epsball.models.sabotage import QUALITY, BlockRounding
+    from epsball.models.broken_defences import QUALITY, BlockRounding
 
     flat = torch.full((1, 1, 8, 8), 2 * QUALITY / 8)  # the mean's coefficient is 8 times it
     assert torch.allclose(BlockRounding()(flat), flat, atol=1e-6)

@@ -28,11 +28,11 @@ def test_standard_is_not_the_standard_version_of_autoattack() -> None:
     """Croce and Hein's `set_version("standard")`: n_iter 100, 5000 queries, 9 aims; in L1 5 restarts and 5 aims."""
     for norm in ("linf", "l2"):
         ce, aimed, fab, square = map(parse, expand("standard", norm))
-        assert (ce, aimed) == (eb.APGD(steps=100), eb.APGD(steps=100, loss=dlr, aims=9))
-        assert (fab.steps, fab.starts, fab.aims) == (100, 1, 9)
-        assert (square.steps, square.starts, square.aims) == (5000, 1, 0)
+        assert (ce, aimed) == (eb.APGD(steps=100), eb.APGD(steps=100, loss=dlr, n_targets=9))
+        assert (fab.steps, fab.restarts, fab.n_targets) == (100, 1, 9)
+        assert (square.steps, square.restarts, square.n_targets) == (5000, 1, 0)
     ce, aimed, *rest = map(parse, expand("standard", "l1"))
-    assert (ce, aimed) == (eb.L1APGD(steps=100, starts=5), eb.L1APGD(steps=100, loss=dlr, aims=5))
+    assert (ce, aimed) == (eb.L1APGD(steps=100, restarts=5), eb.L1APGD(steps=100, loss=dlr, n_targets=5))
     assert rest == [fab, square]
 
 
@@ -42,14 +42,17 @@ def test_standard_is_not_the_standard_version_of_autoattack() -> None:
         ("pgd", ("pgd",)),
         ("pgd:steps=3,loss=margin", ("pgd:steps=3,loss=margin",)),
         ("worst-of(pgd)", ("pgd",)),
-        ("worst-of(fgsm, pgd:steps=3, starts=2 ,bim)", ("fgsm", "pgd:steps=3,starts=2", "bim")),
+        ("worst-of(fgsm, pgd:steps=3, restarts=2 ,bim)", ("fgsm", "pgd:steps=3,restarts=2", "bim")),
         (" Worst-Of( PGD , fgsm:loss=margin )", ("PGD", "fgsm:loss=margin")),
         ("worst-of(standard, bim)", (*CASCADES["standard"]["l2"], "bim")),
         ("STANDARD", CASCADES["standard"]["l2"]),
         ("worst-of()", ()),
         ("worst-of(pgd, pgd)", ("pgd", "pgd")),
         ("worst-of (fgsm)", ("fgsm",)),
-        ("worst-of(pgd, worst-of(fgsm, pgd:steps=3,starts=2), bim)", ("pgd", "fgsm", "pgd:steps=3,starts=2", "bim")),
+        (
+            "worst-of(pgd, worst-of(fgsm, pgd:steps=3,restarts=2), bim)",
+            ("pgd", "fgsm", "pgd:steps=3,restarts=2", "bim"),
+        ),
         ("worst-of(worst-of(worst-of(fgsm), standard))", ("fgsm", *CASCADES["standard"]["l2"])),
     ],
 )
@@ -76,7 +79,7 @@ def test_list_without_a_meaning_is_run(text: str) -> None:
     [
         ("standrd", "standard"),
         ("worst_of(fgsm)", "worst-of(...)"),
-        ("worst_of(fgsm, pgd:steps=100,starts=2)", "worst-of(...)"),
+        ("worst_of(fgsm, pgd:steps=100,restarts=2)", "worst-of(...)"),
         ("standard,fgsm", "standard"),
         ("apgdt", "apgd-t"),
         ("worst-of(fgsm, fst)", "fast"),
@@ -91,7 +94,7 @@ def test_name_that_is_misspelled_is_refused_without_the_right_one(text: str, nea
     assert all(name in listed for name in (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)"))
 
 
-@pytest.mark.parametrize("text", ["standard:steps=3", "fast:", "worst-of(fgsm, Fast:hope=1)", "fast(3)"])
+@pytest.mark.parametrize("text", ["standard:steps=3", "fast:", "worst-of(fgsm, Fast:early_stop=1)", "fast(3)"])
 def test_protocol_with_options_is_run_without_them(text: str) -> None:
     with pytest.raises(eb.BadInput, match="`attacks`: a protocol takes no options, got"):
         expand(text, "linf")
@@ -115,7 +118,7 @@ def test_worst_of_is_not_the_worst_case_of_its_attacks() -> None:
     """The same verdicts and stages as the list; standing is who stands against every one of them."""
     x, model = batch(60, (20,)), mlp((20,), 5)
     y, ball = predicted(model, x), eb.L2(eps=0.6)
-    listed = ["fgsm", "pgd:steps=5,starts=2", "uniform-noise"]
+    listed = ["fgsm", "pgd:steps=5,restarts=2", "uniform-noise"]
     one = eb.evaluate(model, (x, y), ball, f"worst-of({', '.join(listed)})")
     other = eb.evaluate(model, (x, y), ball, listed)
     assert one.records.equals(other.records)
@@ -134,11 +137,11 @@ def test_worst_of_is_not_the_worst_case_of_its_attacks() -> None:
     [
         ("apgd-ce", eb.APGD(loss=cross_entropy)),
         ("apgd-dlr", eb.APGD(loss=dlr)),
-        ("apgd-t", eb.APGD(loss=dlr, aims=9)),
-        ("APGD-T:aims=3", eb.APGD(loss=dlr, aims=3)),
-        ("apgd-t:loss=margin,steps=7", eb.APGD(loss=margin, aims=9, steps=7)),
+        ("apgd-t", eb.APGD(loss=dlr, n_targets=9)),
+        ("APGD-T:n_targets=3", eb.APGD(loss=dlr, n_targets=3)),
+        ("apgd-t:loss=margin,steps=7", eb.APGD(loss=margin, n_targets=9, steps=7)),
         ("apgd-ce:rho=0.5", eb.APGD(rho=0.5)),
-        ("l1-apgd:loss=dlr,starts=2", eb.L1APGD(loss=dlr, starts=2)),
+        ("l1-apgd:loss=dlr,restarts=2", eb.L1APGD(loss=dlr, restarts=2)),
     ],
 )
 def test_other_name_is_another_attack(text: str, attack: object) -> None:

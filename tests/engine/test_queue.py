@@ -1,4 +1,4 @@
-"""The queue: the same answers as a direct call, whatever the width and order; ranks; and what each example costs."""
+"""The queue: the same answers as a direct call, whatever the batch_size and order; restart_indices; and what each example costs."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def clean_task(model: Callable[[Tensor], Tensor], x: Tensor, y: object, ball: Ba
         return replace(task_of(x, y, ball, **more), clean=model(x))
 
 
-def run(model: object, attack: Attack, task: Task, width: int = 32, **more: object) -> tuple[Outcome, Objective]:
+def run(model: object, attack: Attack, task: Task, batch_size: int = 32, **more: object) -> tuple[Outcome, Objective]:
     with Objective(
         model, attack.loss, needs=attack.needs, success=more.pop("success", changes_prediction)
     ) as objective:
-        return queue.run(attack, objective, task, width=width, **more), objective
+        return queue.run(attack, objective, task, batch_size=batch_size, **more), objective
 
 
 def one_by_one(model: object, attack: Attack, task: Task, success: object = changes_prediction) -> Outcome:
-    """The same without a pool: every job of every row on its own, ranks in order until one succeeds.
+    """The same without a pool: every job of every row on its own, restart_indices in order until one succeeds.
 
-    Where the nearest point is sought, all ranks.
+    Where the nearest point is sought, all restart_indices.
     """
     n = len(task.x)
-    x_adv, rank = task.x.clone(), torch.full((n,), -1)
+    x_adv, restart = task.x.clone(), torch.full((n,), -1)
     forwards, backwards, failed = torch.zeros(n).long(), torch.zeros(n).long(), torch.zeros(n).bool()
     near, lead = task.x.clone(), torch.full((n,), -math.inf, dtype=torch.float64)
     with Objective(model, attack.loss, needs=attack.needs, success=success) as objective:
@@ -60,16 +60,16 @@ def one_by_one(model: object, attack: Attack, task: Task, success: object = chan
                 if z is not None:
                     distance = job.ball.distance(z, job.x).item() if attack.minimises else 0.0
                     if distance < least:
-                        x_adv[i], rank[i], least = z[0], place, distance
+                        x_adv[i], restart[i], least = z[0], place, distance
                     if not attack.minimises:
                         break
     return Outcome(
         x_adv=x_adv,
-        fooled=rank >= 0,
-        invalid=failed & (rank < 0),
-        rank=rank,
-        near=near,
-        lead=lead,
+        fooled=restart >= 0,
+        invalid=failed & (restart < 0),
+        restart=restart,
+        warm_start=near,
+        margin=lead,
         forwards=forwards,
         backwards=backwards,
         speculative_forwards=0,
@@ -89,10 +89,10 @@ def alone(objective: Objective, attack: Attack, job: Task) -> tuple[Tensor | Non
         if attack.until == "fooled" and point.fooled.item():
             return point.z, False, None, -math.inf
         state = attack.step(state, point, job)
-        if (turn == attack.passes) if attack.passes is not None else state.done.item():
-            end = objective.judge(state.best, job)
+        if (turn == attack.max_steps) if attack.max_steps is not None else state.done.item():
+            end = objective.evaluate_at(state.best, job)
             fooled, ahead = end.fooled.item(), leading(objective, state.best, job)
-            nearest, peak = state.best, attack.peak(state)
+            nearest, peak = state.best, attack.best_point(state)
             if ahead is not None and not fooled and not torch.equal(peak, nearest):
                 objective.forwards += 1
                 if (height := leading(objective, peak, job)) > ahead:
@@ -115,13 +115,13 @@ def leading(objective: Objective, z: Tensor, job: Task) -> float | None:
 
 
 def assert_same(one: Outcome, other: Outcome, *, atol: float = 0.0, index: Tensor | None = None) -> None:
-    """Per example: points, verdicts, ranks and costs."""
-    for name in ("x_adv", "fooled", "invalid", "rank", "forwards", "backwards"):
+    """Per example: points, verdicts, restart_indices and costs."""
+    for name in ("x_adv", "fooled", "invalid", "restart", "forwards", "backwards"):
         a, b = getattr(one, name), getattr(other, name)
         torch.testing.assert_close(a if index is None else a[index], b, rtol=0, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("jobs", [{}, {"starts": 3}, {"aims": 2}, {"starts": 2, "aims": 4}], ids=str)
+@pytest.mark.parametrize("jobs", [{}, {"restarts": 3}, {"n_targets": 2}, {"restarts": 2, "n_targets": 4}], ids=str)
 @every_attack
 def test_pool_changes_the_answer_or_the_cost_of_an_example(attack: Attack, jobs: dict[str, int]) -> None:
     x, model = batch(45, (6,)), linear((6,), 3)
@@ -131,13 +131,13 @@ def test_pool_changes_the_answer_or_the_cost_of_an_example(attack: Attack, jobs:
     wanted = one_by_one(model, attack, task)
     if attack.minimises:  # of jobs whose points are equally near, rounding says which is the nearest
         ends = [task.ball.distance(one.x_adv, task.x) for one in (outcome, wanted)]
-        tie = (outcome.rank != wanted.rank) & ((ends[0] - ends[1]).abs() <= 1e-9 * ends[0])
-        rank = torch.where(tie, outcome.rank, wanted.rank)
-        wanted = replace(wanted, rank=rank, x_adv=torch.where(tie[:, None], outcome.x_adv, wanted.x_adv))
+        tie = (outcome.restart != wanted.restart) & ((ends[0] - ends[1]).abs() <= 1e-9 * ends[0])
+        restart = torch.where(tie, outcome.restart, wanted.restart)
+        wanted = replace(wanted, restart=restart, x_adv=torch.where(tie[:, None], outcome.x_adv, wanted.x_adv))
     assert_same(outcome, wanted, atol=1e-12)
     stand = ~wanted.fooled
-    torch.testing.assert_close(outcome.lead[stand], wanted.lead[stand], rtol=0, atol=1e-12)
-    torch.testing.assert_close(outcome.near[stand], wanted.near[stand], rtol=0, atol=1e-12)
+    torch.testing.assert_close(outcome.margin[stand], wanted.margin[stand], rtol=0, atol=1e-12)
+    torch.testing.assert_close(outcome.warm_start[stand], wanted.warm_start[stand], rtol=0, atol=1e-12)
     assert 0 < wanted.fooled.sum() < 45
     made = outcome.forwards.sum() + outcome.speculative_forwards + outcome.padding_forwards
     back = outcome.backwards.sum() + outcome.speculative_backwards + outcome.padding_backwards
@@ -160,17 +160,22 @@ def test_direct_call_and_queue_find_different_points(attack: Attack, norm: str) 
 
 @pytest.mark.parametrize(
     "attack",
-    [eb.PGD(steps=5, starts=2, aims=3), DOUBLES["line-search"], eb.UniformNoise(starts=7), MinimumNorm(aims=2)],
+    [
+        eb.PGD(steps=5, restarts=2, n_targets=3),
+        DOUBLES["line-search"],
+        eb.UniformNoise(restarts=7),
+        MinimumNorm(n_targets=2),
+    ],
 )
 def test_bits_depend_on_width_or_order(attack: Attack) -> None:
-    """float32, with as many threads as there are; 300 examples, so that every width refills and shrinks."""
+    """float32, with as many threads as there are; 300 examples, so that every batch_size refills and shrinks."""
     model = conv().float()
     x = batch(300, CONV_SHAPE).float()
     task = clean_task(model, x, predicted(model, x), eb.Linf(eps=0.06, lo=0, hi=1))
     outcome, _ = run(model, attack, task, 128)
     assert 5 < outcome.fooled.sum() < 290
-    for width in (32, 96, 512):
-        assert_same(run(model, attack, task, width)[0], outcome)
+    for batch_size in (32, 96, 512):
+        assert_same(run(model, attack, task, batch_size)[0], outcome)
     order = torch.randperm(300, generator=rng(2))
     assert_same(outcome, run(model, attack, task.rows(order), 96)[0], index=order)
 
@@ -180,7 +185,7 @@ def test_bits_depend_on_width_or_order(attack: Attack) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Attack[State]):
-    """Job (id, rank) fools at pass script[id][rank], at its end if that is `steps` + 1, never if it is 0."""
+    """Job (id, restart) fools at pass script[id][restart], at its end if that is `steps` + 1, never if it is 0."""
 
     needs = "logits"
     script: tuple[tuple[int, ...], ...]
@@ -188,13 +193,13 @@ class Scripted(Attack[State]):
     broken: float = math.nan
 
     @property
-    def passes(self) -> int:
+    def max_steps(self) -> int:
         return self.steps
 
     def due(self, task: Task, turn: Tensor) -> Tensor:
-        """The point to look at in that pass: 1 + rank where it fools, NaN where the script says so, else 0."""
-        at = torch.tensor(self.script)[task.noise.ids, task.noise.rank]
-        z = torch.where(at == turn, 1.0 + task.noise.rank, 0.0)
+        """The point to look at in that pass: 1 + restart where it fools, NaN where the script says so, else 0."""
+        at = torch.tensor(self.script)[task.noise.ids, task.noise.restart]
+        z = torch.where(at == turn, 1.0 + task.noise.restart, 0.0)
         return torch.where(at == -turn, math.nan, z).to(task.x)[:, None]
 
     def init(self, task: Task) -> State:
@@ -205,45 +210,45 @@ class Scripted(Attack[State]):
         return State(z=z, best=z, t=state.t + 1, done=state.done)
 
 
-def play(script: list[list[int]], width: int = 32, **more: object) -> tuple[Outcome, Objective]:
-    attack = Scripted(script=tuple(map(tuple, script)), starts=len(script[0]))
+def play(script: list[list[int]], batch_size: int = 32, **more: object) -> tuple[Outcome, Objective]:
+    attack = Scripted(script=tuple(map(tuple, script)), restarts=len(script[0]))
     task = task_of(torch.zeros(len(script), 1), 0, eb.Linf(eps=9.0))
-    return run(lambda z: z[:, 0] - 0.5, attack, task, width, **more)
+    return run(lambda z: z[:, 0] - 0.5, attack, task, batch_size, **more)
 
 
 @pytest.mark.parametrize(
-    ("script", "rank", "forwards"),
+    ("script", "restart", "forwards"),
     [
-        ([3, 1, 1], 0, 3),  # rank 1 succeeds first, rank 0 wins
+        ([3, 1, 1], 0, 3),  # restart 1 succeeds first, restart 0 wins
         ([0, 2, 1], 1, 5 + 2),
-        ([5, 1, 1], 0, 5),  # the end of rank 0, looked at late, still wins
+        ([5, 1, 1], 0, 5),  # the end of restart 0, looked at late, still wins
         ([0, 0, 4], 2, 5 + 5 + 4),
         ([0, 5, 1], 1, 5 + 5),
         ([0, 0, 0], -1, 15),
         ([1, 0, 0], 0, 1),
-        ([-2, 0, 3], 2, 2 + 5 + 3),  # the model fails at rank 0, pass 2
+        ([-2, 0, 3], 2, 2 + 5 + 3),  # the model fails at restart 0, pass 2
         ([-1, 0, -5], -1, 1 + 5 + 5),
     ],
 )
-@pytest.mark.parametrize("width", [1, 7, 32, 33, 256])
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 33, 256])
 def test_lowest_successful_rank_does_not_win_or_costs_depend_on_width(
-    script: list[int], rank: int, forwards: int, width: int
+    script: list[int], restart: int, forwards: int, batch_size: int
 ) -> None:
     """Among rows of every other kind, so that pools are mixed; the row itself is in the middle."""
     others = [[0, 0, 0], [2, 0, 0], [0, 3, 0], [5, 5, 5], [0, 0, 1]] * 4
-    outcome, _ = play([*others, script, *others], width)
-    assert outcome.rank[20] == rank
+    outcome, _ = play([*others, script, *others], batch_size)
+    assert outcome.restart[20] == restart
     assert outcome.forwards[20] == forwards
-    assert outcome.fooled[20] == (rank >= 0)
-    assert outcome.invalid[20] == (rank < 0 and min(script) < 0)
-    assert outcome.x_adv[20].item() == 1 + rank
+    assert outcome.fooled[20] == (restart >= 0)
+    assert outcome.invalid[20] == (restart < 0 and min(script) < 0)
+    assert outcome.x_adv[20].item() == 1 + restart
     want = torch.tensor([-1, 0, 1, 0, 2] * 4)
-    assert torch.equal(outcome.rank, torch.cat([want, torch.tensor([rank]), want]))
-    assert torch.equal(outcome.x_adv[:, 0], 1.0 + outcome.rank)
+    assert torch.equal(outcome.restart, torch.cat([want, torch.tensor([restart]), want]))
+    assert torch.equal(outcome.x_adv[:, 0], 1.0 + outcome.restart)
 
 
 def test_higher_ranks_run_on_after_a_success_or_lower_ones_stop() -> None:
-    """One example, three ranks side by side: rank 1 falls at pass 2, which drops rank 2 and not rank 0."""
+    """One example, three restart_indices side by side: restart 1 falls at pass 2, which drops restart 2 and not restart 0."""
     outcome, objective = play([[0, 2, 0]])
     assert outcome.forwards.tolist() == [5 + 2]
     assert outcome.speculative_forwards == 2
@@ -252,7 +257,7 @@ def test_higher_ranks_run_on_after_a_success_or_lower_ones_stop() -> None:
 
 
 def test_example_that_fell_is_seated_again() -> None:
-    """64 examples and 32 rows: all fall at once, so no job of rank 1 is ever seated, nor paid for."""
+    """64 examples and 32 rows: all fall at once, so no job of restart 1 is ever seated, nor paid for."""
     outcome, objective = play([[1, 1]] * 64)
     assert outcome.forwards.tolist() == [1] * 64
     assert (outcome.speculative_forwards, outcome.padding_forwards) == (0, 0)
@@ -283,8 +288,8 @@ def test_attack_that_ends_when_done_is_stopped_by_a_success() -> None:
     assert (ball.norm(outcome.x_adv - x) < ball.norm(first.x_adv - x)).any()
 
 
-@pytest.mark.parametrize(("width", "largest"), [(200, 224), (128, 128), (48, 64), (32, 32), (2000, 320)])
-def test_sizes_of_the_pool_grow_or_are_no_multiple_of_32(width: int, largest: int) -> None:
+@pytest.mark.parametrize(("batch_size", "largest"), [(200, 224), (128, 128), (48, 64), (32, 32), (2000, 320)])
+def test_sizes_of_the_pool_grow_or_are_no_multiple_of_32(batch_size: int, largest: int) -> None:
     turns: list[int] = []
     checks: list[int] = []
     inner = linear((6,), 3)
@@ -294,7 +299,7 @@ def test_sizes_of_the_pool_grow_or_are_no_multiple_of_32(width: int, largest: in
         return inner(z)
 
     x = batch(300, (6,))
-    outcome, _ = run(model, eb.PGD(), task_of(x, predicted(inner, x), eb.Linf(eps=0.16)), width)
+    outcome, _ = run(model, eb.PGD(), task_of(x, predicted(inner, x), eb.Linf(eps=0.16)), batch_size)
     assert 30 < outcome.fooled.sum() < 270
     assert turns[0] == largest
     assert turns == sorted(turns, reverse=True)
@@ -303,13 +308,13 @@ def test_sizes_of_the_pool_grow_or_are_no_multiple_of_32(width: int, largest: in
 
 
 def test_pool_has_no_room_for_what_is_wanted_or_too_much() -> None:
-    for width in range(1, 300):
-        sizes = [queue.pool_size(wanted, width) for wanted in range(1, 400)]
+    for batch_size in range(1, 300):
+        sizes = [queue.pool_size(wanted, batch_size) for wanted in range(1, 400)]
         assert sizes == sorted(sizes)
         for wanted, size in enumerate(sizes, 1):
-            assert size >= min(wanted, width)
-            assert size % min(32, width) == 0
-            assert size < max(width, 2 * wanted) + 32
+            assert size >= min(wanted, batch_size)
+            assert size % min(32, batch_size) == 0
+            assert size < max(batch_size, 2 * wanted) + 32
 
 
 def test_rows_without_finite_logits_are_robust_or_fooled_or_climbed_further() -> None:
@@ -317,7 +322,7 @@ def test_rows_without_finite_logits_are_robust_or_fooled_or_climbed_further() ->
     bad = torch.arange(50) % 3 == 1
     x[:, 0] = torch.where(bad, 0.9, 0.1)
     task = task_of(x, predicted(inner, x), eb.Linf(eps=0.1))
-    for attack in (eb.PGD(steps=3, starts=2), eb.FGSM(), eb.UniformNoise(starts=2), *DOUBLES.values()):
+    for attack in (eb.PGD(steps=3, restarts=2), eb.FGSM(), eb.UniformNoise(restarts=2), *DOUBLES.values()):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the gradient is", UserWarning)
             outcome, _ = run(Broken(inner, 0.7), attack, task)
@@ -345,10 +350,10 @@ def test_aims_beyond_the_classes_are_run(classes: int) -> None:
         clean = objective.forward(x)
     task = replace(task_of(x, predicted(model, x), eb.Linf(eps=1e-5)), clean=clean)
     rivals = max(classes, 2) - 1
-    outcome, _ = run(model, eb.BIM(steps=3, aims=7, starts=2), task)
+    outcome, _ = run(model, eb.BIM(steps=3, n_targets=7, restarts=2), task)
     assert outcome.forwards.tolist() == [2 * rivals * 4] * 40
     targeted = replace(task, target=(task.y + 1) % max(classes, 2))
-    outcome, _ = run(model, eb.BIM(steps=3, aims=7, starts=2), targeted)
+    outcome, _ = run(model, eb.BIM(steps=3, n_targets=7, restarts=2), targeted)
     assert outcome.forwards.tolist() == [2 * 4] * 40  # a target leaves no choice
 
 
@@ -375,7 +380,7 @@ def test_task_of_the_caller_is_written_to() -> None:
     x, model = batch(40, (6,)), linear((6,), 3)
     task = clean_task(model, x, predicted(model, x), eb.Linf(eps=torch.full((40,), 0.4), lo=0, hi=1))
     kept = [part.clone() for part in (task.x, task.y, task.aim, task.target, task.clean, task.ball.eps, task.noise.ids)]
-    outcome, _ = run(model, eb.PGD(starts=2, aims=2), task)
+    outcome, _ = run(model, eb.PGD(restarts=2, n_targets=2), task)
     now = (task.x, task.y, task.aim, task.target, task.clean, task.ball.eps, task.noise.ids)
     assert all(torch.equal(a, b) for a, b in zip(now, kept, strict=True))
     assert outcome.x_adv.data_ptr() != x.data_ptr()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.balls.ball import Ball
-from epsball.engine.user_attack import Called
+from epsball.engine.user_attack import UserAttack
 
 EPS = 0.15
 BALL = eb.Linf(eps=0.5, lo=0, hi=1)
@@ -58,7 +58,7 @@ def test_callable_is_set_on_examples_that_have_fallen_or_is_shown_their_tensors(
         return x
 
     first = eb.evaluate(model, (x, y), eb.Linf(eps=EPS), "fgsm")
-    run = eb.evaluate(model, (x, y), eb.Linf(eps=EPS), ["fgsm", spoils, signed], width=32)
+    run = eb.evaluate(model, (x, y), eb.Linf(eps=EPS), ["fgsm", spoils, signed], batch_size=32)
     left = first.count("robust")
     assert shown == [(32, 32, True)] * (left // 32) + [(left % 32, left % 32, True)]
     assert torch.equal(x, kept)
@@ -207,8 +207,8 @@ def test_callable_that_changes_modes_and_parameters_spoils_the_verdict_or_the_mo
 
 
 @pytest.mark.parametrize(("times", "rows"), [(1, None), (3, None), (1, 5), (2, 1)])
-@pytest.mark.parametrize("width", [32, 50])
-def test_passes_of_a_callable_are_not_accounted_for(times: int, rows: int | None, width: int) -> None:
+@pytest.mark.parametrize("batch_size", [32, 50])
+def test_passes_of_a_callable_are_not_accounted_for(times: int, rows: int | None, batch_size: int) -> None:
     inner, x, y = examples()
     model = Counting(inner)
 
@@ -217,7 +217,7 @@ def test_passes_of_a_callable_are_not_accounted_for(times: int, rows: int | None
             model(x[:rows])
         return x
 
-    run = eb.evaluate(model, (x, y), BALL, [looks, "fgsm"], width=width)
+    run = eb.evaluate(model, (x, y), BALL, [looks, "fgsm"], batch_size=batch_size)
     assert run.forwards == model.forwards
     asked = run.stages[1]
     assert asked.forwards == 70 * ((times if rows is None else 0) + 1)
@@ -228,7 +228,7 @@ def test_plain_callable_as_the_model_cannot_be_attacked() -> None:
     inner, x, y = examples()
     run = eb.evaluate(lambda z: inner(z), (x, y), eb.Linf(eps=EPS, lo=0, hi=1), signed)
     assert status(run) == status(eb.evaluate(inner, (x, y), eb.Linf(eps=EPS, lo=0, hi=1), "fgsm"))
-    assert run.stages[1].forwards == 70  # what a plain callable is asked cannot be counted; the judge's look can
+    assert run.stages[1].forwards == 70  # what a plain callable is asked cannot be counted; the evaluator's look can
 
 
 class Shift:
@@ -246,7 +246,7 @@ def test_names_of_callables_are_lost() -> None:
     asked = [signed, Shift(0.1), functools.partial(signed), lambda model, x, y, ball: x]
     run = eb.evaluate(model, (x, y), eb.Linf(eps=1e-9), asked)
     assert [stage.attack for stage in run.stages[1:]] == ["signed", "shift", "partial", "<lambda>"]
-    assert Called(Shift(0.1)).name == "shift"
+    assert UserAttack(Shift(0.1)).name == "shift"
 
 
 CALLS: list[int] = []

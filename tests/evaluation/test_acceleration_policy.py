@@ -39,7 +39,7 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     return model.train(), x[:96], data.y[:96]
 
 
-@pytest.mark.parametrize("attacks", [["fgsm", "pgd:steps=10"], ["apgd-t:steps=8,aims=2", "square:steps=40"]])
+@pytest.mark.parametrize("attacks", [["fgsm", "pgd:steps=10"], ["apgd-t:steps=8,n_targets=2", "square:steps=40"]])
 @pytest.mark.parametrize("storage", ["float", "8bit"])
 def test_acceleration_changes_a_verdict_or_the_count(digits, attacks: list[str], storage: str) -> None:
     model, x, y = digits
@@ -50,7 +50,7 @@ def test_acceleration_changes_a_verdict_or_the_count(digits, attacks: list[str],
     assert plain.config["acceleration"] is None
     assert Plan.from_dict(fast.config["acceleration"]) == FORCED
     assert model.training
-    again = eb.evaluate(model, (x, y), BALL, attacks, accelerate=FORCED, storage=storage, width=32)
+    again = eb.evaluate(model, (x, y), BALL, attacks, accelerate=FORCED, storage=storage, batch_size=32)
     assert again.records.equals(fast.records)
     assert again.adversarial.equals(fast.adversarial)
 
@@ -115,7 +115,7 @@ def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPat
     def tried(network: object, attack: eb.PGD, ball: Linf) -> bool:
         asked.clear()
         task = task_of(x, y, ball.bind(x))
-        options = {"asked": None, "compile": False, "before": None, "width": 32}
+        options = {"asked": None, "compile": False, "before": None, "batch_size": 32}
         return accelerated(network, task, (attack,), **options) is not None and asked == [32]  # type: ignore[arg-type]
 
     assert tried(model, many, BALL)

@@ -117,7 +117,7 @@ def test_pairs_are_counted_by_place_and_not_by_id(data: Examples) -> None:
     back = compare(b, a)
     assert (back.only_a, back.only_b, back.difference) == (found.only_b, found.only_a, -found.difference)
     assert back.difference_interval == pytest.approx((-high, -low))
-    assert json.loads(json.dumps(found.summary()))["verdict"] == found.verdict
+    assert json.loads(json.dumps(found.summary()))["verdict"] == found.sentence
 
 
 def test_a_run_differs_from_itself(data: Examples, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_run_differs_from_itself(data: Examples, tmp_path: Path) -> None:
     assert found.differ == ()
     assert (found.left_out_a, found.left_out_b) == (0, 0)
     assert (found.a, found.b) == ("A", str(tmp_path / "a"))
-    assert found.verdict == "The same examples held in both runs."
+    assert found.sentence == "The same examples held in both runs."
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_run_differs_from_itself(data: Examples, tmp_path: Path) -> None:
         ({"source": model(V)}, ("source model",)),
         ({"eot": 2}, ("eot",)),
         ({"weight": V, "eps": 0.4, "seed": 3}, ("model", "radii", "seed")),
-        ({"width": 32, "shard_size": 17}, ()),
+        ({"batch_size": 32, "shard_size": 17}, ()),
     ],
 )
 def test_what_differs_is_not_said(data: Examples, change: dict[str, Any], differ: tuple[str, ...]) -> None:
@@ -163,23 +163,23 @@ def test_another_ball_is_not_said(data: Examples) -> None:
 
 def test_the_verdict_takes_the_wrong_side(data: Examples) -> None:
     weak, strong = run(data, eps=0.1), run(data, eps=0.6)
-    assert compare(weak, strong).verdict == "B is the harder test: of the same model it broke more examples."
-    assert compare(strong, weak).verdict == "A is the harder test: of the same model it broke more examples."
+    assert compare(weak, strong).sentence == "B is the harder test: of the same model it broke more examples."
+    assert compare(strong, weak).sentence == "A is the harder test: of the same model it broke more examples."
     worse = run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]))
-    assert compare(run(data), worse).verdict.startswith("A is the more robust model:")
-    assert compare(worse, run(data)).verdict.startswith("B is the more robust model:")
+    assert compare(run(data), worse).sentence.startswith("A is the more robust model:")
+    assert compare(worse, run(data)).sentence.startswith("B is the more robust model:")
     both = compare(weak, run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]), eps=0.6))
-    assert both.verdict.startswith("More examples held in A: its model is more robust or its test is easier")
+    assert both.sentence.startswith("More examples held in A: its model is more robust or its test is easier")
     seeds = replace(compare(weak, strong), differ=("seed",))
-    assert seeds.verdict == "More examples held in A, with another seed: by the luck of starts and noise."
-    assert "harder test" in replace(seeds, differ=("seed", "attacks")).verdict
-    assert "more robust model" in replace(seeds, differ=("model", "seed")).verdict
+    assert seeds.sentence == "More examples held in A, with another seed: by the luck of starts and noise."
+    assert "harder test" in replace(seeds, differ=("seed", "attacks")).sentence
+    assert "more robust model" in replace(seeds, differ=("model", "seed")).sentence
     close = compare(run(data, eps=0.3), run(data, eps=0.305))
-    assert close.p_value > 0.05 or "chance" not in close.verdict
+    assert close.p_value > 0.05 or "chance" not in close.sentence
     barely = replace(compare(weak, strong), only_a=3, only_b=1, difference=-2 / 120, p_value=mcnemar(3, 1))
-    assert barely.verdict.endswith("It may be chance.")
+    assert barely.sentence.endswith("It may be chance.")
     even = replace(barely, only_a=2, only_b=2, difference=0.0)
-    assert even.verdict == "Equal robust accuracy; 2 examples held in A only, and as many in B only."
+    assert even.sentence == "Equal robust accuracy; 2 examples held in A only, and as many in B only."
 
 
 def test_examples_of_one_run_only_are_compared(data: Examples) -> None:
@@ -212,7 +212,7 @@ def test_runs_on_other_data_are_compared(data: Examples) -> None:
     assert compare(a, run(replace(data, name="renamed"))).differ == ()
     moved = compare(a, run(replace(data, x=data.x * 0.9)))  # the same name, the same labels
     assert (moved.n, moved.differ) == (120, ("data",))
-    assert "The data of the runs is not the same" in moved.verdict
-    assert "noise" not in moved.verdict
+    assert "The data of the runs is not the same" in moved.sentence
+    assert "noise" not in moved.sentence
     with pytest.raises(BadInput, match="must be a run directory"):
         compare(a, "nothing")

@@ -93,7 +93,7 @@ def test_records_tell_the_robust_the_fooled_and_the_wrong_apart(net, digits):
 
 def test_every_row_that_the_model_saw_is_accounted_for(net, digits):
     model = Counting(net)
-    ev = eb.evaluate(model, digits, eb.Linf(eps=0.08, **BOX), ["fgsm", "pgd:steps=5,starts=3"], width=64)
+    ev = eb.evaluate(model, digits, eb.Linf(eps=0.08, **BOX), ["fgsm", "pgd:steps=5,restarts=3"], batch_size=64)
     assert model.rows == ev.forwards == sum(ev.cost.values())
     assert ev.cost["clean"] == len(digits)
     assert ev.cost["attack"] == sum(ev.records["forwards"].to_pylist())
@@ -101,11 +101,11 @@ def test_every_row_that_the_model_saw_is_accounted_for(net, digits):
     assert all(size % 32 == 0 for size in model.sizes)
 
 
-@pytest.mark.parametrize("width", [32, 128, 512])
-def test_records_do_not_depend_on_the_width(net, digits, width):
-    attacks = ["fgsm", "pgd:steps=7,starts=2", eb.PGD(steps=5, aims=3)]
-    reference = eb.evaluate(net, digits, eb.Linf(eps=0.06, **BOX), attacks, width=64, seed=3)
-    ev = eb.evaluate(net, digits, eb.Linf(eps=0.06, **BOX), attacks, width=width, seed=3)
+@pytest.mark.parametrize("batch_size", [32, 128, 512])
+def test_records_do_not_depend_on_the_width(net, digits, batch_size):
+    attacks = ["fgsm", "pgd:steps=7,restarts=2", eb.PGD(steps=5, n_targets=3)]
+    reference = eb.evaluate(net, digits, eb.Linf(eps=0.06, **BOX), attacks, batch_size=64, seed=3)
+    ev = eb.evaluate(net, digits, eb.Linf(eps=0.06, **BOX), attacks, batch_size=batch_size, seed=3)
     assert ev.records.equals(reference.records)
     assert ev.adversarial.equals(reference.adversarial)
 
@@ -116,7 +116,7 @@ def test_records_do_not_depend_on_the_width(net, digits, width):
 def test_records_do_not_depend_on_the_order_of_the_data(net, digits, ball):
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(1))
     reference = eb.evaluate(net, digits, ball, "pgd:steps=6", seed=1)
-    ev = eb.evaluate(net, digits.rows(order), ball, "pgd:steps=6", seed=1, width=96)
+    ev = eb.evaluate(net, digits.rows(order), ball, "pgd:steps=6", seed=1, batch_size=96)
     assert ev.records.equals(reference.records)
     assert ev.adversarial.equals(reference.adversarial)
 
@@ -182,7 +182,7 @@ class Liar(Attack[State]):
     until = "done"
 
     @property
-    def passes(self) -> int:
+    def max_steps(self) -> int:
         return 1
 
     def init(self, task: Task) -> State:
@@ -326,7 +326,7 @@ def test_a_loaded_run_equals_the_one_that_was_saved(net, digits, tmp_path):
     ev = eb.evaluate(net, digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)
     assert Evaluation.load(tmp_path / "run") == ev
     assert same(ev, eb.evaluate(net, digits, eb.Linf(eps=0.05, **BOX), **RUN))
-    assert eb.evaluate(net, digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", width=32, **RUN) == ev
+    assert eb.evaluate(net, digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", batch_size=32, **RUN) == ev
 
 
 def test_the_adversarial_set_loads_with_datasets(net, digits, tmp_path):
@@ -408,19 +408,19 @@ def test_a_damaged_table_is_named_and_its_remedy_mends_the_run(net, digits, tmp_
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
 @pytest.mark.parametrize(
-    ("file", "remedy"), [("config.json", "new directory"), ("active.json", "only the active test")]
+    ("file", "remedy"), [("config.json", "new directory"), ("binarization_test.json", "only the active test")]
 )
 def test_a_damaged_json_file_is_named_with_a_remedy(net, digits, tmp_path, file, remedy, text):
     arguments = (net, digits.rows(torch.arange(20)), eb.Linf(eps=0.05, **BOX), "fgsm")
-    eb.evaluate(*arguments, run_dir=tmp_path, active_test=4)
+    eb.evaluate(*arguments, run_dir=tmp_path, binarization_test=4)
     whole = (tmp_path / file).read_text()
     for damaged in (text, '{"n": 4}'):
         (tmp_path / file).write_text(damaged)
-        for use in (Evaluation.load, lambda run: eb.evaluate(*arguments, run_dir=run, active_test=4)):
-            with pytest.raises(BadInput, match=f"(?s)(config.json|active.json).*{remedy}"):
+        for use in (Evaluation.load, lambda run: eb.evaluate(*arguments, run_dir=run, binarization_test=4)):
+            with pytest.raises(BadInput, match=f"(?s)(config.json|binarization_test.json).*{remedy}"):
                 use(tmp_path)
     (tmp_path / file).write_text(whole)
-    assert eb.evaluate(*arguments, run_dir=tmp_path, active_test=4) == Evaluation.load(
+    assert eb.evaluate(*arguments, run_dir=tmp_path, binarization_test=4) == Evaluation.load(
         tmp_path
     )  # nobody holds the lock
 
@@ -476,14 +476,14 @@ whole, run = map(Path, sys.argv[2:4])
 data = load_data("digits", split="train", limit=640)
 chance = random.Random(0)
 
-def evaluate(out, width):
+def evaluate(out, batch_size):
     eb.evaluate(net, data, eb.Linf(eps=0.03, lo=0, hi=1), sys.argv[5:], storage=sys.argv[4], run_dir=out,
-                shard_size=64, width=width, accelerate=plan)
+                shard_size=64, batch_size=batch_size, accelerate=plan)
 
-def child(out, width):
+def child(out, batch_size):
     pid = os.fork()
     if pid == 0:
-        evaluate(out, width)
+        evaluate(out, batch_size)
         os._exit(0)
     return pid
 
@@ -491,9 +491,9 @@ def files():
     return len(list(run.rglob("*.parquet")))
 
 assert os.waitpid(child(whole, 128), 0)[1] == 0
-for width in (128, 32, 64, 512, 96) * 2:
+for batch_size in (128, 32, 64, 512, 96) * 2:
     before, wait, later = files(), chance.randrange(4), chance.random() * 0.05
-    pid = child(run, width)
+    pid = child(run, batch_size)
     while files() < before + wait and not (run / "records" / "00009.parquet").exists():
         time.sleep(0.005)  # poll: so many files on, and a random moment more
     time.sleep(later)
@@ -503,7 +503,7 @@ for width in (128, 32, 64, 512, 96) * 2:
 assert not (run / "records" / "00009.parquet").exists()
 assert os.waitpid(child(run, 128), 0)[1] == 0
 """
-SMALL_STANDARD = ["apgd-ce:steps=12", "apgd-t:steps=8,aims=3", "fab-t:steps=5,aims=2", "square:steps=40"]
+SMALL_STANDARD = ["apgd-ce:steps=12", "apgd-t:steps=8,n_targets=3", "fab-t:steps=5,n_targets=2", "square:steps=40"]
 
 
 @pytest.mark.timeout(400)
@@ -538,7 +538,7 @@ def test_the_robust_accuracy_of_a_linear_model_is_the_exact_one(attacks):
     score = (x - 0.5) @ w
     y = (score > 0).long()
     ball = eb.Linf(eps=0.05, lo=0, hi=1)
-    worst = score.abs() - ball.support(torch.where(y[:, None] == 1, -w, w), x)
+    worst = score.abs() - ball.max_gain(torch.where(y[:, None] == 1, -w, w), x)
     ev = eb.evaluate(lambda z: (z - 0.5) @ w, from_arrays(x, y, lo=0, hi=1), ball, attacks)
     assert ev.robust_accuracy == (worst > 0).double().mean().item()
 

@@ -97,8 +97,8 @@ def test_state_map_forgets_a_field_or_mixes_them() -> None:
 @every_attack
 def test_hyperparameters_can_be_changed_in_place(attack: Attack) -> None:
     with pytest.raises(FrozenInstanceError):
-        attack.starts = 2
-    assert replace(attack, starts=2).jobs == 2
+        attack.restarts = 2
+    assert replace(attack, restarts=2).jobs == 2
     assert replace(attack) == attack
 
 
@@ -248,8 +248,8 @@ def test_label_walk_asks_for_more_than_labels() -> None:
     assert (predicted(inner, x_adv) != y).double().mean() > 0.5
     with pytest.raises(eb.BadInput, match="`needs` is 'label'"):
         RandomSearch()(LabelOnly(inner), x, y, ball)
-    with pytest.raises(eb.BadInput, match="`aims` must be 0"):
-        replace(LabelWalk(), aims=2)(LabelOnly(inner), x, y, ball)
+    with pytest.raises(eb.BadInput, match="`n_targets` must be 0"):
+        replace(LabelWalk(), n_targets=2)(LabelOnly(inner), x, y, ball)
 
 
 # Jobs: starts and aims.
@@ -258,11 +258,11 @@ def test_label_walk_asks_for_more_than_labels() -> None:
 def test_aims_are_not_in_the_order_of_the_clean_logits() -> None:
     clean = torch.tensor([[5.0, 1, 3, 3, 2], [0, 1, 2, 3, 4]])
     task = task_of(torch.zeros(2, 1), torch.tensor([0, 4]), eb.Linf(eps=1.0))
-    attack = eb.PGD(starts=2, aims=6)
-    jobs = [attack.job(replace(task, clean=clean), torch.full((2,), rank)) for rank in range(attack.jobs)]
+    attack = eb.PGD(restarts=2, n_targets=6)
+    jobs = [attack.job(replace(task, clean=clean), torch.full((2,), restart)) for restart in range(attack.jobs)]
     assert [job.aim.tolist() for job, _ in jobs[:4]] == [[2, 3], [3, 2], [4, 1], [1, 0]]  # the first on ties
     assert [exists.all().item() for _, exists in jobs] == [True] * 4 + [False] * 2 + [True] * 4 + [False] * 2
-    assert [job.noise.rank.tolist() for job, _ in jobs] == [[rank] * 2 for rank in range(12)]
+    assert [job.noise.restart.tolist() for job, _ in jobs] == [[restart] * 2 for restart in range(12)]
     task = replace(task, clean=clean, target=torch.tensor([3, -1]))
     aims, exist = zip(
         *[((j := attack.job(task, torch.full((2,), r)))[0].aim.tolist(), j[1]) for r in (0, 1)], strict=True
@@ -277,7 +277,7 @@ def test_aims_of_a_direct_call_are_not_all_tried(attack: Attack) -> None:
     x, model = batch(6, (3,)), lambda z: 2 * z
     y, last = x.argmax(1), x.argmin(1)
     hit = lambda output, task: output.argmax(1) == last[task.noise.ids]  # noqa: E731
-    x_adv = replace(attack, aims=2)(model, x, y, eb.Linf(eps=20.0), success=hit)
+    x_adv = replace(attack, n_targets=2)(model, x, y, eb.Linf(eps=20.0), success=hit)
     assert torch.equal(x_adv.argmax(1), last)
 
 
@@ -290,6 +290,6 @@ def test_aimed_loss_sees_no_aim() -> None:
 
     x, y = batch_of(3, (5,), 3)
     model = linear((5,), 3)
-    eb.PGD(steps=1, aims=2, loss=spy)(model, x, y, eb.Linf(eps=1e-6), success=NEVER)
+    eb.PGD(steps=1, n_targets=2, loss=spy)(model, x, y, eb.Linf(eps=1e-6), success=NEVER)
     rivals = model(x).scatter(1, y[:, None], -math.inf).argsort(1, descending=True)
     assert torch.equal(torch.stack(seen), rivals[:, :2].T)

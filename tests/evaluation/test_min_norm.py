@@ -58,7 +58,7 @@ def test_distances_of_a_linear_model_are_the_exact_ones(norm: str) -> None:
     signed = torch.where(y == 0, 1.0, -1.0)[:, None] * weight
     out = model(x)
     gap = (out.gather(1, y[:, None]) - out.gather(1, 1 - y[:, None])).squeeze(1)
-    exact = ball.eps_for(gap, signed, x).detach().numpy()
+    exact = ball.min_eps(gap, signed, x).detach().numpy()
     assert np.isfinite(exact).all()
     assert (found.distances >= exact * (1 - 1e-9)).all()
     assert found.distances == pytest.approx(exact, rel=1e-2)
@@ -166,8 +166,8 @@ def test_points_are_kept_in_8_bits_where_they_fool_and_no_further_than_they_are(
 def test_of_several_jobs_the_nearest_point_is_the_answer() -> None:
     model, data = subject()
     ball = eb.L2(eps=0, lo=0, hi=1)
-    aimed = eb.evaluate(model, data, ball, [f"{FAB},aims=3"], min_norm=True)
-    first = eb.evaluate(model, data, ball, [f"{FAB},aims=1"], min_norm=True)
+    aimed = eb.evaluate(model, data, ball, [f"{FAB},n_targets=3"], min_norm=True)
+    first = eb.evaluate(model, data, ball, [f"{FAB},n_targets=1"], min_norm=True)
     assert (aimed.distances <= first.distances * (1 + 1e-6)).all()
     assert (aimed.distances < 0.99 * first.distances).any()
 
@@ -177,8 +177,8 @@ def test_what_cannot_be_asked_is_refused() -> None:
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
     with pytest.raises(BadInput, match=r"`attacks` must have one that seeks the nearest point.*got pgd"):
         eb.evaluate(model, data, ball, "pgd", min_norm=True)
-    with pytest.raises(BadInput, match="`active_test` must be 0 with `min_norm`"):
-        eb.evaluate(model, data, ball, FAB, min_norm=True, active_test=4)
+    with pytest.raises(BadInput, match="`binarization_test` must be 0 with `min_norm`"):
+        eb.evaluate(model, data, ball, FAB, min_norm=True, binarization_test=4)
     with pytest.raises(BadInput, match="`ball` must have one number as `eps`"):
         eb.evaluate(model, data, eb.Linf(eps=torch.full((8,), 0.1), lo=0, hi=1), FAB, min_norm=True)
 
@@ -229,16 +229,16 @@ def test_a_point_far_behind_the_border_is_drawn_to_it_and_still_fools(norm: str)
     with Objective(model, cross_entropy) as objective:
         task = task_of(x, y, ball)
         corner = (x < 0.5).to(x)
-        fools = objective.judge(corner, task).fooled & ~objective.judge(x, task).fooled
+        fools = objective.evaluate_at(corner, task).fooled & ~objective.evaluate_at(x, task).fooled
         rows = fools.nonzero().squeeze(1)
         assert len(rows) > 10
         task, corner = task.rows(rows), corner[rows]
         near = shrunk(objective, task, corner)
-        assert objective.judge(near, task).fooled.all()
+        assert objective.evaluate_at(near, task).fooled.all()
         reached, began = (task.ball.distance(part, task.x) for part in (near, corner))
         assert (reached < began).all()
         inner = task.ball.with_eps(reached * (1 - 1e-3) if norm != "l0" else reached - 1).project(corner, task.x)
-        assert not objective.judge(inner, task).fooled.any()
+        assert not objective.evaluate_at(inner, task).fooled.any()
         assert torch.equal(shrunk(objective, task, task.x), task.x)  # does not fool: comes back as it is
     if norm != "l0":  # and so a run does, whatever its attack leaves
         found = eb.evaluate(model, (x, y), ball, [Far()], min_norm=True)

@@ -61,7 +61,7 @@ def test_attack_of_a_transfer_asks_the_model(attack: Attack) -> None:
         return inner(z).detach()
 
     seen = Counting(source)
-    run = eb.evaluate(model, (x, y), BALLS[norm](eps=EPS[norm], lo=0, hi=1), attack, source=seen, width=64)
+    run = eb.evaluate(model, (x, y), BALLS[norm](eps=EPS[norm], lo=0, hi=1), attack, source=seen, batch_size=64)
     assert sum(len(z) for z in shown) <= 64 + 2 * 32 + 64 + 64 + 2 * 32  # padded
     assert sum(len(z) for z in shown) + seen.forwards == run.forwards
     assert (seen.backwards > 0) == (attack.needs == "grad")
@@ -69,9 +69,9 @@ def test_attack_of_a_transfer_asks_the_model(attack: Attack) -> None:
 
 def test_passes_of_a_transfer_are_not_those_that_were_made() -> None:
     inner, source, x, y = two()
-    for attack in (eb.PGD(steps=4, starts=2), eb.FGSM(aims=2), eb.UniformNoise(starts=3), MinimumNorm()):
+    for attack in (eb.PGD(steps=4, restarts=2), eb.FGSM(n_targets=2), eb.UniformNoise(restarts=3), MinimumNorm()):
         model, seen = Counting(inner), Counting(source)
-        run = eb.evaluate(model, (x, y), eb.Linf(eps=0.05, lo=0, hi=1), attack, source=seen, width=32, seed=1)
+        run = eb.evaluate(model, (x, y), eb.Linf(eps=0.05, lo=0, hi=1), attack, source=seen, batch_size=32, seed=1)
         assert model.forwards + seen.forwards == run.forwards
         assert model.backwards == 0
         assert seen.backwards == run.backwards
@@ -90,7 +90,7 @@ def test_aims_of_a_transfer_are_ranked_by_the_model() -> None:
         seen.update(zip(task.noise.ids.tolist(), task.aim.tolist(), strict=True))
         return margin(logits, task)
 
-    eb.evaluate(model, (x, y), eb.Linf(eps=1e-6), eb.FGSM(aims=1, loss=spy), source=source)
+    eb.evaluate(model, (x, y), eb.Linf(eps=1e-6), eb.FGSM(n_targets=1, loss=spy), source=source)
     ranked = [m(x).detach().scatter(1, y[:, None], -torch.inf).argmax(1).tolist() for m in (source, model)]
     assert ranked[0] != ranked[1]
     assert [seen[i] for i in range(64)] == ranked[0]
@@ -192,9 +192,9 @@ def test_mean_of_several_passes_is_no_more_stable_than_one() -> None:
 
 def test_passes_of_a_mean_are_counted_once() -> None:
     inner, _, x, y = two()
-    for attack, steps in ((eb.PGD(steps=3), 3), (eb.UniformNoise(starts=2), 2), (eb.FGSM(aims=2), 2)):
+    for attack, steps in ((eb.PGD(steps=3), 3), (eb.UniformNoise(restarts=2), 2), (eb.FGSM(n_targets=2), 2)):
         for model in (Counting(Stochastic(inner)), Counting(inner)):
-            run = eb.evaluate(model, (x, y), eb.Linf(eps=1e-4, lo=0, hi=1), attack, eot=5, width=32)
+            run = eb.evaluate(model, (x, y), eb.Linf(eps=1e-4, lo=0, hi=1), attack, eot=5, batch_size=32)
             assert model.forwards == run.forwards
             assert model.backwards == run.backwards
         stood = run.records["status"].to_numpy(zero_copy_only=False) == "robust"

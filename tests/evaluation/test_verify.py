@@ -126,7 +126,7 @@ def test_an_untouched_run_differs(net: Net, images: Examples, finished: Path) ->
     assert (found.clean_checked, found.with_data, found.eot) == (found.fooled, False, 1)
     assert (found.clean_accuracy, found.robust_accuracy) == (ev.clean_accuracy, ev.robust_accuracy)
     assert json.loads(json.dumps(found.summary()))["agrees"]
-    with_data = verify(finished, net, data=images, width=32)
+    with_data = verify(finished, net, data=images, batch_size=32)
     assert with_data.agrees, with_data.differences.to_pylist()
     assert with_data.clean_checked == 80
     order = torch.randperm(80, generator=torch.Generator().manual_seed(0))

@@ -223,7 +223,7 @@ def test_the_shuffled_values_are_not_those_of_the_perturbation():
     delta = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     mask[0, 0, 0] = False
-    mixed = Maker(steps=1, draws=5, seed=0, width=8)._shuffled(delta, mask)
+    mixed = Maker(steps=1, draws=5, seed=0, batch_size=8)._shuffled(delta, mask)
     assert len(mixed) == 5
     for one in mixed:
         assert torch.equal(one.flatten().sort().values, delta.flatten().sort().values)

@@ -74,7 +74,7 @@ def test_a_hypothesis_without_an_answer_in_sight_or_a_page_that_cannot_be_read(
             if name == MISSING:
                 assert f"Not measured: no images {EVIL}" in section.inner_text()
                 continue
-            sentence = section.locator(".verdict")
+            sentence = section.locator(".sentence")
             assert sentence.is_visible()
             assert re.search(r"\d", sentence.inner_text())
             picture = section.get_by_role("img")

@@ -155,7 +155,7 @@ def test_more_points_make_the_network_less_steep():
     assert all(a <= b for a, b in zip(few.steepness, many.steepness, strict=True))
     assert many.steepness != few.steepness
     assert many.config["backwards"] == 10 * 7 * 2  # two rivals of three classes
-    assert conditioning(model, data, ball, samples=6, width=3).layers == many.layers
+    assert conditioning(model, data, ball, samples=6, batch_size=3).layers == many.layers
 
 
 def test_the_model_does_not_come_back_as_it_was():

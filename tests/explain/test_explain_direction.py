@@ -78,16 +78,16 @@ def test_the_same_network_twice_is_not_alike_and_its_opposite_not_unlike():
 
 
 def test_what_transfers_is_not_what_is_counted_by_hand():
-    maker, judge = mlp(SHAPE, 4, seed=1), mlp(SHAPE, 4, seed=1)
+    maker, evaluator = mlp(SHAPE, 4, seed=1), mlp(SHAPE, 4, seed=1)
     with torch.no_grad():
-        for part in judge.parameters():
+        for part in evaluator.parameters():
             part.add_(0.4 * torch.randn(part.shape, generator=rng(3), dtype=part.dtype))
     data, ball = known(maker, examples(200, SHAPE, 4)), eb.Linf(eps=0.5, lo=0, hi=1)
-    found = direction({"maker": maker, "judge": judge}, data, ball)
+    found = direction({"maker": maker, "evaluator": evaluator}, data, ball)
     z = eb.FGSM()(maker, data.x, data.y, ball)
     with torch.no_grad():
-        right = [net(data.x).argmax(1) == data.y for net in (maker, judge)]
-        said = [net(z).argmax(1) for net in (maker, judge)]
+        right = [net(data.x).argmax(1) == data.y for net in (maker, evaluator)]
+        said = [net(z).argmax(1) for net in (maker, evaluator)]
     assert found.transfer[0][1] == pytest.approx((said[1] != data.y)[right[1]].double().mean().item())
     both = right[0] & right[1] & (said[0] != data.y) & (said[1] != data.y)
     assert int(both.sum()) > 3
@@ -114,10 +114,10 @@ def test_examples_without_a_gradient_form_a_pair():
     assert_kept(found)
 
 
-@pytest.mark.parametrize("width", [1, 5])
-def test_the_figures_depend_on_the_width(width: int):
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_figures_depend_on_the_width(batch_size: int):
     models, data = {"a": mlp(SHAPE, 3), "b": mlp(SHAPE, 3, seed=1)}, examples(17, SHAPE, 3)
-    narrow, wide = (direction(models, data, eb.Linf(eps=0.2), width=w) for w in (width, 128))
+    narrow, wide = (direction(models, data, eb.Linf(eps=0.2), batch_size=w) for w in (batch_size, 128))
     for name in ("transfer", "noise", "agreement", "by_chance"):
         assert getattr(narrow, name) == getattr(wide, name)
     assert np.allclose(narrow.between, wide.between, rtol=0, atol=1e-12)

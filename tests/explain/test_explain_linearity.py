@@ -90,10 +90,10 @@ def test_the_line_within_the_box_is_the_one_without_it():
     assert boxed.label != linearity(model, data, ball, span=2, points=9).label
 
 
-@pytest.mark.parametrize("width", [1, 4, 100])
-def test_the_figures_depend_on_the_width_or_cost_more_than_they_say(width: int):
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_the_figures_depend_on_the_width_or_cost_more_than_they_say(batch_size: int):
     data, model = examples(11, SHAPE, 3), Counting(mlp(SHAPE, 3, noisy=True))
-    found = linearity(model, data, BALLS["linf"], points=9, width=width)
+    found = linearity(model, data, BALLS["linf"], points=9, batch_size=batch_size)
     whole = linearity(mlp(SHAPE, 3, noisy=True), data, BALLS["linf"], points=9)
     assert found.accuracy == whole.accuracy
     assert found.control == whole.control

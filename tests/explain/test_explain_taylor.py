@@ -91,7 +91,7 @@ def test_with_a_box_the_gain_and_the_point_are_not_those_of_the_ball(norm: str, 
         rise = F.cross_entropy(model(z), y, reduction="none") - F.cross_entropy(model(x), y, reduction="none")
         assert bool(near.contains(z, x).all())
         assert np.allclose(found.change[:, k], rise.detach(), rtol=0, atol=1e-14)
-        assert np.allclose(found.first_order[:, k], near.support(grad, x), rtol=1e-12, atol=0)
+        assert np.allclose(found.first_order[:, k], near.max_gain(grad, x), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -122,12 +122,12 @@ def test_a_convex_loss_rises_less_than_its_first_order():
         assert taylor_gap(linear(SHAPE, 5), x, y, ball(eps=EPS[norm]), loss=margin).gap.min() > -1e-12
 
 
-@pytest.mark.parametrize("width", [1, 4, 100])
-def test_the_figures_depend_on_the_width_or_cost_more_than_one_gradient(width: int):
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_the_figures_depend_on_the_width_or_cost_more_than_one_gradient(batch_size: int):
     x, y = batch_of(11, SHAPE, 3)
     model = Counting(mlp(SHAPE, 3, noisy=True))
     ball = eb.Linf(eps=torch.linspace(0.1, 0.3, 11), lo=-0.5, hi=1.5)  # one radius per example
-    found = taylor_gap(model, x, y, ball, eps=(0.1, 0.2), width=width)
+    found = taylor_gap(model, x, y, ball, eps=(0.1, 0.2), batch_size=batch_size)
     whole = taylor_gap(mlp(SHAPE, 3, noisy=True), x, y, ball, eps=(0.2, 0.1, 0.1))
     assert (model.forwards, model.backwards) == (33, 11)
     assert (found.config["forwards"], found.config["backwards"]) == (33, 11)
@@ -234,7 +234,7 @@ def test_the_figure_is_no_picture(tmp_path: Path, case: str):
         ({"eps": ()}, "`eps` must be radii > 0"),
         ({"eps": (0.1, 0.0)}, "`eps` must be radii > 0"),
         ({"eps": (math.inf,)}, "`eps` must be radii > 0"),
-        ({"width": 0}, "`width` must be >= 1"),
+        ({"batch_size": 0}, "`batch_size` must be >= 1"),
         ({"loss": lambda logits, task: logits}, "`loss` must give one value per example"),
     ],
 )
@@ -248,7 +248,7 @@ def test_bad_examples_are_not_named():
     x, y = batch_of(4, SHAPE, 3)
     late = torch.tensor([0, 1, 2, 3])
     for bad, said in (
-        (lambda: taylor_gap(mlp(SHAPE, 3), x, late, eb.Linf(eps=0.1), width=2), "below the 3 classes"),
+        (lambda: taylor_gap(mlp(SHAPE, 3), x, late, eb.Linf(eps=0.1), batch_size=2), "below the 3 classes"),
         (lambda: taylor_gap(mlp(SHAPE, 3), x[:0], y[:0], eb.Linf(eps=0.1)), "at least one example"),
         (lambda: taylor_gap(mlp(SHAPE, 3), x, y, eb.Linf(eps=0.1, lo=0.5)), "must lie in the box"),
         (lambda: taylor_gap(LabelOnly(mlp(SHAPE, 3)), x, y, eb.Linf(eps=0.1)), "returns labels"),

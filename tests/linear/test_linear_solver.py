@@ -74,7 +74,7 @@ def test_the_smoothed_gauge_leaves_the_ball_or_the_value(norm: str, mu: float, w
     exact = gauge.value(weights)
     assert smoothed.value <= exact + 1e-12
     assert exact - smoothed.value <= 7 * mu * (2 + np.log1p(exact / mu) + np.log(14))
-    hessian = np.diag(smoothed.diagonal) - np.outer(smoothed.rank, smoothed.rank)
+    hessian = np.diag(smoothed.diagonal) - np.outer(smoothed.restart, smoothed.restart)
     assert np.linalg.eigvalsh(hessian).min() >= -1e-9 * np.abs(hessian).max(), "smoothed, and not convex"
 
 
@@ -89,7 +89,7 @@ def test_the_smoothed_gauges_slopes_are_not_those_of_its_value(norm: str, mu: fl
     np.testing.assert_allclose(smoothed.gradient, gradient, rtol=2e-5, atol=1e-7)
     small = 1e-3 * mu * np.eye(7)  # a smaller step drowns in the rounding of the l1 gauge's own root search
     hessian = [(gauge.smoothed(w + h, mu).gradient - gauge.smoothed(w - h, mu).gradient) / (2 * h.sum()) for h in small]
-    ours = np.diag(smoothed.diagonal) - np.outer(smoothed.rank, smoothed.rank)
+    ours = np.diag(smoothed.diagonal) - np.outer(smoothed.restart, smoothed.restart)
     np.testing.assert_allclose(ours, np.array(hessian), rtol=1e-4, atol=1e-5 * np.abs(ours).max())
 
 
@@ -219,7 +219,7 @@ def quadratic(norm: str, loss: Loss, n: int, d: int, intercept: bool, thin: bool
         float(p @ here.tt),
         gain.gradient,
         burden * gain.diagonal + 0.05,
-        np.sqrt(burden) * gain.rank,
+        np.sqrt(burden) * gain.restart,
         intercept,
     )
 
@@ -236,7 +236,7 @@ def test_the_ways_to_solve_newtons_equations_disagree(
     n, d = shape
     X = model.X.toarray() if sparse.issparse(model.X) else model.X
     Z = np.hstack([X, np.ones((n, 1))])
-    g, r = np.append(model.gradient, 0), np.append(model.rank, 0)
+    g, r = np.append(model.gradient, 0), np.append(model.restart, 0)
     H = Z.T @ (model.ss[:, None] * Z) + np.diag(np.append(model.diagonal, 0)) - np.outer(r, r)
     H += np.outer(Z.T @ model.st, g) + np.outer(g, Z.T @ model.st) + model.tt * np.outer(g, g)
     size = d + intercept

@@ -112,7 +112,7 @@ def test_queue_and_direct_call_differ_or_a_row_changes_another(norm: str) -> Non
     whole = attack(model, x, y, ball, seed=2)
     assert torch.equal(attack(model, x[5:9], y[5:9], ball, ids=torch.arange(5, 9), seed=2), whole[5:9])
     with Objective(model, attack.loss, needs="label") as objective:
-        found = queue.run(attack, objective, task_of(x, y, ball, seed=2), width=32)
+        found = queue.run(attack, objective, task_of(x, y, ball, seed=2), batch_size=32)
     assert found.fooled.sum() > 30
     assert torch.equal(found.x_adv[found.fooled], whole[found.fooled])
     assert (found.forwards <= 121).all()
@@ -185,12 +185,12 @@ def test_no_fooling_point_is_made_up_where_there_is_none() -> None:
 def test_later_attack_does_not_go_on_from_the_points_before_it() -> None:
     net, x = centred(6, 3, 0, 1), batch(30, (6,))
     y, ball = predicted(net, x), eb.L2(eps=math.inf, lo=0, hi=1)
-    attack = HSJ(steps=30, onward=True)
+    attack = HSJ(steps=30, warm_start=True)
     task = task_of(x, y, ball)
     near = HSJ(steps=600)(Labels(net), x, y, ball)
-    assert attack.goes_on
+    assert attack.uses_warm_start
     state = attack.init(task)
-    task = replace(task, near=near)
+    task = replace(task, warm_start=near)
     with Objective(LabelOnly(net), attack.loss, needs="label") as objective:
         for _ in range(2):
             point = objective(state.z, task)
@@ -306,7 +306,7 @@ def test_queue_asks_more_than_the_budget_of_an_example(attack: HSJ | eb.Square) 
     ids = torch.arange(40) * 10
     with objective_for(box, attack.loss, needs=attack.needs) as objective:
         assert isinstance(objective, Questions)
-        found = queue.run(attack, objective, task_of(x, y, ball, ids=ids), width=32)
+        found = queue.run(attack, objective, task_of(x, y, ball, ids=ids), batch_size=32)
     assert (box.spent(ids) <= 60).all()
     assert (box.spent(ids) == 60).any()
     every = torch.cat(asked)

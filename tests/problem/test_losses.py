@@ -26,7 +26,7 @@ def task_for(classes: int, aims: str) -> tuple[Tensor, Task]:
     y = torch.tensor([high if label and i % 2 else label for i, label in enumerate(LABELS)])
     task = task_of(torch.zeros(6, 1).double(), y, eb.Linf(eps=1.0))
     aim = torch.tensor(AIMS[aims])
-    return logits, task.with_jobs(task.noise.rank, torch.where((aim == y) & (aim >= 0), (aim + 1) % classes, aim))
+    return logits, task.with_jobs(task.noise.restart, torch.where((aim == y) & (aim >= 0), (aim + 1) % classes, aim))
 
 
 def chance(logits: list[float], of: int) -> float:

@@ -57,8 +57,8 @@ def test_counts_are_not_those_of_the_model(needs: str, loss: object, columns: in
         objective(x[:3], task.rows(torch.arange(3)))
         assert (objective.forwards, objective.backwards) == (7, 7 * columns)
         objective.forward(x)
-        objective.judge(x, task)
-        objective.verdict(model.model(x), task)
+        objective.evaluate_at(x, task)
+        objective.succeeds(model.model(x), task)
         assert (objective.forwards, objective.backwards, objective.probes) == (15, 7 * columns, 0)
         assert model.forwards == 15
         objective.check_deterministic(x)
@@ -280,7 +280,7 @@ def test_passes_of_a_mean_are_counted_once(needs: str, columns: int) -> None:
     with Objective(model, every_logit if columns == 3 else cross_entropy, needs=needs, eot=6) as objective:
         objective(x, task)
         assert (objective.forwards, objective.backwards) == (24, 24 * columns)
-        objective.judge(x, task)
+        objective.evaluate_at(x, task)
         assert (objective.forwards, model.forwards, model.calls) == (48, 48, 12)
 
 

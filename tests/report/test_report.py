@@ -64,7 +64,7 @@ def made(path: Path, *shape: int, attacks: Any = ("sign-noise", "fgsm", "pgd:ste
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return made(tmp_path_factory.mktemp("report") / "run", 1, 6, 6, active_test=4)
+    return made(tmp_path_factory.mktemp("report") / "run", 1, 6, 6, binarization_test=4)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ def test_the_verdict_its_interval_and_its_cost_are_the_evaluations(run: Run) -> 
     assert "An upper bound: a stronger attack may find more." in said
     assert f"{found.forwards + found.backwards:,} passes" in said
     assert found.diagnosis is not None
-    assert found.diagnosis.verdict[1:] in said
-    assert found.active_test is not None
-    assert found.active_test.verdict[1:] in said
+    assert found.diagnosis.sentence[1:] in said
+    assert found.binarization_test is not None
+    assert found.binarization_test.sentence[1:] in said
     for one in found.diagnosis.indicators:
         assert one.name in said
         assert one.what in said
@@ -301,7 +301,7 @@ def test_a_run_of_another_kind_is_reported_too(tmp_path: Path, asked: dict[str, 
     assert says in said
     assert "nan" not in said
     possible = not ({"source", "min_norm"} & set(asked))
-    assert ("--active-test 32" in said) is possible  # where it would be refused it is no advice
+    assert ("--binarization-test 32" in said) is possible  # where it would be refused it is no advice
     assert says.split(":")[0].lower() in (markdown(one) + said).lower()
 
 
@@ -469,7 +469,7 @@ def test_two_runs_are_compared_example_by_example(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a", 1, 6, 6, attacks="fgsm"), made(tmp_path / "b", 1, 6, 6, attacks="sign-noise")
     said = texts(write_comparison([a.path, b.path], tmp_path / "c.html").read_text())
     found = eb.compare(a.path, b.path)
-    assert found.verdict in said
+    assert found.sentence in said
     assert f"holds in A {found.both} {found.only_a} falls in A {found.only_b} {found.neither}" in said
     assert f"difference of {100 * found.difference:+.2f} points" in said
     assert "They differ in: attacks" in said

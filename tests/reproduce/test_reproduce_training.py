@@ -61,12 +61,12 @@ def noisy(nets: Nets) -> Controls:
     return controls(nets)
 
 
-def by_hand(made_on: nn.Module, judge: nn.Module, source: Source, eps: float) -> Outcome:
-    """The judge's errors on x + eps sign(grad J) of another network, by torch alone."""
+def by_hand(made_on: nn.Module, evaluator: nn.Module, source: Source, eps: float) -> Outcome:
+    """The evaluator's errors on x + eps sign(grad J) of another network, by torch alone."""
     x, y = source.test.x.clone().requires_grad_(), source.test.y
     (grad,) = torch.autograd.grad(F.cross_entropy(made_on(x), y, reduction="sum"), x)
     with torch.no_grad():
-        sure, predicted = judge(x + eps * grad.sign()).double().softmax(1).max(1)
+        sure, predicted = evaluator(x + eps * grad.sign()).double().softmax(1).max(1)
     wrong = predicted != y
     return Outcome(error=wrong.double().mean().item(), confidence=sure[wrong].mean().item() if wrong.any() else None)
 
@@ -91,11 +91,11 @@ def test_an_error_is_not_that_of_fgsm_by_hand(nets: Nets, trained: Training, noi
 
 
 def test_a_transferred_example_is_not_made_on_one_and_judged_by_the_other(nets: Nets, moved: Transfer):
-    made, cells = modules(nets, PAIR), {(cell.maker, cell.judge, cell.seed): cell.outcome for cell in moved.cells}
+    made, cells = modules(nets, PAIR), {(cell.maker, cell.evaluator, cell.seed): cell.outcome for cell in moved.cells}
     assert len(cells) == len(moved.cells) == 2 * 3 * 2
-    for (maker, judge, seed), found in cells.items():
-        on = judge if maker == CLEAN else maker
-        assert same(found, by_hand(made[on, seed], made[judge, seed], nets.source, 0.0 if maker == CLEAN else EPS))
+    for (maker, evaluator, seed), found in cells.items():
+        on = evaluator if maker == CLEAN else maker
+        assert same(found, by_hand(made[on, seed], made[evaluator, seed], nets.source, 0.0 if maker == CLEAN else EPS))
 
 
 def test_examples_are_clipped_to_the_pixels_box(nets: Nets):
@@ -118,7 +118,7 @@ def test_the_two_findings_do_not_show_or_noise_does_as_well(trained: Training, n
 
 def test_the_same_network_differs_between_experiments(trained: Training, moved: Transfer, noisy: Controls):
     controlled = {(net.said, net.seed): net for net in noisy.networks}
-    transferred = {(cell.maker, cell.judge, cell.seed): cell.outcome for cell in moved.cells}
+    transferred = {(cell.maker, cell.evaluator, cell.seed): cell.outcome for cell in moved.cells}
     for net in trained.networks:
         assert controlled[net.said, net.seed].fgsm == net.fgsm
         assert controlled[net.said, net.seed].seconds == net.seconds

@@ -180,8 +180,8 @@ def test_the_png_is_rounded_towards_the_image_and_judged_by_its_own_bytes(served
         x, x_adv = data.x[3:4], FGSM()(model, data.x[3:4], data.y[3:4], Linf(eps=0.1, lo=0, hi=1))
         assert (z - x_adv).abs().max() <= 1.0001 / 255
         looked = ask(served, "/api/look", file=base64.b64encode(answer.content).decode(), question=question)
-        for judge, column in zip(two, looked["models"], strict=True):
-            assert column["probabilities"] == pytest.approx(probabilities(judge, z), abs=1e-6)
+        for evaluator, column in zip(two, looked["models"], strict=True):
+            assert column["probabilities"] == pytest.approx(probabilities(evaluator, z), abs=1e-6)
             assert column["fooled"] == (column["prediction"] != int(data.y[3]))
         assert looked["distance"] == pytest.approx(float((z - x).abs().max()))
 
@@ -431,7 +431,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"attack": "pdg"}, "did you mean 'pgd'?"),
     ({"attack": "pgd:steps=0"}, "`steps` must be >= 1, got 0"),
     ({"attack": "pgd:steps=999999"}, "at most 20,000 passes"),
-    ({"attack": "pgd:steps=2000,starts=100"}, "at most 20,000 passes on this page, got 200,000"),
+    ({"attack": "pgd:steps=2000,restarts=100"}, "at most 20,000 passes on this page, got 200,000"),
     ({"attack": "hopskipjump"}, "one that looks at logits"),
     ({"row": 360}, "`row` must be an example's, 0 to "),
     ({"row": -1}, "`row` must be an example's"),

@@ -86,7 +86,7 @@ def test_the_numbers_on_the_page_are_the_librarys(chromium: Browser, address: st
                     fooled = int(np.argmax(after)) != int(y)
                     article = page.locator(f"article[data-model='{number}']")
                     assert article.get_attribute("data-fooled") == str(fooled).lower()
-                    assert article.locator(".verdict").inner_text().startswith("Fooled" if fooled else "It holds")
+                    assert article.locator(".sentence").inner_text().startswith("Fooled" if fooled else "It holds")
         quiet(seen, address)
 
 
@@ -254,7 +254,7 @@ def test_a_goal_is_named_and_marked_before_it_is_reached(chromium: Browser, addr
     with visiting(chromium, address) as seen:
         page = opened(seen, address, row=ROW, eps=0.01, target=3)
         article = page.locator("article[data-model='1']")
-        assert article.locator(".verdict").inner_text().startswith("Not at its goal, 3: ")
+        assert article.locator(".sentence").inner_text().startswith("Not at its goal, 3: ")
         assert article.locator("tr.wrong").get_attribute("data-class") == "3"
         assert "╍ 3, its goal" in article.locator(".line .legend").inner_text()
 

@@ -99,7 +99,7 @@ def test_an_objective_gets_each_example_once_per_epoch_with_its_ball_and_noise(d
             assert torch.equal(x, data.x[rows])
             assert torch.equal(y, data.y[rows])
             assert torch.equal(part.eps, ball.eps[rows])
-            assert (noise.seed, noise.rank.unique().tolist(), training) == (4, [epoch], True)
+            assert (noise.seed, noise.restart.unique().tolist(), training) == (4, [epoch], True)
     assert orders[0] != orders[1]
     assert [mark.step for mark in marks] == [1, 2, 3, 4, 5, 6]
     assert [mark.epoch for mark in marks] == [1, 1, 1, 2, 2, 2]

@@ -23,7 +23,6 @@ from epsball.models.registry import build
 from epsball.training import (
     FGSMRS,
     NFGSM,
-    OBJECTIVES,
     TRADES,
     Augment,
     FGSMMix,
@@ -34,6 +33,7 @@ from epsball.training import (
     Plain,
 )
 from epsball.training.augment import SET
+from epsball.training.registry import OBJECTIVES
 from epsball.training.step import Step, TrainingObjective
 
 OPTIONS = {"pgd": {"steps": 3}, "trades": {"steps": 2, "start": 0.01}, "free": {"m": 2}}

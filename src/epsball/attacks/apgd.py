@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
-from epsball.attacks.pace import hopeful, lead, looked, no_pace
+from epsball.attacks.early_stopping import check_early_stop, looked, no_progress, success_margin
 from epsball.common.checks import at_least, whole
 from epsball.common.shapes import column
 from epsball.problem.objective import Point
@@ -39,7 +39,7 @@ class Climb(State):
 
     `height` (n,) is the loss at `peak`, `slope` the gradient there, `lately` the loss at `last`; `size` the step in
     units of eps, `rises` how many steps since the last checkpoint raised the loss, `checked` the best loss at that
-    checkpoint, `halved` whether it halved the step; `pace` is that of `pace.py`.
+    checkpoint, `halved` whether it halved the step; `progress` is that of `early_stopping.py`.
     """
 
     last: Float[Tensor, "n *shape"]
@@ -51,12 +51,12 @@ class Climb(State):
     rises: Float[Tensor, " n"]
     checked: Float[Tensor, " n"]
     halved: Bool[Tensor, " n"]
-    pace: Float[Tensor, "n ..."]
+    progress: Float[Tensor, "n ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack[Climb]):
-    """Auto-PGD from a random point of the ball; no step size to choose. `hope` < inf gives hopeless jobs up.
+    """Auto-PGD from a random point of the ball; no step size to choose. `early_stop` < inf gives hopeless jobs up.
 
     On linear models of 1 to 784 features 40 steps reach the optimum over ball and box in Linf, 99.99 % of it in L2 and
     99.8 % in L1; in L0 nothing is promised.
@@ -64,17 +64,17 @@ class APGD(Attack[Climb]):
 
     steps: int = 100
     rho: float = 0.75
-    hope: float = math.inf
+    early_stop: float = math.inf
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("steps", self.steps, 1)
         at_least("rho", self.rho, 0)
-        hopeful("hope", self.hope)
+        check_early_stop("early_stop", self.early_stop)
 
     @property
-    def passes(self) -> int | None:
-        return self.steps if self.hope == math.inf else None
+    def max_steps(self) -> int | None:
+        return self.steps if self.early_stop == math.inf else None
 
     @cached_property
     def checkpoints(self) -> dict[int, int]:
@@ -113,7 +113,7 @@ class APGD(Attack[Climb]):
             rises=zero,
             checked=zero,
             halved=zero == 0,
-            pace=no_pace(zero, self.hope),
+            progress=no_progress(zero, self.early_stop),
         )
 
     def step(self, state: Climb, point: Point, task: Task) -> Climb:
@@ -138,10 +138,10 @@ class APGD(Attack[Climb]):
         # A quarter of the way to z + (z - last), so that a row that has come to rest stays exactly where it is.
         share = column((state.t > 0).to(z.dtype) * DRIFT, ndim) if 0 in turns else DRIFT
         ahead = task.ball.project(ahead.lerp_(z.mul(2).sub_(state.last), share), task.x)
-        t, done, pace, best = state.t + 1, state.done, state.pace, ahead
-        if self.hope < math.inf:
-            margin = lead(point.logits, task)
-            pace, lost = looked(pace, margin, state.t, self.steps, self.hope, first=PATIENCE)
+        t, done, progress, best = state.t + 1, state.done, state.progress, ahead
+        if self.early_stop < math.inf:
+            margin = success_margin(point.logits, task)
+            progress, lost = looked(progress, margin, state.t, self.steps, self.early_stop, first=PATIENCE)
             done = lost | (t >= self.steps)
             if bool(lost.any()):
                 best = torch.where(column(lost, ndim), peak, ahead)
@@ -159,10 +159,10 @@ class APGD(Attack[Climb]):
             rises=rises,
             checked=checked,
             halved=halved,
-            pace=pace,
+            progress=progress,
         )
 
-    def peak(self, state: Climb) -> Float[Tensor, "n *shape"]:
+    def best_point(self, state: Climb) -> Float[Tensor, "n *shape"]:
         return state.peak
 
     @staticmethod

@@ -62,8 +62,8 @@ class Attack(ABC, Generic[S]):
     """Hyperparameters that all attacks share.
 
     `needs` says what the model must give, `until` whether a job ends at its first success ("fooled") or when the
-    attack says so ("done": minimum norm, training), `norms` for which balls it is defined. An example has `starts` x
-    max(`aims`, 1) jobs: with aims = k, the k most likely other classes at the clean input are climbed towards one by
+    attack says so ("done": minimum norm, training), `norms` for which balls it is defined. An example has `restarts` x
+    max(`n_targets`, 1) jobs: with n_targets = k, the k most likely other classes at the clean input are climbed towards one by
     one.
     """
 
@@ -73,11 +73,11 @@ class Attack(ABC, Generic[S]):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
 
     loss: Loss = cross_entropy
-    starts: int = 1
-    aims: int = 0
+    restarts: int = 1
+    n_targets: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("starts", 1), ("aims", 0)):
+        for name, least in (("restarts", 1), ("n_targets", 0)):
             whole(name, getattr(self, name), least)
         if not callable(self.loss):
             raise BadInput(
@@ -93,7 +93,7 @@ class Attack(ABC, Generic[S]):
             )
 
     @property
-    def passes(self) -> int | None:
+    def max_steps(self) -> int | None:
         """The length of every job where it is known beforehand, else None.
 
         Where it is known the driver keeps count, and `step` need not touch `t` and `done`.
@@ -101,8 +101,8 @@ class Attack(ABC, Generic[S]):
         return None
 
     @property
-    def goes_on(self) -> bool:
-        """Whether it starts from the best points of the attacks before it, `task.near`, where there are any."""
+    def uses_warm_start(self) -> bool:
+        """Whether it starts from the best points of the attacks before it, `task.warm_start`, where there are any."""
         return False
 
     @property
@@ -112,8 +112,8 @@ class Attack(ABC, Generic[S]):
 
     @property
     def jobs(self) -> int:
-        """Jobs per example; a job's rank is start * max(aims, 1) + place of its aim."""
-        return self.starts * max(self.aims, 1)
+        """Jobs per example; a job's restart is start * max(aims, 1) + place of its aim."""
+        return self.restarts * max(self.n_targets, 1)
 
     @abstractmethod
     def init(self, task: Task) -> S:
@@ -123,28 +123,30 @@ class Attack(ABC, Generic[S]):
     def step(self, state: S, point: Point, task: Task) -> S:
         """The state after a pass at `state.z` showed `point`. Pure, row by row."""
 
-    def peak(self, state: S) -> Float[Tensor, "n *shape"]:
+    def best_point(self, state: S) -> Float[Tensor, "n *shape"]:
         """The best point of a finished job that was looked at, for attacks that go on from there.
 
         `best` itself where an attack does not keep another one.
         """
         return state.best
 
-    def job(self, task: Task, rank: Int64[Tensor, " n"]) -> tuple[Task, Bool[Tensor, " n"]]:
-        """The task of the rows' jobs of that rank, and where there is one (an aim needs a class to go to).
+    def job(self, task: Task, restart: Int64[Tensor, " n"]) -> tuple[Task, Bool[Tensor, " n"]]:
+        """The task of the rows' jobs of that restart, and where there is one (an aim needs a class to go to).
 
         A user's target leaves no choice of aims: then only the first place of each start is a job.
         """
-        if not self.aims:
-            return (task if rank is task.noise.rank else task.with_jobs(rank, task.aim)), rank >= 0
-        place = rank % self.aims
+        if not self.n_targets:
+            return (task if restart is task.noise.restart else task.with_jobs(restart, task.aim)), restart >= 0
+        place = restart % self.n_targets
         if task.clean is None:
-            raise BadInput(f"`aims` must be 0 where the model gives no logits, got {self.aims}; they rank the classes")
+            raise BadInput(
+                f"`n_targets` must be 0 where the model gives no logits, got {self.n_targets}; they restart the classes"
+            )
         rivals = task.clean.scatter(1, task.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
         aimed = rivals.gather(1, place.clamp_max(rivals.shape[1] - 1)[:, None]).squeeze(1)
         free = task.target == AWAY
         exists = torch.where(free, place < rivals.shape[1], place == 0)
-        return task.with_jobs(rank, torch.where(free, aimed, task.target)), exists
+        return task.with_jobs(restart, torch.where(free, aimed, task.target)), exists
 
     def __call__(
         self,
@@ -174,17 +176,17 @@ class Attack(ABC, Generic[S]):
         if len(x) == 0:
             return x.clone()
         with objective_for(model, self.loss, needs=self.needs, success=success, eot=eot) as objective:
-            if self.aims or self.reads_clean:
+            if self.n_targets or self.reads_clean:
                 output = objective.forward(x)
                 if output.is_floating_point():
                     check_labels(output, task)
                     task = replace(task, clean=output)
-            job, _ = self.job(task, task.noise.rank)
+            job, _ = self.job(task, task.noise.restart)
             answer, fooled = self._run(objective, job)
-            for rank in range(1, self.jobs):
-                if rank == 1 and self.until == "done":  # such an attack says when it ends, not whether it succeeded
-                    fooled = objective.judge(answer, job).fooled
-                job, exists = self.job(task, torch.full_like(task.y, rank))
+            for restart in range(1, self.jobs):
+                if restart == 1 and self.until == "done":  # such an attack says when it ends, not whether it succeeded
+                    fooled = objective.evaluate_at(answer, job).fooled
+                job, exists = self.job(task, torch.full_like(task.y, restart))
                 # Where the nearest point is sought, a success does not make the other jobs needless.
                 index = (exists & (~fooled | self.minimises)).nonzero().squeeze(1)
                 if not len(index):
@@ -192,7 +194,7 @@ class Attack(ABC, Generic[S]):
                 job = job.rows(index)
                 found, hit = self._run(objective, job)
                 if self.until == "done":
-                    hit = objective.judge(found, job).fooled
+                    hit = objective.evaluate_at(found, job).fooled
                 before = job.ball.distance(answer[index], job.x)
                 hit = hit & (~fooled[index] | (job.ball.distance(found, job.x) < before))
                 answer[index[hit]] = found[hit]
@@ -204,7 +206,7 @@ class Attack(ABC, Generic[S]):
         state = self.init(task)
         answer, fooled = torch.empty_like(task.x), torch.zeros_like(task.y, dtype=torch.bool)
         seen: list[Point] = []
-        standing, passes = self.until == "fooled", self.passes
+        standing, passes = self.until == "fooled", self.max_steps
         for turn in count(1):
             point = objective(state.z, task)
             stepped = self.step(state, point, task)

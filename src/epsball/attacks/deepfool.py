@@ -1,7 +1,7 @@
 """DeepFool: from plane to plane, each time to the nearest border as it is linearised there, until one is crossed.
 
 Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to fool deep neural networks" (CVPR 2016),
-algorithm 2, and section 3.3 for other norms; a step is a projection onto a hyperplane within the box (`Ball.onto`).
+algorithm 2, and section 3.3 for other norms; a step is a projection onto a hyperplane within the box (`Ball.project_onto_hyperplane`).
 
 The paper's steps go all the way to the plane. Along that way the logits of a network bend, and the point lands far
 beyond the border; its first crossing is never improved. Here a step goes half of the way until the plane is near: on a
@@ -104,7 +104,7 @@ class DeepFool(MinimumNorm[Nearest]):
         tiny = ROUNDINGS * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
         gap = torch.minimum(gap, -tiny if gap.ndim == 1 else -tiny[:, None])  # at z itself nothing fools
         ball = task.ball
-        onto = ball.onto(-gap, grad, z) if gap.ndim == 1 else nearest_plane(z, gap, grad, ball)[1]
+        onto = ball.project_onto_hyperplane(-gap, grad, z) if gap.ndim == 1 else nearest_plane(z, gap, grad, ball)[1]
         last = 1 + self.overshoot
         left = ball.distance(onto, z)
         share = torch.full_like(left, last if self.step_size == 1 else self.step_size)

@@ -1,7 +1,7 @@
 """FAB, fast adaptive boundary: a walk along the decision border to the point of it that is nearest to the example.
 
 Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (ICML 2020), algorithm
-1: the border is linearised at z, both z and x are projected onto it within the box (exactly, `Ball.onto`), and the next
+1: the border is linearised at z, both z and x are projected onto it within the box (exactly, `Ball.project_onto_hyperplane`), and the next
 point is a mixture of the two, a little beyond, in which x's part is at most `alpha_max`: so the walk is drawn towards
 x. Where it has crossed the border it steps back, and is projected from there onto the plane found beyond: the paper
 spends a pass on the plane at the point behind, and reaches no nearer for it (docs/benchmarks.md). There is no step
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
-from epsball.attacks.pace import hopeful, looked, no_pace
+from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
 from epsball.attacks.planes import hyperplanes, nearest_plane, rise, too_far
 from epsball.balls.ball import Ball
 from epsball.common.checks import at_least, whole
@@ -34,16 +34,16 @@ PATIENCE = 8
 
 @dataclass(frozen=True, eq=False)
 class Crossing(State):
-    """With the nearest fooling point seen (x before there is one), its distance, infinite until then, and the pace."""
+    """With the nearest fooling point seen (x before there is one), its distance, infinite until then, and the progress."""
 
     near: Float[Tensor, "n *shape"]
     distance: Float[Tensor, " n"]
-    pace: Float[Tensor, "n ..."]
+    progress: Float[Tensor, "n ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(Attack[Crossing]):
-    """A walk along the decision border towards its nearest point; `aims` = 9 is targeted FAB, one border at a time.
+    """A walk along the decision border towards its nearest point; `n_targets` = 9 is targeted FAB, one border at a time.
 
     A job ends with its first fooling point inside the ball, or after `steps` passes; untargeted, a pass costs a
     backward for each class but one. A job without success hands over its last point if that is inside the ball, else
@@ -53,8 +53,8 @@ class FAB(Attack[Crossing]):
 
     `eta` says how far beyond the border the walk goes (1: onto it), `alpha_max` is the greatest weight of x's
     projection, `beta` the share of the way from x that a step back keeps; the values are the paper's. The first start
-    is x, later ones are drawn from the ball of half the radius. `hope` < inf gives jobs up whose nearest fooling point
-    comes nearer too slowly to reach the ball (`pace.py`); one that has found none goes on.
+    is x, later ones are drawn from the ball of half the radius. `early_stop` < inf gives jobs up whose nearest fooling point
+    comes nearer too slowly to reach the ball (`early_stopping.py`); one that has found none goes on.
 
     On linear models of up to ten classes, in boxes, it fooled within 1.02 times the least possible radius in ten steps.
 
@@ -73,7 +73,7 @@ class FAB(Attack[Crossing]):
     alpha_max: float = 0.1
     beta: float = 0.9
     minimise: bool = False
-    hope: float = math.inf
+    early_stop: float = math.inf
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,10 +82,10 @@ class FAB(Attack[Crossing]):
         for name in ("alpha_max", "beta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"`{name}` must be from 0 to 1, got {getattr(self, name)}; it is a share")
-        hopeful("hope", self.hope)
-        if self.minimise and self.hope < math.inf:
+        check_early_stop("early_stop", self.early_stop)
+        if self.minimise and self.early_stop < math.inf:
             raise BadInput(
-                f"`hope` must be left out with `minimise`, got {self.hope}: the nearest point is no matter of a radius"
+                f"`early_stop` must be left out with `minimise`, got {self.early_stop}: the nearest point is no matter of a radius"
             )
         if self.loss is not hyperplanes:
             raise BadInput(
@@ -98,12 +98,14 @@ class FAB(Attack[Crossing]):
         return self.minimise
 
     def init(self, task: Task) -> Crossing:
-        z, first = task.x, task.noise.rank < max(self.aims, 1)
+        z, first = task.x, task.noise.restart < max(self.n_targets, 1)
         if not bool(first.all()):
             drawn = torch.lerp(z, task.ball.sample(z, task.noise), 0.5)
             z = torch.where(column(first, z.ndim), z, drawn)
         far = torch.full_like(task.y, math.inf, dtype=z.dtype)
-        return replace(Crossing.at(z, near=task.x, distance=far, pace=no_pace(far, self.hope)), best=task.x)
+        return replace(
+            Crossing.at(z, near=task.x, distance=far, progress=no_progress(far, self.early_stop)), best=task.x
+        )
 
     def step(self, state: Crossing, point: Point, task: Task) -> Crossing:
         state, succeeded = self.looked(state, point, task)
@@ -117,17 +119,17 @@ class FAB(Attack[Crossing]):
         z, t = self.ahead(z, task.x, gap, grad, task.ball), state.t + 1
         # A last point that nobody looked at is handed over where it may succeed; the minimum norm needs a look at it.
         best, done = state.best, succeeded | ((state.t if self.minimise else t) >= self.steps)
-        pace = state.pace
-        if self.hope < math.inf:
+        progress = state.progress
+        if self.early_stop < math.inf:
             spare = _radius(task.ball, state.distance) - state.distance
-            pace, lost = looked(pace, spare, state.t, self.steps, self.hope, first=PATIENCE)
+            progress, lost = looked(progress, spare, state.t, self.steps, self.early_stop, first=PATIENCE)
             done = done | lost
         ended = (done & ~succeeded & ~state.done).nonzero().squeeze(1)
         if len(ended):
             best = best.index_copy(
                 0, ended, self.handed(replace(state, z=z).map(lambda part: part[ended]), task, ended)
             )
-        return replace(state, z=z, best=best, t=t, done=done | state.done, pace=pace)
+        return replace(state, z=z, best=best, t=t, done=done | state.done, progress=progress)
 
     def looked(self, state: Crossing, point: Point, task: Task) -> tuple[Crossing, Bool[Tensor, " n"]]:
         """The state with the fooling points that are nearer than any before, and where the job has succeeded."""
@@ -156,12 +158,12 @@ class FAB(Attack[Crossing]):
     ) -> Float[Tensor, "n *shape"]:
         """The next point: equations 9 and 10 of the paper, for the nearest of the linearised borders."""
         if gap.ndim == 1:
-            from_z = ball.onto(-gap, grad, z)
+            from_z = ball.project_onto_hyperplane(-gap, grad, z)
         else:
             nearest, from_z = nearest_plane(z, gap, grad, ball)
             rows = torch.arange(len(z), device=z.device)
             gap, grad = gap[rows, nearest], grad[rows, nearest]
-        from_x = ball.onto(rise(grad, x, z) - gap, grad, x)
+        from_x = ball.project_onto_hyperplane(rise(grad, x, z) - gap, grad, x)
         here, there = ball.distance(from_z, z), ball.distance(from_x, x)
         alpha = (here / (here + there)).nan_to_num_(nan=self.alpha_max).clamp_max_(self.alpha_max)
         # Coordinates at which z and x agree and both projections stay keep their bits: masks hold exactly.

@@ -34,7 +34,7 @@ class FGSM(Attack[State]):
     until = "done"
 
     @property
-    def passes(self) -> int:
+    def max_steps(self) -> int:
         return 1
 
     def init(self, task: Task) -> State:

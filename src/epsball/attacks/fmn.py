@@ -176,7 +176,7 @@ WALKS: dict[str, Walk] = {"linf": Walk(), "l2": Walk(), "l1": Sparse(), "l0": Co
 class FMN(MinimumNorm[Walking]):
     """Climbs a soft margin in a ball of its own for each row, whose radius follows the border.
 
-    With more than two classes it comes to the border of one; `aims` = k seeks those of the k likeliest one by one.
+    With more than two classes it comes to the border of one; `n_targets` = k seeks those of the k likeliest one by one.
     `steps` passes, one backward each. `step_size` > 0 is the first step in units of the radius, `gamma` in (0, 1) the
     share by which the radius first changes; both fall on a half cosine, to a hundredth and to .001.
     """
@@ -247,7 +247,7 @@ class FMN(MinimumNorm[Walking]):
         x, grad, ball = task.x[rows], point.grad[rows], task.ball.rows(rows)
         gain = rise(grad, x, z[rows]) - margin(point.logits, task)[rows]
         gain = gain + BEYOND * gain.abs()
-        eps = ball.eps_for(gain, grad, x).to(distance)
+        eps = ball.min_eps(gain, grad, x).to(distance)
         better = (eps > 0) & (eps < distance[rows]) & (eps <= torch.as_tensor(ball.eps).to(eps))
         rows = rows[better]
         there = replace(ball.rows(better.nonzero().squeeze(1)), eps=eps[better]).argmax(grad[better], x[better])
@@ -260,7 +260,11 @@ class FMN(MinimumNorm[Walking]):
         eps, ball, found = state.eps, task.ball, distance < math.inf
         wider = walk.wider(eps, gamma)
         if not bool(found.all()):
-            left = ball.eps_below(margin(point.logits, task)[:, None], point.grad.unsqueeze(1)).squeeze(1).to(eps)
+            left = (
+                ball.min_eps_lower_bound(margin(point.logits, task)[:, None], point.grad.unsqueeze(1))
+                .squeeze(1)
+                .to(eps)
+            )
             reach = ball.distance(state.z, task.x).to(eps) + left
             reach = torch.maximum(reach, torch.where(eps < math.inf, DOUBLING * eps, 0))
             wider = torch.where(found, wider, walk.wider(reach, 0 * gamma))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from epsball.attacks import normals
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
-from epsball.attacks.starts import References, candidates, in_order
+from epsball.attacks.starting_points import References, candidates, in_order
 from epsball.common.shapes import column, flat
 from epsball.problem.objective import Point
 from epsball.problem.task import Task
@@ -87,8 +87,8 @@ class Hopping(Nearest):
 class HopSkipJump(MinimumNorm[Hopping]):
     """The nearest fooling point from labels alone, in L2 and Linf, for any model; one query a step.
 
-    `steps` queries an example, the first of which looks at the example itself. A row starts from `task.near`, the best
-    point of the attacks before it, where it is to go `onward`; from the nearest of `references` whose class is wanted,
+    `steps` queries an example, the first of which looks at the example itself. A row starts from `task.warm_start`, the best
+    point of the attacks before it, where it is to go `warm_start`; from the nearest of `references` whose class is wanted,
     where there are any (which a target needs, as a rule); then from noise, until something fools. It ends early where
     nothing more is to be learnt.
 
@@ -107,11 +107,11 @@ class HopSkipJump(MinimumNorm[Hopping]):
 
     steps: int = 2000
     references: References | None = None
-    onward: bool = False
+    warm_start: bool = False
 
     @property
-    def goes_on(self) -> bool:
-        return self.onward
+    def uses_warm_start(self) -> bool:
+        return self.warm_start
 
     def init(self, task: Task) -> Hopping:
         none, zero, still = unseen(task), torch.zeros_like(task.y), torch.zeros_like(task.x)
@@ -186,11 +186,13 @@ class HopSkipJump(MinimumNorm[Hopping]):
         for share in (s.low, s.high):
             z = _along(s, task, share)
             free &= flat(z == _inner(s, task, z)).all(1)
-        onward = torch.where(free, FINE, RAISE)
-        onward = torch.where((s.moves == 0) & (s.count == 0) & (s.tried < self.tries), START, onward)
-        onward = torch.where(self.left(s) <= RESERVE, LAST, onward)
+        warm_start = torch.where(free, FINE, RAISE)
+        warm_start = torch.where((s.moves == 0) & (s.count == 0) & (s.tried < self.tries), START, warm_start)
+        warm_start = torch.where(self.left(s) <= RESERVE, LAST, warm_start)
         return replace(
-            s, phase=torch.where(ready, onward, COARSE), count=torch.where(ready & (onward != START), 0, s.count)
+            s,
+            phase=torch.where(ready, warm_start, COARSE),
+            count=torch.where(ready & (warm_start != START), 0, s.count),
         )
 
     def raised(self, s: Hopping, fooled: Bool[Tensor, " n"], task: Task) -> Hopping:
@@ -267,7 +269,7 @@ class HopSkipJump(MinimumNorm[Hopping]):
     # Where to look next.
 
     def at_start(self, s: Hopping, fooled: Bool[Tensor, " n"], task: Task) -> Hopping:
-        near = task.near if self.onward else None
+        near = task.warm_start if self.warm_start else None
         z = candidates(task, s.tried, near, self.references, s.order)
         nearer = (1 - ROUGH) * s.distance / task.ball.distance(z, task.x).clamp_min(torch.finfo(z.dtype).tiny)
         return replace(s, z=task.ball.clip(torch.lerp(task.x, z, column(nearer.clamp_max(1), z.ndim).to(z.dtype))))

@@ -45,7 +45,7 @@ class Iterated(Attack[Moving]):
         at_least("momentum", self.momentum, 0)
 
     @property
-    def passes(self) -> int:
+    def max_steps(self) -> int:
         return self.steps
 
     @abstractmethod

@@ -161,7 +161,7 @@ class L1APGD(Attack[SparseClimb]):
             moved=moved,
         )
 
-    def peak(self, state: SparseClimb) -> Float[Tensor, "n *shape"]:
+    def best_point(self, state: SparseClimb) -> Float[Tensor, "n *shape"]:
         return state.peak
 
 

@@ -145,7 +145,7 @@ class BoxLBFGS(MinimumNorm[Lines]):
             raise BadInput(f"`c` must be > 0 and finite, got {self.c}; the default suits any scale")
 
     def init(self, task: Task) -> Lines:
-        return Lines.beginning(starting(task, max(self.aims, 1)), task.x, unseen(task), self.memory)
+        return Lines.beginning(starting(task, max(self.n_targets, 1)), task.x, unseen(task), self.memory)
 
     def step(self, state: Lines, point: Point, task: Task) -> Lines:
         x, ndim = task.x, task.x.ndim
@@ -248,7 +248,7 @@ class BoxLBFGS(MinimumNorm[Lines]):
         """The state in which the rows `ended` begin another round, or are done."""
         c, low, high = tightened(state.c[ended], state.low[ended], state.high[ended], state.fools[ended])
         round_, distance = state.round[ended] + 1, state.distance[ended]
-        z = starting(task.rows(ended), max(self.aims, 1))
+        z = starting(task.rows(ended), max(self.n_targets, 1))
         fresh = replace(
             Lines.beginning(z, state.best[ended], torch.full_like(distance, math.inf), self.memory),
             t=state.t[ended],

@@ -34,8 +34,8 @@ LARGEST = 1e10
 
 
 def starting(task: Task, jobs: int) -> Float[Tensor, "n *shape"]:
-    """Where a job starts: ranks below `jobs` at the example, later ones a tenth of the way to a draw of the ball."""
-    first = task.noise.rank < jobs
+    """Where a job starts: restart_indices below `jobs` at the example, later ones a tenth of the way to a draw of the ball."""
+    first = task.noise.restart < jobs
     if bool(first.all()):
         return task.x
     drawn = torch.lerp(task.x, task.ball.sample(task.x, task.noise), 0.1)
@@ -102,7 +102,7 @@ def at_border(
     """
     x, z, ball = task.x.to(normal.dtype), z.to(normal.dtype), task.ball
     rise = flat((z - x) * normal).sum(1) - lead
-    ahead = ball.onto(rise * (1 + BEYOND), normal, x)
+    ahead = ball.project_onto_hyperplane(rise * (1 + BEYOND), normal, x)
     sound = flat(ahead).isfinite().all(1) & (~fooled | (ball.distance(ahead, x) < ball.distance(z, x)))
     return near_enough(torch.where(column(sound, z.ndim), ahead, torch.lerp(x, z, 0.5)), task)
 

@@ -16,7 +16,7 @@ from epsball.problem.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Iterated):
-    """Iterated ascent from a random start; `starts` > 1 gives restarts, each example its own."""
+    """Iterated ascent from a random start; `restarts` > 1 gives restarts, each example its own."""
 
     def start(self, task: Task) -> Float[Tensor, "n *shape"]:
         return task.ball.sample(task.x, task.noise)

@@ -1,7 +1,7 @@
 """The borders between the classes, and the nearest of them where they are taken for planes.
 
 At a point z each border is the set on which the difference of two logits is zero; linearised, it is a hyperplane, and
-its projection within the box is `Ball.onto`. FAB and DeepFool walk from plane to plane.
+its projection within the box is `Ball.project_onto_hyperplane`. FAB and DeepFool walk from plane to plane.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def nearest_plane(
     another. A plane that is farther away without the box than another one with it needs no look, so few rows need a
     second one. Where none can be reached it is the authors'.
     """
-    below = ball.eps_below(gap, grad)
+    below = ball.min_eps_lower_bound(gap, grad)
     nearest, found = below.argmin(1), torch.empty_like(z)
     least = torch.full_like(below[:, 0], math.inf)
     rows, place = torch.arange(len(z), device=z.device), nearest
     for turn in range(gap.shape[1]):
         normal, wanted, start, part = grad[rows, place], -gap[rows, place], z[rows], ball.rows(rows)
-        onto = part.onto(wanted, normal, start)
+        onto = part.project_onto_hyperplane(wanted, normal, start)
         reached = rise(normal, start, onto).abs() >= REACHED * wanted.abs()
         distance = torch.where(reached, part.distance(onto, start), math.inf).to(least)
         better = (distance < least[rows]) if turn else rows >= 0

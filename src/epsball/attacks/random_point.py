@@ -1,6 +1,6 @@
 """Noise as a control: what a random direction of the same size does, against which a gradient has to prove itself.
 
-Goodfellow et al. (ICLR 2015), section 7, use both kinds. More draws per example: `starts`.
+Goodfellow et al. (ICLR 2015), section 7, use both kinds. More draws per example: `restarts`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RandomPoint(Attack[State]):
     needs = "logits"
 
     @property
-    def passes(self) -> int:
+    def max_steps(self) -> int:
         return 1
 
     @abstractmethod

@@ -21,8 +21,8 @@ ATTACKS: dict[str, tuple[str, str]] = {
 ALIASES: dict[str, str] = {
     "apgd-ce": "apgd",
     "apgd-dlr": "apgd:loss=dlr",
-    "apgd-t": "apgd:loss=dlr,aims=9",
-    "fab-t": "fab:aims=9",
+    "apgd-t": "apgd:loss=dlr,n_targets=9",
+    "fab-t": "fab:n_targets=9",
 }
 """Other names of the literature, for an attack with options."""
 
@@ -46,7 +46,7 @@ def parse(text: str) -> Attack:
 
     >>> parse("pgd:steps=100,loss=margin").steps
     100
-    >>> parse("apgd-t:aims=3").aims
+    >>> parse("apgd-t:n_targets=3").n_targets
     3
     """
     from dataclasses import fields
@@ -62,7 +62,7 @@ def parse(text: str) -> Attack:
     for pair in filter(None, rest.split(",")):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise BadInput(f"`attack` options are KEY=VALUE, got {pair!r} in {text!r}; as in pgd:steps=40,starts=2")
+            raise BadInput(f"`attack` options are KEY=VALUE, got {pair!r} in {text!r}; as in pgd:steps=40,restarts=2")
         key = one_of(f"{name} option", key.strip().replace("-", "_"), kinds)
         options[key] = resolve_loss(value) if key == "loss" else number(f"{name}:{key}", value, str(kinds[key]))
     return cls(**options)

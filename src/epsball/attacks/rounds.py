@@ -197,7 +197,7 @@ class Penalty(MinimumNorm[Weighing]):
 
     def start(self, task: Task) -> Float[Tensor, "n *shape"]:
         """Where each round starts."""
-        return starting(task, max(self.aims, 1))
+        return starting(task, max(self.n_targets, 1))
 
     def centre(self, task: Task) -> Float[Tensor, "n *shape"]:
         """What the distance in the objective is measured from."""

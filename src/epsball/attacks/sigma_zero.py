@@ -80,7 +80,7 @@ class SigmaZero(MinimumNorm[Counting]):
             )
 
     def init(self, task: Task) -> Counting:
-        z, far = starting(task, max(self.aims, 1)), unseen(task)
+        z, far = starting(task, max(self.n_targets, 1)), unseen(task)
         delta = ((z - task.x) / _width(task.ball, z)).to(far.dtype)
         none = torch.zeros_like(delta)
         at = Counting.at(z, delta=delta, first=none, second=none, distance=far, threshold=far)

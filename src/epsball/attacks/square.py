@@ -15,8 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
+from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
 from epsball.attacks.grid import BLOCK
-from epsball.attacks.pace import hopeful, looked, no_pace
 from epsball.attacks.windows import FILLINGS, Filling
 from epsball.common.checks import whole
 from epsball.common.errors import BadInput
@@ -39,7 +39,7 @@ class Searching(State):
     tried: Float[Tensor, " n"]
     moves: Int64[Tensor, "n BLOCK columns"]
     due: Int64[Tensor, " n"]
-    pace: Float[Tensor, "n ..."]
+    progress: Float[Tensor, "n ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Square(Attack[Searching]):
 
     `steps` queries; the first windows cover the share 0 < `p` <= 1 of the places, and halve nine times on a schedule
     that scales with `steps`. In Linf cells go to the ends of ball and box; in L2 and L1 mass moves between windows.
-    `onward` starts from the best point of the attacks before it, and where there is none (none ended at a valid point,
-    or the attack is a transfer) as ever, with windows of the same `p`; `hope` < inf gives hopeless jobs up (`pace.py`).
+    `warm_start` starts from the best point of the attacks before it, and where there is none (none ended at a valid point,
+    or the attack is a transfer) as ever, with windows of the same `p`; `early_stop` < inf gives hopeless jobs up (`early_stopping.py`).
     Examples (n, d) have windows along d, (n, h, w) one channel; with more dimensions the first is the channel.
 
     On linear models of 1 to 36 coordinates 2,000 queries reach the exact optimum in Linf, at least .4 of it in L2 and
@@ -69,33 +69,35 @@ class Square(Attack[Searching]):
     loss: Loss = margin
     steps: int = 5000
     p: float = 0.8
-    onward: bool = False
-    hope: float = math.inf
+    warm_start: bool = False
+    early_stop: float = math.inf
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("steps", self.steps, 1)
         if not 0 < self.p <= 1:
             raise BadInput(f"`p` must be > 0 and <= 1, got {self.p}; it is the first windows' share of the places")
-        hopeful("hope", self.hope)
-        if self.hope < math.inf and self.loss is not margin:
-            raise BadInput(f"`hope` must be inf with another loss than margin, got {self.hope}: it measures the margin")
+        check_early_stop("early_stop", self.early_stop)
+        if self.early_stop < math.inf and self.loss is not margin:
+            raise BadInput(
+                f"`early_stop` must be inf with another loss than margin, got {self.early_stop}: it measures the margin"
+            )
 
     @property
-    def passes(self) -> int | None:
-        return self.steps if self.hope == math.inf else None
+    def max_steps(self) -> int | None:
+        return self.steps if self.early_stop == math.inf else None
 
     @property
-    def goes_on(self) -> bool:
-        return self.onward
+    def uses_warm_start(self) -> bool:
+        return self.warm_start
 
     def _start(self, task: Task, filling: Filling) -> Batch:
-        if not self.onward or task.near is None:
+        if not self.warm_start or task.warm_start is None:
             return filling.start(task)
-        found = flat(task.near != task.x).any(1)  # elsewhere no attack ended at a point
+        found = flat(task.warm_start != task.x).any(1)  # elsewhere no attack ended at a point
         if bool(found.all()):
-            return task.near
-        return torch.where(column(found, task.x.ndim), task.near, filling.start(task))
+            return task.warm_start
+        return torch.where(column(found, task.x.ndim), task.warm_start, filling.start(task))
 
     def init(self, task: Task) -> Searching:
         filling = FILLINGS[task.ball.name]
@@ -111,7 +113,7 @@ class Square(Attack[Searching]):
             tried=spent,
             moves=at.draw(task.noise, t, filling.corners),
             due=t,
-            pace=no_pace(spent, self.hope),
+            progress=no_progress(spent, self.early_stop),
         )
 
     def step(self, state: Searching, point: Point, task: Task) -> Searching:
@@ -131,18 +133,18 @@ class Square(Attack[Searching]):
             move = state.moves[torch.arange(len(state.due), device=state.due.device), state.due]
         z, tried = filling.propose(at, move, task, best, state.budget, held)
         height = torch.where(better, point.loss, state.height)
-        done, pace = state.done, state.pace
-        if self.hope < math.inf:
+        done, progress = state.done, state.progress
+        if self.early_stop < math.inf:
             done = state.t + 1 >= self.steps
             if bool(((state.t & (state.t - 1)) == 0).any()):  # the best margin is all that counts between two marks
-                pace, lost = looked(pace, height, state.t, self.steps, self.hope, first=PATIENCE)
+                progress, lost = looked(progress, height, state.t, self.steps, self.early_stop, first=PATIENCE)
                 done = done | lost
         return Searching(
             z=z,
             best=best,
             t=state.t + 1,
             done=done,
-            pace=pace,
+            progress=progress,
             height=height,
             budget=state.budget,
             held=held,

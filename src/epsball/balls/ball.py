@@ -1,6 +1,6 @@
 """The ball around each example, {z : |z - x| <= eps, lo <= z <= hi, z = x off the mask}: what every norm shares.
 
-For a linear score the worst point of a ball is known in closed form: `argmax`, with the gain `support`, which without
+For a linear score the worst point of a ball is known in closed form: `argmax`, with the gain `max_gain`, which without
 a box is eps times the dual norm of the gradient (Goodfellow et al. 2015, section 3). `project` is the exact nearest
 point of ball and box together, which clipping after projecting is not. The norms themselves are in `balls.py`.
 """
@@ -153,18 +153,18 @@ class Ball(ABC):
         ball = self.bind(x)
         return ball._argmax(grad, x)
 
-    def support(self, grad: Batch, x: Batch) -> PerExample:
+    def max_gain(self, grad: Batch, x: Batch) -> PerExample:
         """The gain <grad, argmax(grad, x) - x>; without box and mask, eps times the dual norm (Linf, L2, L1).
 
         >>> from epsball import L2
-        >>> L2(eps=0.5).support(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+        >>> L2(eps=0.5).max_gain(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
         tensor([2.5000])
         """
         ball = self.bind(x)
         return flat(grad * (ball._argmax(grad, x) - x)).sum(1)
 
-    def supports(self, grads: Float[Tensor, "k *shape"], x: Batch) -> Float[Tensor, "n k"]:
-        """`support` of each of k directions, shared by all points, at each point; without the pairs (n, k, *shape).
+    def max_gains(self, grads: Float[Tensor, "k *shape"], x: Batch) -> Float[Tensor, "n k"]:
+        """`max_gain` of each of k directions, shared by all points, at each point; without the pairs (n, k, *shape).
 
         The gain is that of the exact maximiser, before the point is rounded to x's dtype. Memory beyond the answer is
         a few blocks of `BLOCK` numbers, or one row if that is longer. Raises `BadInput` as `argmax` does.
@@ -172,7 +172,7 @@ class Ball(ABC):
         >>> from epsball import Linf
         >>> ball = Linf(eps=0.3, lo=0, hi=1)
         >>> x = torch.tensor([[0.5, 0.9], [0.1, 0.5]])
-        >>> ball.supports(torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]), x)
+        >>> ball.max_gains(torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]), x)
         tensor([[0.5000, 0.3000, 0.0000],
                 [0.9000, 0.1000, 0.0000]])
         """
@@ -185,12 +185,12 @@ class Ball(ABC):
         wide = torch.promote_types(x.dtype, torch.float32)
         grads, found = grads.to(x.device, wide), x.new_empty(len(x), len(grads))
         if x.numel() <= BLOCK:
-            return ball._supports(grads, x.to(wide)).to(x.dtype)
+            return ball._max_gains(grads, x.to(wide)).to(x.dtype)
         for rows in blocks(len(x), math.prod(x.shape[1:]), x.device):
-            found[rows] = ball.rows(rows)._supports(grads, x[rows].to(wide)).to(x.dtype)
+            found[rows] = ball.rows(rows)._max_gains(grads, x[rows].to(wide)).to(x.dtype)
         return found
 
-    def eps_for(
+    def min_eps(
         self, gain: PerExample, grad: Batch, x: Batch, *, strict: bool | Bool[Tensor, " n"] = False
     ) -> Float[Tensor, " n"]:
         """The smallest radius at which <grad, z> rises by `gain` (n,) within box and mask; `inf` where none does.
@@ -203,7 +203,7 @@ class Ball(ABC):
 
         >>> from epsball import Linf
         >>> x, w = torch.tensor([[0.0, 0.9]]), torch.tensor([[1.0, 2.0]])
-        >>> Linf(eps=0).eps_for(torch.tensor([0.6]), w, x), Linf(eps=0, hi=1).eps_for(torch.tensor([0.6]), w, x)
+        >>> Linf(eps=0).min_eps(torch.tensor([0.6]), w, x), Linf(eps=0, hi=1).min_eps(torch.tensor([0.6]), w, x)
         (tensor([0.2000], dtype=torch.float64), tensor([0.4000], dtype=torch.float64))
         """
         ball, gain = self.bind(x), gain.double()
@@ -217,7 +217,7 @@ class Ball(ABC):
         needless = torch.where(strictly, gain < 0, gain <= 0)
         return torch.where(needless, 0, torch.where(reached, radius.clamp_min(0), math.inf))
 
-    def onto(self, gain: PerExample, grad: Batch, z: Batch) -> Batch:
+    def project_onto_hyperplane(self, gain: PerExample, grad: Batch, z: Batch) -> Batch:
         """The point of box and mask nearest to z in the ball's norm at which <grad, .> is greater by `gain` (n,).
 
         A projection onto a hyperplane, from either side: where `gain` is negative it falls by that much. Where the box
@@ -227,7 +227,7 @@ class Ball(ABC):
 
         >>> from epsball import Linf
         >>> x, w = torch.tensor([[0.0, 0.9]]), torch.tensor([[1.0, 2.0]])
-        >>> Linf(eps=0).onto(torch.tensor([0.6]), w, x), Linf(eps=0, hi=1).onto(torch.tensor([0.6]), w, x)
+        >>> Linf(eps=0).project_onto_hyperplane(torch.tensor([0.6]), w, x), Linf(eps=0, hi=1).project_onto_hyperplane(torch.tensor([0.6]), w, x)
         (tensor([[0.2000, 1.1000]]), tensor([[0.4000, 1.0000]]))
         """
         ball, wide = self.bind(z), torch.promote_types(z.dtype, torch.float32)
@@ -243,11 +243,13 @@ class Ball(ABC):
         side.mul_(length if unit is None else length * unit)
         return ball._clip_(side.add_(near).to(z.dtype))
 
-    def eps_below(self, gain: Float[Tensor, "n k"], grads: Float[Tensor, "n k *shape"]) -> Float[Tensor, "n k"]:
-        """A radius below which <grad, z> cannot change by `gain`: |gain| / dual norm; without a box, `eps_for` itself.
+    def min_eps_lower_bound(
+        self, gain: Float[Tensor, "n k"], grads: Float[Tensor, "n k *shape"]
+    ) -> Float[Tensor, "n k"]:
+        """A radius below which <grad, z> cannot change by `gain`: |gain| / dual norm; without a box, `min_eps` itself.
 
         >>> from epsball import L2
-        >>> L2(eps=0).eps_below(torch.tensor([[10.0, -1.0]]), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
+        >>> L2(eps=0).min_eps_lower_bound(torch.tensor([[10.0, -1.0]]), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
         tensor([[2.0000, 0.5000]])
         """
         if self.mask is not None:
@@ -334,7 +336,7 @@ class Ball(ABC):
     def _dual(self, grads: Batch) -> PerExample: ...
 
     @abstractmethod
-    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+    def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
         """The gains of shared directions for a bound ball and a block of rows, in at least single precision."""
 
     @abstractmethod

@@ -50,7 +50,7 @@ class L0(Ball):
         width = hi - lo
         return greatest(flat(grads * (width.amax(0) if width.ndim else width)))
 
-    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+    def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
         count = self._count(flat(x))
         most = int(count.clamp_max(flat(x).shape[1]).max()) if len(x) else 0
         place = torch.arange(most, device=x.device)

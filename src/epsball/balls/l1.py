@@ -42,7 +42,7 @@ class L1(Ball):
     def _dual(self, grads: Batch) -> PerExample:
         return greatest(flat(grads))
 
-    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+    def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
         self._need_box()
         if self._is_free():
             return gains_everywhere(self, grads, x)

@@ -46,7 +46,7 @@ class L2(Ball):
     def _dual(self, grads: Batch) -> PerExample:
         return torch.linalg.vector_norm(flat(grads), dim=1)
 
-    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+    def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
         self._need_box()
         if self._is_free():
             return gains_everywhere(self, grads, x)

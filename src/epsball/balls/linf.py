@@ -46,7 +46,7 @@ class Linf(Ball):
     def _dual(self, grads: Batch) -> PerExample:
         return flat(grads).abs().sum(1)
 
-    def _supports(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
+    def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
         self._need_box()
         if self._is_free() and isinstance(self.eps, Tensor) and self.eps.ndim > 1:
             return self.dual(grads * self.eps.to(grads)).expand(len(x), -1)

@@ -27,7 +27,7 @@ def attack(
     Parameters
     ----------
     attack
-        A name of `epsball attacks`, with options as in pgd:steps=100,starts=5.
+        A name of `epsball attacks`, with options as in pgd:steps=100,restarts=5.
     target
         Drive every example towards this class instead of away from its own.
     out
@@ -57,7 +57,7 @@ def attack(
             chosen,
             target=target,
             seed=subject.seed,
-            width=subject.width,
+            batch_size=subject.batch_size,
             on_progress=lambda done: bar.update(task, completed=done),
         )
     made.save(out / "adversarial.parquet")

@@ -108,13 +108,13 @@ class Subject(Material):
         Keys all randomness: training on the spot, random starts, noise.
     epochs
         Epochs of training on the spot. Default: as many as make about 1,500 steps.
-    width
+    batch_size
         Examples that share a pass; it does not change the verdict.
     """
 
     seed: int = 0
     epochs: int | None = None
-    width: int = 128
+    batch_size: int = 128
 
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
         """The model and a line about where it comes from; trained, and kept in `out`, where it has no weights yet."""
@@ -184,8 +184,8 @@ class Subject(Material):
             ) from error
 
     def _trained(self, model: nn.Module, train: Examples, seed: int, console: Console) -> FitResult:
+        from epsball.training.broken_defences import recipe
         from epsball.training.fit import fit
-        from epsball.training.sabotage import recipe
 
         how = recipe(model, train)
         steps = ceil(len(train) / BATCH)

@@ -72,5 +72,5 @@ def _report(found: Comparison) -> None:
         if ids:
             few = ", ".join(map(str, ids[:SHOWN])) + (f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else "")
             console.print(f"[dim]robust in {name} only:[/] id {few}")
-    console.print(f"[bold]{escape(found.verdict)}[/]")
+    console.print(f"[bold]{escape(found.sentence)}[/]")
     console.print(f"[dim]exact McNemar test: p = {found.p_value:.2g}[/]")

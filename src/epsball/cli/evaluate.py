@@ -38,7 +38,7 @@ def evaluate(
     out: Path | None = None,
     json: Json = False,
     fail_under: float | None = None,
-    active_test: int = 0,
+    binarization_test: int = 0,
     diagnose: int = 32,
     accelerate: bool | None = None,
     compile: Annotated[bool, Parameter(negative="")] = False,
@@ -52,7 +52,7 @@ def evaluate(
     ----------
     attacks
         Attacks in the order they are run, each on the examples that still stand: names of `epsball attacks`, with
-        options as in pgd:steps=100,starts=5; protocols such as standard; lists as in 'worst-of(fgsm, pgd)'. Default:
+        options as in pgd:steps=100,restarts=5; protocols such as standard; lists as in 'worst-of(fgsm, pgd)'. Default:
         fgsm pgd, and min-norm with --min-norm.
     eps
         Several radii instead of the ball's one: the robustness curve.
@@ -64,7 +64,7 @@ def evaluate(
     eot
         Passes that are averaged, for a model that draws random numbers: 20, say.
     source
-        Attack this model instead, and judge by the model where the attacks end: a transfer. A built-in network
+        Attack this model instead, and evaluator by the model where the attacks end: a transfer. A built-in network
         without --source-weights is trained on the spot, with the next seed.
     source_weights
         A .safetensors or .pt file for the source.
@@ -77,7 +77,7 @@ def evaluate(
         Print the verdict as JSON on stdout.
     fail_under
         Exit with 1 when the robust accuracy is below this share (0 to 1).
-    active_test
+    binarization_test
         Hide adversarial examples in the balls of so many examples, and say whether the attacks find them: attacks that
         do not are too weak for this model.
     diagnose
@@ -105,16 +105,20 @@ def evaluate(
         raise BadInput(f"`--source` must name the network that {source_weights} is for, got none; as in small-cnn")
     if diagnose < 0:
         raise BadInput(f"`--diagnose` must be >= 0, got {diagnose}; it is a number of examples, 0 for none")
-    if active_test < 0:
-        raise BadInput(f"`--active-test` must be >= 0, got {active_test}; it is a number of examples, 0 for none")
-    if active_test and source is not None:
-        raise BadInput("`--active-test` must be 0 with --source: a transfer does not see the head that hides a point")
+    if binarization_test < 0:
+        raise BadInput(
+            f"`--binarization-test` must be >= 0, got {binarization_test}; it is a number of examples, 0 for none"
+        )
+    if binarization_test and source is not None:
+        raise BadInput(
+            "`--binarization-test` must be 0 with --source: a transfer does not see the head that hides a point"
+        )
     if min_norm and fail_under is not None and eps is None:
         raise BadInput("`--fail-under` needs a radius with --min-norm: name it with --eps, as in --eps 0.1")
     if min_norm and eot > 1:
         raise BadInput(f"`--eot` must be 1 with --min-norm, got {eot}: a stochastic model has no border")
-    if active_test and min_norm:
-        raise BadInput("`--active-test` must be 0 with --min-norm: it hides points in balls of one radius")
+    if binarization_test and min_norm:
+        raise BadInput("`--binarization-test` must be 0 with --min-norm: it hides points in balls of one radius")
     attacks = attacks or (("min-norm",) if min_norm else ("fgsm", "pgd"))
     keep_memory()
     # All that can be refused is refused before a network is trained.
@@ -132,7 +136,7 @@ def evaluate(
     Storage.chosen(storage, "float32", float(ball.lo), float(ball.hi), ())
     surrogate, told = None, {}
     flags = {"attacks": attacks, "eps": eps, "min_norm": min_norm, "target": target, "eot": eot, "storage": storage}
-    flags |= {"source": source, "source_weights": source_weights, "active_test": active_test}
+    flags |= {"source": source, "source_weights": source_weights, "binarization_test": binarization_test}
     flags |= {"diagnose": diagnose}
     flags |= {"accelerate": accelerate, "compile": compile, "draft": draft}
     try:
@@ -155,9 +159,9 @@ def evaluate(
                 eot=eot,
                 storage=storage,
                 seed=subject.seed,
-                width=subject.width,
+                batch_size=subject.batch_size,
                 run_dir=out,
-                active_test=active_test,
+                binarization_test=binarization_test,
                 diagnose=diagnose,
                 accelerate=True if compile and accelerate is None else accelerate,
                 compile=compile,
@@ -219,13 +223,13 @@ def _report(found: Evaluation, told: dict[str, str], out: Path | None) -> None:
     console.print(f"[dim]{said}[/]")
     if (record := found.config.get("acceleration")) is not None:
         console.print(f"[dim]gradients: {Plan.from_dict(record)}[/]", soft_wrap=True)
-    if (test := found.active_test) is not None:
-        console.print(f"[{'green' if test.passed else 'yellow'}]{test.verdict}[/]")
+    if (test := found.binarization_test) is not None:
+        console.print(f"[{'green' if test.passed else 'yellow'}]{test.sentence}[/]")
     if (reaction := found.config["reaction"]) is not None:
         for because in reaction["because"]:
             console.print(f"[yellow]{because}[/]")
     if (diagnosis := found.diagnosis) is not None:
-        console.print(f"[{'yellow' if diagnosis.speaks_against else 'dim'}]{diagnosis.verdict}[/]")
+        console.print(f"[{'yellow' if diagnosis.speaks_against else 'dim'}]{diagnosis.sentence}[/]")
         for one in (one for one in diagnosis.raised if one.name not in diagnosis.answered):
             console.print(Padding(escape(one.text), (0, 0, 0, 2)))
     if out is not None:

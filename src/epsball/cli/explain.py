@@ -252,7 +252,7 @@ def taylor(
             ball,
             eps=radii,
             loss=chosen,
-            width=subject.width,
+            batch_size=subject.batch_size,
             on_progress=lambda done: bar.update(task, completed=done),
         )
     _kept(found, out, "taylor")

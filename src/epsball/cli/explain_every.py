@@ -115,7 +115,7 @@ def run(subject: Subject, names: Sequence[str], out: Path, json: bool, *, overvi
         network=subject.spec if fresh else "small-mlp",
         fresh=fresh,
         seed=subject.seed,
-        width=subject.width,
+        batch_size=subject.batch_size,
     )
     about = [("model", origin), ("data", described(measured)), ("ball", subject.ball)]
     if not json:

@@ -30,7 +30,7 @@ def verify(
     model: str | None = None,
     weights: Path | None = None,
     data: str | None = None,
-    width: int = 128,
+    batch_size: int = 128,
     json: Json = False,
 ) -> int:
     """Recompute every success, containment and figure of a run from its files, with a fresh model.
@@ -48,7 +48,7 @@ def verify(
     data
         Also hold the examples that the run keeps against this data, as in `epsball evaluate`, and make every clean
         prediction anew.
-    width
+    batch_size
         Examples that share a pass.
     json
         Print everything, with all differences, as JSON on stdout.
@@ -71,7 +71,7 @@ def verify(
         examples = Subject(data=data, **{name: told[name] for name in OF_THE_DATA if name in told}).examples(
             limit=told.get("limit")
         )
-    found = library_verify(run, network, data=examples, width=width)
+    found = library_verify(run, network, data=examples, batch_size=batch_size)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
     else:

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: every draw is a pure function of (seed, example id, job rank, step, draw, position).
+"""Counter-based random numbers: every draw is a pure function of (seed, example id, job restart, step, draw, position).
 
 So an example gets the same numbers in whatever batch, order, process or device it is drawn. The generator is
 SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a Weyl sequence through a 64-bit finaliser, here with the counter
@@ -66,18 +66,18 @@ def _mix_int(value: int) -> int:
 class Noise:
     """The random numbers of a batch of rows.
 
-    `seed` is any integer, `ids` (n,) the examples' row numbers, `rank` (n,) the job's rank among its example's.
+    `seed` is any integer, `ids` (n,) the examples' row numbers, `restart` (n,) the job's restart among its example's.
     The draws take the shape of one example, a `step` (an int, or (n,) one per row), and `draw`, which tells apart
     several draws of one step; they return (n, *shape).
     """
 
     seed: int
     ids: Int64[Tensor, " n"]
-    rank: Int64[Tensor, " n"]
+    restart: Int64[Tensor, " n"]
 
     def rows(self, index: Tensor) -> Noise:
         """The noise of some of the rows."""
-        return replace(self, ids=self.ids[index], rank=self.rank[index])
+        return replace(self, ids=self.ids[index], restart=self.restart[index])
 
     def bits(self, shape: Sequence[int], step: int | Int64[Tensor, " n"] = 0, draw: int = 0) -> Int64[Tensor, "n ..."]:
         """64 random bits for each coordinate of each row.
@@ -89,7 +89,7 @@ class Noise:
         """
         place = step * DRAWS + draw
         place = place * GOLDEN if isinstance(place, Tensor) else _signed(place * GOLDEN)
-        key = _mix_(_mix_(self.ids + _mix_int(self.seed)) + (self.rank << 40) + place)
+        key = _mix_(_mix_(self.ids + _mix_int(self.seed)) + (self.restart << 40) + place)
         counter = torch.arange(1, math.prod(shape) + 1, device=self.ids.device)
         return _mix_(key[:, None] + counter * GOLDEN).reshape(len(self.ids), *shape)
 

@@ -47,7 +47,7 @@ class Controls:
     task: Task
     classes: int
     eot: int
-    width: int
+    batch_size: int
     attacks: Sequence[tuple[str, Attack]]
     through: bool
     """Whether the model has gradients at all."""
@@ -64,7 +64,7 @@ class Controls:
         if not len(at) or (attack.needs == "grad" and not self.through):
             return found
         with Objective(self.model, attack.loss, needs=attack.needs, careful=True, eot=self.eot) as objective:
-            outcome = queue.run(attack, objective, (eps or self.task).rows(at), width=self.width)
+            outcome = queue.run(attack, objective, (eps or self.task).rows(at), batch_size=self.batch_size)
             self.forwards += objective.forwards
             self.backwards += objective.backwards
         found[at] = outcome.fooled.to(found.device)
@@ -105,16 +105,16 @@ class Controls:
         iterated, stood = none, everyone
         if self.through:
             for name, attack in self.listed():
-                self.traces[name] = found = self.traced(attack, everyone if attack.passes == 1 else ~iterated)
+                self.traces[name] = found = self.traced(attack, everyone if attack.max_steps == 1 else ~iterated)
                 stood = stood & ~found.fell
-                iterated = iterated if attack.passes == 1 else iterated | found.fell
+                iterated = iterated if attack.max_steps == 1 else iterated | found.fell
         single = self.traced(FGSM(), everyone).fell if self.through else none
         path = self.traced(BIM(steps=10, step_size=0.1, loss=margin), everyone) if self.through else None
         longer = self.fallen(PGD(steps=100, step_size=0.1, loss=margin), stood)
-        restarts = self.fallen(PGD(starts=4), stood)
+        restarts = self.fallen(PGD(restarts=4), stood)
         missed = stood & ~longer & ~restarts  # by all that follows gradients, stronger ones than were asked for too
-        noise = self.fallen(UniformNoise(starts=DRAWS), missed)
-        noise |= self.fallen(SignNoise(starts=DRAWS), missed & ~noise)
+        noise = self.fallen(UniformNoise(restarts=DRAWS), missed)
+        noise |= self.fallen(SignNoise(restarts=DRAWS), missed & ~noise)
         square = Square(steps=QUERIES)
         has_square = self.task.ball.name in square.norms
         black = (self.fallen(square, missed) if has_square else none) | (looked & missed)
@@ -135,7 +135,7 @@ class Controls:
     def listed(self) -> list[tuple[str, Attack]]:
         """The attacks with gradients, and an iterated one where there is none among them."""
         own = [(name, attack) for name, attack in self.attacks if attack.needs == "grad"]
-        if all(attack.passes == 1 for _, attack in own):
+        if all(attack.max_steps == 1 for _, attack in own):
             own.append(("pgd (reference)", REFERENCE))
         return own
 
@@ -145,8 +145,8 @@ class Controls:
         larger = replace(self.task, ball=self.task.ball.with_eps(2 * eps).bind(self.task.x))
         left = fell
         for _, attack in self.listed():
-            if attack.passes != 1:
-                left = left & ~self.fallen(replace(attack, starts=1), left, eps=larger)
+            if attack.max_steps != 1:
+                left = left & ~self.fallen(replace(attack, restarts=1), left, eps=larger)
         return float(left.double().mean())
 
     def unbounded(self, stood: Bool[Tensor, " n"]) -> float | None:

@@ -80,10 +80,10 @@ def separate(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] |
     return (normal, float(gap * spread)) if gap > LEAST_GAP else None
 
 
-def repeated(task: Task, row: int, ranks: Int64[Tensor, " k"]) -> Task:
-    """One row of the task, once for each rank of the noise."""
-    many = task.rows(torch.full_like(ranks, row))
-    return many.with_jobs(ranks, many.aim)
+def repeated(task: Task, row: int, restart_indices: Int64[Tensor, " k"]) -> Task:
+    """One row of the task, once for each restart of the noise."""
+    many = task.rows(torch.full_like(restart_indices, row))
+    return many.with_jobs(restart_indices, many.aim)
 
 
 def at_edge(task: Task) -> Float[Tensor, "n *shape"]:
@@ -98,7 +98,7 @@ def at_edge(task: Task) -> Float[Tensor, "n *shape"]:
 def scattered(task: Task) -> Float[Tensor, "n *shape"]:
     """A random point of each ball, every other one at its edge."""
     points, edge = task.ball.sample(task.x, task.noise), at_edge(task)
-    return torch.where(column(task.noise.rank % 2 == 0, points.ndim), points, edge)
+    return torch.where(column(task.noise.restart % 2 == 0, points.ndim), points, edge)
 
 
 def widest(features: np.ndarray, edges: np.ndarray) -> tuple[int, np.ndarray, float] | None:
@@ -111,7 +111,7 @@ def widest(features: np.ndarray, edges: np.ndarray) -> tuple[int, np.ndarray, fl
 
 
 def make_heads(
-    featured: Featured, task: Task, margin: Float[Tensor, " n"], *, width: int
+    featured: Featured, task: Task, margin: Float[Tensor, " n"], *, batch_size: int
 ) -> tuple[Heads | None, Int64[Tensor, " m"]]:
     """A head for each row of `task` that can have one, and the rows that they belong to.
 
@@ -129,7 +129,7 @@ def make_heads(
         within, outside = scattered(replace(inner, ball=inside.rows(torch.full_like(inner.y, row)))), at_edge(edge)
         outside = outside[edge.ball.contains(outside, edge.x)]
         points = torch.cat([task.x[row : row + 1], within, outside])
-        read = forward_rows(featured, task.rows(points.new_full((len(points),), row).long()), points, width)
+        read = forward_rows(featured, task.rows(points.new_full((len(points),), row).long()), points, batch_size)
         dtype = torch.promote_types(read.dtype, torch.float32)
         features = read.double().cpu().numpy()
         if not np.isfinite(features).all():

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from epsball.attacks.pace import lead
+from epsball.attacks.early_stopping import success_margin
 from epsball.balls.ball import Ball
 from epsball.balls.linf import Linf
 from epsball.common.shapes import flat
@@ -69,7 +69,7 @@ def probed(model: Model, task: Task, logits: Float[Tensor, "n classes"], eot: in
     with Objective(model, margin, careful=True, eot=eot) as objective:
         again = objective.forward(task.x)
         through = _differentiable(model, task.x[:1])
-        gap = -lead(logits, task).double()
+        gap = -success_margin(logits, task).double()
         zero, vanishing, shattered = _gradients(objective, task, gap) if through else (1.0, None, None)
         forwards, backwards = objective.forwards, objective.backwards
     scale = logits.double().abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
@@ -117,7 +117,7 @@ def _gradients(objective: Objective, task: Task, gap: Float[Tensor, " n"]) -> tu
     near = Linf(eps=SHORT * span_of(task.ball, task.x), lo=task.ball.lo, hi=task.ball.hi, mask=task.ball.mask)
     point = objective(task.x, task)
     zero = (flat(point.grad) == 0).all(1)
-    reach = everywhere(task.ball, task.x).support(point.grad, task.x).double()
+    reach = everywhere(task.ball, task.x).max_gain(point.grad, task.x).double()
     vanishing = ~zero & (reach < NEXT_TO_NOTHING * gap)
     broken = torch.zeros_like(zero)
     for _ in range(STEPS):

@@ -27,7 +27,7 @@ A = TypeVar("A")
 MASKED = ("zero-gradients", "vanishing-gradients", "shattered-gradients")
 DRAWS = 20
 """Passes that are averaged for a stochastic model."""
-SEARCH = "square:steps=5000,starts=2"
+SEARCH = "square:steps=5000,restarts=2"
 """The search that is added for a model whose gradients are masked; no job is given up."""
 
 

@@ -34,7 +34,7 @@ Name = Literal[
     "larger-eps-weaker",
     "unbounded-fails",
     "rejection-class",
-    "active-test-failed",
+    "binarization-test-failed",
 ]
 
 
@@ -62,7 +62,7 @@ INDICATORS: dict[Name, Known] = {
         "greatest difference of two passes over the same examples, as a share of the largest logit",
         "Carlini et al. 2019, section 4.6; Athalye et al. 2018, section 3.1",
         "the model draws random numbers: one pass shows neither its gradient nor its verdict",
-        "fix the random numbers, or attack and judge the mean of several passes: eot=20",
+        "fix the random numbers, or attack and evaluator the mean of several passes: eot=20",
     ),
     "zero-gradients": Known(
         0.05,
@@ -142,7 +142,7 @@ INDICATORS: dict[Name, Known] = {
         "share of examples that stood, and fall from one of four other random starts",
         "Carlini et al. 2019, section 4.9; Pintor et al. 2022, I4",
         "whether an example falls depends on where the attack begins",
-        "more starts: pgd:starts=10; or the protocol fast",
+        "more starts: pgd:restarts=10; or the protocol fast",
     ),
     "larger-eps-weaker": Known(
         0.02,
@@ -166,7 +166,7 @@ INDICATORS: dict[Name, Known] = {
         "its count says nothing of one that evades both",
         "aim at the other classes (apgd-t, fab-t), and say what counts with success=",
     ),
-    "active-test-failed": Known(
+    "binarization-test-failed": Known(
         0.05,
         "share of hidden adversarial examples that the protocol did not find",
         "Zimmermann et al. 2022",
@@ -259,7 +259,7 @@ class Diagnosis:
         raise KeyError(name)
 
     @property
-    def verdict(self) -> str:
+    def sentence(self) -> str:
         """The result in one sentence."""
         looked = f"{self.correct} of {self.examples} examples"
         if not self.correct:
@@ -275,11 +275,11 @@ class Diagnosis:
     @property
     def text(self) -> str:
         """The result with a line for each indicator that is raised."""
-        return "\n".join([self.verdict, *(f"  {one.text}" for one in self.raised)])
+        return "\n".join([self.sentence, *(f"  {one.text}" for one in self.raised)])
 
     def summary(self) -> dict[str, Any]:
         """The result as JSON can hold it, with what follows from it."""
-        return {**self._record(), "raised": list(self.names), "verdict": self.verdict}
+        return {**self._record(), "raised": list(self.names), "verdict": self.sentence}
 
     def _record(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
-from epsball.attacks.pace import lead
+from epsball.attacks.early_stopping import success_margin
 from epsball.common.shapes import column, flat
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task
@@ -57,7 +57,7 @@ def trace(attack: Attack[S], objective: Objective, task: Task, *, most: int = MO
     `objective` is open, and made for this attack. Rows that have fooled or ended cost no more passes.
     """
     n, wide = len(task.x), torch.promote_types(task.x.dtype, torch.float32)
-    job, exists = attack.job(task, task.noise.rank)
+    job, exists = attack.job(task, task.noise.restart)
     x_adv, fell = task.x.clone(), torch.zeros_like(exists)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     rows = exists.nonzero().squeeze(1)
@@ -67,22 +67,22 @@ def trace(attack: Attack[S], objective: Objective, task: Task, *, most: int = MO
         point = objective(state.z, job)
         loss = point.loss if objective.needs != "label" and point.loss.ndim == 1 else None
         if loss is None:
-            loss = lead(point.logits, job) if objective.needs != "label" else point.fooled.to(wide)
+            loss = success_margin(point.logits, job) if objective.needs != "label" else point.fooled.to(wide)
         size = flat(point.grad).to(wide).norm(dim=1) if objective.needs == "grad" else torch.zeros_like(loss)
         loss, size, far = (_at(part.to(wide), rows, n) for part in (loss, size, job.ball.distance(state.z, job.x)))
         seen.append((loss, size, far, _at(point.fooled, rows, n, False)))
         stepped = attack.step(state, point, job)
         ends = point.fooled if attack.until == "fooled" else torch.zeros_like(point.fooled)
         x_adv[rows[ends]], fell[rows[ends]] = state.z[ends], True
-        last = len(seen) == (most if attack.passes is None else min(attack.passes, most))
-        over = stepped.done if attack.passes is None else torch.zeros_like(ends)
+        last = len(seen) == (most if attack.max_steps is None else min(attack.max_steps, most))
+        over = stepped.done if attack.max_steps is None else torch.zeros_like(ends)
         over = (over | last) & ~ends
         if bool(over.any()):
             at = over.nonzero().squeeze(1)
             best = stepped.best[at]
             best = torch.where(column(flat(best).isfinite().all(1), best.ndim), best, job.x[at])
             x_adv[rows[at]] = best
-            fell[rows[at]] = objective.judge(best, job.rows(at)).fooled
+            fell[rows[at]] = objective.evaluate_at(best, job.rows(at)).fooled
         left = (~(ends | over)).nonzero().squeeze(1)
         if not len(left):
             break

@@ -20,14 +20,14 @@ from epsball.balls.ball import Ball
 from epsball.common.checks import whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples, from_arrays
-from epsball.diagnosis.active_test_record import ActiveTest
+from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.controls import Controls
 from epsball.diagnosis.probes import Probe, everywhere, probed
 from epsball.diagnosis.reaction import Reaction
 from epsball.diagnosis.record import INDICATORS, Diagnosis, Indicator, indicator
 from epsball.engine import queue
 from epsball.engine.stages import Asked, named
-from epsball.engine.user_attack import Called
+from epsball.engine.user_attack import UserAttack
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, ModelWarning, Objective, check_labels, frozen
 from epsball.problem.task import AWAY, Task, task_of
@@ -48,7 +48,7 @@ class Finished(Protocol):
     @property
     def records(self) -> pa.Table: ...
     @property
-    def active_test(self) -> ActiveTest | None: ...
+    def binarization_test(self) -> BinarizationTest | None: ...
 
 
 def diagnose(
@@ -60,12 +60,12 @@ def diagnose(
     n: int = 128,
     seed: int = 0,
     eot: int = 1,
-    width: int = 128,
+    batch_size: int = 128,
     evaluation: Finished | None = None,
 ) -> Diagnosis:
     """Is an evaluation of `model` by `attacks` in `ball` to be believed? The indicators of attack failure.
 
-    Model, data, ball, attacks, `eot` and `width` are those of `evaluate`; attacks without gradients, and callables, are
+    Model, data, ball, attacks, `eot` and `batch_size` are those of `evaluate`; attacks without gradients, and callables, are
     not traced. Looked at are the first `n` examples by id, and attacked those that are classified correctly: up to a
     hundred passes of each attack's first job, some three hundred more of controls where examples stand, and
     `QUERIES` forwards of random search. With the `evaluation`, what it found without gradients and its active test are
@@ -80,13 +80,13 @@ def diagnose(
     >>> net = torch.nn.Linear(20, 3)
     >>> y = net(x).argmax(1)
     >>> ball, attack = Linf(eps=0.1, lo=0, hi=1), "pgd:loss=margin"
-    >>> diagnose(net, (x, y), ball, attack).verdict
+    >>> diagnose(net, (x, y), ball, attack).sentence
     'diagnosis: none of 16 indicators speaks against the verdict (32 of 32 examples)'
     >>> diagnose(lambda x: net(x).softmax(1), (x, y), ball, attack).names
     ('softmax-outputs',)
     """
     whole("n", n, 1)
-    whole("width", width, 1)
+    whole("batch_size", batch_size, 1)
     whole("eot", eot, 1)
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     found = diagnosed(
@@ -95,7 +95,7 @@ def diagnose(
         named(attacks, ball),
         n=n,
         eot=eot,
-        width=width,
+        batch_size=batch_size,
         evaluation=evaluation,
         classes=examples.classes,
     )
@@ -107,11 +107,11 @@ def diagnose(
 def diagnosed(
     model: Model,
     task: Task,
-    attacks: Sequence[tuple[str, Attack | Called]],
+    attacks: Sequence[tuple[str, Attack | UserAttack]],
     *,
     n: int,
     eot: int,
-    width: int,
+    batch_size: int,
     evaluation: Finished | None = None,
     classes: int = 0,
     reaction: Reaction = Reaction(),  # noqa: B008 - it is frozen
@@ -126,12 +126,12 @@ def diagnosed(
     labels, part = task.y, sampled(task, n)
     asked = len(part.x)
     with frozen(model), _quiet(task.x, task.noise.seed):
-        seen = _correct(model, part, eot, width)
+        seen = _correct(model, part, eot, batch_size)
         if seen is None:
             return None
         part, logits, looked = seen
         probes = probed(model, part, logits, eot)
-        controls = Controls(model, part, logits.shape[1], eot, width, own, probes.differentiable, reaction)
+        controls = Controls(model, part, logits.shape[1], eot, batch_size, own, probes.differentiable, reaction)
         found: list[Indicator] = list(probes.indicators)
         if len(part.x):
             known = torch.zeros(logits.shape[1], dtype=torch.bool, device=task.x.device)
@@ -139,7 +139,7 @@ def diagnosed(
             if known.sum() < FEW_CLASSES and len(labels) < ENOUGH * known.sum():
                 known[:] = True  # too little data to say that a class has no examples
             found += controls.measured(_without_gradients(evaluation, part, own), known)
-    found.append(_active(None if evaluation is None else evaluation.active_test))
+    found.append(_active(None if evaluation is None else evaluation.binarization_test))
     measured = {one.name: one for one in found}
     return Diagnosis(
         indicators=tuple(measured.get(name) or indicator(name, None) for name in INDICATORS),
@@ -162,7 +162,7 @@ def probe(
     n: int = PROBED,
     seed: int = 0,
     eot: int = 1,
-    width: int = 128,
+    batch_size: int = 128,
 ) -> Probe:
     """The indicators that need no attack, in a dozen passes over `n` examples: what a protocol can react to.
 
@@ -173,7 +173,7 @@ def probe(
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     task = sampled(ordered(examples, ball, seed), n)
     with frozen(model), _quiet(task.x, seed):
-        seen = _correct(model, task, eot, width)
+        seen = _correct(model, task, eot, batch_size)
         if seen is None:
             raise BadInput("`model` must return logits for a diagnosis, got labels: it asks what attacks can climb")
         found = probed(model, *seen[:2], eot)
@@ -208,10 +208,12 @@ def _quiet(x: Tensor, seed: int) -> Iterator[None]:
         yield
 
 
-def _correct(model: Model, task: Task, eot: int, width: int) -> tuple[Task, Float[Tensor, "m classes"], int] | None:
+def _correct(
+    model: Model, task: Task, eot: int, batch_size: int
+) -> tuple[Task, Float[Tensor, "m classes"], int] | None:
     """The rows that are classified correctly, with their logits, and what it cost to see which; None for labels."""
     with Objective(model, cross_entropy, needs="logits", eot=eot) as objective:
-        output = queue.forward_rows(objective, task, task.x, width)
+        output = queue.forward_rows(objective, task, task.x, batch_size)
         if not output.is_floating_point():
             return None
         check_labels(output, task)
@@ -241,14 +243,14 @@ def _without_gradients(
     return torch.tensor(list(near), dtype=torch.bool, device=task.x.device)
 
 
-def with_active(found: tuple[Indicator, ...], test: ActiveTest | None) -> tuple[Indicator, ...]:
+def with_active(found: tuple[Indicator, ...], test: BinarizationTest | None) -> tuple[Indicator, ...]:
     """The indicators of an earlier diagnosis with the active test that there is now."""
     now = _active(test)
     return tuple(now if one.name == now.name else one for one in found)
 
 
-def _active(test: ActiveTest | None) -> Indicator:
+def _active(test: BinarizationTest | None) -> Indicator:
     """The share that the active test's protocol missed; not measured where it says nothing."""
     if test is None or test.says_nothing:
-        return indicator("active-test-failed", None)
-    return indicator("active-test-failed", 1 - test.found / test.n)
+        return indicator("binarization-test-failed", None)
+    return indicator("binarization-test-failed", 1 - test.found / test.n)

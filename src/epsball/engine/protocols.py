@@ -18,24 +18,35 @@ CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
     "standard": {
         "linf": ("apgd-ce", "apgd-t", "fab-t", "square"),
         "l2": ("apgd-ce", "apgd-t", "fab-t", "square"),
-        "l1": ("l1-apgd:starts=5", "l1-apgd:loss=dlr,aims=5", "fab-t", "square"),
+        "l1": ("l1-apgd:restarts=5", "l1-apgd:loss=dlr,n_targets=5", "fab-t", "square"),
     },
     "fast": {
-        "linf": ("apgd-ce:hope=2", "apgd-t:hope=2", "square:onward=true,p=0.1,hope=2", "square:hope=1"),
-        "l2": ("apgd-ce:hope=2", "apgd-t:hope=2", "fab-t:hope=2", "square:onward=true,p=0.1,hope=2", "square:hope=2"),
+        "linf": (
+            "apgd-ce:early_stop=2",
+            "apgd-t:early_stop=2",
+            "square:warm_start=true,p=0.1,early_stop=2",
+            "square:early_stop=1",
+        ),
+        "l2": (
+            "apgd-ce:early_stop=2",
+            "apgd-t:early_stop=2",
+            "fab-t:early_stop=2",
+            "square:warm_start=true,p=0.1,early_stop=2",
+            "square:early_stop=2",
+        ),
         "l1": (
-            "apgd-ce:hope=2",
-            "fab-t:hope=2",
-            "l1-apgd:starts=5",
-            "l1-apgd:loss=dlr,aims=5",
-            "square:onward=true,p=0.1,hope=2",
-            "square:hope=2",
+            "apgd-ce:early_stop=2",
+            "fab-t:early_stop=2",
+            "l1-apgd:restarts=5",
+            "l1-apgd:loss=dlr,n_targets=5",
+            "square:warm_start=true,p=0.1,early_stop=2",
+            "square:early_stop=2",
         ),
     },
     "min-norm": {
-        "linf": ("fmn:steps=200", "apgd-ce:hope=2"),
-        "l2": ("fmn:steps=200", "cw", "apgd-ce:hope=2"),
-        "l1": ("fmn:steps=200", "apgd-ce:hope=2"),
+        "linf": ("fmn:steps=200", "apgd-ce:early_stop=2"),
+        "l2": ("fmn:steps=200", "cw", "apgd-ce:early_stop=2"),
+        "l1": ("fmn:steps=200", "apgd-ce:early_stop=2"),
         "l0": ("fmn:steps=200", "sigma-zero", "pgd"),
     },
 }
@@ -46,8 +57,8 @@ def expand(text: str, norm: str) -> tuple[str, ...]:
 
     >>> expand("standard", "linf")
     ('apgd-ce', 'apgd-t', 'fab-t', 'square')
-    >>> expand("worst-of(fgsm, pgd:steps=100,starts=2)", "l2")
-    ('fgsm', 'pgd:steps=100,starts=2')
+    >>> expand("worst-of(fgsm, pgd:steps=100,restarts=2)", "l2")
+    ('fgsm', 'pgd:steps=100,restarts=2')
     """
     name = re.split("[:(]", text.strip().lower(), maxsplit=1)[0].strip()
     if name.startswith("worst-of"):
@@ -67,7 +78,7 @@ def expand(text: str, norm: str) -> tuple[str, ...]:
     if norm not in CASCADES[name]:
         raise BadInput(
             f"`ball` must be {' or '.join(CASCADES[name])} for {name}, got {norm}: not all of its attacks are defined "
-            "there; name attacks yourself, as in worst-of(apgd, pgd:starts=5)"
+            "there; name attacks yourself, as in worst-of(apgd, pgd:restarts=5)"
         )
     return CASCADES[name][norm]
 

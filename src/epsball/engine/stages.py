@@ -14,10 +14,10 @@ from epsball.attacks.registry import parse
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.engine import protocols
-from epsball.engine.user_attack import Called, UserAttack
+from epsball.engine.user_attack import UserAttack, UserCallable
 
-Asked = str | Attack | UserAttack
-Named = tuple[str, Attack | Called]
+Asked = str | Attack | UserCallable
+Named = tuple[str, Attack | UserAttack]
 """An attack under the name that the user gave it."""
 WITHIN = 0.95
 """The share of the distance at which an example is known to be fooled that attacks of one radius look within."""
@@ -33,7 +33,7 @@ class PlannedStage:
 
     name: str
     label: str
-    attack: Attack | Called
+    attack: Attack | UserAttack
     eps: float | None
     draft: bool = False
     within: float | None = None
@@ -118,7 +118,7 @@ def named(asked: Asked | Sequence[Asked], ball: Ball) -> list[Named]:
     return pairs
 
 
-def attack_of(asked: Asked) -> Attack | Called:
+def attack_of(asked: Asked) -> Attack | UserAttack:
     """An attack from its name, as it is, or around a callable."""
     if isinstance(asked, str):
         return parse(asked)
@@ -126,17 +126,17 @@ def attack_of(asked: Asked) -> Attack | Called:
         return asked
     if not callable(asked) or isinstance(asked, type):
         raise BadInput(f"`attacks` must be names, attacks such as PGD(), or callables, got {asked!r}")
-    return Called(asked)
+    return UserAttack(asked)
 
 
-def name_of(asked: Asked | Called) -> str:
+def name_of(asked: Asked | UserAttack) -> str:
     """What an attack is called in the records: as the user wrote it, else by its class or function."""
     if isinstance(asked, str):
         return asked
-    chosen = asked if isinstance(asked, Called) else attack_of(asked)
-    return chosen.name if isinstance(chosen, Called) else type(chosen).__name__.lower()
+    chosen = asked if isinstance(asked, UserAttack) else attack_of(asked)
+    return chosen.name if isinstance(chosen, UserAttack) else type(chosen).__name__.lower()
 
 
-def file_of(attack: Attack | Called) -> str:
+def file_of(attack: Attack | UserAttack) -> str:
     """A stage's name in a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name_of(attack)).strip("-")

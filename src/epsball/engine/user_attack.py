@@ -1,6 +1,6 @@
 """A user's own attack in an evaluation: any callable (model, x, y, ball) -> x_adv takes part beside the built-in ones.
 
-It is handed copies, `width` rows at a time, and believed nothing: what it returns is judged here.
+It is handed copies, `batch_size` rows at a time, and believed nothing: what it returns is judged here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from epsball.engine.queue import OnTurn, Outcome, forward_rows
 from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
 
-UserAttack = Callable[[Model, Tensor, Tensor, Ball], Tensor]
+UserCallable = Callable[[Model, Tensor, Tensor, Ball], Tensor]
 
 
 @dataclass(frozen=True)
-class Called:
+class UserAttack:
     """The callable `attack`, as a stage of an evaluation: (model, x (n, *shape), y (n,), ball) -> x_adv (n, *shape)."""
 
-    attack: UserAttack
+    attack: UserCallable
 
     @property
     def name(self) -> str:
@@ -33,8 +33,10 @@ class Called:
         return getattr(self.attack, "__name__", type(self.attack).__name__).lower()
 
 
-def run(called: Called, model: Model, objective: Objective, task: Task, *, width: int, on_turn: OnTurn) -> Outcome:
-    """Attack every row on `model`, and judge by `objective`, which is open.
+def run(
+    called: UserAttack, model: Model, objective: Objective, task: Task, *, batch_size: int, on_turn: OnTurn
+) -> Outcome:
+    """Attack every row on `model`, and evaluator by `objective`, which is open.
 
     Forwards that the callable makes are counted where `model` is a module; its backwards cannot be seen. Forwards that
     are no whole number per row count as padding. Whatever the callable does to the model's modes, buffers and `.grad`
@@ -42,7 +44,7 @@ def run(called: Called, model: Model, objective: Objective, task: Task, *, width
     """
     parts, forwards, fallen, padding = [], [], 0, 0
     fooled, invalid = [], []
-    for rows in torch.arange(len(task.x), device=task.x.device).split(width):
+    for rows in torch.arange(len(task.x), device=task.x.device).split(batch_size):
         part = task.rows(rows)
         with _counted(model) as counts, _as_it_was(model):
             x_adv = called.attack(model, part.x.clone(), part.y.clone(), part.ball)
@@ -53,10 +55,10 @@ def run(called: Called, model: Model, objective: Objective, task: Task, *, width
             )
         x_adv = x_adv.detach().to(part.x)
         before = objective.forwards
-        output = forward_rows(objective, part, x_adv, width)
+        output = forward_rows(objective, part, x_adv, batch_size)
         padding += objective.forwards - before - objective.eot * len(rows) + counts[0] % len(rows)
         valid = output.isfinite().all(1) if output.is_floating_point() else output >= 0
-        good = objective.verdict(output, part)
+        good = objective.succeeds(output, part)
         parts.append(torch.where(good.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, part.x))
         forwards.append(torch.full((len(rows),), counts[0] // len(rows) + objective.eot))
         fooled.append(good.cpu())
@@ -68,9 +70,9 @@ def run(called: Called, model: Model, objective: Objective, task: Task, *, width
         x_adv=torch.cat(parts),
         fooled=hit,
         invalid=torch.cat(invalid),
-        rank=hit.long() - 1,
-        near=task.x,
-        lead=torch.full((len(hit),), -torch.inf, dtype=torch.float64),
+        restart=hit.long() - 1,
+        warm_start=task.x,
+        margin=torch.full((len(hit),), -torch.inf, dtype=torch.float64),
         forwards=torch.cat(forwards),
         backwards=torch.zeros(len(hit), dtype=torch.long),
         speculative_forwards=0,

@@ -17,7 +17,7 @@ from epsball.acceleration.plan import Plan
 from epsball.acceleration.rewriting import NORMS
 from epsball.attacks.attack import Attack
 from epsball.attacks.pgd import PGD
-from epsball.engine.user_attack import Called
+from epsball.engine.user_attack import UserAttack
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
@@ -33,12 +33,12 @@ ASKED, STEPS = 32, 8
 def accelerated(
     model: Model,
     task: Task,
-    attacks: tuple[Attack | Called, ...],
+    attacks: tuple[Attack | UserAttack, ...],
     *,
     asked: bool | Plan | None,
     compile: bool,
     before: Plan | None,
-    width: int,
+    batch_size: int,
 ) -> Accelerated | None:
     """`model` accelerated for a run of `attacks` on `task`, None where it is not worth while or not `asked` for.
 
@@ -49,24 +49,24 @@ def accelerated(
         return None
     if not isinstance(model, nn.Module) and asked is None:
         return None
-    return accelerate(model, task.x[:width], plan=plan, compile=compile and before is None)  # type: ignore[arg-type]
+    return accelerate(model, task.x[:batch_size], plan=plan, compile=compile and before is None)  # type: ignore[arg-type]
 
 
-def worth_while(model: Model, task: Task, attacks: tuple[Attack | Called, ...]) -> bool:
+def worth_while(model: Model, task: Task, attacks: tuple[Attack | UserAttack, ...]) -> bool:
     """Whether a trial is likely to pay."""
     if not isinstance(model, nn.Module) or not any(isinstance(m, (nn.Conv2d, *NORMS)) for m in model.modules()):
         return False
     own = [attack for attack in attacks if isinstance(attack, Attack) and attack.needs != "label"]
-    rows = len(task.x) * sum(attack.jobs * (attack.passes or TYPICAL) for attack in own)
+    rows = len(task.x) * sum(attack.jobs * (attack.max_steps or TYPICAL) for attack in own)
     if rows < LONG:
         return False
     few = task.rows(torch.arange(min(ASKED, len(task.x)), device=task.x.device))
     try:
         with warnings.catch_warnings(), Objective(model, cross_entropy) as objective:
             warnings.simplefilter("ignore")  # the run itself says them
-            right = ~objective.judge(few.x, few).fooled
+            right = ~objective.evaluate_at(few.x, few).fooled
             found = PGD(steps=STEPS)(model, few.x, few.y, few.ball, ids=few.noise.ids)
-            stood = right & ~objective.judge(found, few).fooled
+            stood = right & ~objective.evaluate_at(found, few).fooled
     except Exception:  # what is wrong with the model is said by the run itself
         return False
     return rows * int(stood.sum()) >= LONG * len(stood)

@@ -89,20 +89,20 @@ def make(
     *,
     target: int | None = None,
     seed: int = 0,
-    width: int = 128,
+    batch_size: int = 128,
     on_progress: Callable[[int], None] | None = None,
 ) -> AdversarialSet:
-    """Attack every example, `width` at a time. The model comes back as it was."""
+    """Attack every example, `batch_size` at a time. The model comes back as it was."""
     parts: list[tuple[Tensor, ...]] = []
     directions: list[Tensor] = []
-    for start in range(0, len(examples), width):
-        index = torch.arange(start, min(start + width, len(examples)))
+    for start in range(0, len(examples), batch_size):
+        index = torch.arange(start, min(start + batch_size, len(examples)))
         part, near = examples.rows(index), ball.rows(index)
         x_adv = attack(model, part.x, part.y, near, target=target, ids=part.ids, seed=seed)
         with Objective(model, cross_entropy) as objective:
             task = task_of(part.x, part.y, near, target=target)
             before, after = objective.forward(part.x), objective.forward(x_adv)
-            fooled = objective.verdict(after, task) & (prediction(before) == part.y) & near.contains(x_adv, part.x)
+            fooled = objective.succeeds(after, task) & (prediction(before) == part.y) & near.contains(x_adv, part.x)
             if attack.needs == "grad":
                 directions.append(objective(part.x, task).grad.sign())
         confidences = [

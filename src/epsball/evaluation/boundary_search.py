@@ -22,14 +22,14 @@ FARTHER = (1.05, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1e3, 3e3, 1e4, 1e5)
 
 
 def shrunk(
-    judge: Objective,
+    evaluator: Objective,
     task: Task,
     z: Float[Tensor, "n *shape"],
     *,
     kept: Callable[[Tensor, Tensor], Tensor] = lambda z, x: z,
-    width: int = 128,
+    batch_size: int = 128,
 ) -> Float[Tensor, "n *shape"]:
-    """The fooling points `z` (n, *shape), drawn towards the examples of `task` as far as `judge` says that they fool.
+    """The fooling points `z` (n, *shape), drawn towards the examples of `task` as far as `evaluator` says that they fool.
 
     On the way lie the projections of z onto smaller balls: shorter in L2, clipped in Linf, soft-thresholded in L1, of
     fewer coordinates in L0. The radius is halved in on to `PRECISION`: a forward each time, some fifteen a row. Looked
@@ -39,7 +39,7 @@ def shrunk(
 
     def fools(rows: Tensor, point: Tensor) -> Tensor:
         part = task.rows(rows)
-        return judge.verdict(forward_rows(judge, part, kept(point, part.x), width), part)
+        return evaluator.succeeds(forward_rows(evaluator, part, kept(point, part.x), batch_size), part)
 
     rows = torch.arange(len(z), device=z.device)
     z = _outwards(fools, task, z, rows)

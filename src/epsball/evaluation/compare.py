@@ -55,7 +55,7 @@ class Comparison:
     left_out_b: int
 
     @property
-    def verdict(self) -> str:
+    def sentence(self) -> str:
         """What the difference means, in words: higher is better for a model, lower is better for an attack."""
         if self.only_a == self.only_b == 0:
             return "The same examples held in both runs."
@@ -86,7 +86,7 @@ class Comparison:
         """As JSON can hold it."""
         return {
             **vars(self),
-            "verdict": self.verdict,
+            "verdict": self.sentence,
             "method": {"p_value": "exact McNemar", "interval": "Wilson", "difference_interval": "Newcombe, method 10"},
         }
 

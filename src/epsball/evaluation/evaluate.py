@@ -35,12 +35,12 @@ from epsball.common.errors import BadInput
 from epsball.common.version import __version__
 from epsball.data.examples import Examples, from_arrays
 from epsball.data.labels import labels
-from epsball.diagnosis.active_test import examined
-from epsball.diagnosis.active_test_record import ActiveTest
+from epsball.diagnosis.binarization_record import BinarizationTest
+from epsball.diagnosis.binarization_test import examined
 from epsball.diagnosis.reaction import Reaction
 from epsball.engine import queue
 from epsball.engine.stages import Asked, listed, name_of, named, nearest_stages, stages_of
-from epsball.engine.user_attack import Called
+from epsball.engine.user_attack import UserAttack
 from epsball.evaluation import run_directory
 from epsball.evaluation.acceleration_policy import accelerated
 from epsball.evaluation.point_storage import Kind, Storage
@@ -79,11 +79,11 @@ def evaluate(
     source: Model | None = None,
     eot: int = 1,
     seed: int = 0,
-    width: int = 128,
+    batch_size: int = 128,
     run_dir: str | Path | None = None,
     success: Success = changes_prediction,
     storage: Kind = "float",
-    active_test: int = 0,
+    binarization_test: int = 0,
     diagnose: int | None = None,
     accelerate: bool | Acceleration | None = None,
     compile: bool = False,
@@ -101,12 +101,12 @@ def evaluate(
     several radii, for the robustness curve. With `min_norm` the nearest fooling point of each example is sought,
     whatever the ball's radius: by those of the `attacks` that seek one ("min-norm" is a protocol of such); the others
     then look for something nearer, at each radius of `eps`, or else within 95 % of the distances found.
-    `target` (n,) or one class asks for that class. `width` rows share a pass and do not change the records (from 32
+    `target` (n,) or one class asks for that class. `batch_size` rows share a pass and do not change the records (from 32
     up, on CPU). With `run_dir` the run is kept there, and goes on from there if
     it was interrupted. With `storage` "8bit" adversarial examples are kept, and judged, in the 256 levels of an image
-    from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `active_test`
+    from lo to hi of the ball, rounded towards x; a success that does not survive it does not count. With `binarization_test`
     the same attacks are also set on so many hidden adversarial examples, at the largest radius: are they strong enough
-    for this model (see `epsball.active_test`)? A diagnosis (`epsball.diagnose`) of so many examples as `diagnose` says
+    for this model (see `epsball.binarization_test`)? A diagnosis (`epsball.diagnose`) of so many examples as `diagnose` says
     goes with the verdict: 0 for none; None for 16 to 128 where that costs no more than a quarter of the run. The
     protocols "standard" and "fast" react to what a look at 32 examples shows: saturated logits, a stochastic forward,
     masked gradients; what they did is in the result's `config`. The attacks climb on the model `accelerate`d (None:
@@ -115,15 +115,17 @@ def evaluate(
 
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """
-    whole("active_test", active_test, 0)
-    if active_test and source is not None:
-        raise BadInput("`active_test` must be 0 with a `source`: a transfer does not see the head that hides a point")
+    whole("binarization_test", binarization_test, 0)
+    if binarization_test and source is not None:
+        raise BadInput(
+            "`binarization_test` must be 0 with a `source`: a transfer does not see the head that hides a point"
+        )
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     check_draft(draft, examples.x.device)
     whole("eot", eot, 1)
     if min_norm:
-        ball = unbounded(ball, active_test, eot)
-    reaction, looked = reaction_to(model, examples, ball, attacks, source, eot, seed, width, run_dir)
+        ball = unbounded(ball, binarization_test, eot)
+    reaction, looked = reaction_to(model, examples, ball, attacks, source, eot, seed, batch_size, run_dir)
     plan = plan_of(
         model,
         examples,
@@ -136,7 +138,7 @@ def evaluate(
         source,
         max(eot, reaction.eot),
         seed,
-        width,
+        batch_size,
         success,
         shard_size,
         storage,
@@ -151,7 +153,7 @@ def evaluate(
         if source is not None:
             stack.enter_context(frozen(source))
         found = _run(plan, kept, on_progress or (lambda progress: None))
-        found = replace(found, active_test=_active(plan, kept, active_test))
+        found = replace(found, binarization_test=_active(plan, kept, binarization_test))
         return replace(found, diagnosis=diagnosis_of(plan, kept, found, diagnose))
 
 
@@ -167,19 +169,19 @@ def plan_of(
     source: Model | None,
     eot: int,
     seed: int,
-    width: int,
+    batch_size: int,
     success: Success,
     shard_size: int,
     storage: str,
     draft: Precision | None,
 ) -> Plan:
     """The checked arguments of `evaluate`, and the configuration that a resume is held against."""
-    whole("width", width, 1)
+    whole("batch_size", batch_size, 1)
     whole("shard_size", shard_size, 1)
     whole("eot", eot, 1)
     seed = index(seed)
     pairs = reaction.applied(named(attacks, ball))
-    callables = [name for name, attack in pairs if isinstance(attack, Called)]
+    callables = [name for name, attack in pairs if isinstance(attack, UserAttack)]
     if target is not None and callables:
         raise BadInput(f"`target` must be left out with {callables[0]}: a callable is not told of it")
     if source is not None and not callable(source):
@@ -228,14 +230,14 @@ def plan_of(
         "storage": asdict(kept),
         "seed": seed,
         "shard_size": shard_size,
-        "width": width,
+        "batch_size": batch_size,
     }
     return Plan(
         model,
         task,
         tuple(attack for _, attack in pairs),
         stages,
-        width,
+        batch_size,
         success,
         shard_size,
         json.loads(json.dumps(config)),
@@ -247,12 +249,14 @@ def plan_of(
     )
 
 
-def unbounded(ball: Ball, active_test: int = 0, eot: int = 1) -> Ball:
+def unbounded(ball: Ball, binarization_test: int = 0, eot: int = 1) -> Ball:
     """The ball with an infinite radius, in which nearest points are sought."""
     if isinstance(ball.eps, Tensor):
         raise BadInput("`ball` must have one number as `eps` with `min_norm`, got a tensor; it plays no part there")
-    if active_test:
-        raise BadInput("`active_test` must be 0 with `min_norm`: it hides points in balls of one radius; run it at one")
+    if binarization_test:
+        raise BadInput(
+            "`binarization_test` must be 0 with `min_norm`: it hides points in balls of one radius; run it at one"
+        )
     if eot > 1:
         raise BadInput(
             f"`eot` must be 1 with `min_norm`, got {eot}: a stochastic model has no border to draw a point to; "
@@ -281,7 +285,9 @@ def _accelerated(plan: Plan, asked: bool | Acceleration | None, compile: bool, r
         before = None if record is None else Acceleration.from_dict(record)
         asked = False if asked is None and record is None else asked
     model = plan.model if plan.source is None else plan.source
-    made = accelerated(model, plan.task, plan.attacks, asked=asked, compile=compile, before=before, width=plan.width)
+    made = accelerated(
+        model, plan.task, plan.attacks, asked=asked, compile=compile, before=before, batch_size=plan.batch_size
+    )
     plan.config["acceleration"] = None if made is None else made.plan.to_dict()
     return replace(plan, fast=None if made is None or made.plan.rewriting == "none" else made)
 
@@ -330,16 +336,16 @@ def _run(plan: Plan, kept: RunDir | None, on_progress: Callable[[Progress], None
     return gathered(kept.config if kept is not None else plan.config, records, find)
 
 
-def _active(plan: Plan, kept: RunDir | None, n: int) -> ActiveTest | None:
+def _active(plan: Plan, kept: RunDir | None, n: int) -> BinarizationTest | None:
     """The active test of `n` examples at the largest radius: the one that the run's directory holds, or made now."""
-    before = None if kept is None else ActiveTest.load(kept.path)
+    before = None if kept is None else BinarizationTest.load(kept.path)
     if not n or (before is not None and before.asked == n):
         return before
     away = torch.full_like(plan.task.y, AWAY)  # what is hidden is another class, whatever the run's target is
     task = replace(plan.task, target=away, aim=away)  # its ball is that of the largest radius
     last = plan.stages[-1].eps
     attacks = [(stage.label, stage.attack) for stage in plan.stages if stage.eps == last and not stage.draft]
-    found = examined(plan.model, task, attacks, n=n, eot=plan.eot, width=plan.width)
+    found = examined(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size)
     if kept is not None:
         found.save(kept.path)
     return found
@@ -350,7 +356,7 @@ def _same_model(plan: Plan, clean: pa.Table) -> None:
     if "logits" not in clean.column_names or plan.eot > 1:  # the logits of a stochastic model are never the same
         return
     with Objective(plan.model, cross_entropy) as objective:
-        now = queue.forward_rows(objective, plan.task, plan.task.x[: min(PROBED, len(clean))], plan.width).cpu()
+        now = queue.forward_rows(objective, plan.task, plan.task.x[: min(PROBED, len(clean))], plan.batch_size).cpu()
     before = torch.tensor(run_directory.points(clean["logits"], (-1,))[: len(now)])
     if now.shape != before.shape or not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise BadInput(

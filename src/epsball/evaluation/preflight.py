@@ -39,7 +39,7 @@ def reaction_to(
     source: Model | None,
     eot: int,
     seed: int,
-    width: int,
+    batch_size: int,
     run_dir: str | Path | None,
 ) -> tuple[Reaction, int]:
     """What the protocols that react do about this model, and the forwards of the look at it.
@@ -52,7 +52,7 @@ def reaction_to(
     if run_dir is not None and (Path(run_dir) / "config.json").exists():
         return Reaction.from_dict(read_config(Path(run_dir)).get("reaction")), 0
     try:
-        found = probe(model, examples, ball, n=LOOKED, seed=seed, eot=eot, width=width)
+        found = probe(model, examples, ball, n=LOOKED, seed=seed, eot=eot, batch_size=batch_size)
     except (BadInput, RuntimeError, ValueError, TypeError) as error:  # the run itself says it
         log.info("no look before the attacks: %s", error)
         return Reaction(), 0
@@ -65,14 +65,14 @@ def diagnosis_of(plan: Plan, kept: RunDir | None, found: Evaluation, n: int | No
     if n == 0 or plan.source is not None:
         return None
     if before is not None and (n is None or min(n, len(plan.task.x)) == before.examples):
-        return replace(before, indicators=with_active(before.indicators, found.active_test))
+        return replace(before, indicators=with_active(before.indicators, found.binarization_test))
     if n is None:
         n = min(int((found.forwards + found.backwards) / 4 / DIAGNOSED), MOST)
         if n < FEWEST:
             return None
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
     reaction = Reaction.from_dict(plan.config["reaction"])
-    options = {"eot": plan.eot, "width": plan.width, "classes": plan.classes}
+    options = {"eot": plan.eot, "batch_size": plan.batch_size, "classes": plan.classes}
     made = diagnosed(plan.model, plan.task, attacks, n=n, evaluation=found, reaction=reaction, **options)
     if kept is not None and made is not None:
         made.save(kept.path)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from epsball.common.errors import BadInput
-from epsball.diagnosis.active_test_record import ActiveTest
+from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.record import Diagnosis
 from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import Storage
@@ -63,7 +63,7 @@ class Evaluation:
     `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits that are not finite, from
     which on the example does not count as robust; `forwards, backwards` are the attack passes spent on it.
     `adversarial` holds the fooling points `x_adv` and their examples `x` as they are kept, `points()` and `originals()`
-    give what they stand for. `active_test` says whether the attacks are strong enough for this model,
+    give what they stand for. `binarization_test` says whether the attacks are strong enough for this model,
     where that was asked; `diagnosis` whether the verdict is to be believed.
     """
 
@@ -72,7 +72,7 @@ class Evaluation:
     adversarial: pa.Table
     stages: tuple[Stage, ...]
     probes: int
-    active_test: ActiveTest | None = None
+    binarization_test: BinarizationTest | None = None
     diagnosis: Diagnosis | None = None
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ class Evaluation:
             "backwards": self.backwards,
             "cost": self.cost,
             "seconds": self.seconds,
-            "active_test": None if self.active_test is None else self.active_test.summary(),
+            "binarization_test": None if self.binarization_test is None else self.binarization_test.summary(),
             "diagnosis": None if self.diagnosis is None else self.diagnosis.summary(),
             "config": self.config,
         }
@@ -240,7 +240,7 @@ class Evaluation:
             [run_directory.load(file) for file in kept],
             lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
         )
-        return replace(found, active_test=ActiveTest.load(path), diagnosis=Diagnosis.load(path))
+        return replace(found, binarization_test=BinarizationTest.load(path), diagnosis=Diagnosis.load(path))
 
 
 def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:

@@ -24,7 +24,7 @@ from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json
 
-FREE = {"width", "machine"}
+FREE = {"batch_size", "machine"}
 """Parts of the configuration that may differ on a resume: they change no record."""
 
 

@@ -25,9 +25,9 @@ from epsball.balls.l2 import L2
 from epsball.balls.linf import Linf
 from epsball.diagnosis.probes import everywhere
 from epsball.engine import queue, user_attack
-from epsball.engine.queue import Look, OnTurn, Outcome
+from epsball.engine.queue import OnTurn, Outcome, SuccessCheck
 from epsball.engine.stages import PlannedStage
-from epsball.engine.user_attack import Called
+from epsball.engine.user_attack import UserAttack
 from epsball.evaluation import run_directory
 from epsball.evaluation.boundary_search import shrunk
 from epsball.evaluation.point_storage import Storage, checksums
@@ -69,9 +69,9 @@ class Plan:
 
     model: Model
     task: Task
-    attacks: tuple[Attack | Called, ...]
+    attacks: tuple[Attack | UserAttack, ...]
     stages: tuple[PlannedStage, ...]
-    width: int
+    batch_size: int
     success: Success
     shard_size: int
     config: dict[str, Any]
@@ -88,23 +88,23 @@ class Plan:
     """What attacks climb on in the place of the model (or source): the same function, at less cost."""
 
     @property
-    def goes_on(self) -> bool:
+    def uses_warm_start(self) -> bool:
         """Whether an attack starts from what those before it found; a transfer may not know what that is."""
-        return self.source is None and any(isinstance(a, Attack) and a.goes_on for a in self.attacks)
+        return self.source is None and any(isinstance(a, Attack) and a.uses_warm_start for a in self.attacks)
 
     def objective(self, stage: PlannedStage) -> Objective:
         """The question that an attack asks: of the source where there is one, else of the model."""
         attack = stage.attack
-        if isinstance(attack, Called):
-            return self.judge(cross_entropy)
+        if isinstance(attack, UserAttack):
+            return self.evaluator(cross_entropy)
         model = self.faster_for(attack) or self.source or self.model
         if stage.draft:
             model = Draft(model)
         return objective_for(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
 
-    def faster_for(self, attack: Attack | Called) -> Accelerated | None:
+    def faster_for(self, attack: Attack | UserAttack) -> Accelerated | None:
         """The accelerated network, where it saves this attack time: without gradients its forward has to be faster."""
-        if self.fast is None or isinstance(attack, Called):
+        if self.fast is None or isinstance(attack, UserAttack):
             return None
         return self.fast if attack.needs == "grad" or self.fast.plan.forwards_too else None
 
@@ -116,19 +116,19 @@ class Plan:
         """The points that stand behind what is kept."""
         return torch.from_numpy(self.storage.read(stored))
 
-    def look(self, judge: Objective, stage: PlannedStage) -> Look | None:
+    def look(self, evaluator: Objective, stage: PlannedStage) -> SuccessCheck | None:
         """How successes are looked at before they end a job: not at all where that can make no difference."""
         if self.storage.x_adv != "8bit" and not stage.draft and self.faster_for(stage.attack) is None:
             return None
-        return Look(
-            judge, (lambda z, x: z) if self.min_norm else self.stored
+        return SuccessCheck(
+            evaluator, (lambda z, x: z) if self.min_norm else self.stored
         )  # the nearest are carried out of rounding
 
     def stored(self, z: Tensor, x: Tensor) -> Tensor:
         """What is left of points when they are kept."""
         return self.read(self.storage.keep(numbers(z), numbers(x))).to(x)
 
-    def judge(self, loss: Loss) -> Objective:
+    def evaluator(self, loss: Loss) -> Objective:
         """The model itself, to look with."""
         return objective_for(self.model, loss, needs="label", success=self.success, eot=self.eot)
 
@@ -223,15 +223,15 @@ class Shard:
 
     def approach(self, rows: np.ndarray, table: pa.Table, ahead: np.ndarray) -> None:
         """Note where an attack came nearer to a wrong class, for those after it that go on from there."""
-        if "near" not in table.column_names:
+        if "warm_start" not in table.column_names:
             return
-        lead = table["lead"].to_numpy(zero_copy_only=False)  # not a number where there is no point
-        points = torch.from_numpy(run_directory.points(table["near"], tuple(self.task.x.shape[1:])).copy())
+        lead = table["margin"].to_numpy(zero_copy_only=False)  # not a number where there is no point
+        points = torch.from_numpy(run_directory.points(table["warm_start"], tuple(self.task.x.shape[1:])).copy())
         better = lead > ahead[rows]
-        near = self.task.x.clone() if self.task.near is None else self.task.near
+        near = self.task.x.clone() if self.task.warm_start is None else self.task.warm_start
         near[torch.from_numpy(rows[better])] = points[torch.from_numpy(better[~np.isnan(lead)])].to(near)
         ahead[rows[better]] = lead[better]
-        self.task = replace(self.task, near=near)
+        self.task = replace(self.task, warm_start=near)
 
     def stage(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
         """The stage's table, from where it is kept, or made and kept now."""
@@ -246,8 +246,8 @@ class Shard:
     def clean(self) -> pa.Table:
         """The clean pass, and a second look at a few rows: does the model answer twice the same?"""
         began = time.perf_counter()
-        with self.plan.judge(cross_entropy) as objective:
-            output = queue.forward_rows(objective, self.task, self.task.x, self.plan.width)
+        with self.plan.evaluator(cross_entropy) as objective:
+            output = queue.forward_rows(objective, self.task, self.task.x, self.plan.batch_size)
             if output.is_floating_point():
                 check_labels(output, self.task)
             if self.number == 0 and self.plan.eot == 1:
@@ -272,21 +272,25 @@ class Shard:
         label = _label(stage)
         with ExitStack() as stack:
             stack.enter_context(objective)
-            judge = objective
+            evaluator = objective
             if self.plan.elsewhere(stage):
-                judge = stack.enter_context(self.plan.judge(cross_entropy))
+                evaluator = stack.enter_context(self.plan.evaluator(cross_entropy))
             standing = int(np.isinf(self.known[open_rows]).sum())
-            found = self.found(stage, objective, judge, task, lambda fallen: on_left(label, max(standing - fallen, 0)))
+            found = self.found(
+                stage, objective, evaluator, task, lambda fallen: on_left(label, max(standing - fallen, 0))
+            )
             hit = found.fooled.nonzero().squeeze(1).to(rows.device)
             hits = task.rows(hit)
-            x, x_adv, before = numbers(hits.x), found.x_adv[hit], judge.forwards
+            x, x_adv, before = numbers(hits.x), found.x_adv[hit], evaluator.forwards
             if self.plan.min_norm and len(hit):
-                x_adv = shrunk(judge, hits, x_adv, kept=self.plan.stored, width=self.plan.width)
+                x_adv = shrunk(evaluator, hits, x_adv, kept=self.plan.stored, batch_size=self.plan.batch_size)
             stored = self.plan.storage.keep(numbers(x_adv), x)
             point = self.plan.read(stored).to(task.x)
-            output = queue.forward_rows(judge, hits, point, self.plan.width) if len(hit) else point.new_zeros(0, 2)
-            verification = judge.forwards - before
-        good = judge.verdict(output, hits) & hits.ball.contains(point, hits.x)
+            output = (
+                queue.forward_rows(evaluator, hits, point, self.plan.batch_size) if len(hit) else point.new_zeros(0, 2)
+            )
+            verification = evaluator.forwards - before
+        good = evaluator.succeeds(output, hits) & hits.ball.contains(point, hits.x)
         if not bool(good.all()):
             level = logging.INFO if self.plan.storage.x_adv == "8bit" else logging.WARNING  # rounding costs some
             log.log(level, "%s: %d successes did not stand when verified, and do not count", label, int((~good).sum()))
@@ -303,7 +307,7 @@ class Shard:
                 columns[f"adversarial_{name}"] = run_directory.nested(values[stood], fooled)
         if self.plan.min_norm:
             columns["distance"] = run_directory.nested(distance[stood], fooled)
-        columns["rank"] = found.rank.numpy()
+        columns["restart"] = found.restart.numpy()
         columns["forwards"], columns["backwards"] = found.forwards.numpy(), found.backwards.numpy()
         kept = points | {"crc32": checksums(*points.values())}
         columns |= {name: run_directory.nested(part, fooled) for name, part in kept.items()}
@@ -322,32 +326,40 @@ class Shard:
             verification=verification,
             **summed,
         )
-        if self.plan.goes_on:
-            ended = np.isfinite(found.lead.numpy()) & ~found.fooled.numpy()
-            columns["lead"] = pa.array(found.lead.numpy(), mask=~ended)
-            columns["near"] = run_directory.nested(numbers(found.near[torch.from_numpy(ended)]), ended)
+        if self.plan.uses_warm_start:
+            ended = np.isfinite(found.margin.numpy()) & ~found.fooled.numpy()
+            columns["margin"] = pa.array(found.margin.numpy(), mask=~ended)
+            columns["warm_start"] = run_directory.nested(numbers(found.warm_start[torch.from_numpy(ended)]), ended)
         table = run_directory.table(columns, {name: part.shape[1:] for name, part in points.items()})
         return run_directory.with_notes(table, {"stage": vars(summary)})
 
     def found(
-        self, stage: PlannedStage, objective: Objective, judge: Objective, task: Task, on_turn: OnTurn
+        self, stage: PlannedStage, objective: Objective, evaluator: Objective, task: Task, on_turn: OnTurn
     ) -> Outcome:
-        """What an attack did; a transfer climbs on the source, whose own logits rank the classes, and `judge` looks."""
+        """What an attack did; a transfer climbs on the source, whose own logits restart the classes, and `evaluator` looks."""
         plan, attack = self.plan, stage.attack
-        if isinstance(attack, Called):
+        if isinstance(attack, UserAttack):
             model = plan.model if plan.source is None else plan.source
-            return user_attack.run(attack, model, judge, task, width=plan.width, on_turn=on_turn)
+            return user_attack.run(attack, model, evaluator, task, batch_size=plan.batch_size, on_turn=on_turn)
         if plan.source is None:
-            look, approach = plan.look(judge, stage), plan.goes_on
-            return queue.run(attack, objective, task, look=look, approach=approach, width=plan.width, on_turn=on_turn)
+            look, approach = plan.look(evaluator, stage), plan.uses_warm_start
+            return queue.run(
+                attack, objective, task, look=look, approach=approach, batch_size=plan.batch_size, on_turn=on_turn
+            )
         before = objective.forwards
-        clean = queue.forward_rows(objective, task, task.x, plan.width)
+        clean = queue.forward_rows(objective, task, task.x, plan.batch_size)
         if clean.is_floating_point():
             check_labels(clean, task)
         looked = objective.forwards - before
         task = replace(task, clean=clean if clean.is_floating_point() else None)
         found = queue.run(
-            attack, objective, task, judge=judge, look=plan.look(judge, stage), width=plan.width, on_turn=on_turn
+            attack,
+            objective,
+            task,
+            evaluator=evaluator,
+            look=plan.look(evaluator, stage),
+            batch_size=plan.batch_size,
+            on_turn=on_turn,
         )
         padding = looked - plan.eot * len(clean)
         return replace(found, forwards=found.forwards + plan.eot, padding_forwards=found.padding_forwards + padding)

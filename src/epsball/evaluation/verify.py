@@ -90,13 +90,13 @@ def verify(
     *,
     data: Examples | tuple[Any, Any] | None = None,
     success: Success = changes_prediction,
-    width: int = 128,
+    batch_size: int = 128,
 ) -> Verification:
     """Is what a run directory says true of `model`? Everything is recomputed from its files.
 
     `model` is the one that the run was made with, loaded anew. With `data`, Examples or (x, y) as handed to `evaluate`
     (more rows do no harm), the kept examples are held against its rows, and all clean predictions are made anew.
-    `success` is what the run was given. `width` rows share a pass. The model comes back as it was.
+    `success` is what the run was given. `batch_size` rows share a pass. The model comes back as it was.
 
     Raises `BadInput` for a directory that holds no run, or one without the examples beside their adversarial points,
     for another `success`, and for a model that does not take the run's examples.
@@ -117,7 +117,7 @@ def verify(
         )
     examples = data if data is None or isinstance(data, Examples) else from_arrays(*data)
     with Objective(model, cross_entropy, success=success, eot=config["eot"]) as objective:
-        check = _Check(path, config, storage, objective, width, examples)
+        check = _Check(path, config, storage, objective, batch_size, examples)
         check.differences.add(None, "model", config["model"], fingerprint.of_model(model))
         for shard, start in enumerate(range(0, n, config["shard_size"])):
             check.shard(shard, start, min(config["shard_size"], n - start))
@@ -132,7 +132,7 @@ class _Check:
     config: dict[str, Any]
     storage: Storage
     objective: Objective
-    width: int
+    batch_size: int
     data: Examples | None
     differences: Differences = field(default_factory=Differences)
     records: list[pa.Table] = field(default_factory=list)
@@ -292,7 +292,7 @@ class _Check:
         ball = self.ball(stage, claims.places[where])
         task = self.task(claims, where, x, ball)
         output = self.forward(task, z)
-        good, inside = self.objective.verdict(output, task).cpu().numpy(), np.full(len(where), False)
+        good, inside = self.objective.succeeds(output, task).cpu().numpy(), np.full(len(where), False)
         delta = z.double() - x.double()
         norms: dict[str, Ball] = dict(NORMS)
         if ball is not None:
@@ -349,7 +349,7 @@ class _Check:
 
     def forward(self, task: Task, z: Tensor) -> Tensor:
         try:
-            return forward_rows(self.objective, task, z, self.width)
+            return forward_rows(self.objective, task, z, self.batch_size)
         except (RuntimeError, ValueError) as error:
             raise BadInput(
                 f"`model` must take the run's examples, {self.shape} each, but {type(error).__name__}: {error}; is it "

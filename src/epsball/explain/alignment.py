@@ -135,7 +135,7 @@ def direction(
     attack: Attack = FAST_GRADIENT,
     loss: Loss = cross_entropy,
     rows: int = 500,
-    width: int = 128,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> Direction:
     """Measure how much the gradients of different examples and of different networks point the same way.
@@ -157,7 +157,7 @@ def direction(
     >>> [round(cosines[2], 9) for cosines in (found.pairs[0].gradient_same, found.pairs[0].gradient_other)]
     [1.0, -1.0]
     """
-    for name, value, least in (("rows", rows, 1), ("width", width, 1)):
+    for name, value, least in (("rows", rows, 1), ("batch_size", batch_size, 1)):
         whole(name, value, least)
     models = models if isinstance(models, Mapping) else {"model": models}
     if not models:
@@ -167,7 +167,7 @@ def direction(
     y = task.y
     clean, grads, steps, noises = [], [], [], []
     for name, model in models.items():
-        logits, grad = slopes(model, task, loss=loss, width=width)
+        logits, grad = slopes(model, task, loss=loss, batch_size=batch_size)
         if clean and logits.shape[1] != clean[0].shape[1]:
             raise BadInput(
                 f"`models` must have the same classes, got {logits.shape[1]} of {name!r} and {clean[0].shape[1]}; "
@@ -178,8 +178,8 @@ def direction(
         grads.append(flat(grad).double())
         steps.append(z)
         noises.append(task.ball.project(task.x + shuffled(z - task.x, task.noise, task.ball.mask), task.x))
-    seen = [[logits_at(model, z, width=width) for model in models.values()] for z in steps]
-    noisy = [[logits_at(model, z, width=width) for model in models.values()] for z in noises]
+    seen = [[logits_at(model, z, batch_size=batch_size) for model in models.values()] for z in steps]
+    noisy = [[logits_at(model, z, batch_size=batch_size) for model in models.values()] for z in noises]
     sure = [right(logits, y) for logits in clean]
     moves = [flat(z - task.x).double() for z in steps]
     several = range(len(models))

@@ -83,7 +83,7 @@ class Maker:
     steps: int
     draws: int
     seed: int
-    width: int
+    batch_size: int
 
     def __call__(
         self, model: Model, fitted: Examples, held: Examples, ball: Ball
@@ -96,7 +96,7 @@ class Maker:
         stepped = torch.cat(
             [
                 FGSM(loss=margin)(model, x, y, ball)
-                for x, y in zip(other.x.split(self.width), other.y.split(self.width), strict=True)
+                for x, y in zip(other.x.split(self.batch_size), other.y.split(self.batch_size), strict=True)
             ]
         )
         climbs = []
@@ -130,7 +130,7 @@ class Maker:
     def _right(self, objective: Objective, data: Examples, ball: Ball) -> tuple[Examples, float]:
         """Those of the examples that are predicted rightly, and the median of their margins."""
         task = task_of(data.x, data.y, ball)
-        logits = torch.cat([objective.forward(x) for x in task.x.split(self.width)])
+        logits = torch.cat([objective.forward(x) for x in task.x.split(self.batch_size)])
         if not logits.is_floating_point():
             raise BadInput("`model` must return logits, got labels; a universal perturbation is made from gradients")
         check_labels(logits, task)
@@ -165,7 +165,7 @@ class Maker:
         """The gradient of the summed loss with respect to the perturbation, and how many it fools."""
         task = task_of(data.x, data.y, Linf(eps=math.inf))  # says whose labels they are; no ball is asked of it
         grad, fooled = torch.zeros_like(delta), 0
-        for rows in torch.arange(len(data), device=data.x.device).split(self.width):
+        for rows in torch.arange(len(data), device=data.x.device).split(self.batch_size):
             moved = data.x[rows] + delta
             z = ball.clip(moved)
             point = objective(z, task.rows(rows))
@@ -175,7 +175,7 @@ class Maker:
 
     def _called(self, objective: Objective, data: Examples, delta: Tensor, ball: Ball) -> Int64[Tensor, " n"]:
         """What the model calls each example with `delta` on it."""
-        parts = [objective.forward(ball.clip(x + delta)) for x in data.x.split(self.width)]
+        parts = [objective.forward(ball.clip(x + delta)) for x in data.x.split(self.batch_size)]
         return prediction(torch.cat(parts))
 
     def _fooled(self, objective: Objective, data: Examples, delta: Tensor, ball: Ball) -> Tensor:

@@ -248,7 +248,7 @@ def _rung(
     scores, changes, changes_in_box, attacked, in_box = [], [], [], [], []
     for x, y in _blocks(data, side):
         scores.append(x @ weight.T + bias)
-        gains = [[ball.support(w.expand_as(x), x) for w in weight] for ball in (free, box)]
+        gains = [[ball.max_gain(w.expand_as(x), x) for w in weight] for ball in (free, box)]
         changes.append(torch.stack(gains[0], 1))
         changes_in_box.append(torch.stack(gains[1], 1))
         if kind == "trained":

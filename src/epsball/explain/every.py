@@ -62,7 +62,7 @@ class Case:
     network: str = "small-mlp"
     fresh: bool = False
     seed: int = 0
-    width: int = 128
+    batch_size: int = 128
 
     @property
     def span(self) -> float:
@@ -127,7 +127,7 @@ def _kept(name: str, found: Finding, out: Path | None) -> Finding:
 
 
 def _targets(case: Case) -> Finding:
-    return targets(case.model, case.data, case.ball, seed=case.seed, width=case.width)
+    return targets(case.model, case.data, case.ball, seed=case.seed, batch_size=case.batch_size)
 
 
 def _universal(case: Case) -> Finding:
@@ -136,7 +136,7 @@ def _universal(case: Case) -> Finding:
 
 def _boundary(case: Case) -> Finding:
     norms = ("linf", "l2", "l1", "l0") if isfinite(case.data.lo) and isfinite(case.data.hi) else ()
-    asked = {"train": case.train, "norms": norms, "rows": ROWS, "seed": case.seed, "width": case.width}
+    asked = {"train": case.train, "norms": norms, "rows": ROWS, "seed": case.seed, "batch_size": case.batch_size}
     return boundary(case.model, case.data, case.ball, **asked)
 
 
@@ -150,33 +150,33 @@ def _taylor(case: Case) -> Finding:
         model, kept_x = deepcopy(model).double(), kept.x.double()  # small rises drown in the rounding of float32
     else:
         kept_x = kept.x
-    return taylor_gap(model, kept_x, kept.y, case.ball, width=case.width)
+    return taylor_gap(model, kept_x, kept.y, case.ball, batch_size=case.batch_size)
 
 
 def _rubbish(case: Case) -> Finding:
-    return rubbish(case.model, case.data, case.ball, seed=case.seed, width=case.width)
+    return rubbish(case.model, case.data, case.ball, seed=case.seed, batch_size=case.batch_size)
 
 
 def _local_growth(case: Case) -> Finding:
-    return local_growth("small-mlp", case.data, case.ball, train=case.train, width=case.width, seed=case.seed)
+    return local_growth("small-mlp", case.data, case.ball, train=case.train, batch_size=case.batch_size, seed=case.seed)
 
 
 def _linearity(case: Case) -> Finding:
     boxed = case.ball.name == "l0"  # where a step without a box has no end
-    return linearity(case.model, case.data, case.ball, boxed=boxed, width=case.width, seed=case.seed)
+    return linearity(case.model, case.data, case.ball, boxed=boxed, batch_size=case.batch_size, seed=case.seed)
 
 
 def _conditioning(case: Case) -> Finding:
-    return conditioning(_module(case), case.data, case.ball, width=case.width, seed=case.seed)
+    return conditioning(_module(case), case.data, case.ball, batch_size=case.batch_size, seed=case.seed)
 
 
 def _manifold(case: Case) -> Finding:
-    return manifold(case.model, case.data, case.ball, train=case.train, width=case.width, seed=case.seed)
+    return manifold(case.model, case.data, case.ball, train=case.train, batch_size=case.batch_size, seed=case.seed)
 
 
 def _direction(case: Case) -> Finding:
     models = {"model": case.model} | companions(case.train, network=case.network, seed=case.seed)
-    return direction(models, case.data, case.ball, width=case.width, seed=case.seed)
+    return direction(models, case.data, case.ball, batch_size=case.batch_size, seed=case.seed)
 
 
 def _training(case: Case) -> Finding:
@@ -186,7 +186,7 @@ def _training(case: Case) -> Finding:
         models = {"plain": model, "trained": trained(case.network, case.train, case.ball, **how)}
     else:
         models = {"given": model, "trained further": trained_further(model, case.train, case.ball, seed=case.seed)}
-    return training_changed(models, case.data, case.ball, width=case.width, seed=case.seed)
+    return training_changed(models, case.data, case.ball, batch_size=case.batch_size, seed=case.seed)
 
 
 def _module(case: Case) -> nn.Module:

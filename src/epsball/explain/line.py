@@ -112,7 +112,7 @@ def linearity(
     rows: int = 500,
     boxed: bool = False,
     loss: Loss = cross_entropy,
-    width: int = 128,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> Linearity:
     """Measure how straight the logits are along the fast gradient direction, and what becomes of the accuracy.
@@ -120,7 +120,7 @@ def linearity(
     The direction d is the ball's step along the gradient of `loss` at x, without the box (as in the paper: eps sign g
     in the max norm) or, `boxed`, within it; the line x + t d leaves the box either way. `points` places from -`span`
     to `span` radii, at least 5 and odd, so that 0 is one of them; at most `rows` examples, spread over `data`. One
-    gradient and 2 `points` forwards an example, `width` at a time. `seed` keys the control's order and signs. The model
+    gradient and 2 `points` forwards an example, `batch_size` at a time. `seed` keys the control's order and signs. The model
     comes back as it was.
 
     Raises `BadInput` for a ball without a single radius, and in L0 unless `boxed`.
@@ -131,7 +131,7 @@ def linearity(
     >>> round(min(found.explained["whole"]), 9), round(found.at(0) - found.control[40], 9)
     (1.0, 0.0)
     """
-    for name, value, least in (("rows", rows, 1), ("width", width, 1), ("points", points, 5)):
+    for name, value, least in (("rows", rows, 1), ("batch_size", batch_size, 1), ("points", points, 5)):
         whole(name, value, least)
     if points % 2 == 0:
         raise BadInput(f"`points` must be odd, so that t = 0 is one of them, got {points}; write {points + 1}")
@@ -144,7 +144,7 @@ def linearity(
     found: list[dict[str, Tensor]] = []
     shown: dict[str, Any] = {}
     with Objective(model, loss, careful=True) as objective:
-        for task, point in parts(objective, all_rows, width):
+        for task, point in parts(objective, all_rows, batch_size):
             free = task.ball if boxed else without_box(task.ball)
             centre = task.x if boxed else torch.zeros_like(task.x)
             step = free.argmax(point.grad, centre) - centre

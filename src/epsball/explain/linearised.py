@@ -120,7 +120,7 @@ def local_growth(
     sides: Sequence[int] = SIDES,
     steps: int = 400,
     rows: int = 200,
-    width: int = 128,
+    batch_size: int = 128,
     seed: int = 0,
     on_progress: Callable[[int, str], None] | None = None,
 ) -> LocalGrowth:
@@ -134,7 +134,7 @@ def local_growth(
 
     Raises `BadInput` where the examples are no images, for a ball without a single radius, and in L0.
     """
-    for name, value, least in (("steps", steps, 1), ("rows", rows, 1), ("width", width, 1)):
+    for name, value, least in (("steps", steps, 1), ("rows", rows, 1), ("batch_size", batch_size, 1)):
         whole(name, value, least)
     sides = sorted(set(sides))
     if not sides:
@@ -160,7 +160,7 @@ def local_growth(
         seen, fit_to = at_side(data, side), at_side(train, side)
         model = make(seen.shape, max(data.classes, train.classes)).to(fit_to.x)
         fitted(model, fit_to, steps=steps, seed=seed)
-        found.append(step_of(model, seen, ball, width=width, seed=seed))
+        found.append(step_of(model, seen, ball, batch_size=batch_size, seed=seed))
     if on_progress is not None:
         on_progress(len(found), "")
     return LocalGrowth(
@@ -182,7 +182,7 @@ def local_growth(
     )
 
 
-def step_of(model: nn.Module, data: Examples, ball: Ball, *, width: int = 128, seed: int = 0) -> Step:
+def step_of(model: nn.Module, data: Examples, ball: Ball, *, batch_size: int = 128, seed: int = 0) -> Step:
     """The figures of one network at the size of its images; the module comes back as it was.
 
     >>> from epsball import Linf
@@ -193,18 +193,18 @@ def step_of(model: nn.Module, data: Examples, ball: Ball, *, width: int = 128, s
     (2.0, 0.6, 0.6, True)
     """
     task = checked(data, ball, seed)
-    logits, grad = slopes(model, task, loss=margin, width=width)
+    logits, grad = slopes(model, task, loss=margin, batch_size=batch_size)
     free, wide = without_box(task.ball), grad.double()
     step = free.argmax(grad, torch.zeros_like(grad))
-    gain, boxed = flat(wide * step).sum(1), task.ball.support(grad, task.x).double()
+    gain, boxed = flat(wide * step).sum(1), task.ball.max_gain(grad, task.x).double()
     squares, noisy = torch.zeros_like(gain), torch.zeros_like(gain)
     for draw in range(DRAWS):
-        noise = replace(task.noise, rank=torch.full_like(task.y, draw))
+        noise = replace(task.noise, restart=torch.full_like(task.y, draw))
         moved = shuffled(step, noise, task.ball.mask)
         squares += flat(wide * moved).sum(1).square() / DRAWS
         z = task.ball.project(task.x + moved, task.x)
-        noisy += right(logits_at(model, z, width=width), task.y) / DRAWS
-    at_z = logits_at(model, task.ball.argmax(grad, task.x), width=width)
+        noisy += right(logits_at(model, z, batch_size=batch_size), task.y) / DRAWS
+    at_z = logits_at(model, task.ball.argmax(grad, task.x), batch_size=batch_size)
     gap = margin(logits, task).double().neg()
     figures = {
         "gap": gap.abs(),

@@ -151,7 +151,7 @@ def boundary(
     rows: int = 300,
     train_rows: int = 10_000,
     seed: int = 0,
-    width: int = 128,
+    batch_size: int = 128,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Boundary:
     """Seek the nearest fooling point of each example, and the nearest example of another class.
@@ -192,7 +192,15 @@ def boundary(
         one = ball if name == ball.name else BALLS[name](eps=1.0, lo=ball.lo, hi=ball.hi)
         attacks[name] = [text for text in ATTACKS if name in attack_class(text.partition(":")[0]).norms]
         ev = evaluate(
-            model, kept, one, attacks[name], min_norm=True, seed=seed, width=width, diagnose=0, accelerate=False
+            model,
+            kept,
+            one,
+            attacks[name],
+            min_norm=True,
+            seed=seed,
+            batch_size=batch_size,
+            diagnose=0,
+            accelerate=False,
         )
         place = {int(id): row for row, id in enumerate(ev.records["id"].to_pylist())}
         near = np.nan_to_num(ev.distances, nan=math.inf, posinf=math.inf)

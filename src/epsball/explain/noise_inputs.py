@@ -39,7 +39,7 @@ NORMAL_DRAW, UNIFORM_DRAW = 0, 1
 
 
 @dataclass(frozen=True)
-class Called:
+class UserAttack:
     """Inputs of one kind (of `KINDS`), read in one way (of `READINGS`).
 
     `share` of `n` inputs are called some class with p > .5, with `confidence` as the mean of that p, None where none
@@ -75,12 +75,12 @@ class Rubbish:
     first ones.
     """
 
-    called: tuple[Called, ...]
+    called: tuple[UserAttack, ...]
     towards: tuple[float | None, ...]
     examples: tuple[Example, ...]
     config: dict[str, Any]
 
-    def of(self, kind: str, reading: str = "softmax") -> Called:
+    def of(self, kind: str, reading: str = "softmax") -> UserAttack:
         """The inputs of that kind, read that way."""
         return next(one for one in self.called if (one.kind, one.reading) == (kind, reading))
 
@@ -122,7 +122,7 @@ class Rubbish:
     def from_json(cls, text: str) -> Rubbish:
         """The record that `to_json` wrote."""
         record = json.loads(text)
-        called = tuple(Called(**one | {"classes": tuple(one["classes"])}) for one in record["called"])
+        called = tuple(UserAttack(**one | {"classes": tuple(one["classes"])}) for one in record["called"])
         examples = tuple(
             Example(**one | {name: tuple(one[name]) for name in ("x", "x_adv")}) for one in record["examples"]
         )
@@ -142,7 +142,7 @@ def rubbish(
     *,
     draws: int = 1000,
     seed: int = 0,
-    width: int = 128,
+    batch_size: int = 128,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Rubbish:
     """Show the model noise, and count how often it is sure of a class.
@@ -185,7 +185,7 @@ def rubbish(
     with Objective(model, cross_entropy, needs="logits") as objective:
         for done, (kind, x) in enumerate(inputs.items()):
             tell(done, KINDS[kind])
-            output = torch.cat([objective.forward(part) for part in x.split(width)])
+            output = torch.cat([objective.forward(part) for part in x.split(batch_size)])
             if not output.is_floating_point():
                 raise BadInput("`model` must return logits, got labels; confidence is read from logits")
             if not output.isfinite().all():
@@ -199,11 +199,13 @@ def rubbish(
         x = inputs["uniform"]
         parts = [
             FGSM()(model, part, torch.zeros(len(part), dtype=torch.long, device=part.device), ball, target=target)
-            for part in x.split(width)
+            for part in x.split(batch_size)
         ]
         x_adv = torch.cat(parts)
         with Objective(model, cross_entropy, needs="logits") as objective:
-            after = torch.cat([objective.forward(part) for part in x_adv.split(width)]).double().softmax(1)[:, target]
+            after = (
+                torch.cat([objective.forward(part) for part in x_adv.split(batch_size)]).double().softmax(1)[:, target]
+            )
         there = before <= SURE
         towards.append(float((after > SURE)[there].double().mean()) if there.any() else None)
         if target < SHOWN:
@@ -227,11 +229,11 @@ def rubbish(
     return Rubbish(tuple(called), tuple(towards), tuple(examples), config)
 
 
-def _called(kind: str, reading: str, logits: Float[Tensor, "n classes"]) -> Called:
+def _called(kind: str, reading: str, logits: Float[Tensor, "n classes"]) -> UserAttack:
     p = logits.softmax(1) if reading == "softmax" else logits.sigmoid()
     most, label = p.max(1)
     sure = most > SURE
-    return Called(
+    return UserAttack(
         kind=kind,
         reading=reading,
         n=len(p),

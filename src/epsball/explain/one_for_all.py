@@ -116,7 +116,7 @@ def universal(
     rows: int = 1000,
     draws: int = 8,
     seed: int = 0,
-    width: int = 512,
+    batch_size: int = 512,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Universal:
     """Make one perturbation for many images, and count how many others it fools.
@@ -151,7 +151,7 @@ def universal(
         ("training_steps", training_steps, 1),
         ("rows", rows, 1),
         ("draws", draws, 1),
-        ("width", width, 1),
+        ("batch_size", batch_size, 1),
     ):
         whole(name, value, least)
     radius, phrase = radius_of(ball), said(ball)
@@ -173,7 +173,7 @@ def universal(
             raise BadInput(f"`data` must hold at least two examples, got {len(data)}; or give `train`")
         train, data = halves(data)
     fitted, held = evenly(train, rows), evenly(data, rows)
-    make = Maker(steps, draws, seed, width)
+    make = Maker(steps, draws, seed, batch_size)
     total, by_radius, by_size, at_ball = len(radii) + len(sides), [], [], None
 
     def tell(note: str) -> None:

@@ -26,13 +26,13 @@ QUANTILES = (0.05, 0.5, 0.95)
 """What a band shows of the examples: low, middle, high."""
 
 
-def parts(objective: Objective, whole: Task, width: int) -> Iterator[tuple[Task, Point]]:
-    """One pass at the examples, `width` at a time: their tasks with `clean` logits, and what was found.
+def parts(objective: Objective, whole: Task, batch_size: int) -> Iterator[tuple[Task, Point]]:
+    """One pass at the examples, `batch_size` at a time: their tasks with `clean` logits, and what was found.
 
     Raises `BadInput` where a label is no class of the model.
     """
     first = True
-    for rows in torch.arange(len(whole.x), device=whole.x.device).split(width):
+    for rows in torch.arange(len(whole.x), device=whole.x.device).split(batch_size):
         task = whole.rows(rows)
         point = objective(task.x, task)
         if first:
@@ -42,18 +42,18 @@ def parts(objective: Objective, whole: Task, width: int) -> Iterator[tuple[Task,
 
 
 def slopes(
-    model: Model, task: Task, *, loss: Loss = cross_entropy, width: int
+    model: Model, task: Task, *, loss: Loss = cross_entropy, batch_size: int
 ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n *shape"]]:
     """Logits and input gradients of the loss at the examples, what is not finite in them taken for zero."""
     with Objective(model, loss, careful=True) as objective:
-        found = [(point.logits, point.grad) for _, point in parts(objective, task, width)]
+        found = [(point.logits, point.grad) for _, point in parts(objective, task, batch_size)]
     return torch.cat([logits for logits, _ in found]), torch.cat([grad for _, grad in found])
 
 
-def logits_at(model: Model, z: Float[Tensor, "n *shape"], *, width: int) -> Float[Tensor, "n classes"]:
+def logits_at(model: Model, z: Float[Tensor, "n *shape"], *, batch_size: int) -> Float[Tensor, "n classes"]:
     """Logits at points, which need not lie in any box."""
     with Objective(model, cross_entropy) as objective:
-        return torch.cat([objective.forward(part) for part in z.split(width)])
+        return torch.cat([objective.forward(part) for part in z.split(batch_size)])
 
 
 def right(logits: Float[Tensor, "n classes"], y: Tensor) -> Tensor:

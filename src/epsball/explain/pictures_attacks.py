@@ -237,7 +237,7 @@ def draw_rubbish(found: Rubbish, path: str | Path) -> None:
         for axis, values in ((left, shares), (middle, means)):
             bars = axis.bar(at, values, 0.36, color=colour, label=said)
             axis.bar_label(bars, [f"{100 * v:.0f}" for v in values], fontsize=plots.SMALL, color=plots.INK)
-    for axis, title in ((left, f"Called some class with p > {SURE:g}"), (middle, "Mean of the greatest p")):
+    for axis, title in ((left, f"UserAttack some class with p > {SURE:g}"), (middle, "Mean of the greatest p")):
         plots.panel(axis, title=title)
         axis.set_xticks(range(len(kinds)), [KINDS[kind].replace(" in ", "\nin ") for kind in kinds])
         axis.set_ylim(0, 1.35)

@@ -21,7 +21,7 @@ def draw_direction(found: Direction, path: str | Path) -> None:
     config, several = found.config, len(found.names) > 1
     note = (
         f"{config['rows']} examples of {name_of_data(config)}; {config['attack']} in {config['said']}; transfer: "
-        "of the examples that the judge has right; agreement: where both are right clean and both err; "
+        "of the examples that the evaluator has right; agreement: where both are right clean and both err; "
         f"{made_with(config)}"
     )
     title = "Do gradients of other examples, and of other networks, point the same way?"

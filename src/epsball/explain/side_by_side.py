@@ -154,7 +154,7 @@ def training_changed(
     *,
     rows: int = 500,
     steps: int = 20,
-    width: int = 128,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> TrainingChanged:
     """Compare two networks: the first of `models` was trained plainly, the second adversarially.
@@ -165,7 +165,7 @@ def training_changed(
 
     Raises `BadInput` unless there are two modules with weights.
     """
-    for name, value, least in (("rows", rows, 1), ("steps", steps, 1), ("width", width, 1)):
+    for name, value, least in (("rows", rows, 1), ("steps", steps, 1), ("batch_size", batch_size, 1)):
         whole(name, value, least)
     if not isinstance(models, Mapping) or len(models) != 2:
         raise BadInput("`models` must be two networks by name; write {'plain': plain, 'trained': trained}")
@@ -175,7 +175,7 @@ def training_changed(
     radius_of(ball)
     data = evenly(data, rows)
     shown = _first_of_each(data.y)
-    found = {name: _side(name, model, data, ball, steps, width, seed) for name, model in models.items()}
+    found = {name: _side(name, model, data, ball, steps, batch_size, seed) for name, model in models.items()}
     (plain, _), (trained, _) = found.values()
     firsts = {name: next(iter(_weights(model).values())) for name, model in models.items()}
     units = flat(next(iter(firsts.values()))).norm(dim=1).argsort(descending=True, stable=True)[:FILTERS]
@@ -230,12 +230,15 @@ def evenness(values: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def _side(
-    name: str, model: nn.Module, data: Examples, ball: Ball, steps: int, width: int, seed: int
+    name: str, model: nn.Module, data: Examples, ball: Ball, steps: int, batch_size: int, seed: int
 ) -> tuple[Side, Float[Tensor, "n *shape"]]:
     task = checked(data, ball, seed)
-    logits, grad = slopes(model, task, loss=margin, width=width)
+    logits, grad = slopes(model, task, loss=margin, batch_size=batch_size)
     reached = [
-        right(logits_at(model, attack(model, data.x, data.y, ball, ids=data.ids, seed=seed), width=width), task.y)
+        right(
+            logits_at(model, attack(model, data.x, data.y, ball, ids=data.ids, seed=seed), batch_size=batch_size),
+            task.y,
+        )
         for attack in (FGSM(), PGD(steps=steps))
     ]
     gap, slope = -margin(logits, task).double(), task.ball.dual(grad.double())

@@ -132,7 +132,7 @@ def conditioning(
     rows: int = 500,
     samples: int = 4,
     rivals: int = 9,
-    width: int = 128,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> Conditioning:
     """Measure the singular values of the layers, and how steep differences of logits are in the balls around examples.
@@ -144,7 +144,12 @@ def conditioning(
 
     Raises `BadInput` for a callable that is no module, and where no affine layer runs.
     """
-    for name, value, least in (("rows", rows, 1), ("samples", samples, 0), ("rivals", rivals, 1), ("width", width, 1)):
+    for name, value, least in (
+        ("rows", rows, 1),
+        ("samples", samples, 0),
+        ("rivals", rivals, 1),
+        ("batch_size", batch_size, 1),
+    ):
         whole(name, value, least)
     if not isinstance(model, nn.Module):
         raise BadInput(
@@ -158,7 +163,7 @@ def conditioning(
         kinds = ", ".join(kind.__name__ for kind in AFFINE[:4])
         raise BadInput(f"`model` must run at least one affine layer ({kinds}, ...), got none; write it with torch.nn")
     with Objective(model, _differences(rivals), careful=True) as objective:
-        points = [_steepness(objective, task, rank, width) for rank in range(1 + samples)]
+        points = [_steepness(objective, task, rank, batch_size) for rank in range(1 + samples)]
     steep, dual = (torch.stack([point[name] for point in points]).amax(0) for name in ("steep", "dual"))
     return Conditioning(
         layers=layers,
@@ -196,12 +201,12 @@ def _differences(rivals: int) -> Any:
     return loss
 
 
-def _steepness(objective: Objective, task: Task, rank: int, width: int) -> dict[str, Tensor]:
+def _steepness(objective: Objective, task: Task, rank: int, batch_size: int) -> dict[str, Tensor]:
     if rank:
         task = task.with_jobs(torch.full_like(task.y, rank), task.aim)
         task = replace(task, x=task.ball.sample(task.x, task.noise))
     found: dict[str, list[Tensor]] = {"steep": [], "dual": [], "gap": []}
-    for part, point in parts(objective, task, width):
+    for part, point in parts(objective, task, batch_size):
         grad = point.grad
         length = torch.linalg.vector_norm(grad.flatten(2).double(), dim=2)
         found["steep"].append(length.amax(1))

@@ -106,7 +106,7 @@ def manifold(
     components: Sequence[int] | None = None,
     rows: int = 500,
     fit_rows: int = 2000,
-    width: int = 128,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> Manifold:
     """Measure how much of the perturbations lies outside the leading principal components of the data.
@@ -119,7 +119,7 @@ def manifold(
 
     Raises `BadInput` where `train` has other shapes or fewer than two examples, and where the attack moves none.
     """
-    for name, value, least in (("rows", rows, 1), ("fit_rows", fit_rows, 2), ("width", width, 1)):
+    for name, value, least in (("rows", rows, 1), ("fit_rows", fit_rows, 2), ("batch_size", batch_size, 1)):
         whole(name, value, least)
     if train is None:
         train, data = halves(data)
@@ -145,7 +145,7 @@ def manifold(
     off = images - mean
     total = off.square().sum()
     outside["images"] = 1 - torch.cat([total[None] * 0, (off @ directions.T).square().sum(0).cumsum(0)]) / total
-    logits = [logits_at(model, at, width=width) for at in (data.x, z)]
+    logits = [logits_at(model, at, batch_size=batch_size) for at in (data.x, z)]
     fooled = right(logits[0], data.y) & ~right(logits[1], data.y)
     alone: dict[str, list[float]] = {"inside": [], "outside": []}
     x, y, moved = data.x[fooled], data.y[fooled], step[fooled].double()
@@ -153,11 +153,11 @@ def manifold(
         inside = moved @ directions[:k].T @ directions[:k]
         for name, part in (("inside", inside), ("outside", moved - inside)):
             at = x + part.reshape(x.shape).to(x)
-            alone[name].append((~right(logits_at(model, at, width=width), y)).double().mean().item())
+            alone[name].append((~right(logits_at(model, at, batch_size=batch_size), y)).double().mean().item())
     noisy = None
     if bool(fooled.any()):
         at = x + noise[fooled].reshape(x.shape)
-        noisy = (~right(logits_at(model, at, width=width), y)).double().mean().item()
+        noisy = (~right(logits_at(model, at, batch_size=batch_size), y)).double().mean().item()
     return Manifold(
         components=tuple(counts),
         outside={name: kept(curve[list(counts)]) for name, curve in outside.items()},

@@ -138,7 +138,7 @@ def targets(
     attack: str = ATTACK,
     rows: int = 500,
     seed: int = 0,
-    width: int = 128,
+    batch_size: int = 128,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Targets:
     """Attack each correctly classified example once for each other class, and count what the stored points show.
@@ -185,7 +185,7 @@ def targets(
             eps=radii,
             target=target,
             seed=seed,
-            width=width,
+            batch_size=batch_size,
             diagnose=0,
             accelerate=False,
         )

@@ -117,15 +117,15 @@ def taylor_gap(
     *,
     eps: Sequence[float] | None = None,
     loss: Loss = cross_entropy,
-    width: int = 128,
+    batch_size: int = 128,
     on_progress: Callable[[int], None] | None = None,
 ) -> TaylorGap:
     """Measure how far the loss at the first-order worst point is from its first-order prediction.
 
     `model` is any torch module or callable x -> logits, `x` (n, *shape), `y` (n,) its labels. `ball` gives norm, box
     and mask; `eps` the radii > 0, in the units of x (default: the ball's, which is then a number, and seven halvings).
-    For every radius z = `ball.argmax(g, x)`, g the gradient of `loss` at x, and <g, z - x> = `ball.support(g, x)`. One
-    gradient an example, then forwards only, `width` examples at a time. Losses and gains are subtracted in float64;
+    For every radius z = `ball.argmax(g, x)`, g the gradient of `loss` at x, and <g, z - x> = `ball.max_gain(g, x)`. One
+    gradient an example, then forwards only, `batch_size` examples at a time. Losses and gains are subtracted in float64;
     below a relative 1e-7 a float32 model has no figures to give: take a float64 one for the smallest radii. The model
     comes back as it was. `on_progress` is called with the count of finished examples.
 
@@ -140,14 +140,14 @@ def taylor_gap(
     >>> found.first_order[0, -1].round(6), found.change[0, -1].round(6), found.gap[0, -1].round(6)
     (np.float64(0.39337), np.float64(1.41408), np.float64(1.020711))
     """
-    whole("width", width, 1)
+    whole("batch_size", batch_size, 1)
     radii = _radii(ball, eps)
     if len(x) == 0:
         raise BadInput("`x` must hold at least one example, got none; raise the limit")
     whole_task = task_of(x, y, ball)
     losses, gains, changes = [], [], []
     with Objective(model, loss, careful=True) as objective:
-        for rows in torch.arange(len(x), device=x.device).split(width):
+        for rows in torch.arange(len(x), device=x.device).split(batch_size):
             task = whole_task.rows(rows)
             point = objective(task.x, task)
             if not losses:

@@ -1,7 +1,7 @@
 """The exact worst point of a linear classifier in a ball, and the exact radius at which its prediction flips.
 
 The margin of the label over one rival is linear in the input, so its smallest value over ball, box and mask is
-the margin at x less `support` of the difference of their weights; the smallest over all rivals is the worst margin,
+the margin at x less `max_gain` of the difference of their weights; the smallest over all rivals is the worst margin,
 exactly. Without a box that support is eps times the dual norm (Goodfellow et al. 2015, section 5: eps * |w|_1).
 """
 
@@ -117,7 +117,7 @@ def optimum(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any = No
         least = gaps.clone()
         for few in blocks(len(rivals), case.weight.shape[1], rivals.device):
             directions = (case.weight[rivals[few]] - case.weight[own]).reshape(-1, *near.shape[1:])
-            least[:, few] -= part.supports(directions, near.to(directions.dtype))
+            least[:, few] -= part.max_gains(directions, near.to(directions.dtype))
         place = least.argmin(1)
         margin[rows], clean[rows] = least.gather(1, place[:, None])[:, 0], gaps.amin(1)
         rival[rows] = rivals[place]
@@ -188,7 +188,7 @@ def minimal_eps(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any 
             place = place[left]
             rival = rivals[place]
             direction = (case.weight[rival] - case.weight[own]).reshape(-1, *near.shape[1:])
-            found = part.rows(left).eps_for(gaps[left, place], direction, near[left], strict=own < rival)
+            found = part.rows(left).min_eps(gaps[left, place], direction, near[left], strict=own < rival)
             best[left] = torch.minimum(best[left], found)
             below[left, place] = torch.inf
         radius[rows] = best

@@ -19,10 +19,10 @@ MODELS: dict[str, str] = {
     "preact-resnet18": "epsball.models.builtin:preact_resnet18",
     "maxout": "epsball.models.builtin:maxout",
     "conv-maxout": "epsball.models.builtin:conv_maxout",
-    "sabotage": "epsball.models.sabotage:sabotaged",
+    "broken-defence": "epsball.models.broken-defence:broken_defence",
 }
-NAMED = {"sabotage"}
-"""Those whose option is a name: sabotage:NAME."""
+NAMED = {"broken-defence"}
+"""Those whose option is a name: broken-defence:NAME."""
 
 
 def spelled(name: str) -> str:
@@ -31,7 +31,7 @@ def spelled(name: str) -> str:
 
 
 def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn.Module:
-    """A fresh built-in model, from its short form NAME, NAME:KEY=VALUE,KEY=VALUE, or sabotage:NAME.
+    """A fresh built-in model, from its short form NAME, NAME:KEY=VALUE,KEY=VALUE, or broken-defence:NAME.
 
     `shape` is that of one example, (C, H, W) for images; `classes` >= 1 is the number of logits. The weights are
     torch's usual initialisation drawn with `seed`; torch's global generators are left as they were.

@@ -59,7 +59,7 @@ def dlr(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, " n"]:
     >>> task = task_of(torch.zeros(1, 1), 0, Linf(eps=1.0))
     >>> dlr(z, task), dlr(100 * z, task)  # (4 - 5) / (5 - 3)
     (tensor([-0.5000]), tensor([-0.5000]))
-    >>> dlr(z, task.with_jobs(task.noise.rank, torch.tensor([2])))  # (4 - 5) / (5 - (3 + 1) / 2)
+    >>> dlr(z, task.with_jobs(task.noise.restart, torch.tensor([2])))  # (4 - 5) / (5 - (3 + 1) / 2)
     tensor([-0.3333])
     """
     gain = margin(logits, task)

@@ -209,18 +209,18 @@ class Objective:
         outputs = torch.stack([self._run(z, task) for _ in range(self.eot)])
         return outputs.mean(0) if outputs.is_floating_point() else outputs.mode(0).values
 
-    def judge(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
+    def evaluate_at(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
         """A pass that only looks: success and validity at z, no loss, no gradient."""
         return Point(z, self.forward(z, task), None, None, self.success, task)
 
-    def verdict(self, output: Tensor, task: Task) -> Bool[Tensor, " n"]:
+    def succeeds(self, output: Tensor, task: Task) -> Bool[Tensor, " n"]:
         """Success, from logits or labels that are there already."""
         return Point(task.x, output, None, None, self.success, task).fooled
 
     def __call__(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
         """One pass at z: forward, and as many backwards as the loss has columns where the attack needs a gradient."""
         if self.needs == "label":
-            return self.judge(z, task)
+            return self.evaluate_at(z, task)
         if self.needs == "logits":
             logits = self._logits(self.forward(z, task))
             if self._fresh:
@@ -265,7 +265,7 @@ class Objective:
         if not same:
             warnings.warn(
                 "`model` is stochastic in eval mode: two passes over the same examples differ; verdicts will not "
-                "repeat. Fix its noise, or attack and judge the mean of several passes with eot=20",
+                "repeat. Fix its noise, or attack and evaluator the mean of several passes with eot=20",
                 ModelWarning,
                 stacklevel=3,
             )
@@ -342,7 +342,7 @@ class Objective:
         if not all(map(math.isfinite, sizes)):
             self.careful = True
             warnings.warn(
-                "the gradient is not finite everywhere: it is taken for zero there. Look for a square root or a "
+                "the gradient is not finite everywhere: it is taken for zero there. SuccessCheck for a square root or a "
                 "logarithm at zero, or an overflow, in `model`",
                 ModelWarning,
                 stacklevel=4,

@@ -22,7 +22,7 @@ class Task:
 
     `x` (n, *shape) the examples, `y` (n,) their labels, `target` (n,) the class that the user demands, -1 for none,
     `aim` (n,) the class that this job climbs towards, -1 where it climbs away from `y`. `clean` (n, classes) are the
-    logits at `x`, None where nobody computed them. `ball` is bound to `x`. `near` (n, *shape) are the best points of
+    logits at `x`, None where nobody computed them. `ball` is bound to `x`. `warm_start` (n, *shape) are the best points of
     the ball that attacks before this one have found, None where there were none.
     """
 
@@ -33,7 +33,7 @@ class Task:
     clean: Float[Tensor, "n classes"] | None
     ball: Ball
     noise: Noise
-    near: Float[Tensor, "n *shape"] | None = None
+    warm_start: Float[Tensor, "n *shape"] | None = None
 
     @cached_property
     def aimed(self) -> Bool[Tensor, " n"]:
@@ -69,18 +69,18 @@ class Task:
             clean=None if self.clean is None else self.clean[index],
             ball=self.ball.rows(index),
             noise=self.noise.rows(index),
-            near=None if self.near is None else self.near[index],
+            warm_start=None if self.warm_start is None else self.warm_start[index],
         )
 
-    def with_jobs(self, rank: Int64[Tensor, " n"], aim: Int64[Tensor, " n"]) -> Task:
-        """The same rows at another rank (which keys their noise) and aim."""
-        return replace(self, aim=aim, noise=replace(self.noise, rank=rank))
+    def with_jobs(self, restart: Int64[Tensor, " n"], aim: Int64[Tensor, " n"]) -> Task:
+        """The same rows at another restart (which keys their noise) and aim."""
+        return replace(self, aim=aim, noise=replace(self.noise, restart=restart))
 
 
 def task_of(
     x: Tensor, y: object, ball: Ball, *, target: object = None, ids: Tensor | None = None, seed: int = 0
 ) -> Task:
-    """The checked task of a whole batch: rank 0, every row away from its label or towards its target."""
+    """The checked task of a whole batch: restart 0, every row away from its label or towards its target."""
     ball, x = ball.bind(x), x.detach()
     y = labels("y", y, x)
     aim = torch.full_like(y, AWAY) if target is None else labels("target", target, x)

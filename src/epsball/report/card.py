@@ -44,9 +44,9 @@ def markdown(run: Run) -> str:
     lines = ["## Adversarial robustness", "", "| what | value |", "| --- | --- |"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     lines += ["", " ".join(_text(said) for said in (*run.caveats, *run.doubts))]
-    for said in (run.diagnosis, found.active_test):
+    for said in (run.diagnosis, found.binarization_test):
         if said is not None:
-            lines += ["", _text(f"{said.verdict[:1].upper()}{said.verdict[1:]}.")]
+            lines += ["", _text(f"{said.sentence[:1].upper()}{said.sentence[1:]}.")]
     fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", run.command_line)), default=2))
     if run.command_line:
         lines += ["", "Measured with", "", f"{fence}console", run.command_line, fence]

@@ -216,7 +216,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("storage", f"adversarial examples {config['storage']['x_adv']}, their originals {config['storage']['x']}"),
         ("passes averaged (eot)", config["eot"]),
         ("seed", config["seed"]),
-        ("rows that share a pass", config["width"]),
+        ("rows that share a pass", config["batch_size"]),
         ("drafts", config.get("draft")),
         ("accelerated", None if plan is None else f"{plan['rewriting']}, {plan['ratio']:.2f} of a pass's time"),
         ("machine", config["machine"]),

@@ -170,7 +170,7 @@ class Run:
         return rows
 
     @property
-    def verdict(self) -> str:
+    def sentence(self) -> str:
         """The result in one sentence."""
         found, n = self.found, counted(len(self.found))
         if self.config["min_norm"]:
@@ -216,7 +216,7 @@ class Run:
         said = []
         if self.diagnosis is not None and self.diagnosis.speaks_against:
             said.append("Indicators of attack failure are raised.")
-        if self.found.active_test is not None and self.found.active_test.too_weak:
+        if self.found.binarization_test is not None and self.found.binarization_test.too_weak:
             said.append("The attacks miss adversarial examples that were hidden for them.")
         return tuple(said)
 

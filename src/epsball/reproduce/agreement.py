@@ -35,11 +35,11 @@ def agreement(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None
         x_adv = nets.moved(maker)
         theirs = logits_of(maker.module, x_adv).argmax(1)
         wrong = theirs != test.y
-        for judge in few:
-            own = logits_of(judge.module, x_adv).argmax(1)
+        for evaluator in few:
+            own = logits_of(evaluator.module, x_adv).argmax(1)
             same, both = (own == theirs) & wrong, (own != test.y) & wrong
-            shares[judge.said].append([_share(same, wrong), _share(same, both)])
-            errors[judge.said].append((own != test.y).double().mean().item())
+            shares[evaluator.said].append([_share(same, wrong), _share(same, both)])
+            errors[evaluator.said].append((own != test.y).double().mean().item())
     lines = tuple(
         Line(
             said,

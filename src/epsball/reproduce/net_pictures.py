@@ -83,7 +83,7 @@ def _matrix(axis: Axes, found: Transfer) -> None:
     from epsball.reproduce.transfer import PAPER
 
     makers, judges = list(PAPER), list(PAIR)
-    ours = np.array([[found.mean(maker, judge).error for judge in judges] for maker in makers])
+    ours = np.array([[found.mean(maker, evaluator).error for evaluator in judges] for maker in makers])
     axis.imshow(ours, cmap=ERROR, vmin=0, vmax=1, aspect="auto")
     for row, maker in enumerate(makers):
         for column in range(len(judges)):

@@ -44,10 +44,10 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Cell:
-    """How the network `judge` does on the FGSM examples that were made on the network `maker`, or on clean ones."""
+    """How the network `evaluator` does on the FGSM examples that were made on the network `maker`, or on clean ones."""
 
     maker: str
-    judge: str
+    evaluator: str
     seed: int
     outcome: Outcome
 
@@ -80,9 +80,9 @@ class Transfer:
     shown: tuple[Shown, ...]
     config: dict[str, Any]
 
-    def mean(self, maker: str, judge: str) -> Outcome:
+    def mean(self, maker: str, evaluator: str) -> Outcome:
         """The mean over the seeds."""
-        return mean([cell.outcome for cell in self.cells if (cell.maker, cell.judge) == (maker, judge)])
+        return mean([cell.outcome for cell in self.cells if (cell.maker, cell.evaluator) == (maker, evaluator)])
 
     @property
     def title(self) -> str:
@@ -99,7 +99,7 @@ class Transfer:
         """Our figures and the paper's, in percent."""
         found = []
         for maker, said in SAID.items():
-            ours = tuple(percent(self.mean(maker, judge).error) for judge in PAIR)
+            ours = tuple(percent(self.mean(maker, evaluator).error) for evaluator in PAIR)
             known = self.config["eps"] == EPS and maker != CLEAN
             found.append(Line(said, ours, PAPER[maker] if known else None))
         return tuple(found)

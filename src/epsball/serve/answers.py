@@ -168,7 +168,7 @@ class Desk:
             return Found(task, x_adv, None)
         attack.check_ball(asked.ball)
         with Objective(shown.model, attack.loss, needs=attack.needs) as objective:
-            if attack.aims or attack.reads_clean:
+            if attack.n_targets or attack.reads_clean:
                 clean = objective.forward(asked.x)
                 task = replace(task, clean=clean)
             way = path(attack, objective, task)

@@ -84,5 +84,5 @@ def menu(exhibit: Exhibit) -> dict[str, Any]:
     attacks = []
     for text, name in ATTACKS.items():
         attack, kind = parse(text), attack_class(text.partition(":")[0])
-        attacks.append({"id": text, "name": name, "norms": list(kind.norms), "iterates": attack.passes != 1})
+        attacks.append({"id": text, "name": name, "norms": list(kind.norms), "iterates": attack.max_steps != 1})
     return {"norms": norms, "attacks": attacks}

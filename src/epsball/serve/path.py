@@ -34,14 +34,14 @@ class Path:
 
 def path(attack: Attack, objective: Objective, task: Task) -> Path:
     """The way of the first job of a task of one row; `objective` is open, and made for this attack."""
-    job, _ = attack.job(task, task.noise.rank)
+    job, _ = attack.job(task, task.noise.restart)
     state, seen, said = attack.init(job), [], []
     for turn in range(1, MOST):
         point = objective(state.z, job)
         seen.append(state.z)
         said.append(point.logits)
         state = attack.step(state, point, job)
-        if turn == attack.passes or (attack.passes is None and bool(state.done.all())):
+        if turn == attack.max_steps or (attack.max_steps is None and bool(state.done.all())):
             break
     end = torch.where(state.best.isfinite().all(), state.best, job.x)
     seen.append(end)

@@ -29,7 +29,7 @@ KEPT = 2
 
 
 def save(folder: Path, number: int, tensors: dict[str, Tensor], words: dict[str, Any]) -> None:
-    """Write the checkpoint `number` of a training; older ones but the last go. Called by all processes."""
+    """Write the checkpoint `number` of a training; older ones but the last go. UserAttack by all processes."""
     text = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
     state = {WORDS: text} | {name: value.detach().cpu() for name, value in tensors.items()}
     draft, place = folder / f".{PREFIX}{number:09d}", folder / f"{PREFIX}{number:09d}"

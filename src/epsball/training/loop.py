@@ -200,7 +200,7 @@ class Loop:
             x = x.contiguous(memory_format=torch.channels_last)
         if ball is not None and (share := self._radius(step.over)) < 1:
             ball = ball.with_eps(ball.eps * share)
-        noise = replace(step.noise, ids=step.noise.ids.to(self.device), rank=step.noise.rank.to(self.device))
+        noise = replace(step.noise, ids=step.noise.ids.to(self.device), restart=step.noise.restart.to(self.device))
         lower = torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
         with lower:
             logged = objective(self.network, x, y, None if ball is None else ball.bind(x), replace(step, noise=noise))

@@ -1,4 +1,4 @@
-"""The sabotaged networks, trained for seconds on the digits; those that differ only in their end share weights."""
+"""The broken_defence networks, trained for seconds on the digits; those that differ only in their end share weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import nn
 
 from epsball.data.examples import Examples, load_data
 from epsball.models.registry import build
+from epsball.training.broken_defences import recipe
 from epsball.training.fit import fit
-from epsball.training.sabotage import recipe
 
 EPS = 0.1
 SAME_WEIGHTS = {"scaled": "plain", "softmax": "plain"}
@@ -22,9 +22,9 @@ def digits(split: str) -> Examples:
 
 @cache
 def network(name: str, seed: int) -> nn.Module:
-    """sabotage:NAME, trained with that seed; in eval mode, not to be changed."""
+    """broken-defence:NAME, trained with that seed; in eval mode, not to be changed."""
     train = digits("train")
-    model = build(f"sabotage:{name}", train.shape, train.classes, seed=seed)
+    model = build(f"broken-defence:{name}", train.shape, train.classes, seed=seed)
     if name in SAME_WEIGHTS:
         model.load_state_dict(network(SAME_WEIGHTS[name], seed).state_dict())
     else:

@@ -3,7 +3,7 @@
 A small network as `small-mlp` or `small-cnn` with one fault, so that the diagnosis can be tried on something whose
 disease is known: `SABOTAGED` says which, and under which indicator the diagnosis has to name it. Nearly all of these
 faults were once published as defences; Athalye, Carlini and Wagner (ICML 2018), Carlini et al. (2019) and Tramer et al.
-(NeurIPS 2020) tell how they were broken. Two are made by their training: see `epsball.training.sabotage`.
+(NeurIPS 2020) tell how they were broken. Two are made by their training: see `epsball.training.broken_defences`.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _one_more(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Fault:
-    """How a sabotaged network is made, and the indicator that has to name it; None for a sound one.
+    """How a broken_defence network is made, and the indicator that has to name it; None for a sound one.
 
     `what` is a line for people.
     """
@@ -219,16 +219,16 @@ SABOTAGED: dict[str, Fault] = {
 """By name; the last three are sound."""
 
 
-def sabotaged(shape: tuple[int, ...], classes: int, name: str) -> Sabotaged:
+def broken_defence(shape: tuple[int, ...], classes: int, name: str) -> Sabotaged:
     """A fresh network with the fault `name` for examples of `shape` and `classes` labels; data in [0, 1].
 
     Raises `BadInput` for an unknown name, and where the fault does not fit the shape.
 
-    >>> sabotaged((1, 8, 8), 10, "detector")(torch.zeros(2, 1, 8, 8)).shape
+    >>> broken_defence((1, 8, 8), 10, "detector")(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 11])
     """
-    name = one_of("model sabotage:", name.strip().lower().replace("_", "-"), SABOTAGED)
+    name = one_of("model broken-defence:", name.strip().lower().replace("_", "-"), SABOTAGED)
     fault = SABOTAGED[name]
     if fault.before is BlockRounding and len(shape) != 3:
-        raise BadInput(f"`shape` must be (C, H, W) for sabotage:jpeg, got {shape}; take sabotage:quantised")
+        raise BadInput(f"`shape` must be (C, H, W) for broken-defence:jpeg, got {shape}; take broken-defence:quantised")
     return Sabotaged(name, fault.net(shape, max(classes, 2)), fault.before(), fault.after())

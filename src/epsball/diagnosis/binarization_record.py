@@ -13,14 +13,14 @@ from epsball.common.json_files import read_json
 
 ENOUGH = 0.95
 """The share of hidden adversarial examples that a strong enough protocol finds; below it the test is failed."""
-ACTIVE = "active.json"
+ACTIVE = "binarization_test.json"
 EASY = 0.5
 """Where random search finds as large a share, finding them says nothing about an attack."""
 
 
 @dataclass(frozen=True)
-class ActiveTest:
-    """What a protocol found of adversarial examples that were hidden in the balls of `n` examples (see `active_test`).
+class BinarizationTest:
+    """What a protocol found of adversarial examples that were hidden in the balls of `n` examples (see `binarization_test`).
 
     `found` of them by the protocol, `random` by `draws` random points each; `skipped` examples could be given none.
     `missed` are the ids where the protocol failed, `caught` how many each of its attacks found, in order, each working
@@ -58,7 +58,7 @@ class ActiveTest:
         return not self.too_weak and not self.says_nothing
 
     @property
-    def verdict(self) -> str:
+    def sentence(self) -> str:
         """The result in one sentence."""
         if not self.n:
             return f"active test: nothing could be hidden in the balls of {self.skipped} examples, so it says nothing"
@@ -69,24 +69,24 @@ class ActiveTest:
 
     def summary(self) -> dict[str, Any]:
         """The result as JSON can hold it."""
-        return {**vars(self), "passed": self.passed, "verdict": self.verdict}
+        return {**vars(self), "passed": self.passed, "verdict": self.sentence}
 
     def to_json(self) -> str:
         """As JSON; `from_json` gives an equal result."""
         return json.dumps(vars(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> ActiveTest:
+    def from_json(cls, text: str) -> BinarizationTest:
         """The result that `to_json` wrote."""
         return cls._of(json.loads(text))
 
     @classmethod
-    def _of(cls, record: dict[str, Any]) -> ActiveTest:
+    def _of(cls, record: dict[str, Any]) -> BinarizationTest:
         caught = tuple((name, count) for name, count in record.pop("caught"))
         return cls(missed=tuple(record.pop("missed")), caught=caught, **record)
 
     @classmethod
-    def load(cls, path: Path) -> ActiveTest | None:
+    def load(cls, path: Path) -> BinarizationTest | None:
         """The result that a run left in its directory, None where the test was not made."""
         kept, remedy = path / ACTIVE, "delete it and start the run again: only the active test is repeated"
         if not kept.exists():

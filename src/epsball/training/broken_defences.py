@@ -1,4 +1,4 @@
-"""How the sabotaged networks are trained: most as usual; three owe to their training what they are.
+"""How the broken_defence networks are trained: most as usual; three owe to their training what they are.
 
 `fgsm-masked` is trained against single steps, and its input has waves in which it sees them: it overfits to them at
 once, as in Tramer et al. (ICLR 2018), section 3, and Wong et al. (ICLR 2020), section 5. `detector` learns attacked
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from epsball.balls.ball import Ball
 from epsball.balls.linf import Linf
 from epsball.data.examples import Examples
-from epsball.models.sabotage import Sabotaged
+from epsball.models.broken_defences import Sabotaged
 from epsball.training.climb import ascend, climbing, summed_cross_entropy
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.fgsm_mix import FGSMMix
@@ -63,7 +63,7 @@ class Recipe:
 
 
 def recipe(model: nn.Module, data: Examples) -> Recipe:
-    """How `model` is trained on `data`: as usual, but for sabotaged networks that are made by their training."""
+    """How `model` is trained on `data`: as usual, but for broken_defence networks that are made by their training."""
     name = model.name if isinstance(model, Sabotaged) else ""
     if name == "pgd":
         return Recipe(PGDTraining(), ball_of(data, EPS))

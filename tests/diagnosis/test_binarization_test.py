@@ -22,8 +22,8 @@ from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples, load_data
 from epsball.diagnosis import planted_examples
-from epsball.diagnosis.active_test import active_test, examined
-from epsball.diagnosis.active_test_record import ActiveTest
+from epsball.diagnosis.binarization_record import BinarizationTest
+from epsball.diagnosis.binarization_test import binarization_test, examined
 from epsball.diagnosis.binary_heads import Featured, Headed, Heads, last_linear
 from epsball.diagnosis.planted_examples import INNER, at_edge, make_heads, repeated, separate
 from epsball.evaluation.result import Evaluation
@@ -67,7 +67,7 @@ def made(model: Callable[[Tensor], Tensor], data: Examples, ball: Ball, seed: in
     task, logits = task.rows(good), logits[good]
     layer = last_linear(model, task.x[:1])
     with Featured(model, layer) as featured:
-        heads, kept = make_heads(featured, task, margin(logits, task).neg(), width=64)
+        heads, kept = make_heads(featured, task, margin(logits, task).neg(), batch_size=64)
     assert heads is not None
     return heads, replace(task, y=torch.zeros_like(task.y), clean=logits).rows(kept), layer
 
@@ -110,12 +110,12 @@ def test_a_hidden_example_is_in_the_ball_and_every_inner_point_is_not_one(net, d
     assert task.ball.contains(heads.edge, task.x).all()
     assert (task.ball.norm(heads.edge - task.x) >= 0.99 * (ball.eps if norm != "l0" else 6)).all()
     with Headed(net, layer, heads) as headed:
-        assert not headed.judge(task.x, task).fooled.any()
-        assert headed.judge(heads.edge, task).fooled.all()
+        assert not headed.evaluate_at(task.x, task).fooled.any()
+        assert headed.evaluate_at(heads.edge, task).fooled.all()
         for row in range(0, len(task.x), 7):
             inner = repeated(task, row, planted_examples.INNER_RANK + torch.arange(INNER))
             small = task.ball.with_eps(ball.eps * planted_examples.SHARE).bind(task.x).rows(torch.full((INNER,), row))
-            assert not headed.judge(planted_examples.scattered(replace(inner, ball=small)), inner).fooled.any()
+            assert not headed.evaluate_at(planted_examples.scattered(replace(inner, ball=small)), inner).fooled.any()
 
 
 def test_the_edge_of_every_ball_is_random_and_keyed_by_the_example(digits):
@@ -178,7 +178,7 @@ class Post(Wrapper):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "width"),
+    ("model", "shape", "batch_size"),
     [
         (mlp((6,), 3), (6,), 16),
         (linear((6,), 1, squeeze=True), (6,), 6),
@@ -188,13 +188,13 @@ class Post(Wrapper):
         (Wrapper(mlp((6,), 3)).model, (6,), 16),
     ],
 )
-def test_the_features_are_what_the_last_layer_is_shown(model: nn.Module, shape: tuple[int, ...], width: int):
+def test_the_features_are_what_the_last_layer_is_shown(model: nn.Module, shape: tuple[int, ...], batch_size: int):
     x = torch.rand(5, *shape, generator=rng(), dtype=torch.float64)
     layer = last_linear(model, x)
     assert isinstance(layer, nn.Linear)
     with Featured(model, layer) as featured:
         features = featured.forward(x)
-        assert features.shape == (5, width)
+        assert features.shape == (5, batch_size)
     torch.testing.assert_close(layer(features).reshape(5, -1), model(x).reshape(5, -1))
     assert not layer._forward_hooks
 
@@ -214,7 +214,7 @@ def test_what_comes_after_the_last_layer_is_not_left_out(change: Callable[[Tenso
 def test_the_features_of_a_callable_are_its_logits(net, digits):
     assert last_linear(lambda x: net(x), digits.x[:1]) is None
     assert last_linear(nn.Flatten(), digits.x[:1]) is None
-    found = active_test(lambda x: net(x), digits, BALLS["linf"], "pgd", n=16)
+    found = binarization_test(lambda x: net(x), digits, BALLS["linf"], "pgd", n=16)
     assert found.features == "logits"
     assert found.n >= 14
     assert found.found == found.n
@@ -225,19 +225,19 @@ def test_the_features_of_a_callable_are_its_logits(net, digits):
 
 @pytest.mark.parametrize("norm", BALLS)
 def test_a_sound_protocol_passes_in_every_norm(net, digits, norm: str):
-    attacks = {"linf": "apgd-t", "l2": "apgd", "l1": "l1-apgd", "l0": "pgd:starts=3"}[norm]
-    found = active_test(net, digits, BALLS[norm], ["pgd:starts=2", attacks], n=40)
+    attacks = {"linf": "apgd-t", "l2": "apgd", "l1": "l1-apgd", "l0": "pgd:restarts=3"}[norm]
+    found = binarization_test(net, digits, BALLS[norm], ["pgd:restarts=2", attacks], n=40)
     assert found.n == 40
-    assert found.passed, found.verdict
+    assert found.passed, found.sentence
     assert found.features.startswith("input of the last layer, Linear(in_features=100")
 
 
 def test_random_points_fail(net, digits):
-    found = active_test(net, digits, BALLS["linf"], "uniform-noise:starts=5", n=32)
+    found = binarization_test(net, digits, BALLS["linf"], "uniform-noise:restarts=5", n=32)
     assert found.found < 0.5 * found.n
     assert found.too_weak
     assert not found.passed
-    assert "too weak for this model" in found.verdict
+    assert "too weak for this model" in found.sentence
     assert len(found.missed) == found.n - found.found
     assert set(found.missed) < set(digits.ids.tolist())
 
@@ -264,12 +264,12 @@ class Winners(nn.Module):
 def test_gradients_that_a_model_hides_are_found_out(net, digits):
     masked = Quantised(net)
     with pytest.warns(ModelWarning, match="exactly zero"):
-        found = active_test(masked, digits, BALLS["linf"], ["fgsm", "pgd"], n=32)
+        found = binarization_test(masked, digits, BALLS["linf"], ["fgsm", "pgd"], n=32)
     assert found.features.startswith("input of the last layer")
     assert found.too_weak
     assert found.found == 0
-    found = active_test(masked, digits, BALLS["linf"], ["square"], n=32)
-    assert found.passed, found.verdict
+    found = binarization_test(masked, digits, BALLS["linf"], ["square"], n=32)
+    assert found.passed, found.sentence
 
 
 def test_rounded_logits_are_part_of_what_is_tested(net, digits):
@@ -277,7 +277,7 @@ def test_rounded_logits_are_part_of_what_is_tested(net, digits):
         return (net(x) * 1000).round()
 
     with pytest.warns(ModelWarning, match="exactly zero"):
-        found = active_test(rounded, digits, BALLS["linf"], ["pgd"], n=16)
+        found = binarization_test(rounded, digits, BALLS["linf"], ["pgd"], n=16)
     assert found.features == "logits"
     assert found.too_weak
 
@@ -289,8 +289,8 @@ def test_a_loss_that_saturates_on_the_model_saturates_in_the_test(net, digits):
         last_linear(loud, digits.x[:1]).weight.mul_(1000)
         last_linear(loud, digits.x[:1]).bias.mul_(1000)
     with pytest.warns(ModelWarning, match="exactly zero"):
-        assert active_test(loud, digits, BALLS["linf"], "pgd", n=32).too_weak
-    assert active_test(loud, digits, BALLS["linf"], "pgd:loss=margin", n=32).passed
+        assert binarization_test(loud, digits, BALLS["linf"], "pgd", n=32).too_weak
+    assert binarization_test(loud, digits, BALLS["linf"], "pgd:loss=margin", n=32).passed
 
 
 def test_one_step_is_too_weak_where_the_gradient_jumps():
@@ -302,8 +302,8 @@ def test_one_step_is_too_weak_where_the_gradient_jumps():
         )
     fit(model, data, epochs=8, seed=0)
     test, ball = load_data("digits", split="test", limit=48), eb.Linf(eps=0.1, lo=0, hi=1)
-    weak = active_test(model, test, ball, "fgsm", n=32)
-    strong = active_test(model, test, ball, ["square:steps=2000", "apgd:starts=5,loss=margin"], n=32)
+    weak = binarization_test(model, test, ball, "fgsm", n=32)
+    strong = binarization_test(model, test, ball, ["square:steps=2000", "apgd:restarts=5,loss=margin"], n=32)
     assert weak.too_weak
     assert weak.found < strong.found
 
@@ -311,31 +311,31 @@ def test_one_step_is_too_weak_where_the_gradient_jumps():
 def test_where_random_search_finds_all_the_test_says_nothing():
     x = torch.full((16, 1), 0.25, dtype=torch.float64) + torch.arange(16)[:, None] * 1e-3
     model = linear((1,), 2)
-    found = active_test(model, (x, model(x).argmax(1)), eb.Linf(eps=0.2, lo=0.1, hi=1), "pgd", n=16)
+    found = binarization_test(model, (x, model(x).argmax(1)), eb.Linf(eps=0.2, lo=0.1, hi=1), "pgd", n=16)
     assert found.found == found.n > 0
     assert found.random >= 0.5 * found.n
     assert found.says_nothing
     assert not found.passed
-    assert found.verdict.endswith("too easy to say anything")
+    assert found.sentence.endswith("too easy to say anything")
 
 
 def test_a_ball_without_room_hides_nothing(net, digits):
-    found = active_test(net, digits, eb.Linf(eps=0.0, **BOX), "pgd", n=8)
+    found = binarization_test(net, digits, eb.Linf(eps=0.0, **BOX), "pgd", n=8)
     assert (found.n, found.found, found.skipped) == (0, 0, 8)
     assert found.says_nothing
     assert not found.passed
-    assert "says nothing" in found.verdict
+    assert "says nothing" in found.sentence
 
 
 def test_there_may_be_fewer_examples_than_asked_for(net, digits):
     data = digits.rows(torch.arange(20))
     with torch.no_grad():
         correct = int((net(data.x).argmax(1) == data.y).sum())
-    found = active_test(net, data, BALLS["linf"], "pgd", n=1000)
+    found = binarization_test(net, data, BALLS["linf"], "pgd", n=1000)
     assert found.n + found.skipped == correct
     assert found.asked == 1000
     wrong = replace(data, y=(net(data.x).argmax(1) + 1) % 10)
-    found = active_test(net, wrong, BALLS["linf"], "pgd", n=5)
+    found = binarization_test(net, wrong, BALLS["linf"], "pgd", n=5)
     assert (found.n, found.skipped) == (0, 0)
     assert not found.passed
 
@@ -344,7 +344,7 @@ def test_only_what_is_classified_correctly_takes_part_first_ids_first(net, digit
     with torch.no_grad():
         correct = digits.ids[net(digits.x).argmax(1) == digits.y].sort().values
     shuffled = digits.rows(torch.randperm(len(digits), generator=rng(2)))
-    found = active_test(net, shuffled, BALLS["linf"], "uniform-noise", n=12)
+    found = binarization_test(net, shuffled, BALLS["linf"], "uniform-noise", n=12)
     assert set(found.missed) <= set(correct[:12].tolist())
     assert found.n + found.skipped == 12
 
@@ -353,11 +353,11 @@ def test_only_what_is_classified_correctly_takes_part_first_ids_first(net, digit
 
 
 def test_the_same_seed_gives_the_same_result_in_any_order_and_width(net, digits):
-    attacks = ["fgsm", "uniform-noise:starts=3"]
-    found = active_test(net, digits, BALLS["linf"], attacks, n=32, seed=5)
-    assert found == active_test(net, digits, BALLS["linf"], attacks, n=32, seed=5)
+    attacks = ["fgsm", "uniform-noise:restarts=3"]
+    found = binarization_test(net, digits, BALLS["linf"], attacks, n=32, seed=5)
+    assert found == binarization_test(net, digits, BALLS["linf"], attacks, n=32, seed=5)
     turned = digits.rows(torch.arange(len(digits)).flip(0))
-    assert found == active_test(net, turned, BALLS["linf"], attacks, n=32, seed=5, width=64)
+    assert found == binarization_test(net, turned, BALLS["linf"], attacks, n=32, seed=5, batch_size=64)
     edges = [made(net, digits, BALLS["linf"], seed=seed)[0].edge for seed in (5, 5, 6)]
     assert torch.equal(edges[0], edges[1])
     assert not torch.equal(edges[0], edges[2])
@@ -383,11 +383,11 @@ def test_a_model_is_left_as_it_was_also_after_an_exception(digits, at: float | N
     inside.train()
     inside[2].eval()
     attacks = ["pgd", lambda model, x, y, ball: x]
-    active_test(model, data, BALLS["linf"], attacks, n=16)
+    binarization_test(model, data, BALLS["linf"], attacks, n=16)
     if at is not None:
         model.k = math.ceil(at * -model.k)
         with pytest.raises(RuntimeError, match="says the test"):
-            active_test(model, data, BALLS["linf"], attacks, n=16)
+            binarization_test(model, data, BALLS["linf"], attacks, n=16)
     assert flags == [
         (part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()
     ]
@@ -399,7 +399,7 @@ def test_a_model_is_left_as_it_was_also_after_an_exception(digits, at: float | N
 def test_the_data_is_not_changed_and_passes_are_counted(net, digits):
     before = digits.x.clone()
     counting = Counting(net)
-    found = active_test(counting, digits, BALLS["linf"], ["fgsm"], n=32)
+    found = binarization_test(counting, digits, BALLS["linf"], ["fgsm"], n=32)
     assert torch.equal(digits.x, before)
     assert found.backwards == found.n
     assert found.forwards == 2 * found.n  # one for the gradient, one where it led
@@ -414,7 +414,7 @@ def test_float64_stays_float64(digits):
         seen.add((x.dtype, model(x).dtype))
         return x
 
-    active_test(model, (x, model(x).argmax(1)), BALLS["linf"], [attack], n=4)
+    binarization_test(model, (x, model(x).argmax(1)), BALLS["linf"], [attack], n=4)
     assert seen == {(torch.float64, torch.float64)}
 
 
@@ -429,7 +429,7 @@ def test_a_callable_is_handed_a_model_with_the_head_of_its_example(net, digits):
         shown.append((tuple(x.shape), y.tolist(), tuple(model(x).shape), int(model(x).argmax(1))))
         return eb.PGD(steps=20)(model, x, y, ball)
 
-    found = active_test(net, digits, BALLS["linf"], climb, n=12)
+    found = binarization_test(net, digits, BALLS["linf"], climb, n=12)
     assert shown == [((1, 1, 8, 8), [0], (1, 2), 0)] * found.n
     assert found.n >= 11
     assert found.found == found.n
@@ -437,15 +437,17 @@ def test_a_callable_is_handed_a_model_with_the_head_of_its_example(net, digits):
 
 
 def test_a_callable_that_leaves_the_ball_has_found_nothing(net, digits):
-    far = active_test(net, digits, BALLS["linf"], lambda model, x, y, ball: x + 100 * (torch.rand_like(x) - 0.5), n=8)
+    far = binarization_test(
+        net, digits, BALLS["linf"], lambda model, x, y, ball: x + 100 * (torch.rand_like(x) - 0.5), n=8
+    )
     assert far.found == 0
-    still = active_test(net, digits, BALLS["linf"], lambda model, x, y, ball: x, n=8)
+    still = binarization_test(net, digits, BALLS["linf"], lambda model, x, y, ball: x, n=8)
     assert still.found == 0
     assert still.too_weak
 
 
 def test_attacks_are_run_in_order_each_on_what_stands(net, digits):
-    found = active_test(net, digits, BALLS["linf"], "worst-of(uniform-noise, fgsm, pgd:steps=30)", n=32)
+    found = binarization_test(net, digits, BALLS["linf"], "worst-of(uniform-noise, fgsm, pgd:steps=30)", n=32)
     assert [name for name, _ in found.caught] == ["uniform-noise", "fgsm", "pgd:steps=30"]
     assert sum(count for _, count in found.caught) == found.found
 
@@ -457,7 +459,7 @@ def test_attacks_are_run_in_order_each_on_what_stands(net, digits):
     ("arguments", "says"),
     [
         ({"n": 0}, "`n` must be >= 1"),
-        ({"width": 0}, "`width` must be >= 1"),
+        ({"batch_size": 0}, "`batch_size` must be >= 1"),
         ({"attacks": []}, "`attacks` must name at least one"),
         ({"attacks": [3]}, "`attacks` must be names"),
         ({"attacks": "pgdd"}, "did you mean"),
@@ -466,17 +468,17 @@ def test_attacks_are_run_in_order_each_on_what_stands(net, digits):
 )
 def test_arguments_that_do_not_fit_are_named(net, digits, arguments: dict, says: str):
     with pytest.raises(BadInput, match=says):
-        active_test(**({"model": net, "data": digits, "ball": BALLS["linf"], "attacks": "pgd"} | arguments))
+        binarization_test(**({"model": net, "data": digits, "ball": BALLS["linf"], "attacks": "pgd"} | arguments))
 
 
 def test_a_model_of_labels_has_no_features(net, digits):
     with pytest.raises(BadInput, match="must return logits for the active test"):
-        active_test(LabelOnly(net), digits, BALLS["linf"], "pgd", n=4)
+        binarization_test(LabelOnly(net), digits, BALLS["linf"], "pgd", n=4)
 
 
 def test_ids_given_twice_are_refused(net, digits):
     with pytest.raises(BadInput, match="distinct"):
-        active_test(net, replace(digits, ids=torch.zeros_like(digits.ids)), BALLS["linf"], "pgd", n=4)
+        binarization_test(net, replace(digits, ids=torch.zeros_like(digits.ids)), BALLS["linf"], "pgd", n=4)
 
 
 # In an evaluation.
@@ -485,42 +487,44 @@ def test_ids_given_twice_are_refused(net, digits):
 def test_an_evaluation_keeps_its_active_test(net, digits, tmp_path):
     arguments = (net, digits.rows(torch.arange(24)), BALLS["linf"], ["fgsm", eb.PGD(steps=10)])
     plain = eb.evaluate(*arguments, run_dir=tmp_path)
-    assert plain.active_test is None
-    assert plain.summary()["active_test"] is None
-    ev = eb.evaluate(*arguments, run_dir=tmp_path, active_test=12)
-    assert ev.active_test == active_test(*arguments, n=12)
-    assert ev.summary()["active_test"]["verdict"] == ev.active_test.verdict
-    assert Evaluation.load(tmp_path).active_test == ev.active_test
-    assert ActiveTest.from_json(ev.active_test.to_json()) == ev.active_test
-    assert eb.evaluate(*arguments, run_dir=tmp_path).active_test == ev.active_test
+    assert plain.binarization_test is None
+    assert plain.summary()["binarization_test"] is None
+    ev = eb.evaluate(*arguments, run_dir=tmp_path, binarization_test=12)
+    assert ev.binarization_test == binarization_test(*arguments, n=12)
+    assert ev.summary()["binarization_test"]["verdict"] == ev.binarization_test.sentence
+    assert Evaluation.load(tmp_path).binarization_test == ev.binarization_test
+    assert BinarizationTest.from_json(ev.binarization_test.to_json()) == ev.binarization_test
+    assert eb.evaluate(*arguments, run_dir=tmp_path).binarization_test == ev.binarization_test
     assert ev.records.equals(plain.records)
 
 
 def test_a_kept_result_is_not_worked_out_again_but_another_number_is(net, digits, tmp_path, monkeypatch):
     made = []
 
-    def counted(*arguments, n: int, **options) -> ActiveTest:
+    def counted(*arguments, n: int, **options) -> BinarizationTest:
         made.append(n)
         return examined(*arguments, n=n, **options)
 
     monkeypatch.setattr(protocol, "examined", counted)
     arguments = (net, digits.rows(torch.arange(24)), BALLS["linf"], "pgd")
-    first, again, more = (eb.evaluate(*arguments, run_dir=tmp_path, active_test=n).active_test for n in (5, 5, 6))
+    first, again, more = (
+        eb.evaluate(*arguments, run_dir=tmp_path, binarization_test=n).binarization_test for n in (5, 5, 6)
+    )
     assert made == [5, 6]
     assert first == again
     assert more.asked == 6
-    assert Evaluation.load(tmp_path).active_test == more
+    assert Evaluation.load(tmp_path).binarization_test == more
 
 
 def test_the_active_test_of_a_curve_is_at_the_largest_radius(net, digits):
     data = digits.rows(torch.arange(24))
-    ev = eb.evaluate(net, data, eb.Linf(eps=0.0, **BOX), "pgd", eps=[0.02, 0.1], active_test=8)
-    assert ev.active_test == active_test(net, data, BALLS["linf"], "pgd", n=8)
+    ev = eb.evaluate(net, data, eb.Linf(eps=0.0, **BOX), "pgd", eps=[0.02, 0.1], binarization_test=8)
+    assert ev.binarization_test == binarization_test(net, data, BALLS["linf"], "pgd", n=8)
 
 
 def test_an_evaluation_with_a_target_is_tested_too(net, digits):
-    ev = eb.evaluate(net, digits.rows(torch.arange(24)), BALLS["linf"], "pgd", target=3, active_test=8)
-    assert ev.active_test.n == 8
+    ev = eb.evaluate(net, digits.rows(torch.arange(24)), BALLS["linf"], "pgd", target=3, binarization_test=8)
+    assert ev.binarization_test.n == 8
 
 
 def test_the_target_of_an_evaluation_is_that_of_its_active_test(net, digits):
@@ -535,8 +539,8 @@ def test_the_target_of_an_evaluation_is_that_of_its_active_test(net, digits):
     tests = []
     for target in (None, 3, 8):
         seen.append([])
-        run = eb.evaluate(net, data, BALLS["linf"], eb.FGSM(loss=watched), target=target, active_test=8)
-        tests.append(run.active_test)
+        run = eb.evaluate(net, data, BALLS["linf"], eb.FGSM(loss=watched), target=target, binarization_test=8)
+        tests.append(run.binarization_test)
     assert tests[0].n == 8
     assert tests[0] == tests[1] == tests[2]
     for other in seen[1:]:
@@ -545,20 +549,20 @@ def test_the_target_of_an_evaluation_is_that_of_its_active_test(net, digits):
 
 
 def test_a_transfer_has_no_active_test(net, digits):
-    with pytest.raises(BadInput, match="`active_test` must be 0 with a `source`"):
-        eb.evaluate(net, digits, BALLS["linf"], "pgd", source=net, active_test=8)
-    with pytest.raises(BadInput, match="`active_test` must be >= 0"):
-        eb.evaluate(net, digits, BALLS["linf"], "pgd", active_test=-1)
+    with pytest.raises(BadInput, match="`binarization_test` must be 0 with a `source`"):
+        eb.evaluate(net, digits, BALLS["linf"], "pgd", source=net, binarization_test=8)
+    with pytest.raises(BadInput, match="`binarization_test` must be >= 0"):
+        eb.evaluate(net, digits, BALLS["linf"], "pgd", binarization_test=-1)
 
 
 def test_the_command_line_says_what_was_found():
-    command = ["evaluate", "--limit", "24", "--active-test"]
+    command = ["evaluate", "--limit", "24", "--binarization-test"]
     done = run(*command, "6")
     assert done.returncode == 0, done.stderr
     assert re.search(r"active test: 6 of 6 hidden adversarial examples found \(random search: \d\)", done.stdout)
     done = run(*command, "-1")
     assert done.returncode == 2
-    assert "`--active-test` must be >= 0" in done.stderr
+    assert "`--binarization-test` must be >= 0" in done.stderr
 
 
 def test_noise_of_the_model_is_averaged(net, digits):
@@ -570,7 +574,7 @@ def test_noise_of_the_model_is_averaged(net, digits):
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x + 0.02 * torch.randn(x.shape, generator=self.generator))
 
-    found = active_test(Noisy(net), digits, BALLS["linf"], "pgd:steps=20", n=12, eot=8)
+    found = binarization_test(Noisy(net), digits, BALLS["linf"], "pgd:steps=20", n=12, eot=8)
     assert found.n >= 8
     assert found.found >= 0.9 * found.n
 
@@ -579,7 +583,7 @@ def test_noise_of_the_model_is_averaged(net, digits):
     ("found", "random", "weak", "nothing"), [(31, 2, False, False), (30, 2, True, False), (32, 16, False, True)]
 )
 def test_the_verdict_has_its_borders_where_it_says(found: int, random: int, weak: bool, nothing: bool):
-    test = ActiveTest(
+    test = BinarizationTest(
         n=32, found=found, random=random, skipped=0, missed=(), caught=(), features="logits", draws=200, asked=32,
         seed=0, forwards=0, backwards=0, seconds=math.nan,
     )  # fmt: skip
@@ -589,9 +593,9 @@ def test_the_verdict_has_its_borders_where_it_says(found: int, random: int, weak
 def test_no_warning_where_all_is_well(net, digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        active_test(net, digits, BALLS["linf"], ["fgsm", "pgd"], n=8)
+        binarization_test(net, digits, BALLS["linf"], ["fgsm", "pgd"], n=8)
 
 
 def test_an_attack_object_in_the_list_has_its_name(net, digits):
     attacks: list[Attack] = [eb.FGSM(), eb.PGD(steps=5)]
-    assert [name for name, _ in active_test(net, digits, BALLS["linf"], attacks, n=4).caught] == ["fgsm", "pgd"]
+    assert [name for name, _ in binarization_test(net, digits, BALLS["linf"], attacks, n=4).caught] == ["fgsm", "pgd"]

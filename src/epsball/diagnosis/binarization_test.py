@@ -25,13 +25,13 @@ from epsball.balls.ball import Ball
 from epsball.common.checks import whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples, from_arrays
-from epsball.diagnosis.active_test_record import ActiveTest
+from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binary_heads import Featured, Headed, Heads, OneHead, last_linear
 from epsball.diagnosis.planted_examples import make_heads, repeated, scattered
 from epsball.engine import queue, user_attack
 from epsball.engine.queue import Outcome, forward_rows
 from epsball.engine.stages import Asked, Named, named
-from epsball.engine.user_attack import Called
+from epsball.engine.user_attack import UserAttack
 from epsball.problem.losses import cross_entropy, margin
 from epsball.problem.objective import Model, Objective, check_labels, frozen
 from epsball.problem.task import AWAY, Task, task_of
@@ -39,10 +39,10 @@ from epsball.problem.task import AWAY, Task, task_of
 FEWEST_DRAWS, MOST_DRAWS = 200, 2000
 """Random points that an example is tried with at least (the authors' number) and at most."""
 RANDOM_RANK = 3 << 20
-"""The ranks of their noise, which no attack's start and no head was made of."""
+"""The restart_indices of their noise, which no attack's start and no head was made of."""
 
 
-def active_test(
+def binarization_test(
     model: Model,
     data: Examples | tuple[Any, Any],
     ball: Ball,
@@ -51,11 +51,11 @@ def active_test(
     n: int = 32,
     seed: int = 0,
     eot: int = 1,
-    width: int = 128,
-) -> ActiveTest:
+    batch_size: int = 128,
+) -> BinarizationTest:
     """Is this list of attacks strong enough for this model? What it finds of `n` hidden adversarial examples.
 
-    Model, data, ball, attacks, `eot` and `width` are those of `evaluate`. The first `n` examples (by id) that the model
+    Model, data, ball, attacks, `eot` and `batch_size` are those of `evaluate`. The first `n` examples (by id) that the model
     classifies correctly take part; where no edge point of the ball can be separated, the example is left out and
     counted. The same seed gives the same result.
 
@@ -66,11 +66,11 @@ def active_test(
     >>> _ = torch.manual_seed(0)
     >>> x = torch.rand(8, 20)
     >>> net = torch.nn.Sequential(torch.nn.Linear(20, 60), torch.nn.ReLU(), torch.nn.Linear(60, 3))
-    >>> active_test(net, (x, net(x).argmax(1)), Linf(eps=0.1, lo=0, hi=1), "pgd", n=8).verdict
+    >>> binarization_test(net, (x, net(x).argmax(1)), Linf(eps=0.1, lo=0, hi=1), "pgd", n=8).sentence
     'active test: 8 of 8 hidden adversarial examples found (random search: 0)'
     """
     whole("n", n, 1)
-    whole("width", width, 1)
+    whole("batch_size", batch_size, 1)
     whole("eot", eot, 1)
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     if not len(examples):
@@ -80,29 +80,31 @@ def active_test(
         raise BadInput("`ids` must be distinct, got some twice; number the rows of the unshuffled data")
     x, y, ids = (part[order] for part in (examples.x, examples.y, examples.ids))
     task = task_of(x, y, ball.bind(examples.x).rows(order), ids=ids, seed=index(seed))
-    return examined(model, task, named(attacks, ball), n=n, eot=eot, width=width)
+    return examined(model, task, named(attacks, ball), n=n, eot=eot, batch_size=batch_size)
 
 
-def examined(model: Model, task: Task, attacks: Sequence[Named], *, n: int, eot: int, width: int) -> ActiveTest:
-    """`active_test` of checked arguments; `task` holds all examples in the order of their ids, without targets."""
+def examined(
+    model: Model, task: Task, attacks: Sequence[Named], *, n: int, eot: int, batch_size: int
+) -> BinarizationTest:
+    """`binarization_test` of checked arguments; `task` holds all examples in the order of their ids, without targets."""
     began = time.perf_counter()
     with frozen(model):
-        rows, logits = _correct(model, task, n, eot, width)
+        rows, logits = _correct(model, task, n, eot, batch_size)
         part = task.rows(rows)
         layer = last_linear(model, part.x[:1]) if len(rows) else None
         heads, kept = None, rows[:0]
         if len(rows):
             with Featured(model, layer, eot=eot) as featured:
-                heads, kept = make_heads(featured, part, margin(logits, part).neg(), width=width)
+                heads, kept = make_heads(featured, part, margin(logits, part).neg(), batch_size=batch_size)
         asked, part = len(rows), _binary(part.rows(kept))
         found, caught, spent, draws = torch.zeros(0, dtype=torch.bool), [0] * len(attacks), [0, 0], 0
         random = found
         if heads is not None:
-            heads, part = _verified(model, layer, heads, part, eot, width)
-            found, caught, spent, most = _attacked(model, layer, heads, part, attacks, eot, width)
+            heads, part = _verified(model, layer, heads, part, eot, batch_size)
+            found, caught, spent, most = _attacked(model, layer, heads, part, attacks, eot, batch_size)
             draws = min(max(most, FEWEST_DRAWS), MOST_DRAWS)
-            random = _random(model, layer, heads, part, draws, eot, width)
-    return ActiveTest(
+            random = _random(model, layer, heads, part, draws, eot, batch_size)
+    return BinarizationTest(
         n=len(found),
         found=int(found.sum()),
         random=int(random.sum()),
@@ -120,14 +122,14 @@ def examined(model: Model, task: Task, attacks: Sequence[Named], *, n: int, eot:
 
 
 def _correct(
-    model: Model, task: Task, n: int, eot: int, width: int
+    model: Model, task: Task, n: int, eot: int, batch_size: int
 ) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m classes"]]:
     """The first `n` rows that are classified correctly, or as many as there are, and their logits."""
     rows, kept = [task.y[:0]], []
     with Objective(model, cross_entropy, eot=eot) as objective:
-        for some in torch.arange(len(task.x), device=task.x.device).split(width):
+        for some in torch.arange(len(task.x), device=task.x.device).split(batch_size):
             part = task.rows(some)
-            output = forward_rows(objective, part, part.x, width)
+            output = forward_rows(objective, part, part.x, batch_size)
             if not output.is_floating_point():
                 raise BadInput(
                     "`model` must return logits for the active test, got labels: it needs features to act on"
@@ -149,13 +151,13 @@ def _binary(task: Task) -> Task:
 
 
 def _verified(
-    model: Model, layer: nn.Linear | None, heads: Heads, task: Task, eot: int, width: int
+    model: Model, layer: nn.Linear | None, heads: Heads, task: Task, eot: int, batch_size: int
 ) -> tuple[Heads, Task]:
     """The heads that call the example 0 and the edge point 1 as an attack would see it, and their task, with logits."""
     with Headed(model, layer, heads, eot=eot) as headed:
-        clean = forward_rows(headed, task, task.x, width)
-        edge = forward_rows(headed, task, heads.edge, width)
-        good = ~headed.verdict(clean, task) & headed.verdict(edge, task) & clean.isfinite().all(1)
+        clean = forward_rows(headed, task, task.x, batch_size)
+        edge = forward_rows(headed, task, heads.edge, batch_size)
+        good = ~headed.succeeds(clean, task) & headed.succeeds(edge, task) & clean.isfinite().all(1)
     kept = good.nonzero().squeeze(1)
     task = Task(task.x, task.y, task.target, task.aim, clean, task.ball, task.noise)
     return heads.rows(kept), task.rows(kept)
@@ -168,7 +170,7 @@ def _attacked(
     task: Task,
     attacks: Sequence[Named],
     eot: int,
-    width: int,
+    batch_size: int,
 ) -> tuple[Bool[Tensor, " n"], list[int], list[int], int]:
     """Where the protocol succeeds, how often each attack did, its passes in rows, and the most forwards of a row."""
     found = torch.zeros(len(task.x), dtype=torch.bool)
@@ -183,13 +185,13 @@ def _attacked(
             loss, needs = (attack.loss, attack.needs) if isinstance(attack, Attack) else (cross_entropy, "grad")
             headed = stack.enter_context(Headed(model, layer, heads, loss, needs=needs, eot=eot))
             outcomes = (
-                [queue.run(attack, headed, part, width=width)]
+                [queue.run(attack, headed, part, batch_size=batch_size)]
                 if isinstance(attack, Attack)
-                else [_called(attack, headed, part, row, width) for row in range(len(part.x))]
+                else [_called(attack, headed, part, row, batch_size) for row in range(len(part.x))]
             )
             x_adv = torch.cat([outcome.x_adv for outcome in outcomes])
-            output = forward_rows(headed, part, x_adv, width)
-            good = headed.verdict(output, part) & part.ball.contains(x_adv, part.x)
+            output = forward_rows(headed, part, x_adv, batch_size)
+            good = headed.succeeds(output, part) & part.ball.contains(x_adv, part.x)
         good = good.cpu() & torch.cat([outcome.fooled for outcome in outcomes])
         found[standing[good]] = True
         caught[place] = int(good.sum())
@@ -198,24 +200,26 @@ def _attacked(
     return found, caught, [int(forwards.sum()), backwards], int(forwards.max()) if len(forwards) else 0
 
 
-def _called(attack: Called, headed: Headed, task: Task, row: int, width: int) -> Outcome:
+def _called(attack: UserAttack, headed: Headed, task: Task, row: int, batch_size: int) -> Outcome:
     """A user's callable on one example: it is handed a model that has this example's head."""
     one = task.rows(torch.tensor([row], device=task.x.device))
-    return user_attack.run(attack, OneHead(headed, one), headed, one, width=width, on_turn=lambda fallen: None)
+    return user_attack.run(
+        attack, OneHead(headed, one), headed, one, batch_size=batch_size, on_turn=lambda fallen: None
+    )
 
 
 def _random(
-    model: Model, layer: nn.Linear | None, heads: Heads, task: Task, draws: int, eot: int, width: int
+    model: Model, layer: nn.Linear | None, heads: Heads, task: Task, draws: int, eot: int, batch_size: int
 ) -> Bool[Tensor, " n"]:
     """Where one of `draws` random points of the ball succeeds, every other one at its edge."""
     found = torch.zeros(len(task.x), dtype=torch.bool)
-    ranks = RANDOM_RANK + torch.arange(draws, device=task.x.device)
+    restart_indices = RANDOM_RANK + torch.arange(draws, device=task.x.device)
     with Headed(model, layer, heads, needs="logits", eot=eot) as headed:
         for row in range(len(found)):
-            for some in ranks.split(width):
+            for some in restart_indices.split(batch_size):
                 many = repeated(task, row, some)
-                output = forward_rows(headed, many, scattered(many), width)
-                if bool(headed.verdict(output, many).any()):
+                output = forward_rows(headed, many, scattered(many), batch_size)
+                if bool(headed.succeeds(output, many).any()):
                     found[row] = True
                     break
     return found
