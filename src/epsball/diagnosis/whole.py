@@ -195,7 +195,7 @@ def sampled(task: Task, n: int) -> Task:
     ball = part.ball
     if bool(torch.as_tensor(ball.eps).isinf().any()):
         ball = ball.with_eps(TENTH * float(torch.as_tensor(everywhere(ball, part.x).eps))).bind(part.x)
-    return replace(part, target=away, aim=away, ball=ball, near=None)
+    return replace(part, target=away, aim=away, ball=ball, warm_start=None)
 
 
 @contextmanager
