@@ -5,72 +5,99 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "epsball"
 
-# A part may import those above it.
-ORDER = [
-    "errors", "suggest", "files", "projections", "noise", "shapes", "ball", "balls", "ball_file", "task", "outputs",
-    "losses", "objective", "queries", "acceleration", "fingerprint", "models", "data", "tables", "attacks",
-    "cascades", "linear", "certify", "engine", "called", "heads", "hiding", "training", "imitation", "run_dir",
-    "storage", "stages", "diagnosis", "evaluation", "active", "worth_while", "shrinking", "shard", "looks", "protocol",
-    "recount", "verification", "comparison", "report", "adversarial", "explain", "reproduce", "serve", "cli",
-    "__main__",
+ROOMS = [
+    "common", "balls", "models", "data", "problem", "attacks", "acceleration", "linear", "certify", "training",
+    "engine", "diagnosis", "evaluation", "report", "explain", "serve", "reproduce", "cli",
 ]  # fmt: skip
+"""A room may import those before it, never one after it: not inside a function, not under TYPE_CHECKING either."""
 WALLS = {"attacks", "linear", "certify"}
-NO_TORCH = {"report", "run_dir", "tables", "errors", "suggest", "evaluation", "storage", "comparison"}
+"""Rooms that never import each other."""
+NO_TORCH = [
+    "report", "common/errors.py", "common/suggest.py", "data/tables.py", "evaluation/run_directory.py",
+    "evaluation/result.py", "evaluation/point_storage.py", "evaluation/compare.py",
+]  # fmt: skip
+FRONTS = {"__init__.py", "__main__.py"}
 
 
-def part_of(file: Path) -> str:
-    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+def module_of(file: Path) -> str:
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
 
 
 def imports(file: Path) -> set[str]:
-    """The modules that a file imports when it is imported or when its functions run, without TYPE_CHECKING blocks."""
-    tree = ast.parse(file.read_text())
-    hidden = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if id(node) in hidden:
-            continue
+    """Everything that a file imports: at its top, inside functions and under TYPE_CHECKING, and a front's stub with it."""
+    sources = [file, file.with_suffix(".pyi")] if file.with_suffix(".pyi").exists() else [file]
+    found: set[str] = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text()))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in FILES else node.module)
     return found
 
 
-FILES = sorted(file for file in SOURCE.rglob("*.py") if file != SOURCE / "__init__.py")
+IMPORTS = {module: {name for name in imports(file) if name in FILES} - {module} for module, file in FILES.items()}
 
 
-def test_every_part_has_a_place_in_the_order():
-    assert {part_of(file) for file in FILES} <= set(ORDER)
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] != "__main__" else None
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_a_part_imports_only_those_above_it(file: Path):
-    here = part_of(file)
-    for name in imports(file):
-        if not name.startswith("epsball."):
+def test_the_root_holds_nothing_but_its_front_and_rooms():
+    assert {file.name for file in SOURCE.glob("*.py")} == FRONTS
+    assert {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_imports_only_rooms_above_its_own(module: str):
+    here = room_of(module)
+    for name in IMPORTS[module]:
+        there = room_of(name)
+        if here is None:  # the package's own front
             continue
-        there = name.split(".")[1]
-        if there in ORDER and there != here:
-            assert ORDER.index(there) < ORDER.index(here), f"{here} imports {there}"
-            assert not {here, there} <= WALLS, f"{here} and {there} are walled off from each other"
+        assert there is not None, f"{module} imports the package's front; import {name} from its room"
+        assert ROOMS.index(there) <= ROOMS.index(here), f"{module} imports {name}"
+        assert here == there or not {here, there} <= WALLS, f"{here} and {there} are walled off from each other"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_reports_need_no_torch(file: Path):
-    if part_of(file) in NO_TORCH:
-        assert not {name for name in imports(file) if name.split(".")[0] == "torch"}
+def test_files_form_no_circle():
+    try:
+        TopologicalSorter(IMPORTS).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for(room: str):
+    front = SOURCE / room / "__init__.py"
+    if not front.parent.exists():
+        pytest.skip(f"{room} is not there yet")
+    assert ast.get_docstring(ast.parse(front.read_text()))
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {module: lines for module, file in FILES.items() if (lines := len(file.read_text().splitlines())) > 400}
+    assert not long
+
+
+@pytest.mark.parametrize(
+    "module", [m for m, f in FILES.items() if str(f.relative_to(SOURCE)).startswith(tuple(NO_TORCH))]
+)
+def test_reports_import_no_torch(module: str):
+    assert not {name for name in imports(FILES[module]) if name.split(".")[0] == "torch"}
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -82,7 +109,7 @@ def loaded_after(statement: str) -> set[str]:
     "statement",
     [
         "import epsball",
-        "import epsball.attacks; list(epsball.attacks.ATTACKS)",
+        "from epsball.attacks.registry import ATTACKS; list(ATTACKS)",
         "import epsball.cli.main",
         "import epsball.report.sheet",
         "import epsball.report.html",
