@@ -61,7 +61,7 @@ def test_least_radius_of_a_linear_model_is_missed_or_beaten(norm: str, d: int, c
             ball = BALLS[norm](eps=0, lo=lo, hi=hi, mask=mask)
             least = minimal_eps(*weights(model, classes), x, y, ball)
             wide = ball.with_eps(torch.where(least.isfinite(), share * least, 9.0))
-            x_adv = eb.FAB(steps=10, n_targets=aims)(model, x, y, wide)
+            x_adv = eb.FAB(steps=10, n_targets=n_targets)(model, x, y, wide)
             assert wide.contains(x_adv, x).all()
             fooled = predicted(model, x_adv) != y
             assert torch.equal(fooled, least.isfinite() & (share > 1)), (lo, hi)
@@ -97,7 +97,7 @@ def walk(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, steps: int, attack:
     A step back keeps the planes of the point it was made from.
     """
 
-    def project_onto_hyperplane(start: Tensor, gain: float, normal: Tensor) -> tuple[Tensor, float]:
+    def onto(start: Tensor, gain: float, normal: Tensor) -> tuple[Tensor, float]:
         gain, normal = torch.tensor([abs(gain)], dtype=x.dtype), math.copysign(1, gain) * normal
         radius = ball.min_eps(gain, normal, start)
         if radius.isinf():
@@ -190,8 +190,8 @@ def test_pass_costs_a_backward_more_than_there_are_borders(classes: int, n_targe
     x = batch(6, (5,))
     y = predicted(model.model, x)
     model.calls = 0
-    eb.FAB(steps=7, n_targets=min(aims, 1))(model, x, y, eb.L2(eps=1e-9, lo=0, hi=1), success=NEVER)
-    assert model.calls == 7 + bool(aims)  # aims are ranked by the clean logits
+    eb.FAB(steps=7, n_targets=min(n_targets, 1))(model, x, y, eb.L2(eps=1e-9, lo=0, hi=1), success=NEVER)
+    assert model.calls == 7 + bool(n_targets)  # aims are ranked by the clean logits
     assert model.backwards == 6 * 7 * backwards
     model.calls = 0
     eb.FAB(steps=7, minimise=True)(model, x, y, eb.L2(eps=math.inf, lo=-9, hi=9))
@@ -220,12 +220,12 @@ def test_success_lies_in_the_slack_of_the_ball(norm: str, n_targets: int, dtype:
     model = lambda z: (torch.sin(3 * (z.double() - 0.5) @ first.double()) @ second.double()).to(dtype)  # noqa: E731
     x, eps = batch(100, (8,)).to(dtype), {"linf": 0.03, "l2": 0.06, "l1": 0.12}[norm]
     y, ball = predicted(model, x), BALLS[norm](eps=eps, lo=0, hi=1)
-    found = eb.evaluate(model, (x, y), ball, eb.FAB(steps=20, n_targets=aims))
+    found = eb.evaluate(model, (x, y), ball, eb.FAB(steps=20, n_targets=n_targets))
     farthest = max(size for size in found.records["distance"].to_pylist() if size is not None)
     rounding = torch.finfo(dtype).eps * (1 + eps) / 2 if norm == "linf" else 0
     assert 20 < found.count("fooled") < 100
     assert farthest <= eps * (1 + 1e-12) + rounding
-    direct = eb.FAB(steps=20, n_targets=aims)(model, x, y, ball)
+    direct = eb.FAB(steps=20, n_targets=n_targets)(model, x, y, ball)
     assert torch.equal(ball.project(direct, x), direct)
 
 
@@ -329,7 +329,7 @@ def test_second_start_is_x_again_or_the_same_for_all(norm: str) -> None:
     ball = BALLS[norm](eps=0.4, lo=-1, hi=1)
     eb.FAB(steps=2, restarts=3)(model, x, y, ball, success=NEVER, seed=4)
     firsts = [z for z in model.seen if len(z) == 5][::3][:3]  # two steps and a look at the end
-    restarts = [z for z in firsts if not torch.equal(z, x)]
+    starts = [z for z in firsts if not torch.equal(z, x)]
     assert torch.equal(firsts[0], x)
     assert len(starts) == 2
     assert not torch.equal(*starts)

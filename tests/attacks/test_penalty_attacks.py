@@ -521,7 +521,7 @@ def test_reference_or_noise_is_not_what_the_answer_looks_like() -> None:
     assert torch.equal(shared, each)
     recording = Recording(net)
     noisy = replace(attack, noise=True)(recording, x, y, ball, target=target, ids=ids)
-    restarts = recording.seen[0]
+    starts = recording.seen[0]
     assert not torch.equal(starts[0], starts[1])
     assert ((starts - x).abs().amax(1) > 0.1).all()
     assert ((noisy - reference[ids]).norm(dim=1) < near + 0.1).all()

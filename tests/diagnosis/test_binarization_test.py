@@ -505,7 +505,7 @@ def test_a_kept_result_is_not_worked_out_again_but_another_number_is(net, digits
         made.append(n)
         return examined(*arguments, n=n, **options)
 
-    monkeypatch.setattr(protocol, "examined", counted)
+    monkeypatch.setattr("epsball.evaluation.evaluate.examined", counted)
     arguments = (net, digits.rows(torch.arange(24)), BALLS["linf"], "pgd")
     first, again, more = (
         eb.evaluate(*arguments, run_dir=tmp_path, binarization_test=n).binarization_test for n in (5, 5, 6)
