@@ -385,14 +385,14 @@ def test_restart_is_chosen_for_the_batch_or_run_on_fallen_rows() -> None:
     x, inner = batch(40, (4,)), scored(torch.tensor([2.0, -1, 1, -1]).double(), -0.5)
     y = (inner(x) > 0).long()
     model, ball, restarts = Counting(inner), eb.Linf(eps=0.25, lo=0, hi=1), 6
-    points = [ball.sample(x, Noise(9, torch.arange(40), torch.full((40,), r))) for r in range(starts)]
+    points = [ball.sample(x, Noise(9, torch.arange(40), torch.full((40,), r))) for r in range(restarts)]
     fools = torch.stack([(inner(z) > 0).long() != y for z in points])
     first = torch.where(fools.any(0), fools.long().argmax(0), 0)
     assert len(set(first.tolist())) > 3
     assert not fools.any(0).all()
-    x_adv = eb.UniformNoise(restarts=starts)(model, x, y, ball, seed=9)
+    x_adv = eb.UniformNoise(restarts=restarts)(model, x, y, ball, seed=9)
     assert torch.equal(x_adv, torch.stack(points)[first, torch.arange(40)])
-    assert model.forwards == torch.where(fools.any(0), first + 1, starts).sum()
+    assert model.forwards == torch.where(fools.any(0), first + 1, restarts).sum()
 
 
 @pytest.mark.parametrize("attack", [eb.BIM(steps=40, step_size=0.1), eb.BIM(steps=7, step_size=0.1)])
