@@ -285,7 +285,7 @@ def test_parse_misreads(text: str, attack: Attack) -> None:
         ("pgd:steps", "KEY=VALUE, got 'steps'"),
         ("pgd:steps=many", "`pgd:steps` must be of type int, got 'many'"),
         ("pgd:steps=2.5", "`pgd:steps` must be of type int"),
-        ("pgd:steps=0", "`steps` must be >= 1"),
+        ("pgd:steps=0", "`steps` must be a whole number >= 1"),
         ("pgd:loss=cross_entrpy", "did you mean 'cross_entropy'"),
     ],
 )

@@ -373,7 +373,7 @@ def test_hyperplanes_are_other_differences() -> None:
     [
         (lambda: eb.FAB(loss=cross_entropy), "`loss` must be left out for FAB, got 'cross_entropy'"),
         (lambda: parse("fab:loss=margin"), "`loss` must be left out"),
-        (lambda: eb.FAB(steps=0), "`steps` must be >= 1"),
+        (lambda: eb.FAB(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: eb.FAB(eta=0.9), "`eta` must be >= 1"),
         (lambda: eb.FAB(alpha_max=1.5), "`alpha_max` must be from 0 to 1, got 1.5"),
         (lambda: eb.FAB(beta=math.nan), "`beta` must be from 0 to 1, got nan"),

@@ -560,7 +560,7 @@ def test_short_form_is_misread() -> None:
     [
         (lambda: eb.CW(loss=cross_entropy), "`loss` must be margin or dlr for CW, got 'cross_entropy'"),
         (lambda: eb.CW(kappa=-1), "`kappa` must be >= 0"),
-        (lambda: eb.CW(binary_steps=0), "`binary_steps` must be >= 1"),
+        (lambda: eb.CW(binary_steps=0), "`binary_steps` must be a whole number >= 1"),
         (lambda: eb.CW(steps=1.5), "`steps` must be a whole number"),
         (lambda: eb.CW(lr=0), "`lr` must be > 0 and finite"),
         (lambda: eb.CW(c=math.nan), "`c` must be > 0 and finite"),
@@ -568,7 +568,7 @@ def test_short_form_is_misread() -> None:
         (lambda: eb.GoalDistance(output="softmax"), "`output` must be one of probability, logits"),
         (lambda: eb.GoalDistance(loss=margin), "`loss` must be left out for GoalDistance, got 'margin'"),
         (lambda: eb.GoalDistance(reference=torch.zeros(3)), "`weight` must be > 0 with a `reference`"),
-        (lambda: eb.BoxLBFGS(memory=0), "`memory` must be >= 1"),
+        (lambda: eb.BoxLBFGS(memory=0), "`memory` must be a whole number >= 1"),
         (lambda: eb.BoxLBFGS(c=0), "`c` must be > 0"),
         (lambda: eb.SigmaZero(sigma=0), "`sigma` must be > 0"),
         (lambda: eb.SigmaZero(threshold=2), "`threshold` must be from 0 to 1"),

@@ -433,7 +433,7 @@ def test_logits_that_are_no_numbers_become_the_best() -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: Square(steps=0), "`steps` must be >= 1"),
+        (lambda: Square(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: Square(steps=2.5), "`steps` must be a whole number"),
         (lambda: Square(p=0.0), "`p` must be > 0 and <= 1, got 0.0"),
         (lambda: Square(p=1.5), "`p` must be > 0 and <= 1, got 1.5"),

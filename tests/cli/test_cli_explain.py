@@ -100,7 +100,7 @@ def test_images_without_another_split_are_not_halved(tmp_path: Path):
         (["growth", "--pair", "3", "12"], "`pair` must be two different labels"),
         (["growth", "--eps", "a"], "`eps` must be a number or a fraction"),
         (["growth", "--eps", "0"], "`eps` must be > 0"),
-        (["growth", "--sides", "7", "0"], "`sides` must be >= 1"),
+        (["growth", "--sides", "7", "0"], "`sides` must be a whole number >= 1"),
         (["growth", "--data", "digitz"], "did you mean 'digits'"),
         (["growth", "--data", "table.npz"], "must be images"),
         (["taylor", "--loss", "margins"], "did you mean 'margin'"),

@@ -458,8 +458,8 @@ def test_attacks_are_run_in_order_each_on_what_stands(net, digits):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"n": 0}, "`n` must be >= 1"),
-        ({"batch_size": 0}, "`batch_size` must be >= 1"),
+        ({"n": 0}, "`n` must be a whole number >= 1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number >= 1"),
         ({"attacks": []}, "`attacks` must name at least one"),
         ({"attacks": [3]}, "`attacks` must be names"),
         ({"attacks": "pgdd"}, "did you mean"),

@@ -340,14 +340,14 @@ def test_a_sigmoid_per_class_is_read_as_a_softmax():
     ("ask", "said"),
     [
         (lambda m, d, b: targets(m, d, b, eps=(0.0,)), "`eps` must be radii > 0"),
-        (lambda m, d, b: targets(m, d, b, rows=0), "`rows` must be >= 1"),
+        (lambda m, d, b: targets(m, d, b, rows=0), "`rows` must be a whole number >= 1"),
         (lambda m, d, b: targets(m, d, b, attack="pdg"), "did you mean 'pgd'"),
         (lambda m, d, b: targets(m, replace(d, y=0 * d.y, classes=1), b), "at least two classes"),
         (lambda m, d, b: targets(m, d, b.with_eps(math.inf)), "`ball` must have one radius"),
         (lambda m, d, b: universal(m, d, b.with_eps(torch.full((24,), 0.1))), "`ball` must have one radius"),
         (lambda m, d, b: universal(m, d, replace(b, lo=torch.zeros(24, *SHAPE))), "must be the same for all"),
         (lambda m, d, b: universal(m, d, b, eps=(-1.0,)), "`eps` must be radii > 0"),
-        (lambda m, d, b: universal(m, d, b, sides=(0,)), "`sides` must be >= 1"),
+        (lambda m, d, b: universal(m, d, b, sides=(0,)), "`sides` must be a whole number >= 1"),
         (lambda m, d, b: universal(m, d.rows(slice(1)), b), "at least two examples"),
         (lambda m, d, b: universal(LabelOnly(m), d, b), "must return logits"),
         (
@@ -357,7 +357,7 @@ def test_a_sigmoid_per_class_is_read_as_a_softmax():
         (lambda m, d, b: boundary(m, d, b, norms=("l3",)), "`norms` must be one of"),
         (lambda m, d, b: boundary(m, d, replace(b, mask=torch.ones(1, *SHAPE).bool())), "must have no mask"),
         (lambda m, d, b: boundary(m, d, b, train=d.rows(d.y == 0)), "at least two classes"),
-        (lambda m, d, b: rubbish(m, d, b, draws=0), "`draws` must be >= 1"),
+        (lambda m, d, b: rubbish(m, d, b, draws=0), "`draws` must be a whole number >= 1"),
         (lambda m, d, b: rubbish(LabelOnly(m), d, b), "must return logits"),
     ],
 )

@@ -164,5 +164,5 @@ def test_training_further_changes_the_model_itself():
     other = trained_further(model, train, eb.Linf(eps=0.1, lo=0, hi=1), steps=2)
     assert all(torch.equal(part, state[name]) for name, part in model.state_dict().items())
     assert any(not torch.equal(part, state[name]) for name, part in other.state_dict().items())
-    with pytest.raises(BadInput, match="`steps` must be >= 1"):
+    with pytest.raises(BadInput, match="`steps` must be a whole number >= 1"):
         networks.fitted(model, train, steps=0)

@@ -156,9 +156,9 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path):
     ("options", "said"),
     [
         ({"points": 10}, "`points` must be odd"),
-        ({"points": 3}, "`points` must be >= 5"),
+        ({"points": 3}, "`points` must be a whole number >= 5"),
         ({"span": 1.0}, "`span` must be > 1"),
-        ({"rows": 0}, "`rows` must be >= 1"),
+        ({"rows": 0}, "`rows` must be a whole number >= 1"),
     ],
 )
 def test_a_bad_argument_is_not_named(options: dict, said: str):

@@ -117,7 +117,7 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path):
     ("options", "said"),
     [
         ({"sides": ()}, "`sides` must name"),
-        ({"sides": (0,)}, "`sides` must be >= 1"),
+        ({"sides": (0,)}, "`sides` must be a whole number >= 1"),
         ({"steps": 0}, "`steps` must be"),
     ],
 )

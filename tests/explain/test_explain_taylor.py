@@ -234,7 +234,7 @@ def test_the_figure_is_no_picture(tmp_path: Path, case: str):
         ({"eps": ()}, "`eps` must be radii > 0"),
         ({"eps": (0.1, 0.0)}, "`eps` must be radii > 0"),
         ({"eps": (math.inf,)}, "`eps` must be radii > 0"),
-        ({"batch_size": 0}, "`batch_size` must be >= 1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number >= 1"),
         ({"loss": lambda logits, task: logits}, "`loss` must give one value per example"),
     ],
 )

@@ -196,7 +196,7 @@ def test_progress_does_not_end(digits: Source):
         ({"eps": math.inf}, "`eps` must be >= 0 and finite"),
         ({"C": 0}, "`C` must be > 0"),
         ({"radii": (0.1, 0.0)}, "`radii` must be > 0"),
-        ({"images": 0}, "`images` must be >= 1"),
+        ({"images": 0}, "`images` must be a whole number >= 1"),
     ],
 )
 def test_a_bad_argument_is_not_named(digits: Source, options: dict, said: str):

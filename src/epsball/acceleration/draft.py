@@ -7,8 +7,8 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.problem.objective import Model
 
 Precision = Literal["bf16"]
@@ -34,7 +34,7 @@ def check_draft(asked: str | None, device: torch.device) -> None:
     """
     if asked is None:
         return
-    precision = cast(Precision, one_of("draft", asked, PRECISIONS))
+    precision = cast(Precision, check_one_of("draft", asked, PRECISIONS))
     if not drafts_pay(device):
         raise BadInput(
             f"`draft` must be left out on a {device.type}, got {precision!r}: it is slower there than single "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
 from epsball.attacks.early_stopping import check_early_stop, looked, no_progress, success_margin
-from epsball.common.checks import at_least, whole
+from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import column
 from epsball.problem.objective import Point
 from epsball.problem.task import Task
@@ -68,8 +68,8 @@ class APGD(Attack[Climb]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("steps", self.steps, 1)
-        at_least("rho", self.rho, 0)
+        check_whole("steps", self.steps, 1)
+        check_at_least("rho", self.rho, 0)
         check_early_stop("early_stop", self.early_stop)
 
     @property

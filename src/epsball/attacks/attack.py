@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, flat
 from epsball.problem.black_box import objective_for
@@ -78,7 +78,7 @@ class Attack(ABC, Generic[S]):
 
     def __post_init__(self) -> None:
         for name, least in (("restarts", 1), ("n_targets", 0)):
-            whole(name, getattr(self, name), least)
+            check_whole(name, getattr(self, name), least)
         if not callable(self.loss):
             raise BadInput(
                 f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.problem.losses"

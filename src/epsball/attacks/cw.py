@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.rounds import Penalty, Weighing
-from epsball.common.checks import at_least
+from epsball.common.checks import check_at_least
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column
 from epsball.problem.losses import Loss, dlr, margin
@@ -45,7 +45,7 @@ class CW(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("kappa", self.kappa, 0)
+        check_at_least("kappa", self.kappa, 0)
         if self.loss not in (margin, dlr):
             raise BadInput(
                 f"`loss` must be margin or dlr for CW, got {getattr(self.loss, '__name__', self.loss)!r}: one that is "

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.planes import hyperplanes, nearest_plane, too_far
-from epsball.common.checks import at_least, whole
+from epsball.common.checks import check_at_least, check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, flat
 from epsball.problem.losses import Loss
@@ -75,8 +75,8 @@ class DeepFool(MinimumNorm[Nearest]):
         super().__post_init__()
         if not 0 < self.step_size <= 1:
             raise BadInput(f"`step_size` must be > 0 and <= 1, got {self.step_size}; it is a share of the way")
-        at_least("overshoot", self.overshoot, 0)
-        whole("candidates", self.candidates, 1)
+        check_at_least("overshoot", self.overshoot, 0)
+        check_whole("candidates", self.candidates, 1)
         if not isinstance(self.loss, Candidates):
             raise BadInput(
                 f"`loss` must be left out for DeepFool, got {getattr(self.loss, '__name__', self.loss)!r}: it walks to "

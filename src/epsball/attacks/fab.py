@@ -21,7 +21,7 @@ from epsball.attacks.attack import Attack, State
 from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
 from epsball.attacks.planes import hyperplanes, nearest_plane, rise, too_far
 from epsball.balls.ball import Ball
-from epsball.common.checks import at_least, whole
+from epsball.common.checks import check_at_least, check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, flat
 from epsball.problem.losses import Loss
@@ -77,8 +77,8 @@ class FAB(Attack[Crossing]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("steps", self.steps, 1)
-        at_least("eta", self.eta, 1)
+        check_whole("steps", self.steps, 1)
+        check_at_least("eta", self.eta, 1)
         for name in ("alpha_max", "beta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"`{name}` must be from 0 to 1, got {getattr(self, name)}; it is a share")

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from epsball.attacks.penalty import anywhere
 from epsball.attacks.rounds import Penalty, Weighing
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column
-from epsball.common.suggest import one_of
 from epsball.problem.losses import Loss, margin
 from epsball.problem.objective import Point
 from epsball.problem.task import AWAY, Task
@@ -99,7 +99,7 @@ class GoalDistance(Penalty):
     reference: Float[Tensor, "k *shape"] | None = None
 
     def __post_init__(self) -> None:
-        chosen = OUTPUTS[one_of("output", self.output, OUTPUTS)]
+        chosen = OUTPUTS[check_one_of("output", self.output, OUTPUTS)]
         if self.loss not in OUTPUTS.values():
             raise BadInput(
                 f"`loss` must be left out for GoalDistance, got {getattr(self.loss, '__name__', self.loss)!r}: it is "

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
-from epsball.common.checks import at_least, whole
+from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import column, flat
 from epsball.problem.objective import Point
 from epsball.problem.task import Task
@@ -40,9 +40,9 @@ class Iterated(Attack[Moving]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("steps", self.steps, 1)
-        at_least("step_size", self.step_size, 0)
-        at_least("momentum", self.momentum, 0)
+        check_whole("steps", self.steps, 1)
+        check_at_least("step_size", self.step_size, 0)
+        check_at_least("momentum", self.momentum, 0)
 
     @property
     def max_steps(self) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
 from epsball.balls.ball import Ball
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.shapes import column, flat
 from epsball.problem.objective import Point
 from epsball.problem.task import Task
@@ -73,7 +73,7 @@ class L1APGD(Attack[SparseClimb]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("steps", self.steps, 1)
+        check_whole("steps", self.steps, 1)
 
     @cached_property
     def _begins(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.penalty import near_enough, open_part, reaching, starting, tightened
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, flat
 from epsball.problem.losses import Loss, margin
@@ -139,8 +139,8 @@ class BoxLBFGS(MinimumNorm[Lines]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("binary_steps", self.binary_steps, 1)
-        whole("memory", self.memory, 1)
+        check_whole("binary_steps", self.binary_steps, 1)
+        check_whole("memory", self.memory, 1)
         if not 0 < self.c < math.inf:
             raise BadInput(f"`c` must be > 0 and finite, got {self.c}; the default suits any scale")
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.shapes import column
 from epsball.problem.objective import Point
 from epsball.problem.task import Task
@@ -49,7 +49,7 @@ class MinimumNorm(Attack[N], Generic[N]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("steps", self.steps, 1)
+        check_whole("steps", self.steps, 1)
 
     @property
     def minimises(self) -> bool:

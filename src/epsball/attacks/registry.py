@@ -6,9 +6,9 @@ from ast import literal_eval
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.common.lazy import names_in
-from epsball.common.suggest import one_of
 
 if TYPE_CHECKING:
     from epsball.attacks.attack import Attack
@@ -29,7 +29,7 @@ ALIASES: dict[str, str] = {
 
 def attack_class(name: str) -> type[Attack]:
     """The class that the table names."""
-    module, cls = ATTACKS[one_of("attack", name, ATTACKS)]
+    module, cls = ATTACKS[check_one_of("attack", name, ATTACKS)]
     return getattr(import_module(module), cls)
 
 
@@ -54,7 +54,7 @@ def parse(text: str) -> Attack:
     from epsball.problem.losses import resolve_loss
 
     name, _, rest = text.strip().partition(":")
-    name = one_of("attack", name.lower(), (*ATTACKS, *ALIASES))
+    name = check_one_of("attack", name.lower(), (*ATTACKS, *ALIASES))
     name, _, preset = ALIASES.get(name, name).partition(":")
     cls, rest = attack_class(name), f"{preset},{rest}"
     kinds = {f.name: f.type for f in fields(cls)}
@@ -63,7 +63,7 @@ def parse(text: str) -> Attack:
         key, equals, value = pair.partition("=")
         if not equals:
             raise BadInput(f"`attack` options are KEY=VALUE, got {pair!r} in {text!r}; as in pgd:steps=40,restarts=2")
-        key = one_of(f"{name} option", key.strip().replace("-", "_"), kinds)
+        key = check_one_of(f"{name} option", key.strip().replace("-", "_"), kinds)
         options[key] = resolve_loss(value) if key == "loss" else number(f"{name}:{key}", value, str(kinds[key]))
     return cls(**options)
 
@@ -71,9 +71,9 @@ def parse(text: str) -> Attack:
 def number(name: str, value: str, kind: str) -> float | bool | str:
     """An option's value from its text; `kind` is bool, int, float or a Literal of words."""
     if kind == "bool":
-        return {"true": True, "false": False}[one_of(name, value.strip().lower(), ("true", "false"))]
+        return {"true": True, "false": False}[check_one_of(name, value.strip().lower(), ("true", "false"))]
     if kind.startswith("Literal["):
-        return one_of(name, value.strip().lower(), literal_eval(kind.removeprefix("Literal")))
+        return check_one_of(name, value.strip().lower(), literal_eval(kind.removeprefix("Literal")))
     if kind not in ("int", "float"):
         raise BadInput(f"`{name}` must be left out in words, got {value!r}: it holds tensors; say it in Python")
     try:

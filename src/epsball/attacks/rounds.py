@@ -30,7 +30,7 @@ from epsball.attacks.penalty import (
     starting,
     tightened,
 )
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, flat
 from epsball.problem.objective import Point
@@ -144,7 +144,7 @@ class Penalty(MinimumNorm[Weighing]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("binary_steps", self.binary_steps, 1)
+        check_whole("binary_steps", self.binary_steps, 1)
         for name in ("lr", "c"):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadInput(

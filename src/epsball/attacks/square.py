@@ -18,7 +18,7 @@ from epsball.attacks.attack import Attack, State
 from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
 from epsball.attacks.grid import BLOCK
 from epsball.attacks.windows import FILLINGS, Filling
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch, column, flat
 from epsball.problem.losses import Loss, margin
@@ -74,7 +74,7 @@ class Square(Attack[Searching]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("steps", self.steps, 1)
+        check_whole("steps", self.steps, 1)
         if not 0 < self.p <= 1:
             raise BadInput(f"`p` must be > 0 and <= 1, got {self.p}; it is the first windows' share of the places")
         check_early_stop("early_stop", self.early_stop)

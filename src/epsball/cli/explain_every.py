@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from epsball.cli.common import Json, Subject, built_in, described, finite, progress
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.explain.hypotheses import HYPOTHESES, chosen
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def everything(
     """
     if model_ is not None:
         if get_close_matches(model_, HYPOTHESES, n=1, cutoff=0.5) and built_in(model_) and not known(model_):
-            one_of("command", model_, HYPOTHESES)
+            check_one_of("command", model_, HYPOTHESES)
         subject = replace(subject, model=model_)
     if data_ is not None:
         subject = replace(subject, data=data_)

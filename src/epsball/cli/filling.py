@@ -9,8 +9,8 @@ from typing import Any
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 
 COMMAND = "command.json"
 OUT = Path("trained")
@@ -60,5 +60,5 @@ def _named(path: Path, known: set[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInput(f"`--config` must be a TOML file, got {path}: {error}; a line of it is epochs = 5") from error
     for name in values:
-        one_of(f"--config {path}: name", name.replace("_", "-"), sorted(known))
+        check_one_of(f"--config {path}: name", name.replace("_", "-"), sorted(known))
     return values

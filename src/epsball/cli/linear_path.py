@@ -13,8 +13,8 @@ from rich.table import Table as Grid
 from epsball.cli.common import Json
 from epsball.cli.tabular import Names, Rows, described
 from epsball.common.atomic_files import write_whole
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +64,8 @@ def path(
     """
     files = [Path(name) for name in out]
     for file in files:
-        one_of("out", file.suffix, KINDS)
-    one_of("unit", unit, UNITS)
+        check_one_of("out", file.suffix, KINDS)
+    check_one_of("unit", unit, UNITS)
     if radii < 1:
         raise BadInput(f"`radii` must be >= 1, got {radii}; 20 make a smooth figure")
     from epsball.data.tables import write_table

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.data.labels import labels
 
 IMAGE_NAMES = ("image", "img")
@@ -148,7 +148,7 @@ def load_data(
 def _digits(split: str) -> Examples:
     from sklearn.datasets import load_digits
 
-    one_of("split", split, ("train", "test"))
+    check_one_of("split", split, ("train", "test"))
     pixels, y = load_digits(return_X_y=True)
     x = torch.from_numpy(pixels).float().div_(16).reshape(-1, 1, 8, 8)
     cut = len(x) * 4 // 5
@@ -178,7 +178,7 @@ def _from_hub(spec: str, split: str, limit: int | None, image_column: str | None
             splits = datasets.load_dataset(spec)
     except Exception as error:  # whatever its readers, the Hub's client and the file system raise
         raise BadInput(f"{_expected(spec)}: {error}") from error
-    data: Any = splits[one_of("split", split, map(str, splits))]
+    data: Any = splits[check_one_of("split", split, map(str, splits))]
     features = data.features
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     images = images or [
@@ -217,7 +217,7 @@ def _column(
 ) -> str:
     """The column that the user asked for, or the only one found, or the only one with a usual name."""
     if asked is not None:
-        return one_of(argument, asked, features)
+        return check_one_of(argument, asked, features)
     for names in (found, [name for name in found if name in usual]):
         if len(names) == 1:
             return names[0]

@@ -18,8 +18,8 @@ import pyarrow.parquet
 from jaxtyping import Float, Shaped
 
 from epsball.common.atomic_files import write_whole
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 
 KINDS = (".csv", ".tsv", ".parquet", ".npz")
 EXACT = 1 << 53
@@ -78,7 +78,7 @@ def read_table(
     if limit is not None and limit < 1:
         raise BadInput(f"`limit` must be >= 1, got {limit}; leave it out for all rows")
     path = Path(path).expanduser()
-    one_of("data", path.suffix, KINDS)
+    check_one_of("data", path.suffix, KINDS)
     if not path.is_file():
         near = get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], 1, 0.75)
         raise BadInput(f"`data` must be a file, got {str(path)!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -120,7 +120,7 @@ def write_table(path: str | Path, columns: Mapping[str, Any]) -> None:
 
 def output_kind(path: Path, known: Iterable[str]) -> str:
     """The ending of a file to write, if it is among `known`: said before the work is done."""
-    return one_of("out", path.suffix, known)
+    return check_one_of("out", path.suffix, known)
 
 
 def _arrow(path: Path, target: str | None) -> tuple[pa.Table, str | None]:
@@ -146,7 +146,7 @@ def _npz(path: Path, target: str | None) -> tuple[pa.Table, str]:
     target = target or "y"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays[one_of("target", target, [name for name in arrays if name != "x"])]
+            x, y = arrays["x"], arrays[check_one_of("target", target, [name for name in arrays if name != "x"])]
     except BadInput:
         raise
     except Exception as error:  # whatever numpy's reader stumbles over in a broken file

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples, from_arrays
 from epsball.diagnosis.binarization_record import BinarizationTest
@@ -69,9 +69,9 @@ def binarization_test(
     >>> binarization_test(net, (x, net(x).argmax(1)), Linf(eps=0.1, lo=0, hi=1), "pgd", n=8).sentence
     'active test: 8 of 8 hidden adversarial examples found (random search: 0)'
     """
-    whole("n", n, 1)
-    whole("batch_size", batch_size, 1)
-    whole("eot", eot, 1)
+    check_whole("n", n, 1)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("eot", eot, 1)
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     if not len(examples):
         raise BadInput("`data` must hold at least one example, got none; look at its split and limit")

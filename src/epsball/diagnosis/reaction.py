@@ -16,7 +16,7 @@ from torch import Tensor
 from epsball.attacks.attack import Attack
 from epsball.attacks.registry import parse
 from epsball.attacks.square import Square
-from epsball.common.checks import at_least
+from epsball.common.checks import check_at_least
 from epsball.diagnosis.probes import Probe
 from epsball.diagnosis.record import Name
 from epsball.problem.losses import Loss, cross_entropy
@@ -49,7 +49,7 @@ class Tempered:
     temperature: float
 
     def __post_init__(self) -> None:
-        at_least("temperature", self.temperature, 1)
+        check_at_least("temperature", self.temperature, 1)
 
     def __call__(self, logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor, "n *k"]:
         return self.loss(logits.double() / self.temperature, task).to(torch.promote_types(logits.dtype, torch.float32))

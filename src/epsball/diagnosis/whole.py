@@ -17,7 +17,7 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples, from_arrays
 from epsball.diagnosis.binarization_record import BinarizationTest
@@ -85,9 +85,9 @@ def diagnose(
     >>> diagnose(lambda x: net(x).softmax(1), (x, y), ball, attack).names
     ('softmax-outputs',)
     """
-    whole("n", n, 1)
-    whole("batch_size", batch_size, 1)
-    whole("eot", eot, 1)
+    check_whole("n", n, 1)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("eot", eot, 1)
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     found = diagnosed(
         model,
@@ -168,8 +168,8 @@ def probe(
 
     Arguments and errors as in `diagnose`.
     """
-    whole("n", n, 1)
-    whole("eot", eot, 1)
+    check_whole("n", n, 1)
+    check_whole("eot", eot, 1)
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     task = sampled(ordered(examples, ball, seed), n)
     with frozen(model), _quiet(task.x, seed):

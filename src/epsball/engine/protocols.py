@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 
 from epsball.attacks.registry import ALIASES, ATTACKS
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 
 CASCADES: dict[str, dict[str, tuple[str, ...]]] = {
     "standard": {
@@ -68,7 +68,7 @@ def expand(text: str, norm: str) -> tuple[str, ...]:
                 f"`attacks` must name a list as worst-of(A, B, ...), got {text!r}; as in worst-of(pgd, square)"
             )
         return tuple(part for one in _parted(inside[1]) for part in expand(one, norm))
-    if one_of("attacks", name, (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)")) not in CASCADES:
+    if check_one_of("attacks", name, (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)")) not in CASCADES:
         return (text,)
     if name != text.strip().lower():
         raise BadInput(

@@ -30,7 +30,7 @@ from epsball.acceleration.plan import Plan as Acceleration
 from epsball.balls.ball import Ball
 from epsball.balls.ball_file import save_ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
 from epsball.data.examples import Examples, from_arrays
@@ -115,14 +115,14 @@ def evaluate(
 
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """
-    whole("binarization_test", binarization_test, 0)
+    check_whole("binarization_test", binarization_test, 0)
     if binarization_test and source is not None:
         raise BadInput(
             "`binarization_test` must be 0 with a `source`: a transfer does not see the head that hides a point"
         )
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     check_draft(draft, examples.x.device)
-    whole("eot", eot, 1)
+    check_whole("eot", eot, 1)
     if min_norm:
         ball = unbounded(ball, binarization_test, eot)
     reaction, looked = reaction_to(model, examples, ball, attacks, source, eot, seed, batch_size, run_dir)
@@ -176,9 +176,9 @@ def plan_of(
     draft: Precision | None,
 ) -> Plan:
     """The checked arguments of `evaluate`, and the configuration that a resume is held against."""
-    whole("batch_size", batch_size, 1)
-    whole("shard_size", shard_size, 1)
-    whole("eot", eot, 1)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("shard_size", shard_size, 1)
+    check_whole("eot", eot, 1)
     seed = index(seed)
     pairs = reaction.applied(named(attacks, ball))
     callables = [name for name, attack in pairs if isinstance(attack, UserAttack)]

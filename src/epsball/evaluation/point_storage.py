@@ -19,8 +19,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.evaluation import run_directory
 
 Kind = Literal["float", "8bit"]
@@ -96,7 +96,7 @@ class Storage:
         The examples are kept in 8 bits where that is exact. Raises `BadInput` for an unknown name, and for "8bit"
         without a box of two finite numbers.
         """
-        one_of("storage", asked, KINDS)
+        check_one_of("storage", asked, KINDS)
         box = lo is not None and hi is not None and math.isfinite(hi - lo)
         if asked == "8bit" and not box:
             raise BadInput(

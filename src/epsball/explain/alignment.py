@@ -23,7 +23,7 @@ from epsball.attacks.attack import Attack
 from epsball.attacks.fgsm import FGSM
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.data.examples import Examples
@@ -158,7 +158,7 @@ def direction(
     [1.0, -1.0]
     """
     for name, value, least in (("rows", rows, 1), ("batch_size", batch_size, 1)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     models = models if isinstance(models, Mapping) else {"model": models}
     if not models:
         raise BadInput("`models` must hold at least one network, got none; as in {'plain': model}")

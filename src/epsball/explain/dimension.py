@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epsball.balls.linf import Linf
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.examples import Examples
@@ -173,11 +173,11 @@ def growth(
     if not 0 < eps < math.inf:
         raise BadInput(f"`eps` must be > 0 and finite, got {eps}; write for example 0.1")
     for name, value, least in (("draws", draws, 1), ("rows", rows, 2), ("fit_rows", fit_rows, 2)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     if not sides:
         raise BadInput("`sides` must name at least one side length, got none; write for example (7, 14, 28)")
     for side in sides:
-        whole("sides", side, 1)
+        check_whole("sides", side, 1)
     if not 0 < C < math.inf:
         raise BadInput(f"`C` must be > 0 and finite, got {C}; 1 is scikit-learn's default")
     if train is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from epsball.common.suggest import one_of
+from epsball.common.checks import check_one_of
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ HYPOTHESES: dict[str, Hypothesis] = {
 
 def chosen(names: Sequence[str] = ()) -> tuple[str, ...]:
     """The analyses of those names, in the table's order; all without names. Raises `BadInput` for an unknown one."""
-    wanted = {one_of("only", name.strip().lower(), HYPOTHESES) for name in names} or set(HYPOTHESES)
+    wanted = {check_one_of("only", name.strip().lower(), HYPOTHESES) for name in names} or set(HYPOTHESES)
     return tuple(name for name in HYPOTHESES if name in wanted)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column
 from epsball.data.examples import Examples
@@ -132,7 +132,7 @@ def linearity(
     (1.0, 0.0)
     """
     for name, value, least in (("rows", rows, 1), ("batch_size", batch_size, 1), ("points", points, 5)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     if points % 2 == 0:
         raise BadInput(f"`points` must be odd, so that t = 0 is one of them, got {points}; write {points + 1}")
     if not 1 < span < math.inf:

@@ -20,7 +20,7 @@ from torch import nn
 
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.data.examples import Examples
@@ -135,12 +135,12 @@ def local_growth(
     Raises `BadInput` where the examples are no images, for a ball without a single radius, and in L0.
     """
     for name, value, least in (("steps", steps, 1), ("rows", rows, 1), ("batch_size", batch_size, 1)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     sides = sorted(set(sides))
     if not sides:
         raise BadInput("`sides` must name at least one side length, got none; write for example (7, 14, 28)")
     for side in sides:
-        whole("sides", side, 1)
+        check_whole("sides", side, 1)
     radius_of(ball)
     if ball.name == "l0":
         raise BadInput("`ball` must be one of linf, l2, l1: without the box a step in l0 has no end; take linf:0.1")

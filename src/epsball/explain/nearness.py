@@ -22,9 +22,8 @@ from epsball.attacks.registry import attack_class
 from epsball.balls.ball import Ball
 from epsball.balls.registry import BALLS
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_one_of, check_whole
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.data.examples import Examples
 from epsball.evaluation.evaluate import evaluate
 from epsball.explain.record import evenly, or_none, percent, versions
@@ -175,10 +174,10 @@ def boundary(
     [9.49, 9.49]
     """
     for name, value in (("rows", rows), ("train_rows", train_rows)):
-        whole(name, value, 1)
+        check_whole(name, value, 1)
     if ball.mask is not None:
         raise BadInput("`ball` must have no mask: distances between examples know of none; leave it out")
-    names = dict.fromkeys((ball.name, *(one_of("norms", name, BALLS) for name in norms or ())))
+    names = dict.fromkeys((ball.name, *(check_one_of("norms", name, BALLS) for name in norms or ())))
     kept = evenly(data, rows)
     others = evenly(data if train is None else train, train_rows)
     if train is not None and others.shape != kept.shape:

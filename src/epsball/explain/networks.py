@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.data.examples import Examples
 from epsball.models.registry import build
 from epsball.training.fgsm_mix import FGSMMix
@@ -28,7 +28,7 @@ def companions(
     About `steps` steps of 128 rows each. Their seeds follow `seed`, so that none is the network that was trained with
     it. For `direction`: `{"model": model} | companions(train)`.
     """
-    whole("count", count, 0)
+    check_whole("count", count, 0)
     found: dict[str, nn.Module] = {}
     for k in range(1, count + 1):
         found[f"{network}, seed {seed + k}"] = trained(network, train, steps=steps, seed=seed + k)
@@ -77,7 +77,7 @@ def fitted(
     seed: int = 0,
 ) -> nn.Module:
     """`model`, trained in place for about `steps` steps of 128 rows: whole epochs, at least one."""
-    whole("steps", steps, 1)
+    check_whole("steps", steps, 1)
     epochs = max(1, round(steps / ceil(len(train) / BATCH)))
     fit(model, train, ball, objective=objective, epochs=epochs, batch_size=BATCH, lr=3e-3, seed=seed, accelerate=False)
     return model

@@ -22,7 +22,7 @@ from torch import Tensor
 from epsball.attacks.fgsm import FGSM
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.examples import Examples
@@ -164,7 +164,7 @@ def rubbish(
     >>> found.of("normal").share, found.of("normal", "sigmoid").share, found.of("uniform").classes
     (1.0, 1.0, (100, 0))
     """
-    whole("draws", draws, 1)
+    check_whole("draws", draws, 1)
     phrase = said(ball)
     index = torch.arange(draws)
     noise = Noise(seed, index, torch.zeros_like(index))

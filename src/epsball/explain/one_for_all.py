@@ -19,7 +19,7 @@ from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
 from epsball.explain.climb import Maker, Shared
@@ -153,7 +153,7 @@ def universal(
         ("draws", draws, 1),
         ("batch_size", batch_size, 1),
     ):
-        whole(name, value, least)
+        check_whole(name, value, least)
     radius, phrase = radius_of(ball), said(ball)
     radii = sorted({radius, *(float(part) for part in eps)}) if eps is not None else [f * radius for f in FACTORS]
     if not all(0 < part < math.inf for part in radii):
@@ -167,7 +167,7 @@ def universal(
             f"{sides} for examples of shape {data.shape}; write sides=()"
         )
     for side in sides:
-        whole("sides", side, 1)
+        check_whole("sides", side, 1)
     if train is None:
         if len(data) < 2:
             raise BadInput(f"`data` must hold at least two examples, got {len(data)}; or give `train`")

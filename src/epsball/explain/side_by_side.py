@@ -23,7 +23,7 @@ from epsball.attacks.fgsm import FGSM
 from epsball.attacks.pgd import PGD
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.data.examples import Examples
@@ -166,7 +166,7 @@ def training_changed(
     Raises `BadInput` unless there are two modules with weights.
     """
     for name, value, least in (("rows", rows, 1), ("steps", steps, 1), ("batch_size", batch_size, 1)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     if not isinstance(models, Mapping) or len(models) != 2:
         raise BadInput("`models` must be two networks by name; write {'plain': plain, 'trained': trained}")
     for name, model in models.items():

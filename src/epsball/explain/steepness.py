@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
 from epsball.explain.operators import AFFINE, Layer, affine_layers, chained, taken
@@ -150,7 +150,7 @@ def conditioning(
         ("rivals", rivals, 1),
         ("batch_size", batch_size, 1),
     ):
-        whole(name, value, least)
+        check_whole(name, value, least)
     if not isinstance(model, nn.Module):
         raise BadInput(
             f"`model` must be a torch module, got {type(model).__name__}; a callable does not show its layers"

@@ -23,7 +23,7 @@ from epsball.attacks.attack import Attack
 from epsball.attacks.fgsm import FGSM
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.data.examples import Examples
@@ -120,7 +120,7 @@ def manifold(
     Raises `BadInput` where `train` has other shapes or fewer than two examples, and where the attack moves none.
     """
     for name, value, least in (("rows", rows, 1), ("fit_rows", fit_rows, 2), ("batch_size", batch_size, 1)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     if train is None:
         train, data = halves(data)
     if len(train) < 2 or train.shape != data.shape:
@@ -225,7 +225,7 @@ def _counts(components: Sequence[int] | None, upto: int, leading: int) -> list[i
     else:
         some = list(components)
         for k in some:
-            whole("components", k, 0)
+            check_whole("components", k, 0)
             if k > upto:
                 raise BadInput(f"`components` must be <= {upto}, the number there are, got {k}; raise `fit_rows`?")
     return sorted({0, leading, *some})

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.examples import Examples
@@ -161,7 +161,7 @@ def targets(
     >>> found.driven[0], found.reached, [one.mean for one in found.curve]
     ((0, 1, 0), (0, 1, 0), [0.5, 0.5, 1.0])
     """
-    whole("rows", rows, 1)
+    check_whole("rows", rows, 1)
     if data.classes < 2:
         raise BadInput(f"`data` must have at least two classes, got {data.classes}; there is no other to go to")
     radius, kept = radius_of(ball), evenly(data, rows)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat, shown
 from epsball.explain.passes import QUANTILES, kept, quantiles
@@ -140,7 +140,7 @@ def taylor_gap(
     >>> found.first_order[0, -1].round(6), found.change[0, -1].round(6), found.gap[0, -1].round(6)
     (np.float64(0.39337), np.float64(1.41408), np.float64(1.020711))
     """
-    whole("batch_size", batch_size, 1)
+    check_whole("batch_size", batch_size, 1)
     radii = _radii(ball, eps)
     if len(x) == 0:
         raise BadInput("`x` must hold at least one example, got none; raise the limit")

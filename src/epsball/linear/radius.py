@@ -10,8 +10,8 @@ from scipy.optimize import linprog
 from scipy.sparse import issparse
 from sklearn.utils.validation import check_X_y
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.linear import solver
 from epsball.linear.gauge import GAUGES
 from epsball.linear.losses import Hinge
@@ -48,8 +48,8 @@ def eps_max(
     >>> eps_max([[0.0], [1.0]], [0, 1])
     0.5
     """
-    one_of("loss", loss, LOSSES)
-    one_of("norm", norm, GAUGES)
+    check_one_of("loss", loss, LOSSES)
+    check_one_of("norm", norm, GAUGES)
     X, y = check_X_y(X, y, dtype="float64", y_numeric=loss == "squared", accept_sparse=True)
     weight, total = shares(X, sample_weight)
     p = weight / total

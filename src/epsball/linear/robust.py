@@ -13,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.linear.gauge import GAUGES, Gauge
 from epsball.linear.newton import Matrix, squares
 from epsball.linear.solver import Solution
@@ -40,7 +40,7 @@ def gauge_of(eps: Any, norm: Any, d: int, *, name: str = "eps") -> Gauge:
     radius = numbers(name, eps)
     if radius.shape not in ((), (d,)):
         raise BadInput(f"`{name}` must be a number or ({d},), one per feature, got shape {radius.shape}")
-    return GAUGES[one_of("norm", str(norm), GAUGES)](np.array(np.broadcast_to(radius, (d,))))
+    return GAUGES[check_one_of("norm", str(norm), GAUGES)](np.array(np.broadcast_to(radius, (d,))))
 
 
 def numbers(name: str, value: Any) -> np.ndarray:
@@ -60,7 +60,7 @@ def settings(estimator: Any, d: int, total: float) -> Settings:
     """The estimator's hyperparameters, checked."""
     gauge = gauge_of(estimator.eps, estimator.norm, d)
     if estimator.penalty is not None:
-        one_of("penalty", str(estimator.penalty), PENALTIES)
+        check_one_of("penalty", str(estimator.penalty), PENALTIES)
     for name, kind, what in (("C", Real, "a number"), ("tol", Real, "a number"), ("max_iter", Integral, "whole and")):
         value = getattr(estimator, name)
         if isinstance(value, bool) or not isinstance(value, kind) or not float(value) > 0:

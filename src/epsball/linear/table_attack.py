@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from sklearn.base import BaseEstimator, is_classifier
 
 from epsball.balls.registry import BALLS
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.data.tables import Table, write_table
 from epsball.linear.exact import minimal_eps, optimum
 from epsball.linear.folding import affine
@@ -138,15 +138,15 @@ def attack_table(
         raise BadInput(
             f"`data` must have the {weight.shape[1]} columns of the model, got {d}; use --drop, or name them"
         )
-    norm = one_of("norm", norm or (model.norm if isinstance(model, RobustClassifier) else "linf"), BALLS)
+    norm = check_one_of("norm", norm or (model.norm if isinstance(model, RobustClassifier) else "linf"), BALLS)
     unit, eps, said = _scale(model, table, radius, norm)
-    held = [one_of("fixed", name, table.features) for name in fixed]
+    held = [check_one_of("fixed", name, table.features) for name in fixed]
     mask = np.array([name not in held for name in table.features]) & (unit > 0)
     unit = np.where(unit > 0, unit, 1.0)
     _check_box(table, lo, hi)
     labels = folded.classes.tolist()
     y = _indices(table, labels)
-    goal = None if toward is None else [*map(str, labels)].index(one_of("toward", toward, map(str, labels)))
+    goal = None if toward is None else [*map(str, labels)].index(check_one_of("toward", toward, map(str, labels)))
     step = torch.from_numpy(unit)[None]
     plain = bool((unit == 1).all())
     ball = BALLS[norm](

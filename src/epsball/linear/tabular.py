@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.base import is_classifier
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.data.tables import Table
 from epsball.linear.hinge import RobustLinearSVC
 from epsball.linear.logistic import RobustLogisticRegression
@@ -162,7 +162,7 @@ def loss_for(table: Table, loss: str | None) -> tuple[str, Table]:
     y = table.y
     if loss is None:
         loss = "squared" if y.dtype.kind == "f" else "logistic"
-    one_of("loss", loss, ESTIMATORS)
+    check_one_of("loss", loss, ESTIMATORS)
     if loss == "squared":
         if y.dtype.kind not in "fiu":
             raise BadInput(f"`target` must be numbers for --loss squared, but {table.target!r} holds {y[0]!s}")

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.models.builtin import small_cnn, small_mlp
 
 LEVELS = 8
@@ -227,7 +227,7 @@ def broken_defence(shape: tuple[int, ...], classes: int, name: str) -> Sabotaged
     >>> broken_defence((1, 8, 8), 10, "detector")(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 11])
     """
-    name = one_of("model broken-defence:", name.strip().lower().replace("_", "-"), SABOTAGED)
+    name = check_one_of("model broken-defence:", name.strip().lower().replace("_", "-"), SABOTAGED)
     fault = SABOTAGED[name]
     if fault.before is BlockRounding and len(shape) != 3:
         raise BadInput(f"`shape` must be (C, H, W) for broken-defence:jpeg, got {shape}; take broken-defence:quantised")

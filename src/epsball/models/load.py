@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from epsball.common.atomic_files import write_whole
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.models.folder import RECORD, WEIGHTS, is_folder, read_model_folder, read_record
 from epsball.models.registry import MODELS, build, spelled
 
@@ -118,7 +118,7 @@ def _made(module: str, attribute: str) -> nn.Module:
                 f"found{hint}"
             ) from error
         public = [name for name in vars(found) if not name.startswith("_")]
-        factory = getattr(found, one_of(f"model {module}:", attribute, public))
+        factory = getattr(found, check_one_of(f"model {module}:", attribute, public))
         if isinstance(factory, nn.Module):
             return factory
         try:

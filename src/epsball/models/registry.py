@@ -7,8 +7,8 @@ from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn
     import torch
 
     base, _, rest = name.partition(":")
-    module, _, attribute = MODELS[one_of("model", spelled(base), MODELS)].partition(":")
+    module, _, attribute = MODELS[check_one_of("model", spelled(base), MODELS)].partition(":")
     factory = getattr(import_module(module), attribute)
     known = list(signature(factory).parameters)[2:]
     options: dict[str, int | str] = {"name": rest} if spelled(base) in NAMED else {}
@@ -53,7 +53,7 @@ def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn
         if not known or not equals or not value.strip().isdecimal():
             what = f"KEY=INTEGER with a key of {', '.join(known)}" if known else "left out"
             raise BadInput(f"`model` options of {base} must be {what}, got {pair!r}; as in preact-resnet18:width=16")
-        options[one_of(f"{base} option", key.strip().replace("-", "_"), known)] = int(value)
+        options[check_one_of(f"{base} option", key.strip().replace("-", "_"), known)] = int(value)
     if any(size < 1 for size in shape) or not shape or classes < 1:
         raise BadInput(f"`shape` and `classes` must be >= 1, got {tuple(shape)} and {classes}; as in (1, 28, 28), 10")
     with torch.random.fork_rng(devices=[]):  # a model is built on the CPU

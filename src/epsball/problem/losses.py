@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.problem.task import AWAY, Task
 
 Loss = Callable[[Tensor, Task], Tensor]
@@ -97,4 +97,4 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dl
 
 def resolve_loss(name: str) -> Loss:
     """The loss of that name in `LOSSES`."""
-    return LOSSES[one_of("loss", name, LOSSES)]
+    return LOSSES[check_one_of("loss", name, LOSSES)]

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets, Recipe, conventions, mean, percent, spent, stand_in
 from epsball.reproduce.record import Line
 from epsball.reproduce.threes_sevens import EPS, Outcome
@@ -42,7 +42,7 @@ class NoiseTraining(TrainingObjective):
     kind: str
 
     def __post_init__(self) -> None:
-        one_of("kind", self.kind, KINDS)
+        check_one_of("kind", self.kind, KINDS)
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step

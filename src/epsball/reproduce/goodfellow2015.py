@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.reproduce.agreement import agreement
 from epsball.reproduce.along import along
 from epsball.reproduce.budget import Budget as Budget
@@ -71,4 +71,4 @@ def chosen(only: Sequence[str] = ()) -> tuple[str, ...]:
     >>> chosen(["transfer", "training", "transfer"])
     ('transfer', 'training')
     """
-    return tuple(dict.fromkeys(one_of("only", name, EXPERIMENTS) for name in only)) or tuple(EXPERIMENTS)
+    return tuple(dict.fromkeys(check_one_of("only", name, EXPERIMENTS) for name in only)) or tuple(EXPERIMENTS)

@@ -23,7 +23,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from epsball.balls.linf import Linf
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
 from epsball.data.examples import Examples
@@ -221,7 +221,7 @@ def threes_sevens(
         raise BadInput(f"`C` must be > 0 and finite, got {C}; 1 is scikit-learn's default")
     if not all(0 < radius < math.inf for radius in radii):
         raise BadInput(f"`radii` must be > 0 and finite, got {list(radii)}; write for example (0.25, 0.1)")
-    whole("images", images, 1)
+    check_whole("images", images, 1)
     (X, y, _), (Xt, yt, ids) = (_pair(name, part) for name, part in (("train", source.train), ("test", source.test)))
     box = Linf(eps=eps, lo=source.test.lo, hi=source.test.hi)
     plain = [

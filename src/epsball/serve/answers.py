@@ -18,9 +18,9 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column
-from epsball.common.suggest import one_of
 from epsball.evaluation.point_storage import towards
 from epsball.problem.losses import cross_entropy, margin
 from epsball.problem.objective import Objective, changes_prediction, prediction
@@ -123,7 +123,7 @@ class Desk:
         if not isfinite(question.eps):
             raise BadInput(f"`eps` must be a finite number on this page, got {question.eps}")
         attack = chosen(question.attack)
-        ball = exhibit.around(one_of("norm", question.norm, attack.norms), question.eps)
+        ball = exhibit.around(check_one_of("norm", question.norm, attack.norms), question.eps)
         if question.png is not None:
             return Asked(question, self._decoded(from_base64("png", question.png)), question.label, ball, attack)
         row = 0 if question.row is None else question.row

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from epsball.attacks.attack import Attack
 from epsball.attacks.fgsm import FGSM
 from epsball.balls.ball import Ball
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
 from epsball.problem.objective import ModelWarning
@@ -45,8 +45,8 @@ class Augment(TrainingObjective):
     objective: TrainingObjective = field(default_factory=Plain)
 
     def __post_init__(self) -> None:
-        whole("every", self.every, 1)
-        whole("keep", self.keep, 1)
+        check_whole("every", self.every, 1)
+        check_whole("keep", self.keep, 1)
         if not isinstance(self.attack, Attack):
             raise BadInput(f"`attack` must be an Attack, got {self.attack!r}; as in Augment(attack=FGSM())")
 

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 from epsball.problem.objective import frozen
 from epsball.training.climb import climbing, gradient
 from epsball.training.cross_entropy import (
@@ -65,7 +65,7 @@ class FGSMMix(CrossEntropyTraining):
         for name, value in (("alpha", self.alpha), ("alpha_end", self.alpha_end)):
             if value is not None and not 0 <= value <= 1:
                 raise BadInput(f"`{name}` must be in [0, 1], got {value}; the paper's alpha is 0.5")
-        one_of("batch_norm", self.batch_norm, BATCH_NORM)
+        check_one_of("batch_norm", self.batch_norm, BATCH_NORM)
         if self.shared_dropout and self.batch_norm == "joint":
             raise BadInput(
                 "`shared_dropout` must be False where batch_norm is 'joint', got True: one pass over both batches "

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import at_least, whole
+from epsball.common.checks import check_at_least, check_whole
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of, reached
 from epsball.training.step import Step
 
@@ -36,8 +36,8 @@ class Free(CrossEntropyTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("m", self.m, 1)
-        at_least("step_size", self.step_size, 0)
+        check_whole("m", self.m, 1)
+        check_at_least("step_size", self.step_size, 0)
 
     @property
     def replays(self) -> int:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import at_least
+from epsball.common.checks import check_at_least, check_one_of
 from epsball.common.shapes import flat
-from epsball.common.suggest import one_of
 from epsball.training.climb import MODES, Mode, climbing, gradient, summed_cross_entropy
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, logits_of
 from epsball.training.statistics import kept
@@ -42,8 +41,8 @@ class GradAlign(CrossEntropyTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("attack_mode", self.attack_mode, MODES)
-        at_least("weight", self.weight, 0)
+        check_one_of("attack_mode", self.attack_mode, MODES)
+        check_at_least("weight", self.weight, 0)
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step

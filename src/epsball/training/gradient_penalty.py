@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import at_least
+from epsball.common.checks import check_at_least
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, flat
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, logits_of
@@ -39,7 +39,7 @@ class GradientPenalty(CrossEntropyTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("weight", self.weight, 0)
+        check_at_least("weight", self.weight, 0)
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import at_least
+from epsball.common.checks import check_at_least
 from epsball.training.climb import Mode, ascend, summed_cross_entropy
 from epsball.training.on_adversarial import OnAdversarial
 from epsball.training.step import Step
@@ -34,8 +34,8 @@ class NFGSM(OnAdversarial):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("noise", self.noise, 0)
-        at_least("step_size", self.step_size, 0)
+        check_at_least("noise", self.noise, 0)
+        check_at_least("step_size", self.step_size, 0)
 
     def attack(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball, step: Step

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
-from epsball.common.suggest import one_of
+from epsball.common.checks import check_one_of
 from epsball.training.climb import MODES, Mode, climbing
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.step import Step
@@ -26,7 +26,7 @@ class OnAdversarial(CrossEntropyTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("attack_mode", self.attack_mode, MODES)
+        check_one_of("attack_mode", self.attack_mode, MODES)
 
     @abstractmethod
     def attack(

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from epsball.attacks.attack import Attack
 from epsball.attacks.registry import number
 from epsball.attacks.registry import parse as parse_attack
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.common.lazy import names_in
-from epsball.common.suggest import one_of
 from epsball.training.step import TrainingObjective
 
 OBJECTIVES: dict[str, tuple[str, str]] = {
@@ -27,7 +27,7 @@ OBJECTIVES: dict[str, tuple[str, str]] = {
 
 def objective_class(name: str) -> type[TrainingObjective]:
     """The class that the table names."""
-    module, cls = OBJECTIVES[one_of("objective", name.strip().lower().replace("_", "-"), OBJECTIVES)]
+    module, cls = OBJECTIVES[check_one_of("objective", name.strip().lower().replace("_", "-"), OBJECTIVES)]
     return getattr(import_module(module), cls)
 
 
@@ -57,7 +57,7 @@ def parse(text: str) -> TrainingObjective:
         if not equals or not known:
             what = f"KEY=VALUE with a key of {', '.join(known)}" if known else "left out"
             raise BadInput(f"`objective` options of {name} must be {what}, got {pair!r} in {text!r}")
-        key = one_of(f"{name} option", key.strip().replace("-", "_"), known)
+        key = check_one_of(f"{name} option", key.strip().replace("-", "_"), known)
         options[key] = _value(f"{name}:{key}", value.strip(), kinds[key])
     return cls(**options)
 
@@ -66,7 +66,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
     """A value from its text, as the type of its field says."""
     kinds = get_args(kind)
     if get_origin(kind) is Literal:
-        return one_of(name, text, kinds)
+        return check_one_of(name, text, kinds)
     if NoneType in kinds:
         if text.lower() == "none":
             return None

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.suggest import one_of
 
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["one-cycle", "cosine", "constant"]
@@ -105,10 +105,10 @@ class Settings:
             ("average", Average),
             ("on_overfit", OnOverfit),
         ):
-            one_of(name, getattr(self, name), get_args(known))
+            check_one_of(name, getattr(self, name), get_args(known))
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Self:
         """The settings of those names. Raises `BadInput` for an unknown one, with the nearest name."""
         names = [field.name for field in fields(cls)]
-        return cls(**{one_of("fit's option", name, names): value for name, value in options.items()})
+        return cls(**{check_one_of("fit's option", name, names): value for name, value in options.items()})

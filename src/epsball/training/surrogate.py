@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from epsball.attacks.fgsm import FGSM
 from epsball.balls.ball import Ball
-from epsball.common.checks import whole
+from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.common.shapes import column
@@ -91,7 +91,7 @@ def surrogate(
     Raises `BadInput` for arguments that do not fit, and where the answers are not numbers, or all the same class.
     """
     for name, value, least in (("rounds", rounds, 0), ("epochs", epochs, 1)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     if not isinstance(black_box, BlackBox):
         raise BadInput(
             f"`black_box` must be a BlackBox, got {type(black_box).__name__}; wrap it: BlackBox(function=...)"

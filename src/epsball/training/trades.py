@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import at_least, whole
-from epsball.common.suggest import one_of
+from epsball.common.checks import check_at_least, check_one_of, check_whole
 from epsball.training.climb import MODES, Mode, ascend, climbing
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.step import Step
@@ -46,10 +45,10 @@ class TRADES(CrossEntropyTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("attack_mode", self.attack_mode, MODES)
-        whole("steps", self.steps, 1)
+        check_one_of("attack_mode", self.attack_mode, MODES)
+        check_whole("steps", self.steps, 1)
         for name in ("beta", "step_size", "start"):
-            at_least(name, getattr(self, name), 0)
+            check_at_least(name, getattr(self, name), 0)
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
