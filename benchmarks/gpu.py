@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import epsball as eb
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.models.registry import build
 
 ATTACKS = ("pgd:steps=40", "apgd-ce", "standard")

@@ -26,7 +26,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import epsball as eb
-from epsball.data.examples import load_data
+from epsball.data.load import load_data
 
 EPS = 0.1
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
 from epsball.balls.linf import Linf
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.models.load import load_weights, save_weights
 from epsball.models.registry import build
 from epsball.training.fit import fit

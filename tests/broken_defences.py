@@ -6,7 +6,8 @@ from functools import cache
 
 from torch import nn
 
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.training.broken_defences import recipe
 from epsball.training.fit import fit

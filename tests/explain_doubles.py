@@ -11,7 +11,8 @@ import torch
 from nets import RaisesAt, batch_of, mlp, predicted
 from torch import nn
 
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 
 
 def examples(

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from epsball import Linf
-from epsball.data.examples import Examples, from_arrays, load_data
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.serve.app import application
 from epsball.serve.exhibit import Exhibit, Shown

@@ -16,7 +16,8 @@ import epsball as eb
 from epsball.attacks.early_stopping import looked, no_progress, success_margin
 from epsball.attacks.registry import parse
 from epsball.common.shapes import column
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.engine import queue
 from epsball.engine.protocols import expand
 from epsball.models.registry import build

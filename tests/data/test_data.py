@@ -18,7 +18,8 @@ from shared_data import shared_data
 from sklearn.datasets import load_digits
 
 from epsball.common.errors import BadInput
-from epsball.data.examples import from_arrays, load_data
+from epsball.data.arrays import from_arrays
+from epsball.data.load import load_data
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -289,5 +290,5 @@ def test_loading_shows_no_progress_bars_and_leaves_their_switch_alone(tmp_path, 
 
 
 def test_importing_the_module_does_not_import_the_readers():
-    code = "import sys, epsball.data.examples; assert not {'datasets', 'sklearn', 'pandas', 'PIL'} & set(sys.modules)"
+    code = "import sys, epsball.data.load; assert not {'datasets', 'sklearn', 'pandas', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

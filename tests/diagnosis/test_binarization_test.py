@@ -20,7 +20,8 @@ import epsball as eb
 from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.diagnosis import planted_examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import binarization_test, examined

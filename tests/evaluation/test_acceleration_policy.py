@@ -28,7 +28,7 @@ BALL = Linf(eps=0.05, lo=0, hi=1)
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """A small convolutional network on scikit-learn's digits, images of 1 x 8 x 8."""
-    from epsball.data.examples import load_data
+    from epsball.data.load import load_data
 
     data = load_data("digits", split="train", limit=800)
     x = data.x.reshape(-1, 1, 8, 8)

@@ -21,7 +21,9 @@ import epsball as eb
 from epsball.attacks.attack import Attack, State
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, from_arrays, load_data
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.evaluation.result import Evaluation, wilson
 from epsball.models.registry import build
 from epsball.problem.objective import ModelWarning, Objective, Point
@@ -465,7 +467,7 @@ from pathlib import Path
 import torch
 import epsball as eb
 from epsball.acceleration.plan import Plan
-from epsball.data.examples import load_data
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.models.load import load_weights
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from epsball.balls.ball_file import PARTS, inside_box, load_ball, save_ball
 from epsball.common.errors import BadInput
 from epsball.common.fingerprint import described
 from epsball.common.noise import Noise
-from epsball.data.examples import from_arrays
+from epsball.data.arrays import from_arrays
 from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import Storage, checksums, levels, towards
 

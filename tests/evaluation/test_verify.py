@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import checksums, levels
 from epsball.evaluation.verify import Verification, verify

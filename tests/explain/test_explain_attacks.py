@@ -17,7 +17,8 @@ import epsball as eb
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.explain import Boundary, Rubbish, Targets, Universal, boundary, rubbish, targets, universal
 from epsball.explain.noise_inputs import UNIFORM_DRAW
 

@@ -12,7 +12,7 @@ from browser import faint, nameless, overflows, visiting
 
 import epsball as eb
 from epsball.cli.explain_every import write_overview
-from epsball.data.examples import load_data
+from epsball.data.load import load_data
 from epsball.explain.every import Answer, Case, answers
 from epsball.explain.hypotheses import HYPOTHESES
 from epsball.explain.record import halves

@@ -13,7 +13,7 @@ from nets import Staircase, batch, linear, mlp, rng, weighted
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.data.examples import from_arrays
+from epsball.data.arrays import from_arrays
 from epsball.explain import companions, direction, networks, trained, trained_further
 from epsball.explain.alignment import _agreed
 

@@ -17,7 +17,7 @@ from nets import batch_of, mlp
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.data.examples import from_arrays
+from epsball.data.arrays import from_arrays
 from epsball.explain.every import RUN, Case, answers
 from epsball.explain.hypotheses import HYPOTHESES, chosen
 from epsball.report.findings import Entry, write_findings

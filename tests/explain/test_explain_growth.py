@@ -15,7 +15,9 @@ from sklearn.linear_model import LogisticRegression
 import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
-from epsball.data.examples import Examples, from_arrays, load_data
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.explain import Growth, dimension, growth
 from epsball.explain.dimension import KINDS, resized
 

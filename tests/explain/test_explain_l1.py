@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.data.examples import load_data
+from epsball.data.load import load_data
 from epsball.explain import L1Equivalence, gradient_penalty, l1_equivalence
 from epsball.explain.l1 import MODELS, Fading, Fit, of_pair, penalty
 from epsball.linear import RobustLogisticRegression, eps_max, optimum

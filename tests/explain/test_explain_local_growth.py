@@ -14,7 +14,7 @@ from torch import nn
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.data.examples import load_data
+from epsball.data.load import load_data
 from epsball.explain import LocalGrowth, local_growth
 from epsball.explain.linearised import Step, step_of
 

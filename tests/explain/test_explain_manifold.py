@@ -12,7 +12,8 @@ from nets import mlp, rng, weighted
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.explain import manifold
 from epsball.explain.subspace import energy_outside, holding, principal
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import epsball as eb
 from epsball.attacks import normals
 from epsball.common.errors import BadInput
-from epsball.data.examples import load_data
+from epsball.data.load import load_data
 from epsball.engine import queue
 from epsball.linear.exact import minimal_eps
 from epsball.problem.black_box import Questions, objective_for

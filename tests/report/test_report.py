@@ -23,7 +23,8 @@ from torch import nn
 import epsball as eb
 from epsball.cli import main as cli
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.evaluation.result import Evaluation
 from epsball.problem.objective import ModelWarning
 from epsball.report.card import markdown, robustbench

@@ -14,7 +14,7 @@ from browser import Visit, faint, nameless, overflows, visiting
 from torch import nn
 
 import epsball as eb
-from epsball.data.examples import from_arrays
+from epsball.data.arrays import from_arrays
 from epsball.report.html import write_comparison, write_report
 from epsball.report.run import Run
 

@@ -25,7 +25,8 @@ from sklearn.linear_model import LogisticRegression
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.linear import optimum
 from epsball.reproduce.goodfellow2015 import EXPERIMENTS, chosen
 from epsball.reproduce.sources import Source, cifar10, mnist

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.models.registry import build
 from epsball.reproduce.along import Along
 from epsball.reproduce.budget import Budget

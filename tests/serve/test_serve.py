@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from epsball import BIM, FGSM, PGD, BadInput, Linf
 from epsball.attacks.registry import parse
 from epsball.balls.registry import BALLS
-from epsball.data.examples import Examples, from_arrays, load_data
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.evaluation.point_storage import levels
 from epsball.problem.outputs import two_columns
 from epsball.serve import app as page

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from epsball import Linf
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, from_arrays, load_data
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.problem.outputs import two_columns
 from epsball.training import Plain

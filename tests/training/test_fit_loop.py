@@ -21,7 +21,8 @@ from epsball import Linf
 from epsball.acceleration.accelerate import Accelerated, accelerate
 from epsball.acceleration.plan import Plan
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.problem.objective import ModelWarning
 from epsball.training import loop as loops
@@ -118,7 +119,7 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 from epsball import Linf
-from epsball.data.examples import load_data
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.training import loop, ranks
 from epsball.training.fit import fit

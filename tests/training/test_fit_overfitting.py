@@ -6,7 +6,8 @@ import pytest
 from shared_data import shared_data
 
 from epsball import Linf
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.training import FGSMMix
 from epsball.training.fit import fit

@@ -18,7 +18,8 @@ from epsball.attacks.attack import Attack
 from epsball.attacks.pgd import PGD
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
-from epsball.data.examples import from_arrays, load_data
+from epsball.data.arrays import from_arrays
+from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.training import (
     FGSMRS,

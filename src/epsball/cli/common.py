@@ -68,7 +68,7 @@ class Material:
 
     def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
         """The data of a split."""
-        from epsball.data.examples import load_data
+        from epsball.data.load import load_data
 
         return load_data(
             self.data,

@@ -1,3 +1,3 @@
+from epsball.data.arrays import from_arrays as from_arrays
 from epsball.data.examples import Examples as Examples
-from epsball.data.examples import from_arrays as from_arrays
-from epsball.data.examples import load_data as load_data
+from epsball.data.load import load_data as load_data

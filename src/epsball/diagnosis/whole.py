@@ -19,7 +19,8 @@ from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.controls import Controls
 from epsball.diagnosis.probes import Probe, everywhere, probed

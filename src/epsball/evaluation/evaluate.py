@@ -33,7 +33,8 @@ from epsball.common import fingerprint
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.data.labels import labels
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import examined

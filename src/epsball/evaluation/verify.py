@@ -23,7 +23,8 @@ from epsball.balls.ball_file import PARTS, inside_box, load_ball
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.engine.queue import forward_rows
 from epsball.evaluation import run_directory
 from epsball.evaluation.expected_records import (

@@ -148,7 +148,7 @@ def direction(
     Raises `BadInput` where there is no network, or they differ in their number of classes.
 
     >>> from epsball import Linf
-    >>> from epsball.data.examples import load_data
+    >>> from epsball.data.load import load_data
     >>> def linear(x):
     ...     return x.flatten(1)[:, 27:29]
     >>> digits = load_data("digits", limit=40)

@@ -162,7 +162,7 @@ def growth(
 
     Raises `BadInput` where the examples are no images, or one of the pair is not among them.
 
-    >>> from epsball.data.examples import load_data
+    >>> from epsball.data.load import load_data
     >>> found = growth(load_data("digits"), eps=0.1, sides=(4, 8, 16), draws=4)
     >>> [(rung.n, round(rung.predicted - rung.measured, 9)) for rung in found.of("normal")]
     [(16, 0.0), (64, 0.0), (256, 0.0)]

@@ -126,7 +126,7 @@ def linearity(
     Raises `BadInput` for a ball without a single radius, and in L0 unless `boxed`.
 
     >>> from epsball import Linf
-    >>> from epsball.data.examples import load_data
+    >>> from epsball.data.load import load_data
     >>> found = linearity(lambda x: x.flatten(1)[:, :10], load_data("digits"), Linf(eps=0.1), rows=20)
     >>> round(min(found.explained["whole"]), 9), round(found.at(0) - found.control[40], 9)
     (1.0, 0.0)

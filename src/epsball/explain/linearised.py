@@ -186,7 +186,7 @@ def step_of(model: nn.Module, data: Examples, ball: Ball, *, batch_size: int = 1
     """The figures of one network at the size of its images; the module comes back as it was.
 
     >>> from epsball import Linf
-    >>> from epsball.data.examples import from_arrays
+    >>> from epsball.data.arrays import from_arrays
     >>> data = from_arrays(torch.full((1, 2, 2), 0.5), [1], lo=0, hi=1)
     >>> found = step_of(lambda x: x.flatten(1) @ torch.tensor([3.0, 1.0, 0.0, -2.0]) + 1, data, Linf(eps=0.1))
     >>> round(found.gap, 6), round(found.gain, 6), round(found.rise, 6), round(found.noise, 6) <= 0.6

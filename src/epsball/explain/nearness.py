@@ -165,7 +165,7 @@ def boundary(
     For a linear model the distance is |w.x + b| over the dual norm of w:
 
     >>> from epsball.balls.l2 import L2
-    >>> from epsball.data.examples import from_arrays
+    >>> from epsball.data.arrays import from_arrays
     >>> data = from_arrays(torch.tensor([[3.0, 4.0], [0.0, -5.0]]), [1, 0], lo=-9, hi=9)
     >>> found = boundary(lambda x: x @ torch.tensor([3.0, 4.0]), data, L2(eps=1.0, lo=-9, hi=9))
     >>> [round(distance, 3) for distance in found.of("l2").boundary]

@@ -158,7 +158,7 @@ def rubbish(
     The logits 2x and -2x give p > .5 always by softmax, and a sigmoid of p > .5 to exactly one class:
 
     >>> from epsball.balls.linf import Linf
-    >>> from epsball.data.examples import from_arrays
+    >>> from epsball.data.arrays import from_arrays
     >>> data = from_arrays(torch.tensor([[0.25], [0.75]]), [0, 1], lo=0, hi=1)
     >>> found = rubbish(lambda x: torch.cat([2 * x, -2 * x], 1), data, Linf(eps=0.5, lo=0, hi=1), draws=100)
     >>> found.of("normal").share, found.of("normal", "sigmoid").share, found.of("uniform").classes

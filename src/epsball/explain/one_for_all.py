@@ -138,7 +138,7 @@ def universal(
 
     >>> import torch
     >>> from epsball.balls.linf import Linf
-    >>> from epsball.data.examples import from_arrays
+    >>> from epsball.data.arrays import from_arrays
     >>> x = torch.rand(40, 100, generator=torch.Generator().manual_seed(0))
     >>> sides = torch.ones(100).index_fill(0, torch.arange(50), -1.0)
     >>> found = universal(lambda x: 20 + x @ sides, from_arrays(x, torch.ones(40).long()), Linf(eps=0.4))

@@ -120,7 +120,7 @@ def evenly(data: Examples, rows: int) -> Examples:
 def halves(data: Examples) -> tuple[Examples, Examples]:
     """Every second example of each class, and the others, both in their order.
 
-    >>> from epsball.data.examples import from_arrays
+    >>> from epsball.data.arrays import from_arrays
     >>> [part.y.tolist() for part in halves(from_arrays(torch.zeros(6, 1), [0, 1, 0, 1, 0, 1]))]
     [[0, 1, 0], [1, 0, 1]]
     """

@@ -155,7 +155,7 @@ def targets(
     Logits that are the three features: at x, class 0 leads by .1 over class 1 and by .5 over class 2.
 
     >>> from epsball.balls.linf import Linf
-    >>> from epsball.data.examples import from_arrays
+    >>> from epsball.data.arrays import from_arrays
     >>> data = from_arrays(torch.tensor([[0.5, 0.4, 0.0]]), [0], classes=3)
     >>> found = targets(lambda x: x, data, Linf(eps=0.1), eps=(0.2, 0.3))
     >>> found.driven[0], found.reached, [one.mean for one in found.curve]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples, load_data
+from epsball.data.examples import Examples
+from epsball.data.load import load_data
 
 STAND_IN = "scikit-learn's 8x8 digits stand in for MNIST"
 """What is said wherever they do."""

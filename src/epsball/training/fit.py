@@ -24,7 +24,8 @@ from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.common.version import __version__
-from epsball.data.examples import Examples, from_arrays
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
 from epsball.problem.objective import SOFTMAX, ModelWarning, frozen, probabilities
 from epsball.problem.outputs import two_columns
 from epsball.training import ranks

@@ -1,0 +1,181 @@
+"""Images with labels as the library `datasets` reads them: parquet files, image folders, names on the Hugging Face Hub.
+
+Images are read as bytes, decoded with Pillow into one uint8 array, and scaled by 1/255 to float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from epsball.common.checks import check_one_of
+from epsball.common.errors import BadInput
+from epsball.data.arrays import from_arrays
+from epsball.data.examples import Examples
+
+IMAGE_NAMES = ("image", "img")
+LABEL_NAMES = ("label", "labels", "y", "fine_label")
+
+
+def read_images(
+    spec: str, split: str, limit: int | None, image_column: str | None, label_column: str | None
+) -> Examples:
+    """The images of a split, as `load_data` describes them."""
+    import datasets
+
+    _refuse_typo(spec)
+    try:
+        with _no_progress_bars():
+            splits = datasets.load_dataset(spec)
+    except Exception as error:  # whatever its readers, the Hub's client and the file system raise
+        raise BadInput(f"{_expected(spec)}: {error}") from error
+    data: Any = splits[check_one_of("split", split, map(str, splits))]
+    features = data.features
+    image = _image_column(image_column, features)
+    label = _label_column(label_column, features)
+    try:
+        with _no_progress_bars():
+            encoded = data.select_columns(image).cast_column(image, datasets.Image(decode=False))
+            encoded = encoded.with_format("arrow")[:limit][image]
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise BadInput(
+            f"`image_column` must hold images, got {image!r} of type {features[image]}; name another with "
+            f"--image-column, of {', '.join(features)}"
+        ) from error
+    if len(encoded) == 0:
+        raise BadInput(f"`data` must hold at least one example, but split {split!r} of {spec!r} is empty")
+    y = data.select_columns(label).with_format("arrow")[:limit][label].to_numpy()
+    if y.dtype.kind not in "iu" or y.min() < 0:
+        raise BadInput(
+            f"`label_column` must hold a whole number >= 0 in every row, but {label!r} does not (-1 or nothing often "
+            "means: not labelled); take another split, or name another with --label-column"
+        )
+    names = getattr(features[label], "names", None)
+    x = torch.from_numpy(_decode(_sources(encoded), len(encoded), spec)).permute(0, 3, 1, 2)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    examples = from_arrays(x, y, lo=0, hi=1, classes=len(names) if names else None, name=spec)
+    return replace(examples, label_names=tuple(names) if names else None)
+
+
+def _image_column(name: str | None, features: Any) -> str:
+    import datasets
+
+    found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    found = found or [
+        column for column, kind in features.items()
+        if column in IMAGE_NAMES or (isinstance(kind, dict) and "bytes" in kind)
+    ]  # fmt: skip
+    return _column("image_column", name, found, IMAGE_NAMES, features)
+
+
+def _label_column(name: str | None, features: Any) -> str:
+    import datasets
+
+    found = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    found = found or [column for column in LABEL_NAMES if "int" in str(getattr(features.get(column), "dtype", ""))]
+    return _column("label_column", name, found, LABEL_NAMES, features)
+
+
+def _column(
+    argument: str, name: str | None, found: Sequence[str], usual: Sequence[str], features: Iterable[str]
+) -> str:
+    """The column that the user named, or the only one found, or the only one with a usual name."""
+    if name is not None:
+        return check_one_of(argument, name, features)
+    for columns in (found, [column for column in found if column in usual]):
+        if len(columns) == 1:
+            return columns[0]
+    what = f"is one of {', '.join(found)}" if found else "was not found"
+    raise BadInput(
+        f"`{argument}` {what} among the columns {', '.join(features)}; name it with --{argument.replace('_', '-')}"
+    )
+
+
+def _sources(column: Any) -> Iterator[Any]:
+    """What Pillow can open, per row of an arrow column of {bytes, path}."""
+    for chunk in column.chunks:
+        for raw, path in zip(chunk.field("bytes"), chunk.field("path"), strict=True):
+            yield BytesIO(raw.as_buffer()) if raw.is_valid else path.as_py()
+
+
+def _decode(sources: Iterable[Any], count: int, spec: str) -> np.ndarray:
+    """The images as one uint8 array (count, H, W, C)."""
+    images: Any = None
+    for row, source in enumerate(sources):
+        try:
+            pixels = _pixels(source)
+        except Exception as error:  # broken files raise whatever the decoder stumbles over
+            raise BadInput(f"`data` must hold images that Pillow reads, but row {row} of {spec!r}: {error}") from error
+        if row == 0:
+            images = np.empty((count, *pixels.shape), np.uint8)
+        if pixels.shape[:2] != images.shape[1:3]:
+            raise BadInput(
+                f"`data` must hold images of one size, but of {spec!r} row 0 is {images.shape[1]}x{images.shape[2]} "
+                f"and row {row} {pixels.shape[0]}x{pixels.shape[1]} (HxW); resize them first"
+            )
+        if pixels.shape[2] > images.shape[3]:
+            images = np.repeat(images, 3, axis=3)  # the rows before were all grey
+        images[row] = pixels
+    return images
+
+
+def _pixels(source: Any) -> np.ndarray:
+    """One image as uint8 (H, W, C), C = 1 for a grey one, else 3."""
+    from PIL import Image, ImageOps
+
+    with Image.open(source) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"its pixels are {image.mode}, not 8 bits; save it as 8 bits")
+        if image.mode == "P":
+            image = image.convert("RGBA")
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _refuse_typo(spec: str) -> None:
+    """Refuse at once what cannot be a name on the Hub: without a network, asking the Hub takes half a minute."""
+    path = Path(spec)
+    local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix in (".npz", ".parquet", ".csv")
+    if path.is_file() or (not path.exists() and (local or _similar_names(spec) == ["digits"])):
+        raise BadInput(_expected(spec))
+
+
+def _similar_names(spec: str) -> list[str]:
+    path = Path(spec)
+    siblings = [str(path.parent / entry.name) for entry in path.parent.glob("*")]
+    return get_close_matches(spec, ["digits", *siblings], n=1, cutoff=0.75)
+
+
+def _expected(spec: str) -> str:
+    message = (
+        "`data` must be digits, a .npz file, a folder of parquet files or images, or a name on the Hugging Face Hub, "
+        f"got {spec!r}"
+    )
+    if Path(spec).exists():
+        return message
+    missing = ", which is not there" if Path(spec).suffix else ""
+    return message + missing + "".join(f"; did you mean {name!r}?" for name in _similar_names(spec))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without the progress bars of `datasets`; on leaving they are as they were."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
