@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State
+from epsball.attacks.attack import Attack, LossAttack, State
 from epsball.attacks.registry import ATTACKS, attack_class, options_of, parse
 from epsball.balls.ball import Ball
 from epsball.balls.l0 import L0
@@ -38,7 +38,7 @@ class Best(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSearch(Attack[Best]):
+class RandomSearch(LossAttack[Best]):
     """Logits only: a random step is kept where it raised the loss. Ends by `done`, not by a known length."""
 
     needs = "logits"
@@ -67,7 +67,7 @@ def every_logit(logits: Tensor, task: Task) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepFoolStep(Attack[State]):
+class DeepFoolStep(LossAttack[State]):
     """One step to the nearest linearised border: Moosavi-Dezfooli et al. (CVPR 2016), algorithm 2, overshoot .02.
 
     As many gradients as classes, on one forward.
@@ -109,7 +109,7 @@ class Searching(Best):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LineSearch(Attack[Searching]):
+class LineSearch(LossAttack[Searching]):
     """Phase 0 looks at a point and lays a line to the maximiser of its gradient; phase 1 halves until it rises."""
 
     FACE: ClassVar[int] = 0
@@ -171,7 +171,7 @@ class Nearest(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinimumNorm(Attack[Nearest]):
+class MinimumNorm(LossAttack[Nearest]):
     """Steps out until the point fools, back while it does; hands over the closest fooling point."""
 
     until = "done"

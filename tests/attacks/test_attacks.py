@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import epsball as eb
 import epsball.attacks
-from epsball.attacks.attack import Attack
+from epsball.attacks.attack import Attack, LossAttack
 from epsball.attacks.registry import ATTACKS, attack_class, options_of, parse
 from epsball.common.noise import Noise
 from epsball.common.shapes import flat
@@ -106,7 +106,7 @@ def test_depends_on_dimensions_or_classes(
     x = batch(6, shape)
     y = predicted(model, x)
     eps = 50.0  # far enough for any linear model; there cross-entropy is saturated
-    attack = replace(attack, loss=margin) if attack.loss is cross_entropy else attack
+    attack = replace(attack, loss=margin) if isinstance(attack, LossAttack) and attack.loss is cross_entropy else attack
     target = (y + 1) % max(classes, 2) if targeted else None
     ball = ball_of(attack, eps)
     x_adv = attack(model, x, y, ball, target=target)

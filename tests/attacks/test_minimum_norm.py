@@ -22,7 +22,6 @@ from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.engine import queue
 from epsball.linear.exact import minimal_eps
-from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task, task_of
 
@@ -383,13 +382,10 @@ def test_fab_does_not_say_that_it_minimises() -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: eb.DeepFool(loss=cross_entropy), "`loss` must be left out for DeepFool, got 'cross_entropy'"),
         (lambda: eb.DeepFool(overshoot=-0.1), "`overshoot` must be >= 0"),
         (lambda: eb.DeepFool(step_size=0), "`step_size` must be > 0 and <= 1, got 0"),
         (lambda: eb.DeepFool(candidates=0), "`candidates` must be a whole number >= 1, got 0"),
         (lambda: eb.DeepFool(steps=0), "`steps` must be a whole number >= 1"),
-        (lambda: eb.FMN(loss=cross_entropy), "`loss` must be left out for FMN"),
-        (lambda: eb.DDN(loss=cross_entropy), "`loss` must be left out for DDN"),
         (lambda: eb.FMN(step_size=math.inf), "`step_size` must be > 0 and finite, got inf"),
         (lambda: eb.FMN(gamma=1.0), "`gamma` must be > 0 and < 1, got 1.0"),
         (lambda: eb.DDN()(linear((3,), 2), batch(1, (3,)), torch.tensor([0]), eb.Linf(eps=1)), "`ball` must be l2"),

@@ -566,7 +566,6 @@ def test_short_form_is_misread() -> None:
         (lambda: eb.CW(c=math.nan), "`c` must be > 0 and finite"),
         (lambda: eb.GoalDistance(weight=-1), "`weight` must be >= 0"),
         (lambda: eb.GoalDistance(output="softmax"), "`output` must be one of probability, logits"),
-        (lambda: eb.GoalDistance(loss=margin), "`loss` must be left out for GoalDistance, got 'margin'"),
         (lambda: eb.GoalDistance(reference=torch.zeros(3)), "`weight` must be > 0 with a `reference`"),
         (lambda: eb.BoxLBFGS(memory=0), "`memory` must be a whole number >= 1"),
         (lambda: eb.BoxLBFGS(c=0), "`c` must be > 0"),

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State
+from epsball.attacks.attack import LossAttack, State
 from epsball.attacks.early_stopping import check_early_stop, looked, no_progress, success_margin
 from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import column
@@ -55,7 +55,7 @@ class Climb(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(Attack[Climb]):
+class APGD(LossAttack[Climb]):
     """Auto-PGD from a random point of the ball; no step size to choose. `early_stop` < inf gives hopeless jobs up.
 
     On linear models of 1 to 784 features 40 steps reach the optimum over ball and box in Linf, 99.99 % of it in L2 and

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import count
-from typing import ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -30,10 +30,11 @@ from epsball.problem.task import AWAY, Task, task_of
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What an attack remembers between passes; every field is a tensor whose first dimension is the row.
+    """What an attack remembers between steps: tensors whose first dimension is the row.
 
-    `z` is where to look next, `best` what to hand over if the job ends without success, `t` the steps made, `done`
-    where the job has ended. Attacks that remember more add fields in a subclass.
+    `z` is where to look next, `best` what to hand over if the job ends without success, `t` the number of steps made,
+    `done` where the job has ended. Attacks that remember more add fields in a subclass: tensors, or parts (dataclasses
+    of tensors) such as an optimiser's state.
     """
 
     z: Float[Tensor, "n *shape"]
@@ -42,16 +43,26 @@ class State:
     done: Bool[Tensor, " n"]
 
     @classmethod
-    def at(cls, z: Float[Tensor, "n *shape"], **more: Tensor) -> Self:
+    def at(cls, z: Float[Tensor, "n *shape"], **more: Any) -> Self:
         """The state of rows that have made no step yet."""
         t = torch.zeros(len(z), dtype=torch.long, device=z.device)
         return cls(z=z, best=z, t=t, done=t != 0, **more)
 
     def map(self, function: Callable[..., Tensor], *others: State) -> Self:
-        """`function` applied field by field, to this state and `others` of its kind."""
-        return type(self)(
-            **{f.name: function(getattr(self, f.name), *(getattr(o, f.name) for o in others)) for f in fields(self)}
-        )
+        """`function` applied tensor by tensor, to this state and `others` of its kind; parts are entered."""
+        return map_tensors(function, self, *others)
+
+
+P = TypeVar("P")
+
+
+def map_tensors(function: Callable[..., Tensor], part: P, *others: P) -> P:
+    """A dataclass of tensors, and of such dataclasses, with `function` applied to each tensor of it and of `others`."""
+    parts = (part, *others)
+    if isinstance(part, Tensor):
+        return function(*parts)
+    names = [f.name for f in fields(part)]  # pyright: ignore[reportArgumentType]
+    return type(part)(**{name: map_tensors(function, *(getattr(p, name) for p in parts)) for name in names})
 
 
 S = TypeVar("S", bound=State)
@@ -63,8 +74,7 @@ class Attack(ABC, Generic[S]):
 
     `needs` says what the model must give, `until` whether a job ends at its first success ("fooled") or when the
     attack says so ("done": minimum norm, training), `norms` for which balls it is defined. An example has `restarts` x
-    max(`n_targets`, 1) jobs: with n_targets = k, the k most likely other classes at the clean input are climbed towards one by
-    one.
+    max(`n_targets`, 1) jobs: with n_targets = k, one for each of the k most likely other classes at the clean input.
     """
 
     needs: ClassVar[Needs] = "grad"
@@ -72,17 +82,17 @@ class Attack(ABC, Generic[S]):
     reads_clean: ClassVar[bool] = False
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
 
-    loss: Loss = cross_entropy
     restarts: int = 1
     n_targets: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("restarts", 1), ("n_targets", 0)):
             check_whole(name, getattr(self, name), least)
-        if not callable(self.loss):
-            raise BadInput(
-                f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.problem.losses"
-            )
+
+    @property
+    def loss(self) -> Loss:
+        """The loss whose value and gradient a `Point` shows. It can be chosen for a `LossAttack` only."""
+        return cross_entropy
 
     def check_ball(self, ball: Ball) -> None:
         """Raise `BadInput` where the attack is not defined for balls of this norm."""
@@ -228,6 +238,20 @@ class Attack(ABC, Generic[S]):
         if not math.isfinite(best.sum().item()):  # a gradient that was not a number led nowhere
             best = torch.where(column(flat(best).isfinite().all(1), best.ndim), best, task.x)
         return (best if self.until == "done" else torch.where(column(fooled, best.ndim), answer, best)), fooled
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAttack(Attack[S], Generic[S]):
+    """An attack that climbs a loss of the user's choice."""
+
+    loss: Loss = cross_entropy
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.loss):
+            raise BadInput(
+                f"`loss` must be a callable (logits, task) -> (n,), got {self.loss!r}; see epsball.problem.losses"
+            )
 
 
 def _first_fooled(seen: list[Point], answer: Float[Tensor, "n *shape"], fooled: Bool[Tensor, " n"]) -> bool:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from epsball.attacks.attack import LossAttack
 from epsball.attacks.rounds import Penalty, Weighing
 from epsball.common.checks import check_at_least
 from epsball.common.errors import BadInput
@@ -24,7 +25,7 @@ from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class CW(Penalty):
+class CW(LossAttack[Weighing], Penalty):
     """Carlini and Wagner's attack in L2: `binary_steps` rounds, `steps` passes each at most.
 
     `kappa` >= 0 is the confidence, the margin that a point must have to count; with one, the attack does not seek the

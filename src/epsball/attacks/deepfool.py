@@ -65,7 +65,6 @@ class DeepFool(MinimumNorm[Nearest]):
 
     norms = ("linf", "l2", "l1")
 
-    loss: Loss = Candidates(10)
     steps: int = 50
     step_size: float = 0.5
     overshoot: float = 0.02
@@ -77,12 +76,11 @@ class DeepFool(MinimumNorm[Nearest]):
             raise BadInput(f"`step_size` must be > 0 and <= 1, got {self.step_size}; it is a share of the way")
         check_at_least("overshoot", self.overshoot, 0)
         check_whole("candidates", self.candidates, 1)
-        if not isinstance(self.loss, Candidates):
-            raise BadInput(
-                f"`loss` must be left out for DeepFool, got {getattr(self.loss, '__name__', self.loss)!r}: it walks to "
-                "the borders between the classes, which are where logits are equal; PGD and APGD take a loss"
-            )
-        object.__setattr__(self, "loss", Candidates(self.candidates))
+
+    @property
+    def loss(self) -> Loss:
+        """The gaps to the decision boundaries of the likeliest classes."""
+        return Candidates(self.candidates)
 
     def init(self, task: Task) -> Nearest:
         return Nearest.at(task.x, distance=unseen(task))

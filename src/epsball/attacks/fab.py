@@ -67,7 +67,6 @@ class FAB(Attack[Crossing]):
     until = "done"
     norms = ("linf", "l2", "l1")
 
-    loss: Loss = hyperplanes
     steps: int = 100
     eta: float = 1.05
     alpha_max: float = 0.1
@@ -87,11 +86,11 @@ class FAB(Attack[Crossing]):
             raise BadInput(
                 f"`early_stop` must be left out with `minimise`, got {self.early_stop}: the nearest point is no matter of a radius"
             )
-        if self.loss is not hyperplanes:
-            raise BadInput(
-                f"`loss` must be left out for FAB, got {getattr(self.loss, '__name__', self.loss)!r}: it walks to the "
-                "borders between the classes, which are where logits are equal; PGD and APGD take a loss"
-            )
+
+    @property
+    def loss(self) -> Loss:
+        """The gaps to the linearised decision boundaries, a column for each other class."""
+        return hyperplanes
 
     @property
     def minimises(self) -> bool:

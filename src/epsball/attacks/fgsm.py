@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State
+from epsball.attacks.attack import LossAttack, State
 from epsball.balls.ball import Ball
 from epsball.problem.objective import Point
 from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM(Attack[State]):
+class FGSM(LossAttack[State]):
     """One pass, one step to the edge of the ball; exact for a linear model, in every norm.
 
     Every row takes the step, also one that is misclassified already.

@@ -181,7 +181,6 @@ class FMN(MinimumNorm[Walking]):
     share by which the radius first changes; both fall on a half cosine, to a hundredth and to .001.
     """
 
-    loss: Loss = soft_margin
     step_size: float = 2.0
     gamma: float = 0.3
 
@@ -191,11 +190,11 @@ class FMN(MinimumNorm[Walking]):
             raise BadInput(f"`step_size` must be > 0 and finite, got {self.step_size}; it is in units of the radius")
         if not 0 < self.gamma < 1:
             raise BadInput(f"`gamma` must be > 0 and < 1, got {self.gamma}; it is a share of the radius")
-        if self.loss is not soft_margin:
-            raise BadInput(
-                f"`loss` must be left out for {type(self).__name__}, got "
-                f"{getattr(self.loss, '__name__', self.loss)!r}: it climbs a soft margin; PGD and APGD take a loss"
-            )
+
+    @property
+    def loss(self) -> Loss:
+        """The soft margin."""
+        return soft_margin
 
     def check_ball(self, ball: Ball) -> None:
         super().check_ball(ball)

@@ -90,7 +90,6 @@ class GoalDistance(Penalty):
     (tensor([1]), tensor([0]))
     """
 
-    loss: Loss = goal_probability
     steps: int = 100
     lr: float = 1.0
     weight: float = 0.0
@@ -99,18 +98,17 @@ class GoalDistance(Penalty):
     reference: Float[Tensor, "k *shape"] | None = None
 
     def __post_init__(self) -> None:
-        chosen = OUTPUTS[check_one_of("output", self.output, OUTPUTS)]
-        if self.loss not in OUTPUTS.values():
-            raise BadInput(
-                f"`loss` must be left out for GoalDistance, got {getattr(self.loss, '__name__', self.loss)!r}: it is "
-                "what the attack is; choose `output`"
-            )
-        object.__setattr__(self, "loss", chosen)
+        check_one_of("output", self.output, OUTPUTS)
         super().__post_init__()
         if not 0 <= self.weight < math.inf:
             raise BadInput(f"`weight` must be >= 0 and finite, got {self.weight}; 0 searches for the least distance")
         if self.reference is not None and not self.weight:
             raise BadInput("`weight` must be > 0 with a `reference`, got 0: the least distance is that to the example")
+
+    @property
+    def loss(self) -> Loss:
+        """What `output` compares with the goal."""
+        return OUTPUTS[self.output]
 
     @property
     def minimises(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State
+from epsball.attacks.attack import LossAttack, State
 from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import column, flat
 from epsball.problem.objective import Point
@@ -28,7 +28,7 @@ class Moving(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Iterated(Attack[Moving]):
+class Iterated(LossAttack[Moving]):
     """`steps` steps of length `step_size` (in units of eps), each projected back into ball and box.
 
     The default step is that of Madry et al. (2018) on CIFAR-10, 2/255 in a ball of 8/255.

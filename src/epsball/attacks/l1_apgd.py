@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State
+from epsball.attacks.attack import LossAttack, State
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_whole
 from epsball.common.shapes import column, flat
@@ -58,7 +58,7 @@ class SparseClimb(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1APGD(Attack[SparseClimb]):
+class L1APGD(LossAttack[SparseClimb]):
     """Auto-PGD with sparse steps, from balls of 3 eps and 2 eps down to the ball itself; L1 only.
 
     Only points in the ball itself count: a job ends at the first of them that fools, or after `steps` steps. On linear

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from epsball.attacks.attack import LossAttack
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.penalty import near_enough, open_part, reaching, starting, tightened
 from epsball.common.checks import check_whole
@@ -114,7 +115,7 @@ class Lines(Nearest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxLBFGS(MinimumNorm[Lines]):
+class BoxLBFGS(LossAttack[Lines], MinimumNorm[Lines]):
     """Box-constrained L-BFGS in L2: `binary_steps` rounds of at most `steps` passes, each with a constant of its own.
 
     `memory` steps are remembered; `c` is the first constant, in units of the linearised problem as in CW. Any loss

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from epsball.attacks.attack import LossAttack
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.penalty import POLISH, adam, at_border, open_part, rounding, starting
 from epsball.balls.ball import Ball
@@ -40,7 +41,7 @@ class Counting(Nearest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmaZero(MinimumNorm[Counting]):
+class SigmaZero(LossAttack[Counting], MinimumNorm[Counting]):
     """Sigma-zero, in L0: `steps` passes; the values are the paper's. Lengths are in units of the box's width.
 
     What the paper does not have: the last six passes start from the best point and go where the border, linearised, is

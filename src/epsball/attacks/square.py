@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State
+from epsball.attacks.attack import LossAttack, State
 from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
 from epsball.attacks.grid import BLOCK
 from epsball.attacks.windows import FILLINGS, Filling
@@ -43,7 +43,7 @@ class Searching(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square(Attack[Searching]):
+class Square(LossAttack[Searching]):
     """Random search, logits only: one query a step, kept where the loss rises; windows shrink as queries run out.
 
     `steps` queries; the first windows cover the share 0 < `p` <= 1 of the places, and halve nine times on a schedule

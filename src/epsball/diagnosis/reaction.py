@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack
+from epsball.attacks.attack import Attack, LossAttack
 from epsball.attacks.registry import parse
 from epsball.attacks.square import Square
 from epsball.common.checks import check_at_least
@@ -89,7 +89,7 @@ class Reaction:
 
     def tempered(self, attack: A) -> A | Attack:
         """The attack with large logits made small for its cross-entropy, where that is part of the reaction."""
-        if self.temperature == 1 or not isinstance(attack, Attack) or attack.loss is not cross_entropy:
+        if self.temperature == 1 or not isinstance(attack, LossAttack) or attack.loss is not cross_entropy:
             return attack
         return replace(attack, loss=Tempered(attack.loss, self.temperature))
 
