@@ -19,8 +19,8 @@ from epsball.balls.ball import Ball
 from epsball.balls.linf import Linf
 from epsball.data.examples import Examples
 from epsball.data.load import load_data
-from epsball.models.load import load_weights, save_weights
 from epsball.models.registry import build
+from epsball.models.weights import load_weights, save_weights
 from epsball.training.fit import fit
 from epsball.training.plain import Plain
 from epsball.training.step import Step

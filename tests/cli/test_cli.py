@@ -275,8 +275,8 @@ def test_a_run_verifies_with_another_model_or_one_that_is_not_there(finished, tm
 
 def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_path: Path):
     """Weights named relative to where the run was made; the source trained on the spot, and kept."""
-    from epsball.models.load import save_weights
     from epsball.models.registry import build
+    from epsball.models.weights import save_weights
 
     here = tmp_path / "here"
     here.mkdir()

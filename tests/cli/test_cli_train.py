@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from epsball import PGD, cli
 from epsball.cli.train_shown import Shown
 from epsball.evaluation.result import Evaluation
-from epsball.models.folder import read_model_folder, read_record
+from epsball.models.folder import read_model_folder
+from epsball.models.model_record import read_record
 from epsball.training.augment import Augment
 from epsball.training.fgsm_mix import FGSMMix
 from epsball.training.record import Progress
@@ -142,7 +143,7 @@ def test_a_toml_file_and_flags_of_the_same_names_train_differently(run: Run):
     assert same("a", "b")
     first, second = read_record("a"), read_record("b")
     assert first.training["config"] == second.training["config"]
-    assert (first.asked["objective"], first.training["config"]["lr"]) == ("fgsm-mix:alpha=0.7", 0.002)
+    assert (first.options["objective"], first.training["config"]["lr"]) == ("fgsm-mix:alpha=0.7", 0.002)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_a_training_that_begins_with_a_folder_begins_somewhere_else(run: Run):
     assert code == 0, error
     assert "small-mlp, 17,610 parameters, begun with first" in said
     record = read_record("second")
-    assert (record.spec, record.asked["model"]) == ("small-mlp", "first")
+    assert (record.spec, record.options["model"]) == ("small-mlp", "first")
     for name, value in weights("first").items():
         assert torch.allclose(weights("second")[name], value, atol=1e-6)
     assert read_model_folder("second") is not None

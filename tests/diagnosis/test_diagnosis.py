@@ -21,7 +21,7 @@ from epsball.diagnosis.reaction import DRAWS, Reaction, Tempered, react
 from epsball.diagnosis.record import INDICATORS, Diagnosis, Indicator, indicator
 from epsball.diagnosis.trace import trace
 from epsball.diagnosis.whole import probe
-from epsball.models.broken_defences import SABOTAGED, broken_defence
+from epsball.models.broken_defences import BROKEN_DEFENCES, broken_defence
 from epsball.problem.losses import margin
 from epsball.problem.objective import Objective
 from epsball.problem.task import task_of
@@ -31,10 +31,10 @@ N = 100
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", SABOTAGED)
+@pytest.mark.parametrize("name", BROKEN_DEFENCES)
 def test_every_fault_is_named_and_sound_networks_raise_no_alarm(name: str, seed: int):
     found = eb.diagnose(broken_defences.network(name, seed), broken_defences.digits("test"), BALL, n=N, seed=seed)
-    fault = SABOTAGED[name].indicator
+    fault = BROKEN_DEFENCES[name].indicator
     assert found.correct > 0.7 * N
     if fault is None:
         assert found.names == ()
@@ -42,10 +42,10 @@ def test_every_fault_is_named_and_sound_networks_raise_no_alarm(name: str, seed:
         assert fault in found.names
 
 
-@pytest.mark.parametrize("name", SABOTAGED)
+@pytest.mark.parametrize("name", BROKEN_DEFENCES)
 def test_a_dozen_passes_name_the_faults_that_need_no_attack(name: str):
     found = probe(broken_defences.network(name, 0), broken_defences.digits("test"), BALL)
-    fault = SABOTAGED[name].indicator
+    fault = BROKEN_DEFENCES[name].indicator
     assert found.forwards + found.backwards < 2 * 20 * 64
     if fault in {one.name for one in found.indicators}:
         assert fault in found.raised
@@ -269,7 +269,7 @@ def test_attacks_are_traced_as_the_protocol_names_them_and_callables_left_out():
 # The networks
 
 
-@pytest.mark.parametrize("name", SABOTAGED)
+@pytest.mark.parametrize("name", BROKEN_DEFENCES)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 20), (7,)], ids=str)
 def test_broken_defences_take_any_shape_and_are_built_by_name(name: str, shape: tuple[int, ...]):
     if name == "jpeg" and len(shape) != 3:

@@ -469,7 +469,7 @@ import epsball as eb
 from epsball.acceleration.plan import Plan
 from epsball.data.load import load_data
 from epsball.models.registry import build
-from epsball.models.load import load_weights
+from epsball.models.weights import load_weights
 torch.set_num_threads(1)
 plan = Plan("graph")  # what a trial would choose depends on the machine's moment, and is another network's bits
 net = build("small-cnn", (1, 8, 8), 10)
@@ -512,7 +512,7 @@ SMALL_STANDARD = ["apgd-ce:steps=12", "apgd-t:steps=8,n_targets=3", "fab-t:steps
 @pytest.mark.parametrize(("storage", "attacks"), [("float", SMALL_STANDARD), ("8bit", ["fgsm", "pgd:steps=20"])])
 def test_ten_kills_at_random_moments_leave_other_records(net, tmp_path, storage, attacks):
     """The attacks of `standard` at small budgets; a forked process is killed as dead as any, and starts sooner."""
-    from epsball.models.load import save_weights
+    from epsball.models.weights import save_weights
 
     save_weights(net, tmp_path / "net.safetensors")
     paths = [str(tmp_path / name) for name in ("net.safetensors", "whole", "run")]

@@ -17,9 +17,11 @@ from epsball.balls.linf import Linf
 from epsball.common.errors import BadInput
 from epsball.common.fingerprint import of_model
 from epsball.models import folder
-from epsball.models.folder import Accuracies, is_folder, read_model_folder, read_record, write_model_folder
-from epsball.models.load import load_model, save_weights
+from epsball.models.folder import read_model_folder, write_model_folder
+from epsball.models.load import load_model
+from epsball.models.model_record import Accuracies, is_folder, read_record
 from epsball.models.registry import build
+from epsball.models.weights import save_weights
 from epsball.training.fit import fit
 
 X = torch.linspace(0, 1, 6 * 3 * 8 * 8).reshape(6, 3, 8, 8)
@@ -28,7 +30,7 @@ FOUND = [
     Accuracies(on="held out", examples=6, clean=1 / 3, fgsm=0.25, pgd=0.125),
     Accuracies(on="test", examples=4, clean=1),
 ]
-ASKED = {"data": "my data.npz", "ball": "l2:0.5", "lo": -1.0, "hi": None, "objective": "plain:label_smoothing=0.1"}
+OPTIONS = {"data": "my data.npz", "ball": "l2:0.5", "lo": -1.0, "hi": None, "objective": "plain:label_smoothing=0.1"}
 
 
 def trained(model: nn.Module):
@@ -48,7 +50,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
         classes=2,
         training=result.to_record(),
         label_names=("cat: a pet", "dog"),
-        asked=ASKED,
+        options=OPTIONS,
         accuracies=FOUND,
     )
     return model, path
@@ -59,7 +61,7 @@ def copy(kept: tuple[nn.Module, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(kept[1], tmp_path / "copy"))
 
 
-def test_a_network_comes_back_with_other_weights_statistics_or_options(kept):
+def test_a_network_comes_back_with_its_weights_statistics_and_options(kept):
     model, path = kept
     for found in (read_model_folder(path), load_model(str(path), shape=(3, 8, 8), classes=2)):
         assert of_model(found) == of_model(model)
@@ -67,17 +69,17 @@ def test_a_network_comes_back_with_other_weights_statistics_or_options(kept):
     assert sorted(file.name for file in path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
 
 
-def test_the_record_is_not_what_was_written(kept):
+def test_the_record_is_what_was_written(kept):
     record = read_record(kept[1])
     assert (record.spec, record.shape, record.classes) == ("preact-resnet18:width=2", (3, 8, 8), 2)
-    assert (record.asked, record.label_names) == (ASKED, ("cat: a pet", "dog"))
+    assert (record.options, record.label_names) == (OPTIONS, ("cat: a pet", "dog"))
     assert record.accuracies == tuple(FOUND)
     config = record.training["config"]
     assert (config["epochs"], config["batch_size"], config["examples"]) == (1, 3, 6)
     assert config["versions"]["torch"] == torch.__version__
 
 
-def test_the_hub_does_not_read_the_card_or_reads_other_figures(kept):
+def test_the_hub_reads_the_figures_of_the_card(kept):
     text = (kept[1] / "README.md").read_text()
     data = ModelCard(text).data
     assert data.pipeline_tag == "image-classification"
@@ -92,7 +94,7 @@ def test_the_hub_does_not_read_the_card_or_reads_other_figures(kept):
     assert "plain:label_smoothing=0.1" in text
 
 
-def test_a_card_without_accuracies_or_words_of_a_command_line_cannot_be_written(tmp_path):
+def test_a_card_can_be_written_without_accuracies_and_options(tmp_path):
     model = build("small-mlp", (3, 8, 8), 2)
     write_model_folder(
         tmp_path / "net", model, spec="small-mlp", shape=(3, 8, 8), classes=2, training=trained(model).to_record()
@@ -112,7 +114,7 @@ def make():
 """
 
 
-def test_a_network_of_the_users_own_with_one_logit_is_not_made_or_made_before_it_is_asked_for(tmp_path, monkeypatch):
+def test_a_users_own_network_is_built_only_when_the_model_is_read(tmp_path, monkeypatch):
     (tmp_path / "folder_nets.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
     model = load_model("folder_nets:make", shape=(3, 8, 8), classes=2)
@@ -167,12 +169,12 @@ def flip(path: Path) -> None:
         (cut("model.json"), r"model\.json is damaged"),
         (lambda path: (path / "model.json").write_text("[1]"), r"model\.json must have the format"),
         (change("format", "epsball model 2"), r"must have the format 'epsball model 1'.*got 'epsball model 2'"),
-        (without("sha256"), r"model\.json is damaged \(KeyError: 'sha256'\)"),
+        (without("sha256"), r"model\.json is damaged \(.*sha256"),
         (without("format"), r"got None"),
         (change("classes", "two"), r"model\.json is damaged"),
         (change("classes", True), r"model\.json is damaged"),
         (change("shape", [3, 0, 8]), r"model\.json is damaged"),
-        (change("shape", 3), r"model\.json is damaged \(TypeError"),
+        (change("shape", 3), r"model\.json is damaged \(.*TypeError"),
         (change("spec", 3), r"model\.json is damaged"),
         (change("accuracies", [{"on": "test"}]), r"model\.json is damaged"),
         (change("spec", "vision-transformer"), r"got 'vision-transformer'; is it of a newer version"),
@@ -184,29 +186,29 @@ def flip(path: Path) -> None:
         (lambda path: (path / "model.json").unlink(), r"no model\.json; name the network, too"),
     ],
 )
-def test_a_damaged_folder_is_taken_or_refused_without_the_file(copy: Path, damage, said: str):
+def test_a_damaged_folder_is_refused_by_the_name_of_the_file(copy: Path, damage, said: str):
     damage(copy)
     with pytest.raises(BadInput, match=said) as caught:
         read_model_folder(copy)
     assert str(copy) in str(caught.value)
 
 
-def test_a_training_that_was_not_finished_is_not_told_from_a_foreign_folder(tmp_path):
+def test_an_unfinished_training_is_recognised(tmp_path):
     with pytest.raises(BadInput, match=r"has no model\.json; is it the right one"):
         read_model_folder(tmp_path)
     (tmp_path / "training").mkdir()
-    with pytest.raises(BadInput, match=f"`epsball train --out {tmp_path} --resume` goes on"):
+    with pytest.raises(BadInput, match=f"`epsball train --out {tmp_path} --resume` continues"):
         read_model_folder(tmp_path)
 
 
-def test_a_folder_that_was_stopped_while_it_was_written_passes_for_whole(kept, tmp_path, monkeypatch):
+def test_a_folder_whose_writing_was_interrupted_is_refused(kept, tmp_path, monkeypatch):
     model, path = kept
     result = trained(build("small-mlp", (3, 8, 8), 2))
 
     def stopped(*_: object) -> str:
         raise KeyboardInterrupt
 
-    options = {"spec": "preact-resnet18:width=2", "shape": (3, 8, 8), "classes": 2, "result": result}
+    options = {"spec": "preact-resnet18:width=2", "shape": (3, 8, 8), "classes": 2, "training": result.to_record()}
     monkeypatch.setattr(folder, "markdown", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_model_folder(tmp_path / "net", model, **options)
@@ -219,7 +221,7 @@ def test_a_folder_that_was_stopped_while_it_was_written_passes_for_whole(kept, t
         read_model_folder(again)
 
 
-def test_a_folder_takes_other_weights_or_examples_of_another_shape(kept, tmp_path):
+def test_a_folder_refuses_other_weights_and_examples_of_another_shape(kept, tmp_path):
     _, path = kept
     save_weights(build("preact-resnet18:width=2", (3, 8, 8), 2), tmp_path / "other.safetensors")
     with pytest.raises(BadInput, match="`weights` must be left out with the folder"):
@@ -231,7 +233,7 @@ def test_a_folder_takes_other_weights_or_examples_of_another_shape(kept, tmp_pat
     assert load_model(str(path), shape=(3, 8, 8), classes=7)[-1].out_features == 2  # its own classes, not the data's
 
 
-def test_a_built_ins_name_means_a_folder_or_a_folder_is_not_found(kept, tmp_path, monkeypatch):
+def test_a_built_ins_name_means_the_built_in_and_similar_folders_are_suggested(kept, tmp_path, monkeypatch):
     _, path = kept
     monkeypatch.chdir(tmp_path)
     Path("small-mlp").mkdir()
@@ -247,14 +249,19 @@ def test_a_built_ins_name_means_a_folder_or_a_folder_is_not_found(kept, tmp_path
             load_model(wrong, shape=(3, 8, 8), classes=2)
 
 
-def test_figures_that_are_not_numbers_make_a_record_that_json_refuses(tmp_path):
+def test_infinite_and_missing_figures_are_written_as_valid_json(tmp_path):
     model = build("small-mlp", (3, 8, 8), 2)
     result = trained(model)
     result = replace(result, epochs=({"loss": float("nan")},))
-    asked = {"hi": float("inf")}
     write_model_folder(
-        tmp_path / "net", model, spec="small-mlp", shape=(3, 8, 8), classes=2, training=result.to_record(), asked=asked
+        tmp_path / "net",
+        model,
+        spec="small-mlp",
+        shape=(3, 8, 8),
+        classes=2,
+        training=result.to_record(),
+        options={"hi": float("inf")},
     )
     text = (tmp_path / "net" / "model.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    assert read_record(tmp_path / "net").asked == {"hi": None}
+    assert read_record(tmp_path / "net").options == {"hi": "inf"}

@@ -15,8 +15,9 @@ from torch import nn
 
 from epsball.common.errors import BadInput
 from epsball.models.builtin import MAX_NORM, Maxout, Normalize
-from epsball.models.load import load_model, load_weights, save_weights
+from epsball.models.load import load_model
 from epsball.models.registry import build
+from epsball.models.weights import load_weights, save_weights
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -53,7 +54,7 @@ def test_the_resnet_has_the_size_of_the_papers_at_full_width():
     assert sum(isinstance(part, nn.Conv2d) for part in model.modules()) == 20
 
 
-def test_maxout_is_not_the_largest_of_its_pieces_or_has_another_size_than_the_papers():
+def test_maxout_is_the_maximum_of_its_pieces_and_has_the_size_of_the_papers():
     model = build("maxout", (1, 28, 28), 10)
     assert sum(p.numel() for p in model.parameters()) == 1200 * 785 + 1200 * 241 + 10 * 241
     assert [part.p for part in model if isinstance(part, nn.Dropout)] == [0.2, 0.5, 0.5]
@@ -66,7 +67,7 @@ def test_maxout_is_not_the_largest_of_its_pieces_or_has_another_size_than_the_pa
     torch.testing.assert_close(model(x), model[-1](hidden), rtol=1e-12, atol=1e-12)
 
 
-def test_maxouts_pieces_grow_without_bound_or_are_shortened_where_they_may_not_be():
+def test_maxouts_weights_are_limited_in_train_mode_unless_frozen():
     model, x = build("maxout:units=4,pieces=3,dropout=0", (6,), 5), draw(7, 6)
     layer = model[1]
     with torch.no_grad():
@@ -105,11 +106,11 @@ def test_the_seed_alone_decides_the_weights_and_the_global_generator_is_left_alo
         ("small-cnn", (1, 3, 8), "H, W >= 4"),
         ("preact-resnet18:wdth=8", (1, 8, 8), "did you mean 'width'"),
         ("preact-resnet18:width=x", (1, 8, 8), "KEY=INTEGER"),
-        ("preact-resnet18:width=0", (1, 8, 8), "`width` must be >= 1"),
+        ("preact-resnet18:width=0", (1, 8, 8), "`width` must be a whole number >= 1"),
         ("small-mlp:width=8", (4,), "must be left out"),
         ("maxout:unit=8", (4,), "did you mean 'units'"),
-        ("maxout:pieces=0", (4,), "`units` and `pieces` must be >= 1"),
-        ("maxout:dropout=100", (4,), "`dropout` must be a percentage"),
+        ("maxout:pieces=0", (4,), "`pieces` must be a whole number >= 1"),
+        ("maxout:dropout=100", (4,), "`dropout` must be in .0, 99., got 100; a percentage"),
         ("small-mlp", (), "`shape` and `classes`"),
     ],
 )
@@ -130,7 +131,7 @@ def test_normalize_works_per_channel_in_the_dtype_of_its_input():
             Normalize(mean, std)
 
 
-def test_the_table_is_read_without_torch():
+def test_the_packages_are_imported_without_torch():
     code = "import sys, epsball.models, epsball.training; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -176,7 +177,7 @@ def test_a_users_factory_module_or_callable_becomes_a_module(users_folder):
         ("small-mpl", "did you mean 'small-mlp'"),
     ],
 )
-def test_a_factory_that_is_no_factory_is_refused_with_the_remedy(users_folder, spec, message):
+def test_a_name_that_makes_no_model_is_refused_with_the_remedy(users_folder, spec, message):
     with pytest.raises(BadInput, match=message):
         load_model(spec, shape=(3,), classes=2)
 
@@ -216,7 +217,7 @@ def test_an_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("epsball.models.load.os.fsync", fail)
+    monkeypatch.setattr("epsball.common.atomic_files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save_weights(build("small-mlp", (2, 3), 4, seed=9), path)
     assert path.read_bytes() == old

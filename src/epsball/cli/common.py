@@ -140,7 +140,8 @@ class Subject(Material):
         console: Console,
     ) -> tuple[nn.Module, str]:
         from epsball.common.json_files import read_json
-        from epsball.models.load import load_model, load_weights, save_weights
+        from epsball.models.load import load_model
+        from epsball.models.weights import load_weights, save_weights
 
         classes = examples.classes
         load = partial(load_model, spec, shape=examples.shape, seed=seed)
@@ -220,10 +221,10 @@ def _try(model: nn.Module, examples: Examples, spec: str) -> None:
 
 def built_in(spec: str) -> bool:
     """Whether `spec` names a network of epsball's, and not a factory module:function or a folder with weights."""
-    from epsball.models.folder import is_folder
-    from epsball.models.registry import MODELS, spelled
+    from epsball.models.model_record import is_folder
+    from epsball.models.registry import MODELS, canonical
 
-    return (":" not in spec and not is_folder(spec)) or spelled(spec.partition(":")[0]) in MODELS
+    return (":" not in spec and not is_folder(spec)) or canonical(spec.partition(":")[0]) in MODELS
 
 
 def parsed(attacks: Sequence[str], ball: str) -> list[Attack]:

@@ -63,9 +63,9 @@ def everything(
 
 def known(spec: str) -> bool:
     """Whether `spec` is the name of a built-in network."""
-    from epsball.models.registry import MODELS, spelled
+    from epsball.models.registry import MODELS, canonical
 
-    return spelled(spec.partition(":")[0]) in MODELS
+    return canonical(spec.partition(":")[0]) in MODELS
 
 
 def add_to(app: App) -> None:

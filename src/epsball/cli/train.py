@@ -19,8 +19,8 @@ from epsball.cli.filling import COMMAND, OUT, asked_before
 from epsball.cli.train_shown import Shown, list_objectives, report
 from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
-from epsball.models.card import evaluation
-from epsball.models.folder import CHECKPOINTS
+from epsball.models.card import evaluate_command
+from epsball.models.model_record import CHECKPOINTS
 from epsball.training.settings import (  # cyclopts looks the types of an inherited field up where the class is
     Average,  # noqa: F401
     OnOverfit,  # noqa: F401
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from epsball.data.examples import Examples
-    from epsball.models.folder import Accuracies
+    from epsball.models.model_record import Accuracies
     from epsball.training.record import FitResult
 
 HELD_OUT, TESTED = 1000, 1000
@@ -152,8 +152,9 @@ def _train(
 
     from epsball.balls.registry import parse as parse_ball
     from epsball.cli.allocator import keep_memory
-    from epsball.models.folder import is_folder, read_record, write_model_folder
+    from epsball.models.folder import write_model_folder
     from epsball.models.load import load_model
+    from epsball.models.model_record import is_folder, read_record
     from epsball.training.fit import fit, need_tensorboard
     from epsball.training.registry import parse
 
@@ -209,10 +210,10 @@ def _train(
         classes=classes,
         training=result.to_record(),
         label_names=examples.label_names,
-        asked=asked,
+        options=asked,
         accuracies=found,
     )
-    following = evaluation(out, asked)
+    following = evaluate_command(out, asked)
     if json:
         summary = {"accuracies": [asdict(part) for part in found], "training": encoder.loads(result.to_json())}
         summary = asked | summary | {"out": str(out), "next": following}
@@ -281,7 +282,7 @@ def _accuracies(
     model: nn.Module, result: FitResult, test: Examples | None, lesson: Lesson, seed: int
 ) -> list[Accuracies]:
     """On the held-out examples, as the training measured them on the weights that it ended with, and on the test's."""
-    from epsball.models.folder import Accuracies
+    from epsball.models.model_record import Accuracies
     from epsball.training.validation import check
 
     found = []

@@ -17,7 +17,7 @@ from epsball.models.card import ATTACKS
 
 if TYPE_CHECKING:
     from epsball.data.examples import Examples
-    from epsball.models.folder import Accuracies
+    from epsball.models.model_record import Accuracies
     from epsball.training.record import FitResult, Progress
 
 

@@ -90,8 +90,8 @@ def _model(
     run: Path, config: dict[str, Any], command: dict[str, Any], model: str | None, weights: Path | None
 ) -> tuple[nn.Module, str]:
     """The model that is asked for, else the one that the run names, and a line about where it comes from."""
-    from epsball.models.folder import is_folder
     from epsball.models.load import load_model
+    from epsball.models.model_record import is_folder
 
     subject = Subject(**command.get("subject", {}))
     if model is None and not command:

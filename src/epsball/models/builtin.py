@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epsball.common.checks import check_between, check_whole
 from epsball.common.errors import BadInput
 
 
@@ -49,18 +50,15 @@ class Normalize(nn.Module):
 def small_mlp(shape: tuple[int, ...], classes: int) -> nn.Module:
     """Two hidden layers of 100 units with ReLU, for examples of any shape; (n, *shape) -> (n, classes)."""
     return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(math.prod(shape), 100),
-        nn.ReLU(),
-        nn.Linear(100, 100),
-        nn.ReLU(),
+        *(nn.Flatten(), nn.Linear(math.prod(shape), 100), nn.ReLU()),
+        *(nn.Linear(100, 100), nn.ReLU()),
         nn.Linear(100, classes),
     )
 
 
 def small_cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
     """Two strided 4x4 convolutions (16 and 32 channels) and a hidden layer of 100; images with H, W >= 4."""
-    channels, height, width = _image("small-cnn", shape, least=4)
+    channels, height, width = _image_shape("small-cnn", shape, least=4)
     return nn.Sequential(
         nn.Conv2d(channels, 16, 4, stride=2, padding=1),
         nn.ReLU(),
@@ -78,23 +76,16 @@ def preact_resnet18(shape: tuple[int, ...], classes: int, width: int = 64) -> nn
 
     Made for 32x32; the average over places before the last layer lets any size pass.
     """
-    channels, _, _ = _image("preact-resnet18", shape, least=1)
-    if width < 1:
-        raise BadInput(f"`width` must be >= 1, got {width}; the paper's is 64")
-    stages, before = [], width
+    channels, _, _ = _image_shape("preact-resnet18", shape, least=1)
+    check_whole("width", width, 1, "the paper's is 64")
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+    c_in = width
     for stage in range(4):
-        after = width << stage
-        stages += [PreActBlock(before, after, stride=2 if stage else 1), PreActBlock(after, after, stride=1)]
-        before = after
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        *stages,
-        nn.BatchNorm2d(before),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(before, classes),
-    )
+        c_out = width << stage
+        layers += [PreActBlock(c_in, c_out, stride=2 if stage else 1), PreActBlock(c_out, c_out, stride=1)]
+        c_in = c_out
+    head = (nn.BatchNorm2d(c_in), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
+    return nn.Sequential(*layers, *head)
 
 
 MAX_NORM = 1.9365
@@ -108,16 +99,14 @@ def maxout(shape: tuple[int, ...], classes: int, units: int = 240, pieces: int =
     percent, below 100, is that of the hidden units; of the inputs it is two fifths of that: 50 is the paper's .5 and
     .2, 0 is none. Weights start as torch's do and not as small as the paper's.
     """
-    if units < 1 or pieces < 1:
-        raise BadInput(f"`units` and `pieces` must be >= 1, got {units} and {pieces}; the paper's are 240 and 5")
-    if not 0 <= dropout < 100:
-        raise BadInput(f"`dropout` must be a percentage from 0 to 99, got {dropout}; the paper's is 50, 0 is none")
-    layers: list[nn.Module] = [nn.Flatten()]
-    for width, share in ((math.prod(shape), 0.4 * dropout), (units, dropout)):
-        layers += [nn.Dropout(share / 100)] if dropout else []
-        layers.append(Maxout(width, units, pieces))
-    layers += [nn.Dropout(dropout / 100)] if dropout else []
-    return nn.Sequential(*layers, nn.Linear(units, classes))
+    check_whole("units", units, 1, "the paper's are 240")
+    check_whole("pieces", pieces, 1, "the paper's are 5")
+    check_between("dropout", dropout, 0, 99, "a percentage: the paper's is 50, 0 is none")
+    return nn.Sequential(
+        *(nn.Flatten(), *_dropout(0.4 * dropout), Maxout(math.prod(shape), units, pieces)),
+        *(*_dropout(dropout), Maxout(units, units, pieces)),
+        *(*_dropout(dropout), nn.Linear(units, classes)),
+    )
 
 
 def conv_maxout(shape: tuple[int, ...], classes: int, channels: int = 96, dropout: int = 50) -> nn.Module:
@@ -127,39 +116,38 @@ def conv_maxout(shape: tuple[int, ...], classes: int, channels: int = 96, dropou
     and 2x2 pools where it has 8x8, 8x8, 5x5 and up to 4x4 ones, 2 pieces a channel. `dropout` as for `maxout`, on the
     inputs and around the last hidden layer.
     """
-    colours, height, width = _image("conv-maxout", shape, least=8)
-    if channels < 1:
-        raise BadInput(f"`channels` must be >= 1, got {channels}; the paper's is 96")
-    if not 0 <= dropout < 100:
-        raise BadInput(f"`dropout` must be a percentage from 0 to 99, got {dropout}; the paper's is 50, 0 is none")
-    layers: list[nn.Module] = [nn.Dropout(0.4 * dropout / 100)] if dropout else []
-    before = colours
-    for after, kernel in ((channels, 5), (2 * channels, 5), (2 * channels, 3)):
-        layers += [MaxoutConv2d(before, after, kernel), nn.MaxPool2d(2)]
-        before = after
-    hidden: list[nn.Module] = [Maxout(before * (height // 8) * (width // 8), 5 * channels, 5)]
-    if dropout:
-        hidden = [nn.Dropout(dropout / 100), *hidden, nn.Dropout(dropout / 100)]
-    return nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(5 * channels, classes))
+    colours, height, width = _image_shape("conv-maxout", shape, least=8)
+    check_whole("channels", channels, 1, "the paper's is 96")
+    check_between("dropout", dropout, 0, 99, "a percentage: the paper's is 50, 0 is none")
+    layers, c_in = _dropout(0.4 * dropout), colours
+    for c_out, kernel in ((channels, 5), (2 * channels, 5), (2 * channels, 3)):
+        layers += [MaxoutConv2d(c_in, c_out, kernel), nn.MaxPool2d(2)]
+        c_in = c_out
+    hidden = Maxout(c_in * (height // 8) * (width // 8), 5 * channels, 5)
+    layers += [nn.Flatten(), *_dropout(dropout), hidden, *_dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(5 * channels, classes))
+
+
+def _dropout(percent: float) -> list[nn.Module]:
+    return [nn.Dropout(percent / 100)] if percent else []
 
 
 class MaxoutConv2d(nn.Module):
-    """Each channel is the largest of two convolutions, which keep height and width; the kernel is odd."""
+    """Each channel is the maximum of two convolutions, which keep height and width; the kernel is odd."""
 
-    def __init__(self, before: int, after: int, kernel: int) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before, 2 * after, kernel, padding=kernel // 2)
+        self.conv = nn.Conv2d(c_in, 2 * c_out, kernel, padding=kernel // 2)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h w"]:
-        one, other = self.conv(x).chunk(2, 1)
-        return torch.maximum(one, other)
+        return torch.maximum(*self.conv(x).chunk(2, 1))
 
 
 class Maxout(nn.Module):
-    """Each unit is the largest of `pieces` linear functions; (n, width) -> (n, units).
+    """Each unit is the maximum of `pieces` linear functions; (n, width) -> (n, units).
 
-    After a step of the optimiser the weights of a piece may be longer than `MAX_NORM`; the next forward in train mode
-    shortens them in place first, unless they are frozen. Row p * units + u of the weight is piece p of unit u.
+    A step of the optimiser may make the weights of a piece longer than `MAX_NORM`; the next forward in train mode first
+    shortens them in place, unless they are frozen. Row p * units + u of the weight is piece p of unit u.
     """
 
     def __init__(self, width: int, units: int, pieces: int) -> None:
@@ -169,37 +157,37 @@ class Maxout(nn.Module):
 
     def forward(self, x: Float[Tensor, "n width"]) -> Float[Tensor, "n units"]:
         if self.training:
-            self._shorten()
+            self._limit_norms()
         return self.linear(x).reshape(-1, self.pieces, self.units).amax(1)  # pieces outermost: 3 times as fast
 
     @torch.no_grad()
-    def _shorten(self) -> None:
+    def _limit_norms(self) -> None:
         weight = self.linear.weight
-        most = MAX_NORM * (1 + 16 * torch.finfo(weight.dtype).eps)
-        # Nothing is written where nothing is too long: a graph that is still to go backwards may hold the weights.
-        if weight.requires_grad and float(torch.linalg.vector_norm(weight, dim=1).max()) > most:
+        limit = MAX_NORM * (1 + 16 * torch.finfo(weight.dtype).eps)
+        # Only what is too long is written: a graph whose backward is still to come may hold the weights.
+        if weight.requires_grad and float(torch.linalg.vector_norm(weight, dim=1).max()) > limit:
             weight.renorm_(2, 0, MAX_NORM)
 
 
 class PreActBlock(nn.Module):
     """x + conv(relu(bn(conv(relu(bn(x)))))), with a 1x1 convolution on the shortcut where the shape changes."""
 
-    def __init__(self, before: int, after: int, *, stride: int) -> None:
+    def __init__(self, c_in: int, c_out: int, *, stride: int) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(before)
-        self.conv1 = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        changes = stride != 1 or before != after
-        self.shortcut = nn.Conv2d(before, after, 1, stride=stride, bias=False) if changes else None
+        self.norm1 = nn.BatchNorm2d(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        reshaped = stride != 1 or c_in != c_out
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False) if reshaped else None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         active = F.relu(self.norm1(x))
-        around = x if self.shortcut is None else self.shortcut(active)
-        return around + self.conv2(F.relu(self.norm2(self.conv1(active))))
+        identity = x if self.shortcut is None else self.shortcut(active)
+        return identity + self.conv2(F.relu(self.norm2(self.conv1(active))))
 
 
-def _image(name: str, shape: tuple[int, ...], *, least: int) -> tuple[int, ...]:
+def _image_shape(name: str, shape: tuple[int, ...], *, least: int) -> tuple[int, ...]:
     if len(shape) != 3 or min(shape[1:]) < least:
         raise BadInput(
             f"`shape` must be (C, H, W) with H, W >= {least} for {name}, got {shape}; "

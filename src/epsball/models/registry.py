@@ -1,4 +1,4 @@
-"""The built-in models, by name. The table is literal, so that it can be read without importing torch."""
+"""The built-in models by name: a table of text, which can be read without importing torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ MODELS: dict[str, str] = {
     "preact-resnet18": "epsball.models.builtin:preact_resnet18",
     "maxout": "epsball.models.builtin:maxout",
     "conv-maxout": "epsball.models.builtin:conv_maxout",
-    "broken-defence": "epsball.models.broken-defence:broken_defence",
+    "broken-defence": "epsball.models.broken_defences:broken_defence",
 }
-NAMED = {"broken-defence"}
-"""Those whose option is a name: broken-defence:NAME."""
 
 
-def spelled(name: str) -> str:
-    """A name as the table spells it: lower case, with dashes."""
+def canonical(name: str) -> str:
+    """A name as it stands in `MODELS`: lower case, with dashes."""
     return name.strip().lower().replace("_", "-")
 
 
@@ -34,7 +32,7 @@ def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn
     """A fresh built-in model, from its short form NAME, NAME:KEY=VALUE,KEY=VALUE, or broken-defence:NAME.
 
     `shape` is that of one example, (C, H, W) for images; `classes` >= 1 is the number of logits. The weights are
-    torch's usual initialisation drawn with `seed`; torch's global generators are left as they were.
+    torch's usual initialisation drawn with `seed`; torch's global generators are not changed.
 
     Raises `BadInput` for an unknown name or option, and where the model does not fit the shape.
 
@@ -44,10 +42,10 @@ def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn
     import torch
 
     base, _, rest = name.partition(":")
-    module, _, attribute = MODELS[check_one_of("model", spelled(base), MODELS)].partition(":")
+    module, _, attribute = MODELS[check_one_of("model", canonical(base), MODELS)].partition(":")
     factory = getattr(import_module(module), attribute)
     known = list(signature(factory).parameters)[2:]
-    options: dict[str, int | str] = {"name": rest} if spelled(base) in NAMED else {}
+    options: dict[str, int | str] = {"name": rest} if known == ["name"] else {}
     for pair in filter(None, () if options else rest.split(",")):
         key, equals, value = pair.partition("=")
         if not known or not equals or not value.strip().isdecimal():

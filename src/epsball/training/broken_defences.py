@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from epsball.balls.ball import Ball
 from epsball.balls.linf import Linf
 from epsball.data.examples import Examples
-from epsball.models.broken_defences import Sabotaged
+from epsball.models.broken_defences import BrokenDefence
 from epsball.training.climb import ascend, climbing, summed_cross_entropy
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.fgsm_mix import FGSMMix
@@ -64,7 +64,7 @@ class Recipe:
 
 def recipe(model: nn.Module, data: Examples) -> Recipe:
     """How `model` is trained on `data`: as usual, but for broken_defence networks that are made by their training."""
-    name = model.name if isinstance(model, Sabotaged) else ""
+    name = model.name if isinstance(model, BrokenDefence) else ""
     if name == "pgd":
         return Recipe(PGDTraining(), ball_of(data, EPS))
     if name == "fgsm-masked":
