@@ -62,7 +62,7 @@ def autoattacks_way(model: nn.Module, examples: Examples, ball: Ball, seed: int,
     assert task.clean is not None
     standing = (task.clean.argmax(1) == task.y).nonzero().squeeze(1)
     forwards, backwards = len(task.y), 0
-    for name in expand("standard", ball.name):
+    for name in expand("standard", ball):
         attack = parse(name)
         with Objective(model, attack.loss, needs=attack.needs) as objective:
             fallen = [to_the_end(attack, objective, task.rows(rows)) for rows in standing.split(batch_size)]

@@ -221,13 +221,13 @@ BALLS: dict[str, Callable[..., Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0":
 EPS = {"linf": 0.3, "l2": 0.6, "l1": 1.0, "l0": 2.0}
 
 every_attack = pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
-PAIRS = {f"{name}-{norm}": (attack, norm) for name, attack in SUITE.items() for norm in attack.norms}
+PAIRS = {f"{name}-{norm}": (attack, norm) for name, attack in SUITE.items() for norm in attack.norms()}
 every_attack_and_norm = pytest.mark.parametrize(("attack", "norm"), PAIRS.values(), ids=PAIRS)
 
 
 def ball_of(attack: Attack, eps: float, **box: object) -> Ball:
     """The max-norm ball, or, for an attack that is not defined there, one of its own norm that is about as large."""
-    norm = "linf" if "linf" in attack.norms else attack.norms[0]
+    norm = "linf" if "linf" in attack.norms() else attack.norms()[0]
     box = {"lo": -9.0, "hi": 9.0, **box} if norm == "l0" else box  # where a coordinate may go anywhere in it
     return BALLS[norm](eps=eps * EPS[norm] / EPS["linf"], **box)
 

@@ -218,7 +218,7 @@ def test_empty_batch_reaches_the_model(attack: Attack) -> None:
     assert model.calls == 0
 
 
-REFUSED = [(name, norm) for name, attack in SUITE.items() for norm in BALLS if norm not in attack.norms]
+REFUSED = [(name, norm) for name, attack in SUITE.items() for norm in BALLS if norm not in attack.norms()]
 
 
 @pytest.mark.parametrize(("name", "norm"), REFUSED)
@@ -226,7 +226,7 @@ def test_norm_for_which_an_attack_is_not_defined_is_taken(name: str, norm: str) 
     """By a direct call, the queue and an evaluation, before the model has been asked anything."""
     attack, ball = SUITE[name], BALLS[norm](eps=EPS[norm], lo=0, hi=1)
     model, (x, y) = Counting(linear((5,), 3)), batch_of(4, (5,), 3)
-    told = rf"`ball` must be .*{' or '.join(attack.norms)} for {type(attack).__name__}, got {norm}; .* which norm"
+    told = rf"`ball` must be .*{' or '.join(attack.norms())} for {type(attack).__name__}, got {norm}; .* which norm"
 
     def queued() -> None:
         with Objective(model, attack.loss, needs=attack.needs) as objective:
@@ -311,7 +311,7 @@ def test_parse_error_has_no_remedy(text: str, told: str) -> None:
     ],
 )
 def test_invalid_hyperparameter_is_taken(make: Callable[[], Attack]) -> None:
-    with pytest.raises(eb.BadInput, match=r"`(steps|step_size|momentum|starts|aims|loss)` must be"):
+    with pytest.raises(eb.BadInput, match=r"`(steps|step_size|momentum|restarts|n_targets|loss)` must be"):
         make()
 
 
@@ -353,7 +353,7 @@ def test_linear_optimum_is_missed_or_beaten(norm: str, eps: float, lo: float, hi
     assert (optimum > 0).all()
     least = {"linf": 1 - 1e-9, "l2": 0.98, "l1": 0.98, "l0": -math.inf}[norm]  # in L0 no ratio is promised
     for name, attack in {**SUITE, "bim": eb.BIM(), "pgd": eb.PGD(steps=40)}.items():
-        if norm not in attack.norms:
+        if norm not in attack.norms():
             continue
         gain = (up * (attack(scored(w), x, y, ball, success=NEVER) - x)).sum(1)
         assert (gain <= optimum + 1e-12).all(), name

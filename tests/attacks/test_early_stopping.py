@@ -263,7 +263,7 @@ def test_points_handed_on_are_lost_on_a_resume(digits: tuple[torch.nn.Module, Ex
     arguments = (model, test, eb.Linf(eps=0.06, lo=0, hi=1), "fast")
     whole = eb.evaluate(*arguments, eps=[0.04, 0.06], seed=2, shard_size=32, run_dir=tmp_path / "whole")
     names = [stage["name"] for stage in whole.config["stages"]]
-    assert len(names) == 2 * len(expand("fast", "linf"))
+    assert len(names) == 2 * len(expand("fast", eb.Linf))
     for cut in range(len(names)):
         part = tmp_path / f"cut-{cut}"
         shutil.copytree(tmp_path / "whole", part)

@@ -33,14 +33,14 @@ SHORT = {
     "lbfgs": eb.BoxLBFGS(),
     "sigma-zero": eb.SigmaZero(steps=80),
 }
-IN_L2 = {name: attack for name, attack in SHORT.items() if "l2" in attack.norms}
+IN_L2 = {name: attack for name, attack in SHORT.items() if "l2" in attack.norms()}
 every_one = pytest.mark.parametrize("attack", SHORT.values(), ids=SHORT)
 every_one_in_l2 = pytest.mark.parametrize("attack", IN_L2.values(), ids=IN_L2)
 BOXES = [(0.0, 1.0), (-1.0, 0.5), (-math.inf, math.inf)]
 
 
 def everywhere(attack: Attack, lo: float = 0.0, hi: float = 1.0, **more: object) -> Ball:
-    return BALLS[attack.norms[0]](eps=math.inf, lo=lo, hi=hi, **more)
+    return BALLS[attack.norms()[0]](eps=math.inf, lo=lo, hi=hi, **more)
 
 
 def case(d: int, classes: int, lo: float, hi: float, n: int = 12) -> tuple[nn.Module, Tensor, Tensor]:
@@ -157,7 +157,7 @@ def test_pixels_at_an_end_of_the_box_are_frozen(attack: Attack) -> None:
     found = attack(model, x, y, ball)
     assert (predicted(model, found) == 1).all()
     moved = (found != x).sum(1)
-    if "l2" in attack.norms:
+    if "l2" in attack.norms():
         assert (moved == 30).all()
         assert (ball.norm(found - x) <= 1.01 * 4.5 / math.sqrt(30)).all()
     else:
@@ -193,7 +193,7 @@ def test_dtype_is_not_kept_or_too_coarse(attack: Attack, dtype: torch.dtype) -> 
     least = minimal_eps(*weights(model), x.double(), y, ball)
     # Logits are rounded too: what they are rounded by is made good for along the border's normal.
     rounding = 4 * torch.finfo(dtype).eps * (1 + model(x.double()).abs().amax(1))
-    slack = rounding if "l2" in attack.norms else (torch.finfo(dtype).eps > 1e-4) * 2.0
+    slack = rounding if "l2" in attack.norms() else (torch.finfo(dtype).eps > 1e-4) * 2.0
     assert (ball.norm((found - x).double()) <= 1.01 * least + slack).all()
 
 
@@ -270,8 +270,8 @@ def test_finite_radius_is_left(attack: Attack) -> None:
     model, x, y = bent(6, 3, 12)
     free = attack(model, x, y, everywhere(attack))
     even = torch.arange(12) % 2 == 0
-    radius = BALLS[attack.norms[0]](eps=0, lo=0, hi=1).norm(free - x) * torch.where(even, 1.5, 0.6)
-    ball = BALLS[attack.norms[0]](eps=radius, lo=0, hi=1)
+    radius = BALLS[attack.norms()[0]](eps=0, lo=0, hi=1).norm(free - x) * torch.where(even, 1.5, 0.6)
+    ball = BALLS[attack.norms()[0]](eps=radius, lo=0, hi=1)
     found = attack(model, x, y, ball)
     assert ball.contains(found, x).all()
     assert torch.equal(found[even], free[even])

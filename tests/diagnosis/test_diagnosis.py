@@ -56,7 +56,7 @@ def test_a_dozen_passes_name_the_faults_that_need_no_attack(name: str):
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
 def test_a_saturated_model_falls_once_its_logits_are_tempered():
     model, data = broken_defences.network("scaled", 0), broken_defences.digits("test").rows(slice(64))
-    change = react(probe(model, data, BALL), "linf")
+    change = react(probe(model, data, BALL), BALL)
     assert change.temperature > 100
     assert "saturate" in change.text
     ((_, attack),) = change.applied([("pgd", PGD(steps=20))])
@@ -71,9 +71,9 @@ def test_a_saturated_model_falls_once_its_logits_are_tempered():
 
 def test_a_reaction_names_eot_and_search_and_leaves_sound_models_alone():
     data = broken_defences.digits("test")
-    noisy = react(probe(broken_defences.network("noise", 0), data, BALL), "linf")
+    noisy = react(probe(broken_defences.network("noise", 0), data, BALL), BALL)
     assert (noisy.eot, noisy.search) == (DRAWS, False)
-    rounded = react(probe(broken_defences.network("quantised", 0), data, BALL), "linf")
+    rounded = react(probe(broken_defences.network("quantised", 0), data, BALL), BALL)
     assert rounded.search
     callable_attack = lambda model, x, y, ball: x  # noqa: E731
     applied = rounded.applied([("pgd", PGD()), ("mine", callable_attack)])
@@ -81,9 +81,11 @@ def test_a_reaction_names_eot_and_search_and_leaves_sound_models_alone():
     assert applied[1][1] is callable_attack
     assert isinstance(applied[2][1], eb.Square)
     assert Reaction.from_dict(json.loads(json.dumps(asdict(rounded)))) == rounded
-    assert not react(probe(broken_defences.network("quantised", 0), data, BALL), "l0").search  # Square has no L0
+    assert not react(
+        probe(broken_defences.network("quantised", 0), data, BALL), eb.L0(eps=1, lo=0, hi=1)
+    ).search  # Square has no L0
     for name in ("plain", "pgd", "linear"):
-        assert react(probe(broken_defences.network(name, 0), data, BALL), "linf") == Reaction()
+        assert react(probe(broken_defences.network(name, 0), data, BALL), BALL) == Reaction()
 
 
 def test_tempered_keeps_margins_and_other_losses_are_left_as_they_are():

@@ -11,27 +11,27 @@ from nets import batch, batch_of, mlp, predicted
 
 import epsball as eb
 from epsball.attacks.registry import ALIASES, ATTACKS, parse
-from epsball.engine.protocols import CASCADES, expand
+from epsball.engine.protocols import CASCADES, by_norm, expand
 from epsball.problem.losses import cross_entropy, dlr, margin
 
-EVERY = [(name, norm, text) for name, lists in CASCADES.items() for norm, texts in lists.items() for text in texts]
+EVERY = [(name, norm, text) for name in CASCADES for norm, texts in by_norm(name).items() for text in texts]
 
 
 @pytest.mark.parametrize(("name", "norm", "text"), EVERY)
 def test_protocol_names_an_attack_that_is_not_there_or_not_defined(name: str, norm: str, text: str) -> None:
     attack = parse(text)
     attack.check_ball(BALLS[norm](eps=EPS[norm], lo=0, hi=1))
-    assert expand(name, norm) == CASCADES[name][norm]
+    assert expand(name, BALLS[norm]) == by_norm(name)[norm]
 
 
 def test_standard_is_not_the_standard_version_of_autoattack() -> None:
     """Croce and Hein's `set_version("standard")`: n_iter 100, 5000 queries, 9 aims; in L1 5 restarts and 5 aims."""
     for norm in ("linf", "l2"):
-        ce, aimed, fab, square = map(parse, expand("standard", norm))
+        ce, aimed, fab, square = map(parse, expand("standard", BALLS[norm]))
         assert (ce, aimed) == (eb.APGD(steps=100), eb.APGD(steps=100, loss=dlr, n_targets=9))
         assert (fab.steps, fab.restarts, fab.n_targets) == (100, 1, 9)
         assert (square.steps, square.restarts, square.n_targets) == (5000, 1, 0)
-    ce, aimed, *rest = map(parse, expand("standard", "l1"))
+    ce, aimed, *rest = map(parse, expand("standard", BALLS["l1"]))
     assert (ce, aimed) == (eb.L1APGD(steps=100, restarts=5), eb.L1APGD(steps=100, loss=dlr, n_targets=5))
     assert rest == [fab, square]
 
@@ -44,8 +44,8 @@ def test_standard_is_not_the_standard_version_of_autoattack() -> None:
         ("worst-of(pgd)", ("pgd",)),
         ("worst-of(fgsm, pgd:steps=3, restarts=2 ,bim)", ("fgsm", "pgd:steps=3,restarts=2", "bim")),
         (" Worst-Of( PGD , fgsm:loss=margin )", ("PGD", "fgsm:loss=margin")),
-        ("worst-of(standard, bim)", (*CASCADES["standard"]["l2"], "bim")),
-        ("STANDARD", CASCADES["standard"]["l2"]),
+        ("worst-of(standard, bim)", (*by_norm("standard")["l2"], "bim")),
+        ("STANDARD", by_norm("standard")["l2"]),
         ("worst-of()", ()),
         ("worst-of(pgd, pgd)", ("pgd", "pgd")),
         ("worst-of (fgsm)", ("fgsm",)),
@@ -53,17 +53,17 @@ def test_standard_is_not_the_standard_version_of_autoattack() -> None:
             "worst-of(pgd, worst-of(fgsm, pgd:steps=3,restarts=2), bim)",
             ("pgd", "fgsm", "pgd:steps=3,restarts=2", "bim"),
         ),
-        ("worst-of(worst-of(worst-of(fgsm), standard))", ("fgsm", *CASCADES["standard"]["l2"])),
+        ("worst-of(worst-of(worst-of(fgsm), standard))", ("fgsm", *by_norm("standard")["l2"])),
     ],
 )
 def test_name_stands_for_other_attacks(text: str, parts: tuple[str, ...]) -> None:
-    assert expand(text, "l2") == parts
+    assert expand(text, BALLS["l2"]) == parts
 
 
 @pytest.mark.parametrize("text", ["worst-of", "worst-of pgd", "worst-of(pgd", "worst-of[pgd]"])
 def test_list_that_is_not_closed_is_taken(text: str) -> None:
     with pytest.raises(eb.BadInput, match=r"`attacks` must name a list as worst-of\(A, B, \.\.\.\), got"):
-        expand(text, "linf")
+        expand(text, BALLS["linf"])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_list_without_a_meaning_is_run(text: str) -> None:
 )
 def test_name_that_is_misspelled_is_refused_without_the_right_one(text: str, near: str) -> None:
     with pytest.raises(eb.BadInput, match="`attacks` must be one of") as refused:
-        expand(text, "linf")
+        expand(text, BALLS["linf"])
     assert f"did you mean {near!r}?" in str(refused.value)
     listed = str(refused.value).partition(", got")[0]
     assert all(name in listed for name in (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)"))
@@ -97,7 +97,7 @@ def test_name_that_is_misspelled_is_refused_without_the_right_one(text: str, nea
 @pytest.mark.parametrize("text", ["standard:steps=3", "fast:", "worst-of(fgsm, Fast:early_stop=1)", "fast(3)"])
 def test_protocol_with_options_is_run_without_them(text: str) -> None:
     with pytest.raises(eb.BadInput, match="`attacks`: a protocol takes no options, got"):
-        expand(text, "linf")
+        expand(text, BALLS["linf"])
 
 
 def test_other_names_are_not_offered_for_one_attack() -> None:
@@ -106,12 +106,13 @@ def test_other_names_are_not_offered_for_one_attack() -> None:
 
 
 def test_protocol_is_run_in_a_norm_for_which_it_is_not_defined() -> None:
-    for name, lists in CASCADES.items():
+    for name in CASCADES:
+        lists = by_norm(name)
         if "l0" in lists:
             continue
         for text in (name, f"worst-of(fgsm, {name})"):
             with pytest.raises(eb.BadInput, match=rf"`ball` must be linf or l2 or l1 for {name}, got l0.*worst-of"):
-                expand(text, "l0")
+                expand(text, BALLS["l0"])
 
 
 def test_worst_of_is_not_the_worst_case_of_its_attacks() -> None:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.balls.ball import Ball
-from epsball.balls.ball_file import PARTS, inside_box, load_ball, save_ball
+from epsball.balls.ball_file import describe_ball, inside_box, load_ball, save_ball
 from epsball.common.errors import BadInput
-from epsball.common.fingerprint import described
 from epsball.common.noise import Noise
 from epsball.data.arrays import from_arrays
 from epsball.evaluation import run_directory
@@ -353,19 +352,19 @@ def test_a_ball_comes_back_as_another(part: str, tmp_path: Path) -> None:
     ball = eb.Linf(**parts).bind(x)
     save_ball(ball, tmp_path / "ball.safetensors")
     assert (tmp_path / "ball.safetensors").exists() == (part != "numbers")
-    back = load_ball(described(ball), tmp_path / "ball.safetensors", radius=None)
+    back = load_ball(describe_ball(ball), tmp_path / "ball.safetensors", radius=None)
     assert type(back) is type(ball)
-    for name in PARTS:
+    for name in ball.parts():
         mine, theirs = getattr(ball, name), getattr(back, name)
         assert torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs
-    assert load_ball(described(ball), tmp_path / "ball.safetensors", radius=0.5).eps == 0.5
+    assert load_ball(describe_ball(ball), tmp_path / "ball.safetensors", radius=0.5).eps == 0.5
     z = ball.argmax(torch.randn(6, 2, 3, generator=generator, dtype=torch.float64), x) if part != "numbers" else x
     if part != "lo":
         assert torch.equal(back.contains(z, x), ball.contains(z, x))
     if part != "numbers":
         (tmp_path / "ball.safetensors").unlink()
         with pytest.raises(BadInput, match="must hold the ball"):
-            load_ball(described(ball), tmp_path / "ball.safetensors", radius=None)
+            load_ball(describe_ball(ball), tmp_path / "ball.safetensors", radius=None)
 
 
 def test_an_example_at_the_end_of_a_box_that_its_dtype_rounds_is_outside() -> None:

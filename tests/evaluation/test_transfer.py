@@ -18,7 +18,7 @@ from epsball.problem.losses import margin
 from epsball.problem.objective import ModelWarning, changes_prediction
 from epsball.problem.task import Task
 
-PAIRS = {f"{name}-{norm}": (SUITE[name], norm) for name in SUITE for norm in SUITE[name].norms if norm != "l0"}
+PAIRS = {f"{name}-{norm}": (SUITE[name], norm) for name in SUITE for norm in SUITE[name].norms() if norm != "l0"}
 
 
 def two() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
@@ -52,7 +52,7 @@ def test_transfer_from_the_model_itself_is_not_the_attack_to_its_end(attack: Att
 def test_attack_of_a_transfer_asks_the_model(attack: Attack) -> None:
     """The model has no gradient, and is shown clean examples, half of them thrice, where jobs end, what is kept."""
     inner, source, x, y = two()
-    norm = "linf" if "linf" in attack.norms else attack.norms[0]
+    norm = "linf" if "linf" in attack.norms() else attack.norms()[0]
     shown: list[Tensor] = []
 
     def model(z: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def served(two: tuple[nn.Module, nn.Module]) -> TestClient:
 @pytest.mark.parametrize("norm", list(BALLS))
 def test_numbers_are_the_librarys_for_every_attack_in_every_norm(served: TestClient, two, norm: str, attack: str):
     chosen, data = parse(attack), judged()
-    if norm not in chosen.norms:
+    if norm not in chosen.norms():
         assert norm not in [*next(a for a in served.get("/api/about").json()["attacks"] if a["id"] == attack)["norms"]]
         assert "`norm` must be one of" in refused(served, norm=norm, attack=attack)
         return
@@ -163,7 +163,7 @@ def test_iterates_are_those_of_shorter_attacks_and_the_last_is_where_it_ends(ser
 
 @pytest.mark.parametrize("attack", [text for text in ATTACKS if text not in ("fgsm", "uniform-noise", "sign-noise")])
 def test_every_attack_with_steps_can_be_stepped_through(served: TestClient, attack: str):
-    norm = parse(attack).norms[0]
+    norm = parse(attack).norms()[0]
     column = ask(served, row=3, norm=norm, eps=0.5, attack=attack, iterate=3)["models"][0]
     assert len(column["path"]) > 1
     point = column["path"][min(3, len(column["path"]) - 1)]

@@ -383,7 +383,7 @@ def test_a_screen_reader_hears_the_verdict_and_finds_the_charts_in_words(chromiu
         assert "model 1: " in spoken
         assert page.get_attribute("#spoken", "aria-live") == "polite"
         assert (page.get_attribute("article[data-model='0'] .line svg", "aria-label") or "").startswith("Logits from")
-        assert page.get_attribute("#eps", "aria-valuetext") == "0.1 in the units of a value"
+        assert page.get_attribute("#eps", "aria-valuetext") == "0.1 units of the data"
         here = page.locator("article[data-model='0'] .line line.here").get_attribute("data-here")
         assert float(here or "nan") == pytest.approx(0.1, rel=1e-3)
 

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from epsball.balls.ball import Ball
+from epsball.balls.ball import Ball, Trait
+from epsball.balls.registry import BALLS
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, flat
@@ -73,14 +74,15 @@ class Attack(ABC, Generic[S]):
     """Hyperparameters that all attacks share.
 
     `needs` says what the model must give, `until` whether a job ends at its first success ("fooled") or when the
-    attack says so ("done": minimum norm, training), `norms` for which balls it is defined. An example has `restarts` x
-    max(`n_targets`, 1) jobs: with n_targets = k, one for each of the k most likely other classes at the clean input.
+    attack says so ("done": minimum norm, training), `takes` which traits of a ball it can work with, () for every ball.
+    An example has `restarts` x max(`n_targets`, 1) jobs: with n_targets = k, one for each of the k most likely other
+    classes at the clean input.
     """
 
     needs: ClassVar[Needs] = "grad"
     until: ClassVar[Literal["fooled", "done"]] = "fooled"
     reads_clean: ClassVar[bool] = False
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    takes: ClassVar[tuple[Trait, ...]] = ()
 
     restarts: int = 1
     n_targets: int = 0
@@ -94,11 +96,21 @@ class Attack(ABC, Generic[S]):
         """The loss whose value and gradient a `Point` shows. It can be chosen for a `LossAttack` only."""
         return cross_entropy
 
+    @classmethod
+    def fits(cls, ball: Ball | type[Ball]) -> bool:
+        """Whether the attack is defined in such balls."""
+        return not cls.takes or not ball.traits.isdisjoint(cls.takes)
+
+    @classmethod
+    def norms(cls) -> tuple[str, ...]:
+        """The names of the registered norms that the attack is defined in."""
+        return tuple(name for name, ball in BALLS.items() if cls.fits(ball))
+
     def check_ball(self, ball: Ball) -> None:
         """Raise `BadInput` where the attack is not defined for balls of this norm."""
-        if ball.name not in self.norms:
+        if not self.fits(ball):
             raise BadInput(
-                f"`ball` must be {' or '.join(self.norms)} for {type(self).__name__}, got {ball.name}; "
+                f"`ball` must be {' or '.join(self.norms())} for {type(self).__name__}, got {ball.name}; "
                 "`epsball attacks` says which attack takes which norm"
             )
 

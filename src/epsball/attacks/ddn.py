@@ -28,7 +28,7 @@ class DDN(FMN):
     share by which the radius first changes; both fall on a half cosine, to a hundredth and to .001.
     """
 
-    norms = ("l2",)
+    takes = ("euclidean",)
 
     gamma: float = 0.1
 

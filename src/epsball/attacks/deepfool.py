@@ -63,7 +63,7 @@ class DeepFool(MinimumNorm[Nearest]):
     every step does, as in the paper.
     """
 
-    norms = ("linf", "l2", "l1")
+    takes = ("dual norm",)
 
     steps: int = 50
     step_size: float = 0.5

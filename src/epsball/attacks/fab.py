@@ -65,7 +65,7 @@ class FAB(Attack[Crossing]):
     """
 
     until = "done"
-    norms = ("linf", "l2", "l1")
+    takes = ("dual norm",)
 
     steps: int = 100
     eta: float = 1.05

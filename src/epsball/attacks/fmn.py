@@ -30,7 +30,7 @@ from torch import Tensor
 from epsball.attacks.l1_apgd import sparse_sign
 from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
 from epsball.attacks.planes import rise
-from epsball.balls.ball import Ball
+from epsball.balls.ball import Ball, Trait
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, finite, flat
 from epsball.problem.losses import Loss, margin
@@ -169,7 +169,12 @@ class Sparse(Walk):
         return t == math.ceil(self.TURN * steps)
 
 
-WALKS: dict[str, Walk] = {"linf": Walk(), "l2": Walk(), "l1": Sparse(), "l0": Counted()}
+WALKS: dict[Trait, Walk] = {"count": Counted(), "sparse": Sparse()}
+"""How a row moves where the ball has such a trait; as `Walk` where it has none."""
+
+
+def walk_in(ball: Ball) -> Walk:
+    return ball.choose(WALKS) or Walk()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +215,7 @@ class FMN(MinimumNorm[Walking]):
 
     def step(self, state: Walking, point: Point, task: Task) -> Walking:
         best, distance = self.seen(state, point, task)
-        x, walk, ndim = task.x, WALKS[task.ball.name], task.x.ndim
+        x, walk, ndim = task.x, walk_in(task.ball), task.x.ndim
         late = (state.t.to(distance) / self.steps).clamp_max(1)  # rows that only fill a pool go on
         falling = (1 + torch.cos(math.pi * late)) / 2
         eps = self.radius(state, point, task, distance, walk, LEAST_GAMMA + (self.gamma - LEAST_GAMMA) * falling)
@@ -232,7 +237,7 @@ class FMN(MinimumNorm[Walking]):
         self, ball: Ball, grad: Tensor, z: Tensor, x: Tensor, size: Float[Tensor, " n"], late: Float[Tensor, " n"]
     ) -> Float[Tensor, "n *shape"]:
         """The next point, in the row's ball."""
-        return WALKS[ball.name].ahead(ball, grad, z, x, size, late)
+        return walk_in(ball).ahead(ball, grad, z, x, size, late)
 
     @staticmethod
     def last_look(

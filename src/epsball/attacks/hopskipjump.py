@@ -103,7 +103,7 @@ class HopSkipJump(MinimumNorm[Hopping]):
     """
 
     needs = "label"
-    norms = ("linf", "l2")
+    takes = ("intervals", "euclidean")
 
     steps: int = 2000
     references: References | None = None

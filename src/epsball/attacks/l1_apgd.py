@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -67,7 +66,7 @@ class L1APGD(LossAttack[SparseClimb]):
     """
 
     until = "done"
-    norms: ClassVar[tuple[str, ...]] = ("l1",)
+    takes = ("sparse",)
 
     steps: int = 100
 

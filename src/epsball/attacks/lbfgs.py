@@ -130,7 +130,7 @@ class BoxLBFGS(LossAttack[Lines], MinimumNorm[Lines]):
     (True, 0.7)
     """
 
-    norms = ("l2",)
+    takes = ("euclidean",)
 
     loss: Loss = log_chance
     steps: int = 50

@@ -134,7 +134,7 @@ class Penalty(MinimumNorm[Weighing]):
     a job that further rounds bring nothing.
     """
 
-    norms = ("l2",)
+    takes = ("euclidean",)
 
     steps: int = 100
     binary_steps: int = 9

@@ -57,7 +57,7 @@ class SigmaZero(LossAttack[Counting], MinimumNorm[Counting]):
     1
     """
 
-    norms = ("l0",)
+    takes = ("count",)
 
     loss: Loss = margin
     steps: int = 1000

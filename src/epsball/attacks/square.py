@@ -17,7 +17,7 @@ from torch import Tensor
 from epsball.attacks.attack import LossAttack, State
 from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
 from epsball.attacks.grid import BLOCK
-from epsball.attacks.windows import FILLINGS, Filling
+from epsball.attacks.windows import FILLINGS, Filling, filling_of
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch, column, flat
@@ -64,7 +64,7 @@ class Square(LossAttack[Searching]):
     """
 
     needs = "logits"
-    norms = tuple(FILLINGS)
+    takes = tuple(FILLINGS)
 
     loss: Loss = margin
     steps: int = 5000
@@ -100,7 +100,7 @@ class Square(LossAttack[Searching]):
         return torch.where(column(found, task.x.ndim), task.warm_start, filling.start(task))
 
     def init(self, task: Task) -> Searching:
-        filling = FILLINGS[task.ball.name]
+        filling = filling_of(task.ball)
         z = self._start(task, filling).contiguous()
         at = filling.windows(tuple(z.shape[1:]), self.steps, self.p, z.device)
         t = torch.zeros_like(task.y)
@@ -117,7 +117,7 @@ class Square(LossAttack[Searching]):
         )
 
     def step(self, state: Searching, point: Point, task: Task) -> Searching:
-        filling = FILLINGS[task.ball.name]
+        filling = filling_of(task.ball)
         at = filling.windows(tuple(state.z.shape[1:]), self.steps, self.p, state.z.device)
         least, most = (end.item() for end in state.due.aminmax())
         if most == BLOCK:

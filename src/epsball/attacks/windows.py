@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.attacks.grid import HALF, Cells, Grid, Windows, below, eta, owned, windows
-from epsball.balls.linf import Linf
+from epsball.balls.ball import Ball, Trait
 from epsball.common.shapes import Batch, column, flat
 from epsball.problem.task import Task
 
@@ -91,8 +91,7 @@ class Ends(Filling):
 
     def _ends(self, task: Task) -> tuple[Float[Tensor, " cells"], Float[Tensor, " cells"]]:
         """The ends of ball, box and mask, flat."""
-        assert isinstance(task.ball, Linf)
-        low, high = task.ball._ends(task.x)
+        low, high = task.ball.intervals(task.x)
         return low.reshape(-1), high.reshape(-1)
 
 
@@ -198,8 +197,16 @@ def per_row(value: Float[Tensor, " owners"], channels: int) -> PerRow:
     return torch.segment_reduce(value, "sum", lengths=count, unsafe=True)
 
 
-FILLINGS: dict[str, Filling] = {
-    "linf": Ends(),
-    "l2": Mass(power=2, decay=2, lavish=False),
-    "l1": Mass(power=1, decay=4, lavish=True),
+FILLINGS: dict[Trait, Filling] = {
+    "intervals": Ends(),
+    "euclidean": Mass(power=2, decay=2, lavish=False),
+    "sparse": Mass(power=1, decay=4, lavish=True),
 }
+
+
+def filling_of(ball: Ball) -> Filling:
+    """The way to fill windows in such balls. Raises `BadInput` where there is none."""
+    filling = ball.choose(FILLINGS)
+    if filling is None:
+        raise BadInput(f"`ball` must be of a norm that Square is defined in, got {ball.name}; see Square.norms()")
+    return filling

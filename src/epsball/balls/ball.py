@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from epsball.balls.written import ball_text
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.common.shapes import BLOCK, RULE, Batch, PerExample, blocks, column, finite, fits, flat, shown
+
+Trait = Literal["dual norm", "count", "euclidean", "sparse", "intervals"]
+"""What an attack may need of a ball.
+
+"dual norm": it is the ball of a norm, whose dual bounds the gain. "count": the radius counts coordinates. "euclidean":
+the squared distance is the sum of the squared changes. "sparse": the distance is the sum of the absolute changes, and a
+steepest step moves a single coordinate. "intervals": each coordinate has an interval of its own (`intervals`).
+"""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +50,13 @@ class Ball(ABC):
     """
 
     name: ClassVar[str]
+    """On a command line, and the column of a record's distances."""
+    symbol: ClassVar[str]
+    """In a sentence or a figure."""
+    rule: ClassVar[str]
+    """What the radius bounds."""
+    unit: ClassVar[str] = "units of the data"
+    traits: ClassVar[frozenset[Trait]]
 
     eps: float | Tensor
     lo: float | Tensor = -math.inf
@@ -49,6 +67,28 @@ class Ball(ABC):
     def __post_init__(self) -> None:
         if not self._bound:
             self._check_parts()
+
+    @classmethod
+    def choose(cls, options: Mapping[Trait, T]) -> T | None:
+        """The first of the options whose trait the ball has; None where it has none of them."""
+        return next((option for trait, option in options.items() if trait in cls.traits), None)
+
+    @classmethod
+    def parts(cls) -> tuple[str, ...]:
+        """The names of the radius, the box, the mask and of what else a norm's class has as fields."""
+        return tuple(part.name for part in fields(cls) if part.name != "_bound")
+
+    def label(self) -> str:
+        """The norm and the radius as they are written in a sentence.
+
+        >>> from epsball import Linf
+        >>> Linf(eps=8 / 255, lo=0, hi=1).label()
+        'L∞, ε = 8/255'
+        """
+        if isinstance(self.eps, Tensor) and self.eps.numel() > 1:
+            return f"{self.symbol}, ε one per {'example' if self.eps.ndim == 1 else 'feature'}"
+        eps, lo, hi = (float(torch.as_tensor(part).double().mean()) for part in (self.eps, self.lo, self.hi))
+        return ball_text(self.symbol, eps, lo, hi)
 
     def _check_parts(self) -> None:
         for name in ("eps", "lo", "hi"):
@@ -82,15 +122,14 @@ class Ball(ABC):
         if x.ndim == 0:
             raise BadInput("`x` must have a first dimension of examples, got a scalar; write `x[None]`")
         parts = {}
-        for name in ("eps", "lo", "hi", "mask"):
+        for name in self.parts():
             value = getattr(self, name)
             if isinstance(value, Tensor) and value.ndim == 0:
                 value = value.item()
             if isinstance(value, Tensor):
                 if not (name == "eps" and self._fits_eps(value, x)) and not (name != "eps" and fits(value, x)):
-                    raise BadInput(
-                        f"`{name}` of shape {tuple(value.shape)} does not fit x {tuple(x.shape)}: {RULE[name]}"
-                    )
+                    rule = RULE.get(name, RULE["mask"])
+                    raise BadInput(f"`{name}` of shape {tuple(value.shape)} does not fit x {tuple(x.shape)}: {rule}")
                 value = value.to(x.device, torch.bool if name == "mask" else x.dtype)
             parts[name] = value
         ball = replace(self, **parts, _bound=True)
@@ -121,7 +160,7 @@ class Ball(ABC):
         """The ball of some of the rows: whatever is per example follows, the shared parts stay."""
         parts = {
             name: value[index]
-            for name in ("eps", "lo", "hi", "mask")
+            for name in self.parts()
             if isinstance(value := getattr(self, name), Tensor)
             and value.ndim > 0
             and (value.shape[0] != 1 or (name == "eps" and value.ndim == 1))
@@ -227,8 +266,10 @@ class Ball(ABC):
 
         >>> from epsball import Linf
         >>> x, w = torch.tensor([[0.0, 0.9]]), torch.tensor([[1.0, 2.0]])
-        >>> Linf(eps=0).project_onto_hyperplane(torch.tensor([0.6]), w, x), Linf(eps=0, hi=1).project_onto_hyperplane(torch.tensor([0.6]), w, x)
-        (tensor([[0.2000, 1.1000]]), tensor([[0.4000, 1.0000]]))
+        >>> Linf(eps=0).project_onto_hyperplane(torch.tensor([0.6]), w, x)
+        tensor([[0.2000, 1.1000]])
+        >>> Linf(eps=0, hi=1).project_onto_hyperplane(torch.tensor([0.6]), w, x)
+        tensor([[0.4000, 1.0000]])
         """
         ball, wide = self.bind(z), torch.promote_types(z.dtype, torch.float32)
         near, slope, gain = z.to(wide), grad.to(wide), gain.to(wide)
@@ -263,6 +304,10 @@ class Ball(ABC):
         """The norm of z - x; where `eps` is one per feature (Linf), the greatest share of it that a coordinate uses."""
         delta, unit = z - x, self._unit(x)
         return self.norm(delta if unit is None else delta / unit)
+
+    def intervals(self, x: Batch) -> tuple[Batch, Batch]:
+        """The least and the greatest value of each coordinate in ball, box and mask; of balls with that trait."""
+        raise NotImplementedError(f"{type(self).__name__} is not an interval per coordinate")
 
     def clip(self, z: Batch) -> Batch:
         """z, clipped to the box."""
@@ -314,7 +359,7 @@ class Ball(ABC):
     def contains(self, z: Batch, x: Batch) -> Bool[Tensor, " n"]:
         """Whether z is in ball, box and mask: in float64, norm <= eps + 4 ulp of x's dtype at the data's scale."""
         ball = self.bind(x)
-        delta = flat(z.double() - x.double())
+        delta = z.double() - x.double()
         scale = torch.maximum(flat(z).abs().amax(1), flat(x).abs().amax(1)).double()
         inside = ball._within(delta, 4 * torch.finfo(x.dtype).eps * scale, x)
         inside &= flat((z >= ball.lo) & (z <= ball.hi)).all(1)
@@ -335,9 +380,9 @@ class Ball(ABC):
     @abstractmethod
     def _dual(self, grads: Batch) -> PerExample: ...
 
-    @abstractmethod
     def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
         """The gains of shared directions for a bound ball and a block of rows, in at least single precision."""
+        return torch.stack([self.max_gain(grad.expand(x.shape), x) for grad in grads], 1)
 
     @abstractmethod
     def _cheapest(
@@ -367,7 +412,7 @@ class Ball(ABC):
     @abstractmethod
     def _sample(self, x: Batch, noise: Noise) -> Batch: ...
 
-    def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
+    def _within(self, delta: Batch, slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
         return self.norm(delta) <= self._radius(slack) + slack
 
     def _radius(self, like: Tensor) -> Tensor:

@@ -14,34 +14,37 @@ from epsball.balls.ball import Ball
 from epsball.balls.registry import BALLS
 from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
-
-PARTS = ("eps", "lo", "hi", "mask")
+from epsball.common.fingerprint import described
 
 
 def save_ball(ball: Ball, path: Path) -> None:
     """Keep the tensors of a bound ball, rows in the order of their ids; no file where it has only numbers."""
-    parts = {name: value for name in PARTS if isinstance(value := getattr(ball, name), Tensor)}
+    parts = {name: value for name in ball.parts() if isinstance(value := getattr(ball, name), Tensor)}
     if parts:
         kept = {name: value.detach().cpu().contiguous().clone() for name, value in parts.items()}
         write_whole(path, lambda draft: save_file(kept, draft))
 
 
-def load_ball(described: dict[str, Any], path: Path, *, radius: float | None) -> Ball:
-    """The ball of a run, bound to its examples; `described` is what its configuration says, `radius` that of a stage.
+def describe_ball(ball: Ball) -> dict[str, Any]:
+    """A ball as a configuration says it: its norm's name, its class and its parts, tensors by their digests."""
+    parts = {name: described(getattr(ball, name)) for name in ball.parts()}
+    return {"norm": ball.name, "class": described(type(ball))} | parts
+
+
+def load_ball(description: dict[str, Any], path: Path, *, radius: float | None) -> Ball:
+    """The ball of a run, bound to its examples; `description` is what its configuration says, `radius` that of a stage.
 
     A radius of None is the ball's own. Raises `BadInput` for what is no ball: an unknown norm, tensors not there.
     """
-    wanted = [name for name in PARTS if isinstance(described.get(name), str) and described[name].startswith("tensor")]
+    wanted = [name for name, value in description.items() if isinstance(value, str) and value.startswith("tensor")]
     try:
+        cls = BALLS[description["norm"]]
         tensors = load_file(path) if wanted else {}
-        own = {name: tensors[name] if name in wanted else _number(described[name]) for name in PARTS}
-        cls = {cls.__name__: cls for cls in BALLS.values()}[described["class"]]
-        ball = cls(
-            eps=own["eps"] if radius is None else radius, lo=own["lo"], hi=own["hi"], mask=own["mask"], _bound=True
-        )
+        own = {name: tensors[name] if name in wanted else _number(description[name]) for name in cls.parts()}
+        ball = cls(**own | ({} if radius is None else {"eps": radius}), _bound=True)
     except (KeyError, TypeError, OSError, SafetensorError) as error:
         raise BadInput(
-            f"`run_dir` must hold the ball of the run, but config.json names {described} and {path} gives no more: "
+            f"`run_dir` must hold the ball of the run, but config.json names {description} and {path} gives no more: "
             f"{error}; a run of this version writes both"
         ) from error
     return ball

@@ -20,6 +20,10 @@ class L0(Ball):
     """At most floor(eps) coordinates change, anywhere in the box, which must be finite. Coordinates, not pixels."""
 
     name = "l0"
+    symbol = "L0"
+    rule = "≤ ε values changed"
+    unit = "coordinates"
+    traits = frozenset({"count"})
 
     def _check_parts(self) -> None:
         super()._check_parts()
@@ -73,7 +77,7 @@ class L0(Ball):
         share = ((gain - worth.cumsum(1) + worth) / worth).nan_to_num_(nan=0.0).clamp_(0, 1)
         return torch.empty_like(room).scatter_(1, order, share).mul_(room)
 
-    def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
+    def _within(self, delta: Batch, slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
         return self.norm(delta) <= self._radius(slack).floor()  # a count needs no slack
 
     def _ascent(self, grad: Batch, z: Batch) -> Batch:

@@ -27,6 +27,9 @@ class L1(Ball):
     """The L1 ball: its maximiser spends eps where the gradient is largest and the box has room."""
 
     name = "l1"
+    symbol = "L1"
+    rule = "sum of changes ≤ ε"
+    traits = frozenset({"dual norm", "sparse"})
 
     def norm(self, delta: Batch) -> PerExample:
         return flat(delta).abs().sum(1)

@@ -29,6 +29,9 @@ class L2(Ball):
     """The Euclidean ball."""
 
     name = "l2"
+    symbol = "L2"
+    rule = "Euclidean length ≤ ε"
+    traits = frozenset({"dual norm", "euclidean"})
 
     def norm(self, delta: Batch) -> PerExample:
         return torch.linalg.vector_norm(flat(delta), dim=1)

@@ -19,6 +19,9 @@ class Linf(Ball):
     """The max-norm ball: no coordinate moves by more than eps. `eps` may also be (1, *shape), one per feature."""
 
     name = "linf"
+    symbol = "L∞"
+    rule = "each change ≤ ε"
+    traits = frozenset({"dual norm", "intervals"})
 
     def norm(self, delta: Batch) -> PerExample:
         return greatest(flat(delta))
@@ -26,8 +29,8 @@ class Linf(Ball):
     def _fits_eps(self, eps: Tensor, x: Tensor) -> bool:
         return super()._fits_eps(eps, x) or (eps.ndim == x.ndim > 1 and eps.shape[0] == 1 and fits(eps, x))
 
-    def _ends(self, x: Batch) -> tuple[Batch, Batch]:
-        """Ball, box and mask together are one interval per coordinate; kept for the x last asked for."""
+    def intervals(self, x: Batch) -> tuple[Batch, Batch]:
+        """The least and the greatest value of each coordinate in ball, box and mask; kept for the last x."""
         kept = self.__dict__.get("_kept")
         if kept is None or kept[0] is not x or kept[3] != x._version:
             eps = self._radius(x).to(x)
@@ -38,7 +41,7 @@ class Linf(Ball):
         return kept[1], kept[2]
 
     def _project(self, z: Batch, x: Batch) -> Batch:
-        return z.clamp(*self._ends(x))
+        return z.clamp(*self.intervals(x))
 
     def _argmax(self, grad: Batch, x: Batch) -> Batch:
         return self._masked(self._clip_(self._signed(grad, 1).add_(x)), x)
@@ -99,7 +102,7 @@ class Linf(Ball):
         return grad.sign()
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
-        low, high = self._ends(x)
+        low, high = self.intervals(x)
         if isinstance(self.eps, Tensor) or isinstance(size, Tensor) or self._endless():
             return self._signed(grad, size).add_(z).clamp_(low, high)
         sign = grad.sign()  # the only new memory of a step: fetching memory is most of what a step costs
@@ -111,8 +114,8 @@ class Linf(Ball):
         if not self._endless():
             return unit.sub_(0.5).mul_(2 * eps).add_(x)
         self._need_box()
-        low, high = self._ends(x)
+        low, high = self.intervals(x)
         return torch.where(eps.isinf(), low + (high - low) * unit, x + 2 * eps.nan_to_num(posinf=0) * (unit - 0.5))
 
-    def _within(self, delta: Float[Tensor, "n d"], slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
-        return (delta.abs() <= flat(self._radius(x).expand(x.shape)) + slack[:, None]).all(1)
+    def _within(self, delta: Batch, slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
+        return flat(delta.abs() <= self._radius(x) + column(slack, x.ndim)).all(1)

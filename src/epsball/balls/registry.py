@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from importlib import import_module
 
 from epsball.balls.ball import Ball
-from epsball.balls.l0 import L0
-from epsball.balls.l1 import L1
-from epsball.balls.l2 import L2
-from epsball.balls.linf import Linf
+from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
+from epsball.common.lazy import names_in
 
-BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
+_CLASSES: list[type[Ball]] = [getattr(import_module(file), name) for name, file in names_in("epsball.balls").items()]
+BALLS: dict[str, type[Ball]] = {cls.name: cls for cls in _CLASSES}
+"""The balls by the names of their norms: the lines of `balls/__init__.pyi`, and what a user adds."""
+
+
+def distances(names: Iterable[str] | None = None) -> dict[str, Ball]:
+    """A ball of each norm to measure distances with, all that are registered or those that are named.
+
+    >>> distances(["l1"])["l1"].norm(torch.tensor([[3.0, -4.0]]))
+    tensor([7.])
+    """
+    known = BALLS if names is None else [check_one_of("norm", name, BALLS) for name in names]
+    return {name: BALLS[name](eps=0, lo=0, hi=0) for name in known}
 
 
 def parse(text: str, *, lo: float = -math.inf, hi: float = math.inf) -> Ball:

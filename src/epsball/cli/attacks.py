@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epsball.attacks.registry import ALIASES, ATTACKS, attack_class, options_of
-from epsball.engine.protocols import CASCADES
+from epsball.engine.protocols import CASCADES, by_norm
 
 
 def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
@@ -28,12 +28,13 @@ def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
         listed[name] = {
             "summary": summary,
             "needs": cls.needs,
-            "norms": list(cls.norms),
+            "norms": list(cls.norms()),
             "options": options_of(cls),
         }
     aliases = {name: stands for name, stands in ALIASES.items() if stands.partition(":")[0] in ATTACKS}
+    protocols = {name: by_norm(name) for name in CASCADES}
     if json:
-        print(encoder.dumps({"attacks": listed, "aliases": aliases, "protocols": CASCADES}, indent=2))
+        print(encoder.dumps({"attacks": listed, "aliases": aliases, "protocols": protocols}, indent=2))
         return
     console = Console(highlight=False)
     table = _table("attack", "norms", "what it does", "options (name:key=value,...)")
@@ -45,12 +46,12 @@ def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     for name, stands in aliases.items():
         short.add_row(name, stands)
     console.print("", short)
-    protocols = _table("protocol", "norm", "its attacks, each on what still stands")
-    for name, norms in CASCADES.items():
+    lists = _table("protocol", "norm", "its attacks, each on what still stands")
+    for name, norms in protocols.items():
         for row, (norm, parts) in enumerate(norms.items()):
-            protocols.add_row("" if row else name, norm, " ".join(parts))
-    protocols.add_row("worst-of(A, B, ...)", "any", "A B ..., as in 'worst-of(fgsm, pgd:steps=100)'")
-    console.print("", protocols)
+            lists.add_row("" if row else name, norm, " ".join(parts))
+    lists.add_row("worst-of(A, B, ...)", "any", "A B ..., as in 'worst-of(fgsm, pgd:steps=100)'")
+    console.print("", lists)
 
 
 def _table(*heads: str) -> Table:

@@ -39,7 +39,7 @@ def show_distances(found: Evaluation, console: Console) -> None:
         console.print(f"{share:4.0%} {driven} within {distance:<9.4g} [dim]{left}[/]")
     console.print()
     (_, median), *_ = found.quantiles((0.5,))
-    norm = found.config["ball"]["class"]
+    norm = found.config["norms"][found.config["ball"]["norm"]]
     kept = ", stored in 8 bits" if found.config["storage"]["x_adv"] == "8bit" else ""
     console.print(f"[bold]median distance {median:.4g}[/] ({norm}), clean accuracy {found.clean_accuracy:.2%}{kept}")
     if len(found.curve) > 1 or math.isfinite(found.curve[0][0] or math.inf):

@@ -116,7 +116,7 @@ class Controls:
         noise = self.fallen(UniformNoise(restarts=DRAWS), missed)
         noise |= self.fallen(SignNoise(restarts=DRAWS), missed & ~noise)
         square = Square(steps=QUERIES)
-        has_square = self.task.ball.name in square.norms
+        has_square = square.fits(self.task.ball)
         black = (self.fallen(square, missed) if has_square else none) | (looked & missed)
         enough = share(iterated) >= max(SOME, few(n))
         return (

@@ -16,6 +16,7 @@ from torch import Tensor
 from epsball.attacks.attack import Attack, LossAttack
 from epsball.attacks.registry import parse
 from epsball.attacks.square import Square
+from epsball.balls.ball import Ball
 from epsball.common.checks import check_at_least
 from epsball.diagnosis.probes import Probe
 from epsball.diagnosis.record import Name
@@ -99,10 +100,11 @@ class Reaction:
         return cls() if record is None else cls(**{**record, "because": tuple(record["because"])})
 
 
-def react(probe: Probe, norm: str, eot: int = 1) -> Reaction:
-    """What to do about what the probes found, in balls of `norm`, where `eot` passes are averaged already.
+def react(probe: Probe, ball: Ball, eot: int = 1) -> Reaction:
+    """What to do about what the probes found, in such balls, where `eot` passes are averaged already.
 
-    >>> react(Probe((), 1.0, True, 0, 0), "linf") == Reaction()
+    >>> from epsball.balls.linf import Linf
+    >>> react(Probe((), 1.0, True, 0, 0), Linf(eps=0.1)) == Reaction()
     True
     """
     raised, because = probe.raised, []
@@ -116,7 +118,7 @@ def react(probe: Probe, norm: str, eot: int = 1) -> Reaction:
         draws = DRAWS
         because.append(f"the model is stochastic: the mean of {DRAWS} passes is attacked and judged")
     masked = [name for name in MASKED if name in raised]
-    if masked and "stochastic-forward" not in raised and norm in Square.norms:
+    if masked and "stochastic-forward" not in raised and Square.fits(ball):
         search = True
         because.append(f"{', '.join(masked)}: {SEARCH} is added, random search that gives no example up")
     return Reaction(temperature, draws, search, tuple(because))

@@ -108,7 +108,7 @@ def named(asked: Asked | Sequence[Asked], ball: Ball) -> list[Named]:
     """
     pairs: list[Named] = []
     for one in listed(asked):
-        texts = protocols.expand(one, ball.name) if isinstance(one, str) else (one,)
+        texts = protocols.expand(one, ball) if isinstance(one, str) else (one,)
         pairs.extend((name_of(text), attack_of(text)) for text in texts)
     if not pairs:
         raise BadInput("`attacks` must name at least one attack, got none; as in attacks=['fgsm', 'pgd']")

@@ -155,7 +155,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "data": config["data"]["digest"],
         "model": config["model"],
-        "ball": {part: ball[part] for part in ("class", "lo", "hi", "mask")},
+        "ball": {part: value for part, value in ball.items() if part != "eps"},
         "radii": ball["eps"] if config["radii"] == [None] else config["radii"],
         "attacks": config["attacks"],
         "source model": config.get("source"),

@@ -28,7 +28,8 @@ from torch import Tensor
 from epsball.acceleration.draft import Precision, check_draft
 from epsball.acceleration.plan import Plan as Acceleration
 from epsball.balls.ball import Ball
-from epsball.balls.ball_file import save_ball
+from epsball.balls.ball_file import describe_ball, save_ball
+from epsball.balls.registry import BALLS
 from epsball.common import fingerprint
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
@@ -218,7 +219,8 @@ def plan_of(
         "model": fingerprint.of_model(model),
         "source": None if source is None else fingerprint.of_model(source),
         "eot": eot,
-        "ball": fingerprint.described(bound),
+        "ball": describe_ball(bound),
+        "norms": {name: cls.symbol for name, cls in BALLS.items()},
         "radii": list(radii) if radii else [one_radius],
         "protocol": [name_of(one) for one in listed(attacks)],
         "attacks": [fingerprint.described(attack) for _, attack in pairs],

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
+from epsball.balls.registry import distances
 from epsball.problem.task import AWAY
 
 CONFIDENCE = 1e-4
 """Confidences may differ by so much: between machines the last bits of logits do."""
 
-DISTANCES = ("distance", "linf", "l2", "l1", "l0")
 DISTANCE = 1e-9
 """Distances may differ by so much of themselves: sums in double precision, in whatever order."""
 WHOLE, REAL, TRUTH, TEXT = pa.int64(), pa.float64(), pa.bool_(), pa.string()
@@ -35,10 +36,14 @@ RECORDS |= {
     "adversarial_prediction": WHOLE,
     "adversarial_confidence": REAL,
 }
-RECORDS |= {"distance": REAL, "linf": REAL, "l2": REAL, "l1": REAL, "l0": WHOLE, "overflow_eps": REAL}
-RECORDS |= {"forwards": WHOLE, "backwards": WHOLE}
+RECORDS |= {"distance": REAL, "overflow_eps": REAL, "forwards": WHOLE, "backwards": WHOLE}
 ALWAYS = {"id", "label", "prediction", "valid", "fooled", "invalid", "forwards", "backwards", "status"}
 """The columns that are never null."""
+
+
+def records_columns(norms: Iterable[str]) -> Columns:
+    """The columns of a shard's records, with the distance in each norm."""
+    return RECORDS | {name: WHOLE if "count" in norm.traits else REAL for name, norm in distances(norms).items()}
 
 
 def check_columns(table: pa.Table, kinds: Columns) -> None:
@@ -113,6 +118,7 @@ class Claims:
     valid: np.ndarray
     logits: np.ndarray | None
     min_norm: bool
+    norm_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -127,7 +133,7 @@ class Claims:
         self.forwards, self.backwards = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.prediction, self.confidence = np.full(n, np.nan), np.full(n, np.nan)
         self.known = np.full(n, np.inf)
-        self.norms = {name: np.full(n, np.nan) for name in DISTANCES}
+        self.norms = {name: np.full(n, np.nan) for name in ("distance", *self.norm_names)}
         self.found_at = np.where(self.valid, self.at, -1)
         self.data_rows = np.full(n, -1)
 
@@ -141,11 +147,12 @@ class Claims:
         logits: np.ndarray | None,
         *,
         min_norm: bool,
+        norms: Iterable[str],
     ) -> Self:
         """Before any stage: who was right, and may be attacked."""
         ids, y = (records[name].to_numpy() for name in ("id", "label"))
         target = records["target"].fill_null(AWAY).to_numpy()
-        return cls(ids, y, target, start + np.arange(len(ids)), at, valid, logits, min_norm)
+        return cls(ids, y, target, start + np.arange(len(ids)), at, valid, logits, min_norm, tuple(norms))
 
     def standing(self, everywhere: bool, radii: np.ndarray) -> np.ndarray:
         """The rows that the next attack is run on, at these radii (n,) or wherever there may be a nearer point."""

@@ -56,7 +56,7 @@ def reaction_to(
     except (BadInput, RuntimeError, ValueError, TypeError) as error:  # the run itself says it
         log.info("no look before the attacks: %s", error)
         return Reaction(), 0
-    return react(found, ball.name, eot), found.forwards
+    return react(found, ball, eot), found.forwards
 
 
 def diagnosis_of(plan: Plan, kept: RunDir | None, found: Evaluation, n: int | None) -> Diagnosis | None:

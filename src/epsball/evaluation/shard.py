@@ -19,10 +19,7 @@ from epsball.acceleration.accelerate import Accelerated
 from epsball.acceleration.draft import Draft
 from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
-from epsball.balls.l0 import L0
-from epsball.balls.l1 import L1
-from epsball.balls.l2 import L2
-from epsball.balls.linf import Linf
+from epsball.balls.registry import distances
 from epsball.diagnosis.probes import everywhere
 from epsball.engine import queue, user_attack
 from epsball.engine.queue import OnTurn, Outcome, SuccessCheck
@@ -41,18 +38,13 @@ from epsball.problem.task import AWAY, Task
 log = logging.getLogger(__name__)
 
 PROBED = 32
-NORMS: dict[str, Ball] = {"linf": Linf(eps=0), "l2": L2(eps=0), "l1": L1(eps=0), "l0": L0(eps=0, lo=0, hi=0)}
 FOUND = {
     "eps": np.float64,
     "adversarial_prediction": np.int64,
     "adversarial_confidence": np.float64,
     "distance": np.float64,
-    "linf": np.float64,
-    "l2": np.float64,
-    "l1": np.float64,
-    "l0": np.int64,
 }
-"""What a record says of a fooled example; null for the others."""
+"""What a record says of a fooled example, beside its distance in each norm; null for the others."""
 COUNTS = (
     "forwards",
     "backwards",
@@ -162,7 +154,9 @@ class Shard:
         status[at != y] = "wrong"
         status[(target != AWAY) & ((target == y) | (target == at))] = "at-target"
         status[~valid] = "invalid"
-        columns = {name: np.zeros(len(ids), kind) for name, kind in FOUND.items()}
+        norms = distances(self.plan.config["norms"])
+        kinds = FOUND | {name: np.int64 if "count" in norm.traits else np.float64 for name, norm in norms.items()}
+        columns = {name: np.zeros(len(ids), kind) for name, kind in kinds.items()}
         passes = {name: np.zeros(len(ids), np.int64) for name in ("forwards", "backwards")}
         attack = np.full(len(ids), None, dtype=object)
         overflow, overflowed = np.full(len(ids), np.nan), np.zeros(len(ids), dtype=bool)
@@ -190,7 +184,7 @@ class Shard:
             x = self.task.x[torch.from_numpy(rows)].cpu()
             z = torch.from_numpy(self.plan.storage.points(table["x_adv"], tuple(x.shape[1:])).copy())
             ball = self.ball(stage).rows(torch.from_numpy(rows))
-            for name, norm in (("distance", ball), *NORMS.items()):
+            for name, norm in (("distance", ball), *norms.items()):
                 columns[name][rows] = norm.norm(z.double() - x.double()).numpy()
             self.known[rows] = columns["distance"][rows]
             columns["eps"][rows] = np.fmin(self.known, radii)[rows] if self.plan.min_norm else radii[rows]

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
-from epsball.balls.ball_file import PARTS, inside_box, load_ball
+from epsball.balls.ball_file import inside_box, load_ball
+from epsball.balls.linf import Linf
+from epsball.balls.registry import distances
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
@@ -32,18 +34,17 @@ from epsball.evaluation.expected_records import (
     CONFIDENCE,
     DISTANCE,
     REAL,
-    RECORDS,
     STAGE,
     Claims,
     Columns,
     Differences,
     check_columns,
+    records_columns,
     values,
 )
 from epsball.evaluation.point_storage import Storage, checksums
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import read_config
-from epsball.evaluation.shard import NORMS
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction, prediction
 from epsball.problem.task import AWAY, Task
@@ -147,6 +148,7 @@ class _Check:
         self.device = parts[0].device if parts else torch.device("cpu")
         self.dtype = getattr(torch, self.config["data"]["dtype"])
         self.shape = tuple(self.config["data"]["shape"])
+        self.norms = tuple(self.config.get("norms", ()))
 
     def read(self, path: Path, kinds: Columns) -> pa.Table | None:
         """A table of the run; where it cannot be read, or is not what it should be, that is a difference."""
@@ -163,7 +165,7 @@ class _Check:
     def shard(self, number: int, start: int, size: int) -> None:
         """Everything that can be known of one shard, held against its records."""
         stages = self.path / "stages"
-        records = self.read(self.path / "records" / f"{number:05d}.parquet", RECORDS)
+        records = self.read(self.path / "records" / f"{number:05d}.parquet", records_columns(self.norms))
         clean = self.read(stages / f"{number:05d}-clean.parquet", CLEAN)
         if records is None:
             for id in [] if clean is None else clean["id"].to_pylist():
@@ -172,7 +174,9 @@ class _Check:
         self.differences.add(
             None, "count", f"shard {number}: {size} examples", f"shard {number}: {len(records)} examples"
         )
-        claims = Claims.of(records, start, *self.clean(records, clean), min_norm=self.config["min_norm"])
+        claims = Claims.of(
+            records, start, *self.clean(records, clean), min_norm=self.config["min_norm"], norms=self.norms
+        )
         if self.data is not None:
             self.against_data(claims, self.data)
         names = ["clean"]
@@ -295,7 +299,7 @@ class _Check:
         output = self.forward(task, z)
         good, inside = self.objective.succeeds(output, task).cpu().numpy(), np.full(len(where), False)
         delta = z.double() - x.double()
-        norms: dict[str, Ball] = dict(NORMS)
+        norms = distances(self.norms)
         if ball is not None:
             inside = (ball.contains(z, x) & inside_box(ball, x)).cpu().numpy()
             norms["distance"] = ball
@@ -346,7 +350,7 @@ class _Check:
         )
         noise = Noise(self.config["seed"], ids, torch.zeros_like(ids))
         clean = None if claims.logits is None else torch.from_numpy(claims.logits[where]).to(x)
-        return Task(x, y, target, target, clean, NORMS["linf"] if ball is None else ball, noise)
+        return Task(x, y, target, target, clean, Linf(eps=0) if ball is None else ball, noise)
 
     def forward(self, task: Task, z: Tensor) -> Tensor:
         try:
@@ -372,7 +376,7 @@ class _Check:
             return self.balls[radius]
         try:
             ball = load_ball(self.config["ball"], self.path / "ball.safetensors", radius=radius)
-            for part in PARTS:
+            for part in ball.parts():
                 value, told = getattr(ball, part), self.config["ball"][part]
                 if isinstance(value, Tensor):
                     self.differences.add(None, "ball", f"{part}: {told}", f"{part}: {fingerprint.described(value)}")
@@ -392,7 +396,7 @@ class _Check:
             return None
         ball = whole.rows(torch.from_numpy(places))
         return replace(
-            ball, **{part: at.to(self.device) for part in PARTS if isinstance(at := getattr(ball, part), Tensor)}
+            ball, **{part: at.to(self.device) for part in ball.parts() if isinstance(at := getattr(ball, part), Tensor)}
         )
 
     def radii(self, stage: dict[str, Any], claims: Claims) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
+from epsball.balls.registry import BALLS
 from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
@@ -135,7 +136,7 @@ def _universal(case: Case) -> Finding:
 
 
 def _boundary(case: Case) -> Finding:
-    norms = ("linf", "l2", "l1", "l0") if isfinite(case.data.lo) and isfinite(case.data.hi) else ()
+    norms = tuple(BALLS) if isfinite(case.data.lo) and isfinite(case.data.hi) else ()
     asked = {"train": case.train, "norms": norms, "rows": ROWS, "seed": case.seed, "batch_size": case.batch_size}
     return boundary(case.model, case.data, case.ball, **asked)
 
@@ -162,7 +163,7 @@ def _local_growth(case: Case) -> Finding:
 
 
 def _linearity(case: Case) -> Finding:
-    boxed = case.ball.name == "l0"  # where a step without a box has no end
+    boxed = "count" in case.ball.traits  # where a step without a box has no end
     return linearity(case.model, case.data, case.ball, boxed=boxed, batch_size=case.batch_size, seed=case.seed)
 
 

@@ -132,7 +132,7 @@ def local_growth(
     has the same radius and box at every size. At most `rows` examples, spread over `data`. `seed` keys weights,
     training and control. `on_progress` is called with the count of finished sizes and what is next.
 
-    Raises `BadInput` where the examples are no images, for a ball without a single radius, and in L0.
+    Raises `BadInput` where the examples are no images, for a ball without a single radius, and for one that counts.
     """
     for name, value, least in (("steps", steps, 1), ("rows", rows, 1), ("batch_size", batch_size, 1)):
         check_whole(name, value, least)
@@ -142,8 +142,10 @@ def local_growth(
     for side in sides:
         check_whole("sides", side, 1)
     radius_of(ball)
-    if ball.name == "l0":
-        raise BadInput("`ball` must be one of linf, l2, l1: without the box a step in l0 has no end; take linf:0.1")
+    if "count" in ball.traits:
+        raise BadInput(
+            f"`ball` must have a dual norm, got {ball.name}: without the box its step has no end; take linf:0.1"
+        )
     if train is None:
         train, data = halves(data)
     for name, part in (("data", data), ("train", train)):

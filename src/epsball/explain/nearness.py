@@ -189,7 +189,7 @@ def boundary(
         if on_progress is not None:
             on_progress(len(found), len(names), name)
         one = ball if name == ball.name else BALLS[name](eps=1.0, lo=ball.lo, hi=ball.hi)
-        attacks[name] = [text for text in ATTACKS if name in attack_class(text.partition(":")[0]).norms]
+        attacks[name] = [text for text in ATTACKS if name in attack_class(text.partition(":")[0]).norms()]
         ev = evaluate(
             model,
             kept,

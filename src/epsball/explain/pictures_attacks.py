@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from epsball.balls.registry import BALLS
 from epsball.explain.pictures import made_with, name_of_data, percents, short, show
 from epsball.explain.record import name_of
 from epsball.report import plots
@@ -188,18 +189,14 @@ def draw_boundary(found: Boundary, path: str | Path) -> None:
     plots.save(figure, path)
 
 
-def _unit(norm: str) -> str:
-    return "coordinates" if norm == "l0" else "units of the data"
-
-
 def _eps(config: dict[str, Any]) -> str:
     norm = config["said"].split()[0]
-    return f"eps ({norm}, {_unit(norm)})"
+    return f"eps ({norm}, {BALLS[norm].unit})"
 
 
 def _distances(axis: Axes, one: Distances) -> None:
     far = f": {one.ratio:.1f} times as far" if math.isfinite(one.ratio) else ""
-    plots.panel(axis, title=f"{one.norm}{far}", x=f"{one.norm} distance, {_unit(one.norm)}", log="x")
+    plots.panel(axis, title=f"{one.norm}{far}", x=f"{one.norm} distance, {BALLS[one.norm].unit}", log="x")
     near, other = np.array(one.boundary)[one.right], np.array(one.other)
     other = other[np.isfinite(other) & (other > 0)]
     both = np.concatenate([near, other])

@@ -11,9 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
+
+from epsball.balls.ball import Ball
+from epsball.balls.l1 import L1
+from epsball.balls.l2 import L2
+from epsball.balls.linf import Linf
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +70,8 @@ class Smoothed:
 class Gauge(ABC):
     """The attacker's gain against weights (d,); `eps` (d,) >= 0 is the radius per feature."""
 
+    ball: ClassVar[type[Ball]]
+
     eps: np.ndarray
 
     def columns(self, index: np.ndarray) -> Self:
@@ -100,6 +107,8 @@ class Gauge(ABC):
 class AgainstLinf(Gauge):
     """The attacker moves every feature by at most eps; the gain is sum eps_j |w_j|."""
 
+    ball = Linf
+
     def value(self, w: np.ndarray) -> float:
         return float(self.eps @ np.abs(w))
 
@@ -125,6 +134,8 @@ class AgainstLinf(Gauge):
 
 class AgainstL2(Gauge):
     """The attacker moves by a vector of Euclidean length (delta / eps) at most one; the gain is |eps * w|_2."""
+
+    ball = L2
 
     def value(self, w: np.ndarray) -> float:
         return float(np.linalg.norm(self.eps * w))
@@ -155,6 +166,8 @@ class AgainstL2(Gauge):
 
 class AgainstL1(Gauge):
     """The attacker spends sum |delta_j| / eps_j <= 1; the gain is the greatest eps_j |w_j|."""
+
+    ball = L1
 
     def value(self, w: np.ndarray) -> float:
         return float((self.eps * np.abs(w)).max(initial=0.0))
@@ -227,4 +240,5 @@ def _barrier_slack(below: np.ndarray, top: float, mu: float) -> float:
     return z
 
 
-GAUGES: dict[str, type[Gauge]] = {"linf": AgainstLinf, "l2": AgainstL2, "l1": AgainstL1}
+GAUGES: dict[str, type[Gauge]] = {gauge.ball.name: gauge for gauge in (AgainstLinf, AgainstL2, AgainstL1)}
+"""By the name of the attacker's norm."""

@@ -190,7 +190,7 @@ def _scale(
 ) -> tuple[Float[np.ndarray, " d"], float, str]:
     """What a radius of one is in each column, the radius in that, and how it is called."""
     if radius is not None:
-        if norm == "l0" and radius.per_std:
+        if "count" in BALLS[norm].traits and radius.per_std:
             raise BadInput("`eps` must be a number of columns in l0, got std; as in --eps 2")
         return radius.unit(table.x), radius.value, "std" if radius.per_std else "raw"
     assert isinstance(model, RobustClassifier)

@@ -19,7 +19,6 @@ from epsball.report.run import Run
 STEPS = 400
 """The most corners that a curve of distances is drawn with."""
 BINS = 30
-NORMS = ("l2", "linf", "l1", "l0")
 """Columns of the records, in the order in which one takes the place of another."""
 AXIS = {"gridcolor": "--line", "zerolinecolor": "--line", "linecolor": "--line", "automargin": True, "fixedrange": True}
 LINES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
@@ -198,14 +197,14 @@ def distances(run: Run) -> Chart | None:
     Attacks of one radius go to its edge, where a histogram is a single bar: then the distances in the first other norm
     in which they differ are drawn.
     """
-    known = {column: run.distances(column) for column in ("distance", *NORMS)}
+    known = {column: run.distances(column) for column in ("distance", *run.norms)}
     if not len(known["distance"]):
         return None
     apart = [column for column, far in known.items() if np.quantile(far, 0.05) < 0.99 * far.max()]
     column = apart[0] if apart else "distance"
     own, norm, far = column == "distance", run.norm if column == "distance" else column, known[column]
     top = float(far.max()) or 1.0
-    if norm == "l0":
+    if norm in run.counts:
         edges = np.arange(-0.5, math.floor(top) + 1, max(1, math.ceil(top / BINS)))
         edges = np.append(edges, edges[-1] + max(1, math.ceil(top / BINS)))
     else:
@@ -238,7 +237,7 @@ def distances(run: Run) -> Chart | None:
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
     rows = tuple(
         (name, *(f"{float(np.quantile(known[name], share, method='inverted_cdf')):.4g}" for share in shares))
-        for name in ("linf", "l2", "l1", "l0")
+        for name in run.norms
     )
     notes = []
     if not run.config["min_norm"]:

@@ -6,12 +6,13 @@ import json
 import math
 import shlex
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from epsball.balls.written import radius_text
 from epsball.common.json_files import read_json
 from epsball.diagnosis.record import Diagnosis
 from epsball.evaluation.result import Evaluation, Stage, Status
@@ -74,7 +75,17 @@ class Run:
     @property
     def norm(self) -> str:
         """The norm, as on a command line."""
-        return str(self.config["ball"]["class"]).lower()
+        return str(self.config["ball"]["norm"])
+
+    @property
+    def norms(self) -> dict[str, str]:
+        """The norms that distances were measured in, by name, as they are written in a figure."""
+        return dict(self.config.get("norms", {}))
+
+    @property
+    def counts(self) -> set[str]:
+        """The norms of which the distance is a count of coordinates."""
+        return {name for name in self.norms if pa.types.is_integer(self.found.records.schema.field(name).type)}
 
     @property
     def box(self) -> tuple[float, float] | None:
@@ -94,13 +105,7 @@ class Run:
 
     def spelled(self, eps: float | None) -> str:
         """A radius in words: 8/255 in a box from 0 to 1, where that is what was meant."""
-        if eps is None:
-            return "one per example"
-        if self.box == (0.0, 1.0) and eps > 0 and float(f"{eps:.3g}") != eps:
-            near = Fraction(round(eps * 255), 255)
-            if near and math.isclose(float(near), eps, rel_tol=1e-9):
-                return f"{round(eps * 255)}/255"
-        return f"{eps:.4g}"
+        return radius_text(eps, *(self.box or ()))
 
     @property
     def ball(self) -> str:
@@ -221,7 +226,7 @@ class Run:
         return tuple(said)
 
     def distances(self, column: str) -> np.ndarray:
-        """The distances of the fooled, (m,): in the ball's norm, "distance", or in one of the four, as in "l2"."""
+        """The distances of the fooled, (m,): in the ball's norm, "distance", or in another that was measured, as in "l2"."""
         far = self.found.records[column].drop_null().to_numpy().astype(float)
         return far[np.isfinite(far)]
 
@@ -256,7 +261,7 @@ class Run:
             asked.append(f"target={'target' if self._goal is None else self._goal}")
         asked += ["source=source"] * (config["source"] is not None)
         asked.append(f"seed={config['seed']}")
-        return f"eb.evaluate(model, (x, y), eb.{ball['class']}({', '.join(parts)}), {', '.join(asked)})"
+        return f"eb.evaluate(model, (x, y), eb.{ball['class'].split()[0]}({', '.join(parts)}), {', '.join(asked)})"
 
 
 def _argument(name: str, value: Any) -> str:

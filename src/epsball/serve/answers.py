@@ -123,7 +123,7 @@ class Desk:
         if not isfinite(question.eps):
             raise BadInput(f"`eps` must be a finite number on this page, got {question.eps}")
         attack = chosen(question.attack)
-        ball = exhibit.around(check_one_of("norm", question.norm, attack.norms), question.eps)
+        ball = exhibit.around(check_one_of("norm", question.norm, attack.norms()), question.eps)
         if question.png is not None:
             return Asked(question, self._decoded(from_base64("png", question.png)), question.label, ball, attack)
         row = 0 if question.row is None else question.row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,23 +32,6 @@ MOST_PASSES = 20_000
 """Passes of one question, at most: the page waits for them."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How the page speaks of a norm and its radius; `whole` where the radius is a count."""
-
-    name: str
-    unit: str
-    whole: bool = False
-
-
-SCALES: dict[str, Scale] = {
-    "linf": Scale("L∞: each change ≤ ε", "in the units of a value"),
-    "l2": Scale("L2: Euclidean length ≤ ε", "in the units of a value"),
-    "l1": Scale("L1: sum of changes ≤ ε", "in the units of a value"),
-    "l0": Scale("L0: ≤ ε values changed", "values changed", whole=True),
-}
-
-
 def chosen(text: str) -> Attack:
     """The attack of a short form, if it is one that a page can wait for.
 
@@ -67,22 +49,21 @@ def chosen(text: str) -> Attack:
 def menu(exhibit: Exhibit) -> dict[str, Any]:
     """The choices, as JSON can hold them.
 
-    The greatest radius of a norm is that of a change of every value by half of the box, in L0 of all values.
+    The greatest radius of a norm is that of a change of every value by half of the box, in L0 of all coordinates.
     """
     half = torch.full((1, *exhibit.shape), (exhibit.hi - exhibit.lo) / 2)
     norms = [
         {
             "id": norm,
-            "name": scale.name,
-            "unit": scale.unit,
-            "whole": scale.whole,
+            "name": f"{ball.symbol}: {ball.rule}",
+            "unit": ball.unit,
+            "whole": "count" in ball.traits,
             "most": float(exhibit.around(norm, 1.0).norm(half)),
         }
-        for norm, scale in SCALES.items()
-        if norm in BALLS
+        for norm, ball in BALLS.items()
     ]
     attacks = []
     for text, name in ATTACKS.items():
         attack, kind = parse(text), attack_class(text.partition(":")[0])
-        attacks.append({"id": text, "name": name, "norms": list(kind.norms), "iterates": attack.max_steps != 1})
+        attacks.append({"id": text, "name": name, "norms": list(kind.norms()), "iterates": attack.max_steps != 1})
     return {"norms": norms, "attacks": attacks}
