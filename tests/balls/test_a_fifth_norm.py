@@ -153,7 +153,7 @@ def test_a_run_has_its_distances_and_verifies_and_reports(digits, linear, tmp_pa
     assert (fooled["wlinf"] == fooled["distance"]).all()
     assert (fooled["wlinf"] <= 0.15 * (1 + 1e-6)).all()
     assert (fooled["linf"] > 0.15).any(), "a weight above one lets a pixel move by more than eps"
-    checked = eb.verify(linear, tmp_path / "a", data=digits)
+    checked = eb.verify(tmp_path / "a", linear, data=digits)
     assert checked.agrees, checked.differences.to_pandas()
     page = write_report(tmp_path / "a").read_text()
     assert "weighted L∞" in page
