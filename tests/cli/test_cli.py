@@ -76,7 +76,7 @@ def test_another_command_on_the_same_directory_is_refused_by_name(finished):
     _, out = finished
     other = alone("evaluate", *QUICK, "--out", str(out), "--ball", "linf:0.2")
     assert other.returncode == 2
-    assert "another `ball`" in other.stderr
+    assert "another `--ball`" in other.stderr
 
 
 def test_json_on_stdout_and_nothing_else():
@@ -102,20 +102,20 @@ def test_fail_under(share: str, code: int):
         (["evaluate", "--modell", "small-mlp"], "--model"),
         (["evalate"], "evaluate"),
         (["evaluate", "--model", "small-mpl"], "did you mean 'small-mlp'"),
-        (["evaluate", "--ball", "l3:1"], "`ball` must be"),
-        (["evaluate", "--ball", "linf:-1"], "`eps` must be >= 0"),
-        (["evaluate", "--ball", "l0:3", "--lo=-inf"], "`lo` and `hi` must be finite in L0"),
+        (["evaluate", "--ball", "l3:1"], "`--ball` must be"),
+        (["evaluate", "--ball", "linf:-1"], "`--ball` linf:-1: eps must be >= 0"),
+        (["evaluate", "--ball", "l0:3", "--lo=-inf"], "`--lo` and `--hi` must be finite in L0"),
         (["evaluate", "--data", "digitz"], "digits"),
         (["evaluate", "--fail-under", "50"], "--fail-under"),
         (["evaluate", "--attacks", "pgd:stepz=3"], "did you mean 'steps'"),
         (["evaluate", "--split", "tset"], "test"),
         (["attack", "--weights", "nothing.safetensors"], "existing file"),
         (["evaluate", "--limit", "many"], "limit"),
-        (["evaluate", "--data", "rows.npz"], "`weights` must be given"),
+        (["evaluate", "--data", "rows.npz"], "`--weights` must be given"),
         (["evaluate", "--attacks", "worst-of(fgsm, pdg)"], "did you mean 'pgd'"),
         (["evaluate", "--attacks", "worst-of(fgsm"], "worst-of(A, B, ...)"),
-        (["evaluate", "--attacks", "standard", "--ball", "l0:3"], "`ball` must be linf or l2 or l1 for standard"),
-        (["evaluate", "--attacks", "l1-apgd"], "`ball` must be l1 for L1APGD, got linf"),
+        (["evaluate", "--attacks", "standard", "--ball", "l0:3"], "`--ball` must be linf or l2 or l1 for standard"),
+        (["evaluate", "--attacks", "l1-apgd"], "`--ball` must be l1 for L1APGD, got linf"),
         (["evaluate", "--eot", "0"], "`--eot` must be a whole number >= 1"),
         (["evaluate", "--storage", "9bit"], "--storage"),
         (["evaluate", "--source-weights", "net.safetensors"], "`--source` must name the network"),
@@ -302,9 +302,9 @@ def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--storage", "8bit", "--lo=-inf", "--hi", "inf"], "`storage` '8bit' must have a box"),
+        (["--storage", "8bit", "--lo=-inf", "--hi", "inf"], "`--storage` '8bit' must have a box"),
         (["--binarization-test", "4", "--source", "small-cnn"], "`--binarization-test` must be 0 with --source"),
-        (["--eps", "0.1", "0.1"], "`eps` must be distinct radii"),
+        (["--eps", "0.1", "0.1"], "`--eps` must be distinct radii"),
         (["--eps", "0.1", "-0.1"], "eps"),
     ],
 )

@@ -97,15 +97,15 @@ def test_images_without_another_split_are_not_halved(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["growth", "--pair", "3", "12"], "`pair` must be two different labels"),
-        (["growth", "--eps", "a"], "`eps` must be a number or a fraction"),
-        (["growth", "--eps", "0"], "`eps` must be > 0"),
-        (["growth", "--sides", "7", "0"], "`sides` must be a whole number >= 1"),
+        (["growth", "--pair", "3", "12"], "`--pair` must be two different labels"),
+        (["growth", "--eps", "a"], "`--eps` must be a number or a fraction"),
+        (["growth", "--eps", "0"], "`--eps` must be > 0"),
+        (["growth", "--sides", "7", "0"], "`--sides` must be a whole number >= 1"),
         (["growth", "--data", "digitz"], "did you mean 'digits'"),
         (["growth", "--data", "table.npz"], "must be images"),
         (["taylor", "--loss", "margins"], "did you mean 'margin'"),
-        (["taylor", "--eps", "0", "--epochs", "1"], "`eps` must be radii > 0"),
-        (["taylor", "--ball", "l3:1"], "`ball` must be"),
+        (["taylor", "--eps", "0", "--epochs", "1"], "`--eps` must be radii > 0"),
+        (["taylor", "--ball", "l3:1"], "`--ball` must be"),
         (["tailor"], "taylor"),
     ],
 )

@@ -271,7 +271,7 @@ def test_a_target_with_fractions_is_classified(linear: Any):
     assert said["held_out"] is None
     refused = linear("fit", "--data", "t.parquet", "--target", "height", "--loss", "logistic")
     assert refused.code == 2
-    assert "`target` must be labels for --loss logistic" in refused.err
+    assert "`--target` must be labels for --loss logistic" in refused.err
     assert linear("path", "--data", "t.parquet", "--target", "height", "--radii", "3", "--out", "p.png").code == 0
     assert linear("fit", "--data", "t.parquet", "--target", "height", "--out", "r.skops").code == 0
     refused = linear("attack", "--model", "r.skops", "--data", "t.parquet", "--target", "height")
@@ -357,26 +357,26 @@ def test_the_radius_chosen_by_cross_validation_is_not_the_best_of_those_tried():
     ("arguments", "said"),
     [
         (["fit", "--target", "tere"], "did you mean 'tree'"),
-        (["fit", "--target", "tree", "--eps", "0.1sd"], "`eps` must be a number or a fraction"),
-        (["fit", "--target", "tree", "--eps=-1std"], "`eps` must be finite and >= 0"),
-        (["fit", "--target", "tree", "--norm", "l0"], "`norm` must be one of linf, l2, l1"),
+        (["fit", "--target", "tree", "--eps", "0.1sd"], "`--eps` must be a number or a fraction"),
+        (["fit", "--target", "tree", "--eps=-1std"], "`--eps` must be finite and >= 0"),
+        (["fit", "--target", "tree", "--norm", "l0"], "`--norm` must be one of linf, l2, l1"),
         (["fit", "--target", "tree", "--loss", "hing"], "did you mean 'hinge'"),
         (["fit", "--target", "tree", "--loss", "squared"], "must be numbers for --loss squared"),
-        (["fit", "--target", "tree", "--test-share", "1"], "`test_share` must be in [0, 1)"),
+        (["fit", "--target", "tree", "--test-share", "1"], "`--test-share` must be in [0, 1)"),
         (["fit", "--target", "tree", "--out", "m.pkl"], "must end in .skops"),
-        (["fit", "--target", "tree", "--cv", "--loss", "hinge"], "`cv` must go with --loss logistic"),
+        (["fit", "--target", "tree", "--cv", "--loss", "hinge"], "`--cv` must go with --loss logistic"),
         (["fit", "--target", "row", "--drop", "tree"], "at most 100 classes, but 'row' has 120"),
         (["fit", "--target", "tree", "--C", "0"], "`C` must be a number > 0"),
-        (["path", "--target", "tree", "--unit", "standard"], "`unit` must be one of std, raw"),
-        (["path", "--target", "tree", "--out", "p.pdf"], "`out` must be one of .csv"),
-        (["path", "--target", "tree", "--radii", "0"], "`radii` must be >= 1"),
+        (["path", "--target", "tree", "--unit", "standard"], "`--unit` must be one of std, raw"),
+        (["path", "--target", "tree", "--out", "p.pdf"], "`--out` must be one of .csv"),
+        (["path", "--target", "tree", "--radii", "0"], "`--radii` must be >= 1"),
         (["attack", "--target", "tree", "--model", "none.skops"], "there is no 'none.skops'"),
         (["attack", "--target", "tree", "--model", "m.skops", "--toward", "beach"], "did you mean 'beech'"),
         (["attack", "--target", "tree", "--model", "m.skops", "--fixed", "widht"], "did you mean 'width'"),
-        (["attack", "--target", "tree", "--model", "m.skops", "--norm", "l2"], "`eps` must be given for norm 'l2'"),
+        (["attack", "--target", "tree", "--model", "m.skops", "--norm", "l2"], "`--eps` must be given for norm 'l2'"),
         (["attack", "--target", "tree", "--model", "m.skops", "--lo", "0"], "but 'width' goes from"),
         (["attack", "--target", "row", "--model", "m.skops"], "labels of the model, 'ash', 'beech', 'cedar'"),
-        (["attack", "--target", "tree", "--model", "m.skops", "--out", "o.xlsx"], "`out` must be one of .parquet"),
+        (["attack", "--target", "tree", "--model", "m.skops", "--out", "o.xlsx"], "`--out` must be one of .parquet"),
         (["attack", "--target", "tree", "--model", "m.skops", "--norm", "l0", "--eps", "1"], "finite in L0"),
         (["fti"], '"fit"'),
     ],

@@ -19,7 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from epsball import PGD, cli
+from epsball import PGD
+from epsball.cli import main as cli
 from epsball.cli.train_shown import Shown
 from epsball.evaluation.result import Evaluation
 from epsball.models.folder import read_model_folder
@@ -103,10 +104,10 @@ def test_the_other_commands_do_not_take_a_folder(run: Run):
     assert code == 0, error
     assert "source net" in said
     for flags, refused in (
-        (["--model", "net", "--weights", "w.safetensors"], "`weights` must be left out with the folder net"),
+        (["--model", "net", "--weights", "w.safetensors"], "`--weights` must be left out with the folder net"),
         (
             ["--model", "net", "--source", "net", "--source-weights", "w.pt"],
-            "`--source` net: `weights` must be left out",
+            "`--source` net: weights must be left out",
         ),
         (["--model", "nett"], "did you mean 'net'"),
         (["--model", "adv"], "adv, which has no model.json"),
@@ -150,23 +151,23 @@ def test_a_toml_file_and_flags_of_the_same_names_train_differently(run: Run):
     ("arguments", "said"),
     [
         (["--epoch", "3"], "Did you mean --epochs"),
-        (["--epochs", "0"], "`epochs` must be a whole number >= 1, got 0"),
-        (["--lr", "0"], "`lr` must be > 0"),
+        (["--epochs", "0"], "`--epochs` must be a whole number >= 1, got 0"),
+        (["--lr", "0"], "`--lr` must be > 0"),
         (["--optimizer", "adamm"], 'Did you mean "adam"'),
         (["--on-overfit", "rolback"], 'Did you mean "rollback"'),
-        (["--hold-out", "-1"], "`hold_out` must be a whole number >= 0"),
-        (["--hold-out", "300", "--limit", "300"], "`hold_out` must be below the 300 examples"),
+        (["--hold-out", "-1"], "`--hold-out` must be a whole number >= 0"),
+        (["--hold-out", "300", "--limit", "300"], "`--hold-out` must be below the 300 examples"),
         (["--objective", "fgsm-mixx"], "did you mean 'fgsm-mix'"),
         (["--objective", "fgsm-mix:alhpa=0.7"], "did you mean 'alpha'"),
         (["--objective", "fgsm-mix:alpha"], "must be KEY=VALUE with a key of"),
         (["--objective", "fgsm-mix:alpha=big"], "`fgsm-mix:alpha` must be of type float, got 'big'"),
         (["--objective", "fgsm-mix:batch-norm=seperate"], "did you mean 'separate'"),
         (["--objective", "augment:attack=pdg"], "did you mean 'pgd'"),
-        (["--ball", "l3:1"], "`ball` must be"),
+        (["--ball", "l3:1"], "`--ball` must be"),
         (["--data", "digitz"], "did you mean 'digits'"),
         (["--split", "tarin"], "did you mean 'train'"),
         (["--model", "small-mpl"], "did you mean 'small-mlp'"),
-        (["--weights", "nothing.safetensors"], "`weights` must be an existing file"),
+        (["--weights", "nothing.safetensors"], "`--weights` must be an existing file"),
         (["--config", "nothing.toml"], "`--config` must be a TOML file, got nothing.toml"),
         (["--config", "epoch.toml"], "did you mean 'epochs'"),
         (["--config", "text.toml"], "[epochs]"),

@@ -80,11 +80,9 @@ class Material:
 
     def ball_for(self, examples: Examples) -> Ball:
         """The ball, in the data's box unless another is given."""
-        from epsball.balls.registry import parse
-
         lo = examples.lo if self.lo is None else self.lo
         hi = examples.hi if self.hi is None else self.hi
-        return parse(self.ball, lo=lo, hi=hi)
+        return ball_of(self.ball, lo, hi)
 
     @property
     def spec(self) -> str:
@@ -126,8 +124,8 @@ class Subject(Material):
         """A surrogate, as `network` makes the model; trained on the spot with the next seed, so that it is another."""
         try:
             return self._network("source", spec, weights, self.seed + 1, examples, out, console)
-        except BadInput as error:  # which speaks of a model
-            raise BadInput(f"`--source` {spec}: {error}") from error
+        except BadInput as error:
+            raise within("source", spec, error) from error
 
     def _network(
         self,
@@ -219,6 +217,23 @@ def _try(model: nn.Module, examples: Examples, spec: str) -> None:
         raise BadInput(f"`model` {spec} must take examples of shape {shape}: {error}; take its own data") from error
 
 
+def within(flag: str, value: str, error: BadInput) -> BadInput:
+    """An error about a part of the value of a flag: the names in it are not flags."""
+    return BadInput(f"`{flag}` {value}: {str(error).replace('`', '')}")
+
+
+def ball_of(spec: str, lo: float, hi: float) -> Ball:
+    """The ball that --ball, --lo and --hi describe."""
+    from epsball.balls.registry import parse
+
+    try:
+        return parse(spec, lo=lo, hi=hi)
+    except BadInput as error:
+        if str(error).startswith("`eps`"):
+            raise within("ball", spec, error) from error
+        raise
+
+
 def built_in(spec: str) -> bool:
     """Whether `spec` names a network of epsball's, and not a factory module:function or a folder with weights."""
     from epsball.models.model_record import is_folder
@@ -234,10 +249,9 @@ def parsed(attacks: Sequence[str], ball: str) -> list[Attack]:
     data to look at, or network to train.
     """
     from epsball.attacks.registry import parse
-    from epsball.balls.registry import parse as parse_ball
     from epsball.engine.protocols import expand
 
-    near = parse_ball(ball, lo=0, hi=1)  # any box will do
+    near = ball_of(ball, 0, 1)  # any box will do
     found = [parse(part) for name in attacks for part in expand(name, near.name)]
     for attack in found:
         attack.check_ball(near)

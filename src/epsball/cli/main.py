@@ -6,6 +6,7 @@ interrupted. No module here imports torch before a command runs, so that `--help
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -70,7 +71,9 @@ def run(arguments: Sequence[str]) -> int:
         return app(arguments, exit_on_error=False, print_error=False, error_console=errors) or 0
     except cyclopts.CycloptsError as error:
         return _refused(errors, error)
-    except (BadInput, OSError, ArithmeticError) as error:
+    except BadInput as error:
+        return _refused(errors, in_flags(str(error), arguments))
+    except (OSError, ArithmeticError) as error:
         return _refused(errors, error)
     except KeyboardInterrupt as interrupt:
         where, how = (*interrupt.args, None, None)[:2]
@@ -82,6 +85,22 @@ def run(arguments: Sequence[str]) -> int:
         return CRASHED
 
 
-def _refused(errors: Console, error: Exception) -> int:
+def in_flags(message: str, arguments: Sequence[str]) -> str:
+    """An error of the library in the words of the command line: a name in backticks that is a flag becomes the flag.
+
+    >>> in_flags("`batch_size` must be a whole number >= 1, got 0", ["evaluate", "--batch-size", "0"])
+    '`--batch-size` must be a whole number >= 1, got 0'
+    """
+    _, commands, _ = app.parse_commands(arguments)
+    flags = {name for argument in commands[-1].assemble_argument_collection() for name in argument.names}
+
+    def written(match: re.Match[str]) -> str:
+        flag = f"--{match[1].replace('_', '-')}"
+        return f"`{flag}{match[2]}`" if flag in flags else match[0]
+
+    return re.sub(r"`(\w+)([^`]*)`", written, message)
+
+
+def _refused(errors: Console, error: Exception | str) -> int:
     errors.print(f"[red]epsball:[/] {escape(str(error))}", soft_wrap=True)
     return BAD_USAGE

@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Self
 
 from cattrs import Converter
 from cattrs.errors import BaseValidationError
+from cattrs.strategies import configure_union_passthrough
 
 from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
 
 _converter = Converter()
+configure_union_passthrough(bool | int | float | str | None, _converter)
 _converter.register_unstructure_hook(float, lambda value: float(value) if math.isfinite(value) else str(float(value)))
 _converter.register_structure_hook(float, lambda value, _: math.nan if value is None else float(value))
 
