@@ -31,6 +31,7 @@ from epsball.balls.ball import Ball
 from epsball.balls.registry import BALLS
 from epsball.common.errors import BadInput
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.problem.objective import Objective
 from epsball.problem.task import task_of
 
@@ -72,7 +73,7 @@ def ours(norm: str, steps: int) -> dict[str, Search]:
     def search(name: str, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack, ball = parse(name), BALLS[norm](eps=math.inf, lo=0, hi=1)
         with Objective(model, attack.loss, needs=attack.needs) as objective:
-            return queue.run(attack, objective, task_of(x, y, ball), batch_size=WIDTH).x_adv
+            return queue.run(attack, objective, task_of(x, y, ball), QueueOptions(batch_size=WIDTH)).x_adv
 
     found: dict[str, Search] = {}
     for template in OURS[norm]:

@@ -20,6 +20,7 @@ from epsball.attacks.apgd import APGD
 from epsball.attacks.attack import Attack
 from epsball.attacks.l1_apgd import L1APGD, sparse_sign
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.problem.losses import cross_entropy, dlr, margin
 from epsball.problem.objective import Objective, Point, changes_prediction
 from epsball.problem.task import Task, task_of
@@ -234,7 +235,7 @@ def test_rows_that_enter_a_pool_late_climb_another_way(attack: Attack, norm: str
     outcomes = []
     for batch_size in (32, 512):
         with Objective(model, attack.loss) as objective:
-            outcomes.append(queue.run(attack, objective, task, batch_size=batch_size))
+            outcomes.append(queue.run(attack, objective, task, QueueOptions(batch_size=batch_size)))
     late, whole = outcomes
     assert 20 < whole.fooled.sum() < 110
     assert len(whole.forwards[whole.fooled].unique()) > 4

@@ -25,6 +25,7 @@ from epsball.attacks.registry import ATTACKS, attack_class, options_of, parse
 from epsball.common.noise import Noise
 from epsball.common.shapes import flat
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.problem.losses import cross_entropy, margin
 from epsball.problem.objective import Objective, changes_prediction
 from epsball.problem.task import task_of
@@ -70,7 +71,7 @@ def test_breaks_or_leaves_the_ball_where_logits_are_of_another_dtype(
         y = predicted(model, x)
         for one in attacks:
             with Objective(model, one.loss, needs=one.needs) as objective:
-                found = queue.run(one, objective, task_of(x, y, ball), approach=True, batch_size=32)
+                found = queue.run(one, objective, task_of(x, y, ball), QueueOptions(warm_start=True, batch_size=32))
             assert found.x_adv.dtype == dtype
             assert torch.equal(ball.project(found.x_adv, x), found.x_adv)
             assert torch.equal(ball.project(found.warm_start, x), found.warm_start)

@@ -20,6 +20,7 @@ from epsball.data.examples import Examples
 from epsball.data.load import load_data
 from epsball.engine import queue
 from epsball.engine.protocols import expand
+from epsball.engine.queue import QueueOptions
 from epsball.models.registry import build
 from epsball.problem.losses import margin
 from epsball.problem.objective import Objective
@@ -133,7 +134,7 @@ def test_last_point_is_not_looked_at_where_hope_is_finite(norm: str, steps: int)
     for early_stop in (math.inf, 1e9):
         attack = eb.APGD(steps=steps, early_stop=early_stop)
         with Objective(wavy, attack.loss) as objective:
-            found = queue.run(attack, objective, task_of(x, y, ball, seed=1), batch_size=64)
+            found = queue.run(attack, objective, task_of(x, y, ball, seed=1), QueueOptions(batch_size=64))
         late += int((found.fooled & (found.forwards == steps + 1)).sum())
         fooled += [found.fooled, predicted(wavy, attack(wavy, x, y, ball, seed=1)) != y]
     assert all(torch.equal(fooled[0], other) for other in fooled[1:])
@@ -148,7 +149,9 @@ def test_point_that_is_handed_on_is_worse_than_one_that_was_looked_at(text: str)
     ball = BALLS["l1" if text[0] == "l" else "l2"](eps=radius, lo=0, hi=1)
     task = task_of(x, y, ball)
     with Objective(wavy, attack.loss, success=NEVER) as objective:
-        found, plain = (queue.run(attack, objective, task, approach=ask, batch_size=32) for ask in (True, False))
+        found, plain = (
+            queue.run(attack, objective, task, QueueOptions(warm_start=ask, batch_size=32)) for ask in (True, False)
+        )
         state, seen = attack.init(task), torch.full((48,), -math.inf, dtype=x.dtype)
         while not state.done.all() and state.t.max() < 12:
             point = objective(state.z, task)
@@ -190,7 +193,7 @@ def test_hopeless_row_goes_on_or_hopeful_row_stops() -> None:
     ball = eb.Linf(eps=1e-3, lo=0, hi=1)
     task = task_of(x, y, ball)
     with Objective(model, parse("apgd").loss) as objective:
-        found = queue.run(parse("apgd:early_stop=2"), objective, task, approach=True, batch_size=32)
+        found = queue.run(parse("apgd:early_stop=2"), objective, task, QueueOptions(warm_start=True, batch_size=32))
     passes = found.forwards[~found.fooled]
     assert (passes == 10).double().mean() > 0.9  # nine passes, and a look at the point that is handed over
     gain = success_margin(model(found.warm_start), task) - success_margin(model(x), task)
@@ -214,7 +217,7 @@ def test_square_does_not_start_where_it_is_told(norm: str) -> None:
     assert torch.equal(attack.init(replace(task, warm_start=None)).z, eb.Square(steps=9).init(task).z)
     model = linear((6,), 3)
     with Objective(model, attack.loss, needs="logits", success=NEVER) as objective:
-        found = queue.run(attack, objective, task, approach=True, batch_size=32)
+        found = queue.run(attack, objective, task, QueueOptions(warm_start=True, batch_size=32))
     assert ball.contains(found.warm_start, x).all()
     assert (found.margin >= success_margin(model(near), task).double() - 1e-12).all()
 

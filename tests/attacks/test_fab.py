@@ -18,6 +18,7 @@ from epsball.attacks.registry import parse
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
 from epsball.problem.objective import Objective
 from epsball.problem.task import AWAY, task_of
@@ -275,7 +276,7 @@ def test_flat_place_throws_the_point_out_of_the_numbers(norm: str, slope: float)
     ball = BALLS[norm](eps=0.5)
     with Objective(model, hyperplanes, careful=True) as objective:
         objective._fresh = False
-        found = queue.run(eb.FAB(steps=6), objective, task_of(x, y, ball), batch_size=32)
+        found = queue.run(eb.FAB(steps=6), objective, task_of(x, y, ball), QueueOptions(batch_size=32))
     seen = torch.cat(model.seen)
     assert seen.isfinite().all()
     assert (seen.abs() <= 1e6 * 31).all()
@@ -309,7 +310,7 @@ def test_answer_depends_on_the_batch_or_the_queue(norm: str, attack: eb.FAB) -> 
         assert 0.1 < fooled.double().mean() < 0.95 or target is not None
         for batch_size in (32, 64):
             with Objective(model, hyperplanes) as objective:
-                found = queue.run(attack, objective, _with_clean(task, model), batch_size=batch_size)
+                found = queue.run(attack, objective, _with_clean(task, model), QueueOptions(batch_size=batch_size))
             assert torch.equal(found.fooled, fooled)
             assert torch.equal(found.x_adv[fooled], whole[fooled])
 

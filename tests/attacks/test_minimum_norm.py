@@ -21,6 +21,7 @@ from epsball.attacks.registry import ATTACKS, attack_class, parse
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task, task_of
@@ -64,7 +65,7 @@ def nearest_of_all(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball:
     """Through the queue, which keeps the nearest point of an example's jobs."""
     with Objective(model, attack.loss, needs=attack.needs) as objective:
         task = replace(task_of(x, y, ball), clean=objective.forward(x))
-        return queue.run(attack, objective, task, batch_size=160).x_adv
+        return queue.run(attack, objective, task, QueueOptions(batch_size=160)).x_adv
 
 
 def everywhere(norm: str, lo: float = 0.0, hi: float = 1.0, **more: object) -> Ball:
@@ -149,7 +150,7 @@ def test_answer_depends_on_the_batch_or_the_queue(attack: Attack, norm: str) -> 
         assert 0.05 < fooled.double().mean() < 1
         for batch_size in (32, 64):
             with Objective(model, attack.loss) as objective:
-                found = queue.run(attack, objective, task, batch_size=batch_size)
+                found = queue.run(attack, objective, task, QueueOptions(batch_size=batch_size))
             assert torch.equal(found.fooled, fooled)
             assert torch.equal(found.x_adv[fooled], whole[fooled])
 
@@ -214,7 +215,7 @@ def test_vanishing_gradient_without_a_box_throws_the_point_out_of_the_numbers(at
     x, y = torch.tensor([[0.3, -0.4, 0.5], [3.0, 0.0, -7.0]]), torch.tensor([0, 0])
     with Objective(model, attack.loss, careful=True) as objective:
         objective._fresh = False
-        queue.run(attack, objective, task_of(x, y, BALLS[norm](eps=math.inf)), batch_size=32)
+        queue.run(attack, objective, task_of(x, y, BALLS[norm](eps=math.inf)), QueueOptions(batch_size=32))
     seen = torch.cat(model.seen)
     assert seen.isfinite().all()
     assert (seen.abs() <= 1e6 * 9).all()

@@ -22,6 +22,7 @@ from epsball.attacks.registry import parse
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
 from epsball.problem.losses import cross_entropy, dlr, margin
 from epsball.problem.objective import Objective
@@ -235,7 +236,7 @@ def test_answer_depends_on_the_batch_or_the_queue(attack: Attack) -> None:
         assert fooled.double().mean() > 0.3
         for batch_size in (32, 64):
             with Objective(model, attack.loss) as objective:
-                found = queue.run(attack, objective, task, batch_size=batch_size)
+                found = queue.run(attack, objective, task, QueueOptions(batch_size=batch_size))
             assert torch.equal(found.fooled, fooled)
             # The exponentials of a softmax may differ in their last bit with the row's place in a batch.
             torch.testing.assert_close(found.x_adv[fooled], whole[fooled], rtol=0, atol=1e-12)
@@ -308,7 +309,7 @@ def test_logits_that_are_not_numbers_count_as_success(attack: Attack) -> None:
     model, y = Broken(net, 0.95), predicted(net, x)
     task = replace(task_of(x, y, everywhere(attack)), clean=net(x).detach())
     with Objective(model, attack.loss, careful=True) as objective:
-        found = queue.run(attack, objective, task, batch_size=32)
+        found = queue.run(attack, objective, task, QueueOptions(batch_size=32))
     assert found.fooled.sum() > 5
     assert model(found.x_adv[found.fooled]).isfinite().all()
     assert torch.equal(predicted(net, found.x_adv) != y, found.fooled)

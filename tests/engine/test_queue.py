@@ -17,8 +17,9 @@ from torch import Tensor
 import epsball as eb
 from epsball.attacks.attack import Attack, State
 from epsball.balls.ball import Ball
-from epsball.engine import queue
-from epsball.engine.queue import Outcome
+from epsball.engine import batches, queue
+from epsball.engine.outcome import AttackOutcome
+from epsball.engine.queue import QueueOptions
 from epsball.problem.losses import margin
 from epsball.problem.objective import Objective, Point, changes_prediction
 from epsball.problem.task import Task, task_of
@@ -29,14 +30,16 @@ def clean_task(model: Callable[[Tensor], Tensor], x: Tensor, y: object, ball: Ba
         return replace(task_of(x, y, ball, **more), clean=model(x))
 
 
-def run(model: object, attack: Attack, task: Task, batch_size: int = 32, **more: object) -> tuple[Outcome, Objective]:
+def run(
+    model: object, attack: Attack, task: Task, batch_size: int = 32, **more: object
+) -> tuple[AttackOutcome, Objective]:
     with Objective(
         model, attack.loss, needs=attack.needs, success=more.pop("success", changes_prediction)
     ) as objective:
-        return queue.run(attack, objective, task, batch_size=batch_size, **more), objective
+        return queue.run(attack, objective, task, QueueOptions(batch_size=batch_size, **more)), objective
 
 
-def one_by_one(model: object, attack: Attack, task: Task, success: object = changes_prediction) -> Outcome:
+def one_by_one(model: object, attack: Attack, task: Task, success: object = changes_prediction) -> AttackOutcome:
     """The same without a pool: every job of every row on its own, restart_indices in order until one succeeds.
 
     Where the nearest point is sought, all restart_indices.
@@ -63,7 +66,7 @@ def one_by_one(model: object, attack: Attack, task: Task, success: object = chan
                         x_adv[i], restart[i], least = z[0], place, distance
                     if not attack.minimises:
                         break
-    return Outcome(
+    return AttackOutcome(
         x_adv=x_adv,
         fooled=restart >= 0,
         invalid=failed & (restart < 0),
@@ -114,7 +117,7 @@ def leading(objective: Objective, z: Tensor, job: Task) -> float | None:
     return sign * (output.scatter(1, of[:, None], -math.inf).max() - output[0, of]).item()
 
 
-def assert_same(one: Outcome, other: Outcome, *, atol: float = 0.0, index: Tensor | None = None) -> None:
+def assert_same(one: AttackOutcome, other: AttackOutcome, *, atol: float = 0.0, index: Tensor | None = None) -> None:
     """Per example: points, verdicts, restart_indices and costs."""
     for name in ("x_adv", "fooled", "invalid", "restart", "forwards", "backwards"):
         a, b = getattr(one, name), getattr(other, name)
@@ -127,7 +130,7 @@ def test_pool_changes_the_answer_or_the_cost_of_an_example(attack: Attack, jobs:
     x, model = batch(45, (6,)), linear((6,), 3)
     task = clean_task(model, x, predicted(model, x), ball_of(attack, 0.16, lo=0, hi=1), seed=1)
     attack = replace(attack, **jobs)
-    outcome, objective = run(model, attack, task, approach=True)
+    outcome, objective = run(model, attack, task, warm_start=True)
     wanted = one_by_one(model, attack, task)
     if attack.minimises:  # of jobs whose points are equally near, rounding says which is the nearest
         ends = [task.ball.distance(one.x_adv, task.x) for one in (outcome, wanted)]
@@ -210,7 +213,7 @@ class Scripted(Attack[State]):
         return State(z=z, best=z, t=state.t + 1, done=state.done)
 
 
-def play(script: list[list[int]], batch_size: int = 32, **more: object) -> tuple[Outcome, Objective]:
+def play(script: list[list[int]], batch_size: int = 32, **more: object) -> tuple[AttackOutcome, Objective]:
     attack = Scripted(script=tuple(map(tuple, script)), restarts=len(script[0]))
     task = task_of(torch.zeros(len(script), 1), 0, eb.Linf(eps=9.0))
     return run(lambda z: z[:, 0] - 0.5, attack, task, batch_size, **more)
@@ -309,7 +312,7 @@ def test_sizes_of_the_pool_grow_or_are_no_multiple_of_32(batch_size: int, larges
 
 def test_pool_has_no_room_for_what_is_wanted_or_too_much() -> None:
     for batch_size in range(1, 300):
-        sizes = [queue.pool_size(wanted, batch_size) for wanted in range(1, 400)]
+        sizes = [batches.padded_size(wanted, batch_size) for wanted in range(1, 400)]
         assert sizes == sorted(sizes)
         for wanted, size in enumerate(sizes, 1):
             assert size >= min(wanted, batch_size)

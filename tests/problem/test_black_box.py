@@ -19,6 +19,7 @@ from epsball.attacks import normals
 from epsball.common.errors import BadInput
 from epsball.data.load import load_data
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
 from epsball.problem.black_box import Questions, objective_for
 from epsball.problem.objective import Objective
@@ -112,7 +113,7 @@ def test_queue_and_direct_call_differ_or_a_row_changes_another(norm: str) -> Non
     whole = attack(model, x, y, ball, seed=2)
     assert torch.equal(attack(model, x[5:9], y[5:9], ball, ids=torch.arange(5, 9), seed=2), whole[5:9])
     with Objective(model, attack.loss, needs="label") as objective:
-        found = queue.run(attack, objective, task_of(x, y, ball, seed=2), batch_size=32)
+        found = queue.run(attack, objective, task_of(x, y, ball, seed=2), QueueOptions(batch_size=32))
     assert found.fooled.sum() > 30
     assert torch.equal(found.x_adv[found.fooled], whole[found.fooled])
     assert (found.forwards <= 121).all()
@@ -306,7 +307,7 @@ def test_queue_asks_more_than_the_budget_of_an_example(attack: HSJ | eb.Square) 
     ids = torch.arange(40) * 10
     with objective_for(box, attack.loss, needs=attack.needs) as objective:
         assert isinstance(objective, Questions)
-        found = queue.run(attack, objective, task_of(x, y, ball, ids=ids), batch_size=32)
+        found = queue.run(attack, objective, task_of(x, y, ball, ids=ids), QueueOptions(batch_size=32))
     assert (box.spent(ids) <= 60).all()
     assert (box.spent(ids) == 60).any()
     every = torch.cat(asked)

@@ -1,70 +1,30 @@
 """The protocol of an attack: a frozen dataclass of hyperparameters with two pure functions, `init` and `step`.
 
-An attack never sees a model. It is shown a Point per pass and says where to look next; whoever drives it (the call
-below, or the queue) makes the passes and judges success. Everything is per row, so a batch is only a way to save time.
+An attack never sees a model. `init` says where each row starts; `step` is shown a `Point` (what the model returned
+there) and says where to look next. `driver.py` makes the model calls. Every row is on its own: a batch only saves time.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from itertools import count
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from epsball.attacks.driver import Driver
+from epsball.attacks.state import State as State
 from epsball.balls.ball import Ball, Trait
 from epsball.balls.registry import BALLS
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
-from epsball.common.shapes import column, flat
+from epsball.common.shapes import column
 from epsball.problem.black_box import objective_for
 from epsball.problem.losses import Loss, cross_entropy
 from epsball.problem.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
 from epsball.problem.task import AWAY, Task, task_of
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """What an attack remembers between steps: tensors whose first dimension is the row.
-
-    `z` is where to look next, `best` what to hand over if the job ends without success, `t` the number of steps made,
-    `done` where the job has ended. Attacks that remember more add fields in a subclass: tensors, or parts (dataclasses
-    of tensors) such as an optimiser's state.
-    """
-
-    z: Float[Tensor, "n *shape"]
-    best: Float[Tensor, "n *shape"]
-    t: Int64[Tensor, " n"]
-    done: Bool[Tensor, " n"]
-
-    @classmethod
-    def at(cls, z: Float[Tensor, "n *shape"], **more: Any) -> Self:
-        """The state of rows that have made no step yet."""
-        t = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        return cls(z=z, best=z, t=t, done=t != 0, **more)
-
-    def map(self, function: Callable[..., Tensor], *others: State) -> Self:
-        """`function` applied tensor by tensor, to this state and `others` of its kind; parts are entered."""
-        return map_tensors(function, self, *others)
-
-
-P = TypeVar("P")
-
-
-def map_tensors(function: Callable[..., Tensor], part: P, *others: P) -> P:
-    """A dataclass of tensors, and of such dataclasses, with `function` applied to each tensor of it and of `others`."""
-    parts = (part, *others)
-    if isinstance(part, Tensor):
-        return function(*parts)
-    names = [f.name for f in fields(part)]  # pyright: ignore[reportArgumentType]
-    return type(part)(**{name: map_tensors(function, *(getattr(p, name) for p in parts)) for name in names})
-
 
 S = TypeVar("S", bound=State)
 
@@ -224,32 +184,21 @@ class Attack(ABC, Generic[S]):
         return answer
 
     def _run(self, objective: Objective, task: Task) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, " n"]]:
-        """One job of every row: the answers, and where they were seen to fool."""
-        state = self.init(task)
-        answer, fooled = torch.empty_like(task.x), torch.zeros_like(task.y, dtype=torch.bool)
+        """One job of every row: the answers, and which of them were seen to be adversarial examples."""
+        driver = Driver(self, objective, task)
+        first, fooled = torch.empty_like(task.x), torch.zeros_like(task.y, dtype=torch.bool)
         seen: list[Point] = []
-        standing, passes = self.until == "fooled", self.max_steps
-        for turn in count(1):
-            point = objective(state.z, task)
-            stepped = self.step(state, point, task)
-            ended = turn == passes
-            if passes is None:
-                # Rows that have ended keep what they had.
-                stepped = state.map(partial(_keep, state.done), stepped) if state.done.any() else stepped
-                ended = bool(stepped.done.all())
-            state = stepped
-            if standing:
+        searching = self.until == "fooled"
+        for point in driver.until_end():
+            if searching:
                 point.drop_gradient()
                 seen.append(point)
-                if ended or len(seen) == MOST_HELD or len(seen) * state.z.nbytes > HELD:
-                    standing = not _first_fooled(seen, answer, fooled)
+                if len(seen) == MAX_PENDING or len(seen) * point.z.nbytes > MAX_PENDING_BYTES:
+                    searching = not _enter_first_fooled(seen, first, fooled)
                     seen.clear()
-            if ended:
-                break
-        best = state.best
-        if not math.isfinite(best.sum().item()):  # a gradient that was not a number led nowhere
-            best = torch.where(column(flat(best).isfinite().all(1), best.ndim), best, task.x)
-        return (best if self.until == "done" else torch.where(column(fooled, best.ndim), answer, best)), fooled
+        _enter_first_fooled(seen, first, fooled)
+        best = driver.answers
+        return (best if self.until == "done" else torch.where(column(fooled, best.ndim), first, best)), fooled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,21 +215,16 @@ class LossAttack(Attack[S], Generic[S]):
             )
 
 
-def _first_fooled(seen: list[Point], answer: Float[Tensor, "n *shape"], fooled: Bool[Tensor, " n"]) -> bool:
-    """Enter into `answer` and `fooled`, in place, the rows that first fooled in `seen`; whether all have now."""
+MAX_PENDING, MAX_PENDING_BYTES = 16, 1 << 20
+"""Whether points are adversarial is read from the device once for so many points, or so many bytes of them."""
+
+
+def _enter_first_fooled(seen: list[Point], first: Float[Tensor, "n *shape"], fooled: Bool[Tensor, " n"]) -> bool:
+    """Write into `first` and `fooled` the rows whose first adversarial example is in `seen`; whether all have one."""
     for point in seen:
         if point.fooled.any() and (fresh := point.fooled & ~fooled).any():
-            answer[fresh] = point.z[fresh]
+            first[fresh] = point.z[fresh]
             fooled |= fresh
             if fooled.all():
                 return True
     return False
-
-
-def _keep(done: Bool[Tensor, " n"], old: Tensor, new: Tensor) -> Tensor:
-    return torch.where(column(done, old.ndim), old, new)
-
-
-HELD = 1 << 20
-MOST_HELD = 16
-"""A direct call looks at the verdicts of several passes in one go: at most so many, and so many bytes of points."""

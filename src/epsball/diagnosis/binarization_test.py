@@ -30,7 +30,9 @@ from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binary_heads import Featured, Headed, Heads, OneHead, last_linear
 from epsball.diagnosis.planted_examples import make_heads, repeated, scattered
 from epsball.engine import queue, user_attack
-from epsball.engine.queue import Outcome, forward_rows
+from epsball.engine.batches import forward_rows
+from epsball.engine.outcome import AttackOutcome
+from epsball.engine.queue import QueueOptions
 from epsball.engine.stages import Asked, Named, named
 from epsball.engine.user_attack import UserAttack
 from epsball.problem.losses import cross_entropy, margin
@@ -186,7 +188,7 @@ def _attacked(
             loss, needs = (attack.loss, attack.needs) if isinstance(attack, Attack) else (cross_entropy, "grad")
             headed = stack.enter_context(Headed(model, layer, heads, loss, needs=needs, eot=eot))
             outcomes = (
-                [queue.run(attack, headed, part, batch_size=batch_size)]
+                [queue.run(attack, headed, part, QueueOptions(batch_size=batch_size))]
                 if isinstance(attack, Attack)
                 else [_called(attack, headed, part, row, batch_size) for row in range(len(part.x))]
             )
@@ -201,7 +203,7 @@ def _attacked(
     return found, caught, [int(forwards.sum()), backwards], int(forwards.max()) if len(forwards) else 0
 
 
-def _called(attack: UserAttack, headed: Headed, task: Task, row: int, batch_size: int) -> Outcome:
+def _called(attack: UserAttack, headed: Headed, task: Task, row: int, batch_size: int) -> AttackOutcome:
     """A user's callable on one example: it is handed a model that has this example's head."""
     one = task.rows(torch.tensor([row], device=task.x.device))
     return user_attack.run(

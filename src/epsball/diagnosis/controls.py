@@ -25,6 +25,7 @@ from epsball.diagnosis.reaction import Reaction
 from epsball.diagnosis.record import Indicator, Name, indicator
 from epsball.diagnosis.trace import Trace, trace
 from epsball.engine import queue
+from epsball.engine.queue import QueueOptions
 from epsball.problem.losses import margin
 from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
@@ -64,7 +65,9 @@ class Controls:
         if not len(at) or (attack.needs == "grad" and not self.through):
             return found
         with Objective(self.model, attack.loss, needs=attack.needs, careful=True, eot=self.eot) as objective:
-            outcome = queue.run(attack, objective, (eps or self.task).rows(at), batch_size=self.batch_size)
+            outcome = queue.run(
+                attack, objective, (eps or self.task).rows(at), QueueOptions(batch_size=self.batch_size)
+            )
             self.forwards += objective.forwards
             self.backwards += objective.backwards
         found[at] = outcome.fooled.to(found.device)

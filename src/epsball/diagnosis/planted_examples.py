@@ -20,7 +20,7 @@ from torch import Tensor
 
 from epsball.common.shapes import column
 from epsball.diagnosis.binary_heads import Featured, Heads
-from epsball.engine.queue import forward_rows
+from epsball.engine.batches import forward_rows
 from epsball.problem.task import Task
 
 INNER = 99

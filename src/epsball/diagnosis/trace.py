@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack, State
+from epsball.attacks.driver import Driver
 from epsball.attacks.early_stopping import success_margin
-from epsball.common.shapes import column, flat
+from epsball.common.shapes import flat
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task
 
@@ -52,48 +53,44 @@ class Trace:
 
 
 def trace(attack: Attack[S], objective: Objective, task: Task, *, most: int = MOST) -> Trace:
-    """The first job of every row of `task`, which has the clean logits where the attack aims, for `most` passes.
+    """The first job of every row of `task`, for at most `most` steps; `task` has the clean logits where they are read.
 
-    `objective` is open, and made for this attack. Rows that have fooled or ended cost no more passes.
+    `objective` is open, and made for this attack. The model is not called for a row that is misclassified or has ended.
     """
     n, wide = len(task.x), torch.promote_types(task.x.dtype, torch.float32)
     job, exists = attack.job(task, task.noise.restart)
     x_adv, fell = task.x.clone(), torch.zeros_like(exists)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     rows = exists.nonzero().squeeze(1)
-    job = job.rows(rows)
-    state = attack.init(job) if len(rows) else None
-    while state is not None:
-        point = objective(state.z, job)
+    driver = Driver(attack, objective, job.rows(rows)) if len(rows) else None
+    while driver is not None:
+        job = driver.task
+        point = driver.advance()
         loss = point.loss if objective.needs != "label" and point.loss.ndim == 1 else None
         if loss is None:
             loss = success_margin(point.logits, job) if objective.needs != "label" else point.fooled.to(wide)
         size = flat(point.grad).to(wide).norm(dim=1) if objective.needs == "grad" else torch.zeros_like(loss)
-        loss, size, far = (_at(part.to(wide), rows, n) for part in (loss, size, job.ball.distance(state.z, job.x)))
+        loss, size, far = (_at(part.to(wide), rows, n) for part in (loss, size, job.ball.distance(point.z, job.x)))
         seen.append((loss, size, far, _at(point.fooled, rows, n, False)))
-        stepped = attack.step(state, point, job)
         ends = point.fooled if attack.until == "fooled" else torch.zeros_like(point.fooled)
-        x_adv[rows[ends]], fell[rows[ends]] = state.z[ends], True
-        last = len(seen) == (most if attack.max_steps is None else min(attack.max_steps, most))
-        over = stepped.done if attack.max_steps is None else torch.zeros_like(ends)
-        over = (over | last) & ~ends
+        x_adv[rows[ends]], fell[rows[ends]] = point.z[ends], True
+        over = (torch.from_numpy(driver.ended).to(ends.device) | (len(seen) == most)) & ~ends
         if bool(over.any()):
             at = over.nonzero().squeeze(1)
-            best = stepped.best[at]
-            best = torch.where(column(flat(best).isfinite().all(1), best.ndim), best, job.x[at])
-            x_adv[rows[at]] = best
-            fell[rows[at]] = objective.evaluate_at(best, job.rows(at)).fooled
+            answers = driver.answers[at]
+            x_adv[rows[at]] = answers
+            fell[rows[at]] = objective.evaluate_at(answers, job.rows(at)).fooled
         left = (~(ends | over)).nonzero().squeeze(1)
         if not len(left):
             break
         if len(left) < len(rows):
-            stepped, job, rows = stepped.map(lambda part, at=left: part[at]), job.rows(left), rows[left]
-        state = stepped
-    empty = task.x.new_zeros(0, n, dtype=wide)
-    loss, size, distance, fooled = (
-        torch.stack(parts) if parts else empty for parts in (zip(*seen, strict=True) if seen else ((), (), (), ()))
-    )
-    return Trace(loss, size, distance, fooled.bool(), x_adv, fell)
+            driver.keep(left)
+            rows = rows[left]
+    if not seen:
+        empty = task.x.new_zeros(0, n, dtype=wide)
+        return Trace(empty, empty, empty, empty.bool(), x_adv, fell)
+    loss, size, distance, fooled = (torch.stack(parts) for parts in zip(*seen, strict=True))
+    return Trace(loss, size, distance, fooled, x_adv, fell)
 
 
 def _at(part: Tensor, rows: Tensor, n: int, fill: float | bool = torch.nan) -> Tensor:

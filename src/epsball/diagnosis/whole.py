@@ -26,7 +26,7 @@ from epsball.diagnosis.controls import Controls
 from epsball.diagnosis.probes import Probe, everywhere, probed
 from epsball.diagnosis.reaction import Reaction
 from epsball.diagnosis.record import INDICATORS, Diagnosis, Indicator, indicator
-from epsball.engine import queue
+from epsball.engine.batches import forward_rows
 from epsball.engine.stages import Asked, named
 from epsball.engine.user_attack import UserAttack
 from epsball.problem.losses import cross_entropy
@@ -214,7 +214,7 @@ def _correct(
 ) -> tuple[Task, Float[Tensor, "m classes"], int] | None:
     """The rows that are classified correctly, with their logits, and what it cost to see which; None for labels."""
     with Objective(model, cross_entropy, needs="logits", eot=eot) as objective:
-        output = queue.forward_rows(objective, task, task.x, batch_size)
+        output = forward_rows(objective, task, task.x, batch_size)
         if not output.is_floating_point():
             return None
         check_labels(output, task)

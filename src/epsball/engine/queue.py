@@ -1,357 +1,251 @@
 """The queue: continuous batching of attack jobs.
 
-A server of language models refills its batch as soon as a sequence ends; an attack can do the same, since its state
-is per example: examples at different iterations share one forward and backward. A job is (example, restart); jobs enter
-restart by restart, `batch_size` at a time; fooled and finished jobs leave after every pass and new ones take their rows. The
-lowest restart that succeeds is an example's answer, and a success drops that example's higher restart_indices only: so neither the
-answer nor its cost depends on what else was in the pool.
+An attack on one example may succeed after two steps and on another never. In a fixed batch the first would wait for
+the second. Here a pool of `batch_size` rows works through a list of jobs (example, restart), as a server of language
+models does with its requests: every turn makes one model call for the whole pool; jobs that succeeded or ended leave,
+and the next jobs take their rows. So examples at different steps share a model call.
 
-Pools are padded to a multiple of 32 rows and halve as they drain: with few shapes the same row gives the same bits.
+Jobs are listed restart by restart. The answer of an example is that of its lowest restart that succeeds; a success
+cancels only the higher restarts. So neither the answer nor its cost depends on what else was in the pool.
+
+Where a job ends without success in sight, its answer gets one more forward pass; these are made in batches of their
+own. When no jobs are left the pool is halved as it empties, down to 32 rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from epsball.attacks.attack import Attack, State
-from epsball.attacks.early_stopping import success_margin
+from epsball.attacks.attack import Attack
+from epsball.attacks.driver import Driver
 from epsball.common.shapes import column, flat
+from epsball.engine.batches import MIN_BATCH, forward_rows, padded_size
+from epsball.engine.outcome import AttackOutcome, JobResults
 from epsball.problem.objective import Objective, Point
 from epsball.problem.task import Task
 
-LEAST = 32
-"""The smallest pool; below it the kernels of a row may round differently, and verdicts, not bits, are compared."""
-
 OnTurn = Callable[[int], None]
-"""UserAttack after every pass with the number of examples that have fallen so far."""
+"""Called after every model call of the pool, with the number of examples that the attack has succeeded on so far."""
 
 
 @dataclass(frozen=True, eq=False)
 class SuccessCheck:
-    """A second look at a success, without which it does not count and its job goes on.
+    """A second model call at a success, without which it does not count and its job goes on.
 
-    `evaluator` is open, and need not be the objective that the attack climbs; it is asked about the points as `kept`
-    (z, x) says that they will be: (n, *shape) both, rounded for a file, for instance.
+    `evaluator` is open, and need not be the objective that the attack climbs. It is called at the point as it will be
+    stored, `stored(z, x)`: (n, *shape) both, rounded for a file, for instance.
     """
 
     evaluator: Objective
-    kept: Callable[[Tensor, Tensor], Tensor]
+    stored: Callable[[Tensor, Tensor], Tensor]
 
-    def stands(self, z: Float[Tensor, "n *shape"], task: Task, batch_size: int) -> Bool[Tensor, " n"]:
-        """Where what is kept of z still is a success, in the ball."""
-        point = self.kept(z, task.x)
+    def confirmed(self, z: Float[Tensor, "n *shape"], task: Task, batch_size: int) -> Bool[Tensor, " n"]:
+        """Where the stored point is a success too, and in the ball."""
+        point = self.stored(z, task.x)
         output = forward_rows(self.evaluator, task, point, batch_size)
         return self.evaluator.succeeds(output, task) & task.ball.contains(point, task.x)
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What an attack did to each row of its task, and what that cost.
+class QueueOptions:
+    """How jobs are run.
 
-    `x_adv` (n, *shape) is the fooling point where `fooled`, else the example itself; `restart` the winning job, -1 for
-    none; `invalid` where logits were not finite and nothing fooled. Where a run was asked for the approach, `warm_start`
-    (n, *shape) is the best of the points at which jobs ended and of their peaks, the example itself where none ended,
-    and `margin` (n,) by how much the wrong class was ahead there (-inf).
-    `forwards` and `backwards` (n,) count the passes up to the winner; `speculative_*` those of jobs that a lower restart
-    made needless, `padding_*` those of rows that only filled the pool. `unconfirmed` rows had a success that did not
-    stand a second look, and none that did.
+    `batch_size` is the number of rows of the pool. With an `evaluator`, another open objective, the attack is a
+    transfer: it climbs on its own objective to the end, and success is what the evaluator says there. With a `check` a
+    success counts where it is confirmed. With `warm_start` the outcome's `warm_start` and `margin` are filled, which
+    costs a job without success one more forward pass where its best point is not where it ended.
     """
 
-    x_adv: Float[Tensor, "n *shape"]
-    fooled: Bool[Tensor, " n"]
-    invalid: Bool[Tensor, " n"]
-    restart: Int64[Tensor, " n"]
-    warm_start: Float[Tensor, "n *shape"]
-    margin: Float[Tensor, " n"]
-    forwards: Int64[Tensor, " n"]
-    backwards: Int64[Tensor, " n"]
-    speculative_forwards: int
-    speculative_backwards: int
-    padding_forwards: int
-    padding_backwards: int
-    unconfirmed: int = 0
+    batch_size: int = 128
+    evaluator: Objective | None = None
+    check: SuccessCheck | None = None
+    warm_start: bool = False
+    on_turn: OnTurn = lambda broken: None
 
 
-def pool_size(wanted: int, batch_size: int) -> int:
-    """The rows of a pool for `wanted` jobs: `batch_size` halved as long as that is enough, a multiple of 32.
-
-    >>> [pool_size(wanted, 128) for wanted in (500, 128, 65, 64, 33, 1)]
-    [128, 128, 128, 64, 64, 32]
-    """
-    least = min(LEAST, batch_size)
-    size = -(-batch_size // least) * least
-    while size > least and (half := -(-size // 2 // least) * least) >= wanted:
-        size = half
-    return size
-
-
-def forward_rows(objective: Objective, task: Task, z: Float[Tensor, "n *shape"], batch_size: int) -> Tensor:
-    """Logits or labels at z, `batch_size` rows of the task at a time, the last batch padded as a pool is."""
-    outputs = []
-    for start in range(0, len(z), batch_size):
-        rows = min(batch_size, len(z) - start)
-        index = start + torch.arange(pool_size(rows, batch_size), device=z.device).clamp_max(rows - 1)
-        outputs.append(objective.forward(z[index], task.rows(index))[:rows])
-    return torch.cat(outputs)
-
-
-def run(
-    attack: Attack,
-    objective: Objective,
-    task: Task,
-    *,
-    evaluator: Objective | None = None,
-    look: SuccessCheck | None = None,
-    approach: bool = False,
-    batch_size: int = 128,
-    on_turn: OnTurn | None = None,
-) -> Outcome:
-    """Attack every row of `task` through a pool of `batch_size` rows. `objective` is open, and made for this attack.
-
-    With a `evaluator`, another open objective, the attack is a transfer: it climbs on `objective` to its end, and only
-    where it ends does the evaluator look. With a `look` a success counts, and ends its job, where it stands that look.
-    With `approach` the outcome's `warm_start` and `margin` are filled, which costs jobs without success one more forward where
-    their peak is not where they end.
-    """
+def run(attack: Attack, objective: Objective, task: Task, options: QueueOptions | None = None) -> AttackOutcome:
+    """Attack every row of `task`; `objective` is open, and made for this attack."""
     attack.check_ball(task.ball)
-    queue = _Queue(attack, objective, task, batch_size, evaluator, look, approach)
+    queue = _Queue(attack, objective, task, options or QueueOptions())
+    calls = queue.model_calls()
     if len(task.x):
-        queue.drive(on_turn or (lambda fallen: None))
-    return queue.outcome()
+        queue.run()
+    return queue.results.outcome(queue.model_calls() - calls)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
+class _Ended:
+    """Jobs that have ended, whose answers (and best points, for a warm start) the model has yet to be called at."""
+
+    example: np.ndarray
+    restart: np.ndarray
+    answer: Tensor
+    best_point: Tensor
+
+
 class _Queue:
-    """The book-keeping of one run: which job sits in which row of the pool, and what each job has cost."""
+    """The jobs of one attack: which are in the pool, which are waiting, which have ended."""
 
-    attack: Attack
-    objective: Objective
-    task: Task
-    batch_size: int
-    evaluator: Objective | None
-    look: SuccessCheck | None
-    approach: bool
-    state: State | None = None
-    finals: list[tuple[np.ndarray, np.ndarray, Tensor, Tensor]] = field(default_factory=list)
-    waiting: int = 0
-    entered: int = 0
+    def __init__(self, attack: Attack, objective: Objective, task: Task, options: QueueOptions) -> None:
+        self.attack, self.objective, self.task, self.options = attack, objective, task, options
+        self.results = JobResults(task, attack.jobs, minimises=attack.minimises, warm_start=options.warm_start)
+        self.evaluator = options.evaluator or objective
+        self.ends_at_success = attack.until == "fooled" and options.evaluator is None
+        self.driver: Driver | None = None
+        self.next_job, self.n_jobs = 0, len(task.x) * attack.jobs
+        self.ended: list[_Ended] = []
+        size = min(padded_size(options.batch_size, options.batch_size), -(-self.n_jobs // MIN_BATCH) * MIN_BATCH)
+        self.example, self.restart = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        self.live = np.zeros(size, dtype=bool)  # whether a row of the pool has a job
 
-    def __post_init__(self) -> None:
-        n, jobs = len(self.task.x), self.attack.jobs
-        self.x_adv = self.task.x.clone()
-        self.winner = np.full(n, jobs)
-        # A success makes jobs of higher restart needless; where the nearest point is sought, none are.
-        self.needed = np.full(n, jobs) if self.attack.minimises else self.winner
-        self.distance = np.full(n, np.inf)
-        self.invalid_at = np.full(n, jobs)
-        self.refused = np.zeros(n, dtype=bool)
-        self.warm_start = self.task.x.clone() if self.approach else self.task.x
-        self.margin, self.warm_start_restart = np.full(n, -np.inf), np.full(n, jobs)
-        self.forwards = np.zeros((n, jobs), dtype=np.int64)
-        self.backwards = np.zeros((n, jobs), dtype=np.int64)
-        self.standing = self.attack.until == "fooled" and self.evaluator is None
-        self.passes_before = self.made()
-        size = min(pool_size(self.batch_size, self.batch_size), -(-n * jobs // LEAST) * LEAST)
-        self.row, self.restart = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-        self.turns, self.live = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
-
-    def made(self) -> np.ndarray:
-        """Forwards and backwards of all models so far, in rows."""
-        seen = {self.objective, self.evaluator, None if self.look is None else self.look.evaluator} - {None}
-        return np.array([(one.forwards, one.backwards) for one in seen if one is not None]).sum(0)
-
-    def drive(self, on_turn: OnTurn) -> None:
-        """Until no job is left: fill the pool, make a pass, let go what is fooled, finished or dropped."""
+    def run(self) -> None:
+        """Until no job is left: fill the pool, step, and remove jobs that have succeeded or ended or are not needed."""
         while True:
             self.refill()
             if not self.live.any():
-                if self.waiting:
-                    self.settle_finals()
-                elif self.entered == self.forwards.size:
+                if self.ended:
+                    self.evaluate_ended()
+                elif self.next_job == self.n_jobs:
                     return
                 continue
             self.turn()
-            if self.waiting >= len(self.row):
-                self.settle_finals()
-            on_turn(int((self.winner < self.attack.jobs).sum()))
+            if sum(len(part.example) for part in self.ended) >= len(self.live):
+                self.evaluate_ended()
+            self.options.on_turn(int((self.results.winner < self.attack.jobs).sum()))
+
+    def model_calls(self) -> np.ndarray:
+        """Forward and backward passes of all models so far, in rows."""
+        check = self.options.check
+        objectives = {self.objective, self.evaluator} | (set() if check is None else {check.evaluator})
+        return np.array([(one.forwards, one.backwards) for one in objectives]).sum(0)
+
+    def job(self, example: np.ndarray, restart: np.ndarray) -> tuple[Task, Bool[Tensor, " n"]]:
+        """The task of these jobs, and which of them exist."""
+        device = self.task.x.device
+        rows = self.task.rows(torch.from_numpy(example).to(device))
+        return self.attack.job(rows, torch.from_numpy(restart).to(device))
 
     def take(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next jobs, restart-major, without those whose example has fallen at a lower restart."""
-        n, jobs = self.forwards.shape
-        rows, restart_indices = [], []
-        while most > 0 and self.entered < n * jobs:
-            job = np.arange(self.entered, min(self.entered + most, n * jobs))
-            self.entered += len(job)
-            row, restart = job % n, job // n
-            wanted = restart < self.needed[row]
-            rows.append(row[wanted])
-            restart_indices.append(restart[wanted])
-            most -= int(wanted.sum())
-        return np.concatenate([*rows, np.zeros(0, np.int64)]), np.concatenate([*restart_indices, np.zeros(0, np.int64)])
+        """Examples and restarts of the next jobs, at most so many, without those that are not needed any more."""
+        n = len(self.task.x)
+        taken = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        while most > 0 and self.next_job < self.n_jobs:
+            job = np.arange(self.next_job, min(self.next_job + most, self.n_jobs))
+            self.next_job += len(job)
+            example, restart = job % n, job // n
+            needed = self.results.needed(example, restart)
+            taken.append((example[needed], restart[needed]))
+            most -= int(needed.sum())
+        examples, restarts = zip(*taken, strict=True)
+        return np.concatenate(examples), np.concatenate(restarts)
 
     def refill(self) -> None:
-        """Seat new jobs in the empty rows; shrink the pool where there are too few."""
+        """Put new jobs into the free rows of the pool; shrink it where there are too few."""
+        device = self.task.x.device
         free = np.flatnonzero(~self.live)
-        row, restart = self.take(len(free))
-        if self.state is None:  # the first fill: rows beyond the last job repeat the first one, and do not live
-            spare = len(free) - len(row)
-            self.live[: len(row)] = True
-            row, restart = (np.concatenate([part, np.full(spare, part[0])]) for part in (row, restart))
-            self.row, self.restart, self.state = row, restart, self.attack.init(self.job(row, restart)[0])
-        elif len(row):
-            slots = free[: len(row)]
-            self.row[slots], self.restart[slots], self.turns[slots], self.live[slots] = row, restart, 0, True
-            at = torch.from_numpy(slots).to(self.task.x.device)
-            arriving = self.attack.init(self.job(row, restart)[0])
-            self.state = self.state.map(lambda old, new: old.index_copy(0, at, new), arriving)
-        elif (size := pool_size(int(self.live.sum()), len(self.row))) < len(self.row):
-            keep = np.argsort(~self.live, kind="stable")[:size]
-            self.row, self.restart, self.turns, self.live = (
-                part[keep] for part in (self.row, self.restart, self.turns, self.live)
-            )
-            at = torch.from_numpy(keep).to(self.task.x.device)
-            self.state = self.state.map(lambda part: part[at])
+        example, restart = self.take(len(free))
+        if self.driver is None:  # rows beyond the last job repeat the first one, and are not live
+            spare = len(free) - len(example)
+            self.live[: len(example)] = True
+            self.example, self.restart = (np.append(part, np.full(spare, part[0])) for part in (example, restart))
+            pool, exists = self.job(self.example, self.restart)
+            self.driver = Driver(self.attack, self.objective, pool)
+        elif len(example):
+            rows = free[: len(example)]
+            self.example[rows], self.restart[rows], self.live[rows] = example, restart, True
+            pool, exists = self.job(self.example, self.restart)
+            self.driver.enter(torch.from_numpy(rows).to(device), self.job(example, restart)[0], pool)
+        elif (size := padded_size(int(self.live.sum()), len(self.live))) < len(self.live):
+            rows = np.argsort(~self.live, kind="stable")[:size]
+            self.example, self.restart, self.live = (part[rows] for part in (self.example, self.restart, self.live))
+            pool, exists = self.job(self.example, self.restart)
+            self.driver.keep(torch.from_numpy(rows).to(device), pool)
         else:
             return
-        self.pool, exists = self.job(self.row, self.restart)
         self.live &= exists.cpu().numpy()
 
-    def job(self, row: np.ndarray, restart: np.ndarray) -> tuple[Task, Bool[Tensor, " n"]]:
-        device = self.task.x.device
-        return self.attack.job(self.task.rows(torch.from_numpy(row).to(device)), torch.from_numpy(restart).to(device))
-
     def turn(self) -> None:
-        """One pass over the pool."""
-        state = self.state
-        assert state is not None, "refill comes first"
-        before = self.made()
-        z = state.z
-        if not self.live.all() and self.objective.exhausted(self.pool) is not None:
-            # Rows that have ended look at their example, which is known: no query is spent on them.
-            z = torch.where(column(torch.from_numpy(self.live).to(z.device), z.ndim), z, self.pool.x)
-        point = self.objective(z, self.pool)
-        forwards, backwards = (self.made() - before) // len(self.row)
-        self.state = stepped = self.attack.step(state, point, self.pool)
-        self.turns += 1
-        self.forwards[self.row[self.live], self.restart[self.live]] += forwards
-        self.backwards[self.row[self.live], self.restart[self.live]] += backwards
-        passes = self.attack.max_steps
-        done = self.turns >= passes if passes is not None else stepped.done.cpu().numpy()
-        exhausted = self.objective.exhausted(self.pool)
+        """One step of every job in the pool."""
+        driver, results = self.driver, self.results
+        assert driver is not None, "refill comes first"
+        state, pool, calls = driver.state, driver.task, self.model_calls()
+        z = None
+        if not self.live.all() and self.objective.exhausted(pool) is not None:
+            # A row without a job looks at its example, where a black box remembers its answer: that costs no query.
+            z = torch.where(column(torch.from_numpy(self.live).to(pool.x.device), pool.x.ndim), state.z, pool.x)
+        point = driver.advance(z)
+        forwards, backwards = (self.model_calls() - calls) // len(self.live)
+        results.forwards[self.example[self.live], self.restart[self.live]] += forwards
+        results.backwards[self.example[self.live], self.restart[self.live]] += backwards
+        ended = driver.ended
+        exhausted = self.objective.exhausted(pool)
         if exhausted is not None:
-            done = done | exhausted.cpu().numpy()
+            ended = ended | exhausted.cpu().numpy()
         valid = point.valid.cpu().numpy()
-        fooled = np.zeros_like(done)
-        if self.standing:
-            fooled = self.stood(self.live & point.fooled.cpu().numpy(), self.row, self.restart, state.z)
-            self.settle(self.row[fooled], self.restart[fooled], state.z, np.flatnonzero(fooled))
-        failed = self.live & ~valid
-        np.minimum.at(self.invalid_at, self.row[failed], self.restart[failed])
-        self.live &= ~fooled & (self.restart < self.needed[self.row])
-        self.end(self.live & valid & done, stepped.best, self.attack.best_point(stepped))
-        if not self.standing:  # what it had found before still counts
+        invalid = self.live & ~valid
+        if self.ends_at_success:
+            success = self.confirmed(self.live & point.fooled.cpu().numpy(), self.example, self.restart, state.z)
+            rows = np.flatnonzero(success)
+            results.record_successes(self.example[rows], self.restart[rows], state.z, rows)
+            self.live &= ~success
+        results.record_invalid(self.example[invalid], self.restart[invalid])
+        self.live &= results.needed(self.example, self.restart)
+        self.end(self.live & valid & ended, driver.state.best, self.attack.best_point(driver.state))
+        if not self.ends_at_success:  # what a job had found before the model failed still counts
             elsewhere = flat(state.best != state.z).any(1).cpu().numpy()
-            self.end(self.live & failed & elsewhere, state.best, state.best)
+            self.end(self.live & invalid & elsewhere, state.best, state.best)
         self.live &= valid
 
-    def stood(self, fooled: np.ndarray, row: np.ndarray, restart: np.ndarray, z: Tensor) -> np.ndarray:
-        """Which successes among the jobs (row, restart) at z stand a second look, where one is asked for."""
-        hits = np.flatnonzero(fooled)
-        if self.look is None or not len(hits):
-            return fooled
-        task = self.job(row[hits], restart[hits])[0]
-        good = self.look.stands(z[torch.from_numpy(hits).to(z.device)], task, self.batch_size)
-        self.forwards[row[hits], restart[hits]] += self.look.evaluator.eot
-        stood = fooled.copy()
-        stood[hits] = good.cpu().numpy()
-        self.refused[row[fooled & ~stood]] = True
-        return stood
+    def confirmed(self, success: np.ndarray, example: np.ndarray, restart: np.ndarray, z: Tensor) -> np.ndarray:
+        """Which successes of the jobs (example, restart) at z are confirmed; all where there is no check."""
+        check, rows = self.options.check, np.flatnonzero(success)
+        if check is None or not len(rows):
+            return success
+        task = self.job(example[rows], restart[rows])[0]
+        passed = check.confirmed(z[torch.from_numpy(rows).to(z.device)], task, self.options.batch_size)
+        self.results.forwards[example[rows], restart[rows]] += check.evaluator.eot
+        confirmed = success.copy()
+        confirmed[rows] = passed.cpu().numpy()
+        self.results.unconfirmed[example[success & ~confirmed]] = True
+        return confirmed
 
-    def end(self, ended: np.ndarray, best: Tensor, peak: Tensor) -> None:
-        """Free the rows of jobs that have ended, whose best points are to be looked at."""
+    def end(self, ended: np.ndarray, answer: Tensor, best_point: Tensor) -> None:
+        """Take the jobs in these rows out of the pool; the model is yet to be called at their answers."""
         rows = np.flatnonzero(ended)
         self.live[rows] = False
         if len(rows):
-            at = torch.from_numpy(rows)
-            last = best[at]
-            peak = peak[at] if self.approach and peak is not best else last
-            self.finals.append((self.row[rows], self.restart[rows], last, peak))
-            self.waiting += len(rows)
+            index = torch.from_numpy(rows)
+            answers = answer[index]
+            separate = self.options.warm_start and best_point is not answer
+            best_points = best_point[index] if separate else answers
+            self.ended.append(_Ended(self.example[rows], self.restart[rows], answers, best_points))
 
-    def settle(self, row: np.ndarray, restart: np.ndarray, z: Tensor, index: np.ndarray) -> None:
-        """Jobs that succeeded, at z[index]: of each example the nearest point that is sought, or the lowest restart's."""
-        distance = np.zeros(len(row))
-        if self.attack.minimises:
-            at = self.task.rows(torch.from_numpy(row).to(z.device))
-            distance = at.ball.distance(z[torch.from_numpy(index).to(z.device)], at.x).double().cpu().numpy()
-        order = np.lexsort((-restart, -distance))  # the answer is written last
-        before, lowest = self.distance[row[order]], self.winner[row[order]]
-        order = order[(distance[order] < before) | ((distance[order] == before) & (restart[order] < lowest))]
-        last = {int(row[i]): i for i in order}
-        if last:
-            at = np.fromiter(last, np.int64), np.fromiter(last.values(), np.int64)
-            self.winner[at[0]], self.distance[at[0]] = restart[at[1]], distance[at[1]]
-            self.x_adv[torch.from_numpy(at[0])] = z[torch.from_numpy(index[at[1]])]
-
-    def settle_finals(self) -> None:
-        """One forward for the points where finished jobs ended."""
-        row, restart = (np.concatenate([final[i] for final in self.finals]) for i in (0, 1))
-        z, peak = torch.cat([final[2] for final in self.finals]), torch.cat([final[3] for final in self.finals])
-        self.finals, self.waiting = [], 0
-        evaluator, task = self.evaluator or self.objective, self.job(row, restart)[0]
-        output = forward_rows(evaluator, task, z, self.batch_size)
-        self.forwards[row, restart] += evaluator.eot
+    def evaluate_ended(self) -> None:
+        """Call the model at the answers of the jobs that have ended."""
+        example, restart = (np.concatenate([getattr(e, name) for e in self.ended]) for name in ("example", "restart"))
+        z, best_point = torch.cat([e.answer for e in self.ended]), torch.cat([e.best_point for e in self.ended])
+        self.ended = []
+        evaluator, results, task = self.evaluator, self.results, self.job(example, restart)[0]
+        output = forward_rows(evaluator, task, z, self.options.batch_size)
+        results.forwards[example, restart] += evaluator.eot
         point = Point(z, output, None, None, evaluator.success, task)
-        fooled, valid = self.stood(point.fooled.cpu().numpy(), row, restart, z), point.valid.cpu().numpy()
-        np.minimum.at(self.invalid_at, row[~valid], restart[~valid])
-        self.settle(row[fooled], restart[fooled], z, np.flatnonzero(fooled))
-        self.live &= self.restart < self.needed[self.row]
-        if not (self.approach and output.is_floating_point()):
+        success, valid = self.confirmed(point.fooled.cpu().numpy(), example, restart, z), point.valid.cpu().numpy()
+        results.record_invalid(example[~valid], restart[~valid])
+        results.record_successes(example[success], restart[success], z, np.flatnonzero(success))
+        self.live &= results.needed(self.example, self.restart)
+        if not (self.options.warm_start and output.is_floating_point()):
             return
-        self.note(row, restart, z, output, task)
-        rows = np.flatnonzero(~fooled & flat(peak != z).any(1).cpu().numpy())
-        if len(rows):  # the last point of a climb need not be its best
-            at = torch.from_numpy(rows).to(z.device)
-            peak, task = peak[at], task.rows(at)
-            self.note(row[rows], restart[rows], peak, forward_rows(evaluator, task, peak, self.batch_size), task)
-            self.forwards[row[rows], restart[rows]] += evaluator.eot
-
-    def note(self, row: np.ndarray, restart: np.ndarray, z: Tensor, output: Tensor, task: Task) -> None:
-        """Points z of jobs with their logits: the furthest ahead of each example is kept, of equals the first job's."""
-        valid = output.isfinite().all(1)
-        ahead = torch.where(valid, success_margin(output, task), -torch.inf).double().cpu().numpy()
-        order = np.lexsort((-restart, ahead))  # the best is written last
-        further = (ahead > self.margin[row]) | ((ahead == self.margin[row]) & (restart < self.warm_start_restart[row]))
-        order = order[(further & np.isfinite(ahead))[order]]
-        last = {int(row[i]): i for i in order}
-        if last:
-            at = np.fromiter(last, np.int64), np.fromiter(last.values(), np.int64)
-            self.margin[at[0]], self.warm_start_restart[at[0]] = ahead[at[1]], restart[at[1]]
-            self.warm_start[torch.from_numpy(at[0])] = z[torch.from_numpy(at[1])]
-
-    def outcome(self) -> Outcome:
-        needed = np.arange(self.forwards.shape[1]) <= self.needed[:, None]
-        forwards, backwards = (np.where(needed, part, 0).sum(1) for part in (self.forwards, self.backwards))
-        fooled = self.winner < self.attack.jobs
-        made = self.made() - self.passes_before
-        return Outcome(
-            x_adv=self.x_adv,
-            fooled=torch.from_numpy(fooled),
-            invalid=torch.from_numpy(~fooled & (self.invalid_at < self.attack.jobs)),
-            restart=torch.from_numpy(np.where(fooled, self.winner, -1)),
-            warm_start=self.warm_start,
-            margin=torch.from_numpy(self.margin),
-            forwards=torch.from_numpy(forwards),
-            backwards=torch.from_numpy(backwards),
-            speculative_forwards=int(self.forwards.sum() - forwards.sum()),
-            speculative_backwards=int(self.backwards.sum() - backwards.sum()),
-            padding_forwards=int(made[0] - self.forwards.sum()),
-            padding_backwards=int(made[1] - self.backwards.sum()),
-            unconfirmed=int((self.refused & ~fooled).sum()),
-        )
+        results.record_margins(example, restart, z, output, task)
+        rows = np.flatnonzero(~success & flat(best_point != z).any(1).cpu().numpy())
+        if len(rows):  # the last point of an ascent need not be its best
+            index = torch.from_numpy(rows).to(z.device)
+            best_point, task = best_point[index], task.rows(index)
+            logits = forward_rows(evaluator, task, best_point, self.options.batch_size)
+            results.record_margins(example[rows], restart[rows], best_point, logits, task)
+            results.forwards[example[rows], restart[rows]] += evaluator.eot

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
-from epsball.engine.queue import OnTurn, Outcome, forward_rows
+from epsball.engine.batches import forward_rows
+from epsball.engine.outcome import AttackOutcome
+from epsball.engine.queue import OnTurn
 from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
 
@@ -35,7 +37,7 @@ class UserAttack:
 
 def run(
     called: UserAttack, model: Model, objective: Objective, task: Task, *, batch_size: int, on_turn: OnTurn
-) -> Outcome:
+) -> AttackOutcome:
     """Attack every row on `model`, and evaluator by `objective`, which is open.
 
     Forwards that the callable makes are counted where `model` is a module; its backwards cannot be seen. Forwards that
@@ -66,7 +68,7 @@ def run(
         fallen += int(good.sum())
         on_turn(fallen)
     hit = torch.cat(fooled)
-    return Outcome(
+    return AttackOutcome(
         x_adv=torch.cat(parts),
         fooled=hit,
         invalid=torch.cat(invalid),

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.engine.queue import forward_rows
+from epsball.engine.batches import forward_rows
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task
 

@@ -40,7 +40,7 @@ from epsball.data.labels import labels
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import examined
 from epsball.diagnosis.reaction import Reaction
-from epsball.engine import queue
+from epsball.engine.batches import forward_rows
 from epsball.engine.stages import Asked, listed, name_of, named, nearest_stages, stages_of
 from epsball.engine.user_attack import UserAttack
 from epsball.evaluation import run_directory
@@ -359,7 +359,7 @@ def _same_model(plan: Plan, clean: pa.Table) -> None:
     if "logits" not in clean.column_names or plan.eot > 1:  # the logits of a stochastic model are never the same
         return
     with Objective(plan.model, cross_entropy) as objective:
-        now = queue.forward_rows(objective, plan.task, plan.task.x[: min(PROBED, len(clean))], plan.batch_size).cpu()
+        now = forward_rows(objective, plan.task, plan.task.x[: min(PROBED, len(clean))], plan.batch_size).cpu()
     before = torch.tensor(run_directory.points(clean["logits"], (-1,))[: len(now)])
     if now.shape != before.shape or not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise BadInput(

@@ -22,7 +22,9 @@ from epsball.balls.ball import Ball
 from epsball.balls.registry import distances
 from epsball.diagnosis.probes import everywhere
 from epsball.engine import queue, user_attack
-from epsball.engine.queue import OnTurn, Outcome, SuccessCheck
+from epsball.engine.batches import forward_rows
+from epsball.engine.outcome import AttackOutcome
+from epsball.engine.queue import OnTurn, QueueOptions, SuccessCheck
 from epsball.engine.stages import PlannedStage
 from epsball.engine.user_attack import UserAttack
 from epsball.evaluation import run_directory
@@ -241,7 +243,7 @@ class Shard:
         """The clean pass, and a second look at a few rows: does the model answer twice the same?"""
         began = time.perf_counter()
         with self.plan.evaluator(cross_entropy) as objective:
-            output = queue.forward_rows(objective, self.task, self.task.x, self.plan.batch_size)
+            output = forward_rows(objective, self.task, self.task.x, self.plan.batch_size)
             if output.is_floating_point():
                 check_labels(output, self.task)
             if self.number == 0 and self.plan.eot == 1:
@@ -280,9 +282,7 @@ class Shard:
                 x_adv = shrunk(evaluator, hits, x_adv, kept=self.plan.stored, batch_size=self.plan.batch_size)
             stored = self.plan.storage.keep(numbers(x_adv), x)
             point = self.plan.read(stored).to(task.x)
-            output = (
-                queue.forward_rows(evaluator, hits, point, self.plan.batch_size) if len(hit) else point.new_zeros(0, 2)
-            )
+            output = forward_rows(evaluator, hits, point, self.plan.batch_size) if len(hit) else point.new_zeros(0, 2)
             verification = evaluator.forwards - before
         good = evaluator.succeeds(output, hits) & hits.ball.contains(point, hits.x)
         if not bool(good.all()):
@@ -329,32 +329,27 @@ class Shard:
 
     def found(
         self, stage: PlannedStage, objective: Objective, evaluator: Objective, task: Task, on_turn: OnTurn
-    ) -> Outcome:
+    ) -> AttackOutcome:
         """What an attack did; a transfer climbs on the source, whose own logits restart the classes, and `evaluator` looks."""
         plan, attack = self.plan, stage.attack
         if isinstance(attack, UserAttack):
             model = plan.model if plan.source is None else plan.source
             return user_attack.run(attack, model, evaluator, task, batch_size=plan.batch_size, on_turn=on_turn)
+        options = QueueOptions(
+            batch_size=plan.batch_size,
+            check=plan.look(evaluator, stage),
+            warm_start=plan.uses_warm_start,
+            on_turn=on_turn,
+        )
         if plan.source is None:
-            look, approach = plan.look(evaluator, stage), plan.uses_warm_start
-            return queue.run(
-                attack, objective, task, look=look, approach=approach, batch_size=plan.batch_size, on_turn=on_turn
-            )
+            return queue.run(attack, objective, task, options)
         before = objective.forwards
-        clean = queue.forward_rows(objective, task, task.x, plan.batch_size)
+        clean = forward_rows(objective, task, task.x, plan.batch_size)
         if clean.is_floating_point():
             check_labels(clean, task)
         looked = objective.forwards - before
         task = replace(task, clean=clean if clean.is_floating_point() else None)
-        found = queue.run(
-            attack,
-            objective,
-            task,
-            evaluator=evaluator,
-            look=plan.look(evaluator, stage),
-            batch_size=plan.batch_size,
-            on_turn=on_turn,
-        )
+        found = queue.run(attack, objective, task, replace(options, evaluator=evaluator))
         padding = looked - plan.eot * len(clean)
         return replace(found, forwards=found.forwards + plan.eot, padding_forwards=found.padding_forwards + padding)
 

@@ -27,7 +27,7 @@ from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
-from epsball.engine.queue import forward_rows
+from epsball.engine.batches import forward_rows
 from epsball.evaluation import run_directory
 from epsball.evaluation.expected_records import (
     CLEAN,

@@ -62,9 +62,7 @@ def markdown(record: ModelRecord, path: Path) -> str:
         f"model = read_model_folder({json.dumps(str(path))})  # a torch module: examples to logits\n```",
     ]
     if ":" in record.spec and "=" not in record.spec:
-        sections.append(
-            f"The network is made by `{record.spec}`, which has to be importable: this folder lacks it."
-        )
+        sections.append(f"The network is made by `{record.spec}`, which has to be importable: this folder lacks it.")
     return "\n\n".join([*sections, "## Training", _training_table(record)]) + "\n"
 
 
