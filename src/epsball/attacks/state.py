@@ -18,8 +18,8 @@ class State:
     """The memory of an attack: tensors whose first dimension is the row.
 
     `z` is where to look next, `best` the answer if the job ends without success, `t` the number of steps made, `done`
-    where the job has ended. Attacks that remember more add fields in a subclass: tensors, or parts (dataclasses of
-    tensors) such as an optimiser's state.
+    where the job has ended. Attacks that remember more add fields in a subclass: tensors, parts (dataclasses of
+    tensors) such as an optimiser's state, or None for what they do not use.
     """
 
     z: Float[Tensor, "n *shape"]
@@ -39,8 +39,10 @@ class State:
 
 
 def map_tensors(function: Callable[..., Tensor], part: Part, *others: Part) -> Part:
-    """`part`, a dataclass of tensors and of such dataclasses, with `function` applied to each tensor."""
+    """`part`, a dataclass of tensors, None and such dataclasses, with `function` applied to each tensor."""
     parts = (part, *others)
+    if part is None:
+        return part
     if isinstance(part, Tensor):
         return function(*parts)
     names = [f.name for f in fields(part)]  # pyright: ignore[reportArgumentType]
