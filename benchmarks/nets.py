@@ -23,7 +23,7 @@ from epsball.models.registry import build
 from epsball.models.weights import load_weights, save_weights
 from epsball.training.fit import fit
 from epsball.training.plain import Plain
-from epsball.training.step import Step
+from epsball.training.training_objective import TrainingStep
 
 EPS = 0.3
 KEPT = Path(os.environ.get("EPSBALL_NETS", Path(__file__).parent / ".cache"))
@@ -51,7 +51,7 @@ class Ascent:
     ramp: int = 1
     """Epochs over which the radius grows."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, step: Step) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, step: TrainingStep) -> dict[str, Tensor]:
         epoch = int(step.noise.restart[0])
         ball = ball.with_eps(float(ball.eps) * min(1, (epoch + 1) / self.ramp)).bind(x)
         z = ball.sample(x, step.noise)

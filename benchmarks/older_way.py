@@ -21,8 +21,9 @@ from overhead import machine
 import epsball as eb
 from epsball.models.registry import build
 from epsball.training import Augment, FGSMMix
-from epsball.training.fit import Progress, fit
-from epsball.training.step import TrainingObjective
+from epsball.training.fit import fit
+from epsball.training.fit_result import Progress
+from epsball.training.training_objective import TrainingObjective
 
 EPS, HELD, ERRORS = 0.1, 1000, (0.2, 0.15, 0.12, 0.1, 0.08)
 

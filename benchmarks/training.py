@@ -37,7 +37,7 @@ from epsball.cli.allocator import keep_memory
 from epsball.common.noise import Noise
 from epsball.models.registry import build
 from epsball.training import FGSMRS, NFGSM, TRADES, FGSMMix, Free, GradAlign, GradientPenalty, PGDTraining, Plain
-from epsball.training.step import Step, TrainingObjective
+from epsball.training.training_objective import TrainingObjective, TrainingStep
 
 EPS, BATCH, STEPS = 0.3, 128, 7
 BALL = eb.Linf(eps=EPS, lo=0, hi=1)
@@ -83,7 +83,7 @@ def ours(model: nn.Module, objective: TrainingObjective, network: nn.Module) -> 
     """One of the package's objectives, on a network that shares the model's parameters."""
 
     def backward(x: Tensor, y: Tensor, noise: Noise) -> object:
-        return objective(network, x, y, BALL.bind(x), Step(noise))
+        return objective(network, x, y, BALL.bind(x), TrainingStep(noise))
 
     return Case(model, backward)
 

@@ -21,15 +21,15 @@ from safetensors.torch import load_file
 
 from epsball import PGD
 from epsball.cli import main as cli
-from epsball.cli.train_shown import Shown
+from epsball.cli.train_report import ProgressDisplay
 from epsball.evaluation.result import Evaluation
 from epsball.models.folder import read_model_folder
 from epsball.models.model_record import read_record
 from epsball.training.augment import Augment
+from epsball.training.config import TrainingConfig
 from epsball.training.fgsm_mix import FGSMMix
-from epsball.training.record import Progress
+from epsball.training.fit_result import Progress
 from epsball.training.registry import OBJECTIVES, options_of, parse
-from epsball.training.settings import Settings
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONWARNINGS": "default"}
 COMMAND = [sys.executable, "-m", "epsball"]
@@ -174,7 +174,7 @@ def test_a_toml_file_and_flags_of_the_same_names_train_differently(run: Run):
         (["--config", "broken.toml"], "`--config` must be a TOML file"),
         (["--out", "epoch.toml"], "`--out` must be a folder, got the file epoch.toml"),
         (["--out", "full"], "full holds something; add --resume"),
-        (["--out", "full", "--resume"], "must hold a training for --resume, but it holds something"),
+        (["--out", "full", "--resume"], "must hold a training for --resume, but holds something"),
     ],
 )
 def test_bad_usage_is_not_refused_or_leaves_files(run: Run, tmp_path: Path, arguments: list[str], said: str):
@@ -215,7 +215,7 @@ def test_a_resume_begins_where_there_is_nothing_and_repeats_a_finished_one_or_an
     before = {name: value.clone() for name, value in weights("net").items()}
     code, _, error = run(*arguments)
     assert code == 2
-    assert "add --resume to go on" in one_line(error)
+    assert "add --resume to continue" in one_line(error)
     for changed, said in (
         (["--epochs", "3"], "`--epochs` must be what it was for --resume, 2 in net, got 3"),
         (
@@ -246,12 +246,12 @@ def test_a_restart_by_torchrun_does_not_go_on(run: Run, monkeypatch: pytest.Monk
 def test_an_interrupted_training_cannot_go_on_or_ends_with_other_weights(run: Run, monkeypatch: pytest.MonkeyPatch):
     arguments = ["train", "--objective", "pgd:steps=2", "--epochs", "3", "--limit", "200", "--average", "ema", "--out"]
 
-    def stopped(self: Shown, at: Progress) -> None:
+    def stopped(self: ProgressDisplay, at: Progress) -> None:
         if at.epoch == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Shown, "__call__", stopped)
+        patched.setattr(ProgressDisplay, "__call__", stopped)
         code, _, error = run(*arguments, "stopped")
     assert code == 130
     assert "in stopped; the same command with --resume goes on from there." in one_line(error)
@@ -380,7 +380,7 @@ def test_help_names_every_setting_in_80_columns_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=False)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
-    for field in fields(Settings):
+    for field in fields(TrainingConfig):
         assert f"--{field.name.replace('_', '-')} " in done.stdout
     for option in ("--objective", "--ball", "--data", "--model", "--out", "--resume", "--config", "--list", "--json"):
         assert f"{option} " in done.stdout
@@ -402,7 +402,7 @@ def test_two_processes_write_one_folder_and_speak_with_one_voice(run: Run, tmp_p
 
 
 def test_a_process_that_is_not_the_first_writes_or_speaks(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("epsball.training.ranks.launched", lambda: False)
+    monkeypatch.setattr("epsball.training.distributed.join_torchrun", lambda: False)
     assert run("train", "--ball", "l3:1", "--out", "net") == (2, "", "")
     assert run("train", *QUICK, "--objective", "plain", "--out", "net") == (0, "", "")
     assert sorted(entry.name for entry in Path("net").iterdir()) == ["training"]  # checkpoints are written by all

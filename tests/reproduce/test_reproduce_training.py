@@ -30,7 +30,7 @@ from epsball.reproduce.sources import Source, mnist
 from epsball.reproduce.threes_sevens import Outcome
 from epsball.reproduce.training import Training, training
 from epsball.reproduce.transfer import CLEAN, Transfer, transfer
-from epsball.training.step import Step
+from epsball.training.training_objective import TrainingStep
 
 EPS = 0.1
 
@@ -180,7 +180,7 @@ def test_noise_training_is_not_plain_training_on_noisy_points(kind: str, shape: 
     ball, ids = eb.Linf(eps=0.3).bind(x), torch.arange(400)
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
-    logged = NoiseTraining(kind=kind)(model, x, y, ball, Step(Noise(7, ids, torch.zeros_like(ids))))
+    logged = NoiseTraining(kind=kind)(model, x, y, ball, TrainingStep(Noise(7, ids, torch.zeros_like(ids))))
     found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     (noisy,) = seen
     delta = noisy - x
@@ -197,7 +197,7 @@ def test_noise_training_is_not_plain_training_on_noisy_points(kind: str, shape: 
     assert float(logged["loss"]) == pytest.approx(loss.item(), rel=1e-12)
     for gradient, parameter in zip(found, model.parameters(), strict=True):
         assert torch.allclose(gradient, parameter.grad, rtol=0, atol=1e-12)
-    NoiseTraining(kind=kind)(model, x, y, ball, Step(Noise(7, ids, torch.ones_like(ids))))
+    NoiseTraining(kind=kind)(model, x, y, ball, TrainingStep(Noise(7, ids, torch.ones_like(ids))))
     assert not torch.equal(seen[-1], noisy)  # the next epoch draws anew
 
 
@@ -205,7 +205,7 @@ def test_a_kind_of_noise_that_is_none_or_a_missing_ball_is_not_named():
     with pytest.raises(BadInput, match="did you mean 'uniform'"):
         NoiseTraining(kind="unifrom")
     x, y = batch_of(2, (3,), 2)
-    step = Step(Noise(0, torch.arange(2), torch.zeros(2, dtype=torch.long)))
+    step = TrainingStep(Noise(0, torch.arange(2), torch.zeros(2, dtype=torch.long)))
     with pytest.raises(BadInput, match="`ball` must be given"):
         NoiseTraining(kind="sign")(nn.Linear(3, 2).double(), x, y, None, step)
 

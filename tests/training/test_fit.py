@@ -18,7 +18,8 @@ from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.problem.outputs import two_columns
 from epsball.training import Plain
-from epsball.training.fit import Diverged, FitResult, Progress, fit
+from epsball.training.fit import fit
+from epsball.training.fit_result import Diverged, FitResult, Progress
 from epsball.training.registry import OBJECTIVES
 
 
@@ -252,6 +253,6 @@ def test_data_models_and_balls_that_do_not_fit_are_refused_before_the_first_step
 
 
 def test_the_table_of_objectives_names_them():
-    assert OBJECTIVES["plain"] == f"{Plain.__module__}:{Plain.__name__}"
+    assert OBJECTIVES["plain"] == (Plain.__module__, Plain.__name__)
     with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
         from epsball.training import Nothing  # noqa: F401

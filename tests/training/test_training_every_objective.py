@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import fields, replace
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 
@@ -33,26 +32,25 @@ from epsball.training import (
     PGDTraining,
     Plain,
 )
-from epsball.training.augment import SET
-from epsball.training.registry import OBJECTIVES
-from epsball.training.step import Step, TrainingObjective
+from epsball.training.augment import ID_STRIDE
+from epsball.training.registry import OBJECTIVES, objective_class
+from epsball.training.training_objective import TrainingObjective, TrainingStep
 
 OPTIONS = {"pgd": {"steps": 3}, "trades": {"steps": 2, "start": 0.01}, "free": {"m": 2}}
 
 
 def objective_of(name: str) -> TrainingObjective:
-    module, _, cls = OBJECTIVES[name].partition(":")
-    return getattr(import_module(module), cls)(**OPTIONS.get(name, {}))
+    return objective_class(name)(**OPTIONS.get(name, {}))
 
 
 every_objective = pytest.mark.parametrize("objective", [objective_of(name) for name in OBJECTIVES], ids=OBJECTIVES)
 
 
-def step_of(ids: Tensor, **more) -> Step:
-    return Step(Noise(1, ids, torch.zeros_like(ids)), **more)
+def step_of(ids: Tensor, **more) -> TrainingStep:
+    return TrainingStep(Noise(1, ids, torch.zeros_like(ids)), **more)
 
 
-def gradient_of(objective, model: nn.Module, x: Tensor, y: Tensor, ball, step: Step) -> list[Tensor]:
+def gradient_of(objective, model: nn.Module, x: Tensor, y: Tensor, ball, step: TrainingStep) -> list[Tensor]:
     """The parameter gradients of one step, of a model that is left alone."""
     model = copy.deepcopy(model)
     model.zero_grad()
@@ -314,17 +312,17 @@ def test_augment_adds_examples_of_the_model_as_it_is_and_drops_the_oldest():
         assert model.training
     assert [len(one) for one in seen] == [40, 40, 80, 120, 120, 120]
     last = seen[-1]
-    assert (last.ids // SET).unique().tolist() == [0, 3, 4]
+    assert (last.ids // ID_STRIDE).unique().tolist() == [0, 3, 4]
     assert len(last.ids.unique()) == 120
     for number in (3, 4):
-        rows = (last.ids // SET == number).nonzero().squeeze(1)
-        assert torch.equal(last.ids[rows] % SET, data.ids)
+        rows = (last.ids // ID_STRIDE == number).nonzero().squeeze(1)
+        assert torch.equal(last.ids[rows] % ID_STRIDE, data.ids)
         assert torch.equal(last.y[rows], data.y)
         moved = (last.x[rows] - data.x).abs()
         assert 0.099 < moved.max() <= 0.1 + 1e-6
-    assert torch.equal(last.x[last.ids < SET], data.x)
+    assert torch.equal(last.x[last.ids < ID_STRIDE], data.x)
     wanted = augment.attack(model, data.x, data.y, ball)
-    assert torch.equal(last.x[last.ids // SET == 4], wanted)
+    assert torch.equal(last.x[last.ids // ID_STRIDE == 4], wanted)
 
 
 def test_augment_works_at_every_kth_epoch_with_any_attack_and_objective_and_refuses_a_ball_per_example():
@@ -335,7 +333,7 @@ def test_augment_works_at_every_kth_epoch_with_any_attack_and_objective_and_refu
     sizes, now = [], data
     for number in range(5):
         now = augment.epoch(model, now, ball, number, seed=0)
-        sizes.append((len(now), int((now.ids // SET).max())))
+        sizes.append((len(now), int((now.ids // ID_STRIDE).max())))
     assert sizes == [(20, 0), (20, 0), (40, 2), (40, 2), (40, 4)]
     with pytest.raises(BadInput, match="the same for all examples"):
         augment.epoch(model, data, Linf(eps=torch.full((20,), 0.1)), 1, 0)
@@ -359,7 +357,7 @@ def test_training_with_it_makes_digits_robust_where_plain_training_does_not(name
                 for replay in range(objective.replays):
                     optimizer.zero_grad()
                     noise = Noise(0, now.ids[rows], torch.full_like(rows, epoch))
-                    step = Step(noise, 1000 * epoch + 10 * batch + replay, epoch / 10, replay, memory)
+                    step = TrainingStep(noise, 1000 * epoch + 10 * batch + replay, epoch / 10, replay, memory)
                     objective(model, now.x[rows], now.y[rows], ball.bind(now.x[rows]), step)
                     optimizer.step()
         model.eval()
@@ -372,9 +370,8 @@ def test_training_with_it_makes_digits_robust_where_plain_training_does_not(name
 def test_the_docs_name_every_objective_with_its_options_and_their_defaults():
     lines = (Path(__file__).parents[2] / "docs" / "training.md").read_text().splitlines()
     for name in OBJECTIVES:
-        module, _, cls = OBJECTIVES[name].partition(":")
-        (line,) = [line for line in lines if line.startswith(f"| `{name}` | {cls} |")]
-        objective = getattr(import_module(module), cls)()
+        objective = objective_class(name)()
+        (line,) = [line for line in lines if line.startswith(f"| `{name}` | {type(objective).__name__} |")]
         for field in fields(objective):
             value = getattr(objective, field.name)
             shown = type(value).__name__ + "()" if isinstance(value, TrainingObjective | Attack) else value

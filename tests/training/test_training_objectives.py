@@ -35,7 +35,7 @@ from epsball.training import (
     PGDTraining,
     Plain,
 )
-from epsball.training.step import Step
+from epsball.training.training_objective import TrainingStep
 
 N = 12
 BALLS = {
@@ -61,8 +61,8 @@ def data_of(classes: int = 4, n: int = N) -> tuple[Tensor, Tensor]:
     return nets.batch_of(n, nets.CONV_SHAPE, classes, seed=5)
 
 
-def step_at(over: float = 0.0, n: int = N, **more) -> Step:
-    return Step(Noise(7, torch.arange(n) * 3, torch.full((n,), 2)), number=4, over=over, **more)
+def step_at(fraction: float = 0.0, n: int = N, **more) -> TrainingStep:
+    return TrainingStep(Noise(7, torch.arange(n) * 3, torch.full((n,), 2)), number=4, fraction=fraction, **more)
 
 
 def J(model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:

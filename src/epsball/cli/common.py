@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from epsball.attacks.attack import Attack
     from epsball.balls.ball import Ball
     from epsball.data.examples import Examples
-    from epsball.training.fit import FitResult
+    from epsball.training.fit_result import FitResult
 
 BATCH = 128
 """Rows of a training step."""

@@ -14,7 +14,7 @@ from epsball.data.examples import Examples
 from epsball.models.registry import build
 from epsball.training.fgsm_mix import FGSMMix
 from epsball.training.fit import PLAIN, fit
-from epsball.training.step import Objective
+from epsball.training.training_objective import ObjectiveLike
 
 BATCH = 128
 ADVERSARIAL = FGSMMix()
@@ -45,7 +45,7 @@ def trained(
     train: Examples,
     ball: Ball | None = None,
     *,
-    objective: Objective = PLAIN,
+    objective: ObjectiveLike = PLAIN,
     steps: int = 400,
     seed: int = 0,
 ) -> nn.Module:
@@ -59,7 +59,7 @@ def trained_further(
     train: Examples,
     ball: Ball,
     *,
-    objective: Objective = ADVERSARIAL,
+    objective: ObjectiveLike = ADVERSARIAL,
     steps: int = 400,
     seed: int = 0,
 ) -> nn.Module:
@@ -72,7 +72,7 @@ def fitted(
     train: Examples,
     ball: Ball | None = None,
     *,
-    objective: Objective = PLAIN,
+    objective: ObjectiveLike = PLAIN,
     steps: int = 400,
     seed: int = 0,
 ) -> nn.Module:

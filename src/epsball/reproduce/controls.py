@@ -23,7 +23,7 @@ from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets, Recipe, conve
 from epsball.reproduce.record import Line
 from epsball.reproduce.threes_sevens import EPS, Outcome
 from epsball.training.plain import Plain
-from epsball.training.step import Step, TrainingObjective
+from epsball.training.training_objective import TrainingObjective, TrainingStep
 
 SIGN, UNIFORM = "trained on coin flips of ±eps", "trained on uniform noise"
 PAPER = {PLAIN: (89.4, 97.6), SIGN: (86.2, 97.3), UNIFORM: (90.4, 97.8), ADVERSARIAL: (17.9, 81.4)}
@@ -45,7 +45,12 @@ class NoiseTraining(TrainingObjective):
         check_one_of("kind", self.kind, KINDS)
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *shape"],
+        y: Int64[Tensor, " n"],
+        ball: Ball | None,
+        step: TrainingStep,
     ) -> dict[str, Tensor | float]:
         if ball is None:
             raise BadInput("`ball` must be given for NoiseTraining, got None; as in Linf(eps=0.25)")

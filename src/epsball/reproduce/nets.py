@@ -30,9 +30,9 @@ from epsball.reproduce.sources import STAND_IN, Source
 from epsball.reproduce.threes_sevens import EPS, Outcome
 from epsball.training.fgsm_mix import FGSMMix
 from epsball.training.fit import fit
+from epsball.training.fit_result import Progress
 from epsball.training.plain import Plain
-from epsball.training.record import Progress
-from epsball.training.step import TrainingObjective
+from epsball.training.training_objective import TrainingObjective
 
 PIECES = 5
 ROWS = 1000

@@ -36,7 +36,7 @@ from epsball.reproduce.record import Line, Measured, Strip
 from epsball.reproduce.strips import first_of_each, predicted, tiles
 from epsball.reproduce.threes_sevens import EPS
 from epsball.training.plain import Plain
-from epsball.training.step import Step, TrainingObjective
+from epsball.training.training_objective import TrainingObjective, TrainingStep
 
 SOFTMAX, RBF = "softmax regression", "shallow RBF network"
 PAPER = {SOFTMAX: (99.9, 79.3), RBF: (55.4, 1.2), PLAIN: (89.4, 97.6)}
@@ -80,7 +80,12 @@ class EachClass(TrainingObjective):
     """The mean of `each_class` at the examples as they are. Logs "loss"."""
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *shape"],
+        y: Int64[Tensor, " n"],
+        ball: Ball | None,
+        step: TrainingStep,
     ) -> dict[str, Tensor | float]:
         loss = _binary(model(x), y).mean()
         loss.backward()

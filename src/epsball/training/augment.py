@@ -1,7 +1,7 @@
-"""The older way: find adversarial examples of the model as it is, add them to the training set, go on.
+"""The older way: find adversarial examples of the model as it is, add them to the training set, and continue.
 
 Szegedy et al., "Intriguing properties of neural networks" (ICLR 2014), section 4.2: a pool of adversarial examples is
-mixed into the training set and renewed. Goodfellow et al. (2015) found making them anew in each step better.
+mixed into the training set and renewed. Goodfellow et al. (2015) found that making them anew in each step is better.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.attacks.attack import Attack
@@ -18,23 +17,25 @@ from epsball.attacks.fgsm import FGSM
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
+from epsball.common.shapes import Batch
 from epsball.data.examples import Examples
 from epsball.problem.objective import ModelWarning
 from epsball.training.plain import Plain
-from epsball.training.step import Step, TrainingObjective
+from epsball.training.training_objective import Labels, Logged, TrainingObjective, TrainingStep
 
-SET = 1 << 40
-"""Adversarial examples of epoch k have the ids of theirs plus k times this."""
-WIDTH = 256
+ID_STRIDE = 1 << 40
+"""The adversarial examples of epoch k have the ids of their originals plus k times this."""
+ATTACK_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(TrainingObjective):
     """`objective` on a training set to which `attack`'s examples are added, before each `every`-th epoch but the first.
 
-    They keep the labels of theirs, and have ids of their own. Those of the last `keep` attacks are in the set, so that
-    it is at most 1 + keep times as long, and as large in memory. An attack costs its passes once for each example of
-    the data (FGSM: one pass), beside the objective's for each row of the longer set. It is in eval mode.
+    Adversarial examples have the labels of their originals, and ids of their own. The set holds those of the last
+    `keep` attacks, so that it is at most 1 + keep times as long, and as large in memory. An attack costs its model
+    calls once for each example of the data (FGSM: one forward and one backward pass), beside the objective's for each
+    row of the longer set. It is in eval mode.
     """
 
     accelerates = False
@@ -67,39 +68,34 @@ class Augment(TrainingObjective):
         data = self.objective.epoch(model, data, ball, number, seed)
         if number == 0 or number % self.every:
             return data
-        made = data.ids // SET  # 0: an example of the data
-        originals = data.rows((made == 0).nonzero().squeeze(1))
-        sets = sorted(set(made.tolist()) - {0})
-        dropped = torch.tensor(sets[: max(0, len(sets) + 1 - self.keep)], dtype=made.dtype)
-        stays = data.rows((~torch.isin(made, dropped)).nonzero().squeeze(1))
-        ids = originals.ids + number * SET
-        x_adv = self._found(model, originals, ball, ids, seed)
+        epoch_of = data.ids // ID_STRIDE  # 0: an original
+        originals = data.rows((epoch_of == 0).nonzero().squeeze(1))
+        pools = sorted(set(epoch_of.tolist()) - {0})
+        dropped = torch.tensor(pools[: max(0, len(pools) + 1 - self.keep)], dtype=epoch_of.dtype)
+        remaining = data.rows((~torch.isin(epoch_of, dropped)).nonzero().squeeze(1))
+        added = replace(originals, ids=originals.ids + number * ID_STRIDE)
         return replace(
-            stays,
-            x=torch.cat([stays.x, x_adv]),
-            y=torch.cat([stays.y, originals.y]),
-            ids=torch.cat([stays.ids, ids]),
+            remaining,
+            x=torch.cat([remaining.x, self._attacked(model, added, ball, seed)]),
+            y=torch.cat([remaining.y, added.y]),
+            ids=torch.cat([remaining.ids, added.ids]),
         )
 
-    def _found(
-        self, model: nn.Module, data: Examples, ball: Ball, ids: Int64[Tensor, " n"], seed: int
-    ) -> Float[Tensor, "n *shape"]:
-        device, found = next(model.parameters()).device, []
+    def _attacked(self, model: nn.Module, data: Examples, ball: Ball, seed: int) -> Batch:
+        device, x_adv = next(model.parameters()).device, []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ModelWarning)  # rows without a gradient are no news in training
-            for rows in torch.arange(len(data)).split(WIDTH):
-                x, y = data.x[rows].to(device), data.y[rows].to(device)
-                x_adv = self.attack(model, x, y, ball, ids=ids[rows].to(device), seed=seed)
-                found.append(x_adv.to(data.x.device))
-        return torch.cat(found)
+            warnings.simplefilter("ignore", ModelWarning)  # rows without a gradient are common in training
+            for rows in torch.arange(len(data)).split(ATTACK_BATCH):
+                x, y, ids = (part[rows].to(device) for part in (data.x, data.y, data.ids))
+                x_adv.append(self.attack(model, x, y, ball, ids=ids, seed=seed).to(data.x.device))
+        return torch.cat(x_adv)
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
-    ) -> dict[str, Tensor | float]:
+    def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         return dict(self.objective(model, x, y, ball, step))
 
 
 def _per_example(ball: Ball) -> bool:
-    none = ball.rows(torch.arange(0))
-    parts = (none.eps, none.lo, none.hi, none.mask)
+    """Whether a part of the ball has one entry per example."""
+    no_rows = ball.rows(torch.arange(0))
+    parts = (no_rows.eps, no_rows.lo, no_rows.hi, no_rows.mask)
     return any(isinstance(part, Tensor) and part.ndim > 0 and len(part) == 0 for part in parts)

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_at_least
-from epsball.training.climb import Mode, ascend, summed_cross_entropy
-from epsball.training.on_adversarial import OnAdversarial
-from epsball.training.step import Step
+from epsball.common.shapes import Batch
+from epsball.training.adversarial_training import AdversarialTraining
+from epsball.training.inner_attack import Mode, ascend, summed_cross_entropy
+from epsball.training.training_objective import Labels, TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSMRS(OnAdversarial):
-    """J at the end of one step of `step_size` * eps from a uniform point of the ball, projected back into it.
+class FGSMRS(AdversarialTraining):
+    """J after one step of `step_size` * eps from a uniform point of the ball, projected back into it.
 
     The start may lie outside the box, as in the paper's algorithm (the authors' CIFAR-10 code clips it). Clipped, most
     pixels of MNIST, which lie on the box's ends, would be given only the two ends of the ball: at eps .3 that training
-    came to 59 % under PGD-10 on held-out examples, this one to 92 % (small CNN, 10 epochs).
+    reached 59 % under PGD-10 on held-out examples, this one 92 % (small CNN, 10 epochs).
 
-    Two passes a step, one for the input and one for the parameters. The attack is in train mode, as in the authors'
-    code; there its pass updates the running statistics too, here only the pass that is trained on does. It may overfit
-    catastrophically, sooner with longer steps: watch PGD's accuracy.
+    Two forward and two backward passes a step, one pair for the input and one for the parameters. The attack is in
+    train mode, as in the authors' code; there its pass updates the running statistics too, here only the pass that is
+    trained on does. It may overfit catastrophically, sooner with longer steps: watch PGD's accuracy.
 
     Logs "loss" and "adversarial_accuracy".
     """
@@ -39,8 +39,6 @@ class FGSMRS(OnAdversarial):
         super().__post_init__()
         check_at_least("step_size", self.step_size, 0)
 
-    def attack(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball, step: Step
-    ) -> Float[Tensor, "n *shape"]:
+    def attack(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, step: TrainingStep) -> Batch:
         start = ball.sample(x, step.noise, in_box=False)
         return ascend(model, start, x, ball, summed_cross_entropy(y), steps=1, step_size=self.step_size)

@@ -10,24 +10,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_at_least
 from epsball.common.errors import BadInput
-from epsball.common.shapes import column, flat
-from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, logits_of
-from epsball.training.step import Step
+from epsball.common.shapes import Batch, PerExample, column, flat
+from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, learnable, logits_of
+from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientPenalty(CrossEntropyTraining):
     """The mean of J + weight eps |grad_x J|_dual; with `box` the penalty is the gain that the box allows.
 
-    With `box` it is the ball's support, <grad J, argmax - x>: exactly the first-order term of FGSM's gain. In L0, which
-    only counts, the dual norm times eps is a bound of it. One pass a step that is differentiated again and costs about
-    three, in train mode; there is no attack. J is smoothed in the penalty too.
+    With `box` it is <grad J, argmax - x>: exactly the first-order term of FGSM's gain. In L0, which only counts, the
+    dual norm times eps is an upper bound of it. One forward and one backward pass a step that are differentiated again
+    and cost about three pairs, in train mode; there is no attack. J is smoothed in the penalty too.
 
     Logs "loss", "clean_loss", "penalty" (before its weight) and "accuracy".
     """
@@ -41,27 +40,21 @@ class GradientPenalty(CrossEntropyTraining):
         super().__post_init__()
         check_at_least("weight", self.weight, 0)
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
-    ) -> dict[str, Tensor | float]:
+    def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         ball, leaf = self.need(ball), x.detach().requires_grad_()
         logits = logits_of(model, leaf)
         losses = self.losses(logits, y)
         grad = input_gradient(losses.sum(), leaf, create_graph=True)
-        penalty = (boxed_gain if self.box else free_gain)(ball, grad, x).mean()
+        penalty = (gain_in_box if self.box else dual_norm_gain)(ball, grad, x).mean()
         clean_loss = losses.mean()
         loss = clean_loss + self.weight * penalty
-        loss.backward(inputs=[parameter for parameter in model.parameters() if parameter.requires_grad])
-        return {
-            "loss": loss.detach(),
-            "clean_loss": clean_loss.detach(),
-            "penalty": penalty.detach(),
-            "accuracy": accuracy(logits, y),
-        }
+        loss.backward(inputs=learnable(model))
+        logged = {"loss": loss.detach(), "clean_loss": clean_loss.detach(), "penalty": penalty.detach()}
+        return logged | {"accuracy": accuracy(logits, y)}
 
 
-def free_gain(ball: Ball, grad: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-    """eps times the dual norm of each row, over what the mask leaves open."""
+def dual_norm_gain(ball: Ball, grad: Batch, x: Batch) -> PerExample:
+    """eps times the dual norm of each row, over the features that the mask lets change."""
     if ball.mask is not None:
         grad = grad * ball.mask
     eps = ball.eps
@@ -69,9 +62,9 @@ def free_gain(ball: Ball, grad: Float[Tensor, "n *shape"], x: Float[Tensor, "n *
         eps = eps if eps.ndim == x.ndim > 1 else column(eps, x.ndim)
     if not (bool(eps.isfinite().all()) if isinstance(eps, Tensor) else math.isfinite(eps)):
         raise BadInput("`eps` must be finite for a gradient penalty without the box, got inf; set box=True")
-    return ball.dual(grad * eps)  # homogeneous, and so it holds for one radius per feature as well
+    return ball.dual(grad * eps)  # homogeneous, so it holds for one radius per feature as well
 
 
-def boxed_gain(ball: Ball, grad: Float[Tensor, "n *shape"], x: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-    """The ball's support; its maximiser does not change when the gradient does a little, so it is a constant."""
+def gain_in_box(ball: Ball, grad: Batch, x: Batch) -> PerExample:
+    """The ball's `max_gain`; small changes of the gradient do not move its maximiser, so that is a constant here."""
     return flat(grad * (ball.argmax(grad.detach(), x) - x)).sum(1)

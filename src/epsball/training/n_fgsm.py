@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_at_least
-from epsball.training.climb import Mode, ascend, summed_cross_entropy
-from epsball.training.on_adversarial import OnAdversarial
-from epsball.training.step import Step
+from epsball.common.shapes import Batch
+from epsball.training.adversarial_training import AdversarialTraining
+from epsball.training.inner_attack import Mode, ascend, summed_cross_entropy
+from epsball.training.training_objective import Labels, TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
-class NFGSM(OnAdversarial):
+class NFGSM(AdversarialTraining):
     """J at x + noise + step: noise uniform in the ball of `noise` * eps, a step of `step_size` * eps from there.
 
     In the max norm x + u + step_size eps sign(grad J(x + u)), u uniform in +- noise eps; points leave the ball, but not
-    the box. Two passes a step, one for the input and one for the parameters. The attack is in train mode, as in the
-    authors' code; there its pass updates the running statistics too, here only the pass that is trained on does.
+    the box. Two forward and two backward passes a step, one pair for the input and one for the parameters. The attack
+    is in train mode, as in the authors' code; there its pass updates the running statistics too, here only the pass
+    that is trained on does.
 
     Logs "loss" and "adversarial_accuracy".
     """
@@ -37,11 +38,9 @@ class NFGSM(OnAdversarial):
         check_at_least("noise", self.noise, 0)
         check_at_least("step_size", self.step_size, 0)
 
-    def attack(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball, step: Step
-    ) -> Float[Tensor, "n *shape"]:
+    def attack(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, step: TrainingStep) -> Batch:
         start = ball.with_eps(self.noise * ball.eps).bind(x).sample(x, step.noise)
         reach = self.noise + self.step_size
-        wide = ball.with_eps(reach * ball.eps).bind(x)  # no step ends outside it
-        share = self.step_size / reach if reach else 0.0
-        return ascend(model, start, x, wide, summed_cross_entropy(y), steps=1, step_size=share)
+        wide_ball = ball.with_eps(reach * ball.eps).bind(x)  # no step ends outside it
+        step_size = self.step_size / reach if reach else 0.0
+        return ascend(model, start, x, wide_ball, summed_cross_entropy(y), steps=1, step_size=step_size)

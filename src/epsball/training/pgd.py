@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_at_least, check_whole
-from epsball.training.climb import ascend, summed_cross_entropy
-from epsball.training.on_adversarial import OnAdversarial
-from epsball.training.step import Step
+from epsball.common.shapes import Batch
+from epsball.training.adversarial_training import AdversarialTraining
+from epsball.training.inner_attack import ascend, summed_cross_entropy
+from epsball.training.training_objective import Labels, TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDTraining(OnAdversarial):
-    """J where `steps` steps of `step_size` * eps lead from a uniform point of the ball.
+class PGDTraining(AdversarialTraining):
+    """J after `steps` steps of `step_size` * eps from a uniform point of the ball.
 
-    The defaults are the authors' for CIFAR-10: 7 steps of 2/255 in a ball of 8/255. `steps` + 1 passes a step, all but
-    the last for the input alone. The attack is in eval mode, so that the point is one of the model as it is used; the
-    authors' code attacks in train mode, which `attack_mode` gives.
+    The defaults are the authors' for CIFAR-10: 7 steps of 2/255 in a ball of 8/255. `steps` + 1 forward and backward
+    passes a step, all but the last pair for the input alone. The attack is in eval mode, so that it is one on the model
+    as it is used; the authors' code attacks in train mode, which `attack_mode` gives.
 
     Logs "loss" and "adversarial_accuracy".
     """
@@ -36,8 +36,6 @@ class PGDTraining(OnAdversarial):
         check_whole("steps", self.steps, 1)
         check_at_least("step_size", self.step_size, 0)
 
-    def attack(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball, step: Step
-    ) -> Float[Tensor, "n *shape"]:
+    def attack(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, step: TrainingStep) -> Batch:
         start = ball.sample(x, step.noise)
         return ascend(model, start, x, ball, summed_cross_entropy(y), steps=self.steps, step_size=self.step_size)

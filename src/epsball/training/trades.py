@@ -1,4 +1,4 @@
-"""TRADES: clean accuracy traded against the distance between the answers at x and at the worst point around it.
+"""TRADES: clean accuracy traded against the divergence between the predictions at x and at the worst point around it.
 
 Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy" (ICML 2019), equation 5 and
 algorithm 1.
@@ -10,34 +10,35 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least, check_one_of, check_whole
-from epsball.training.climb import MODES, Mode, ascend, climbing
-from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
-from epsball.training.step import Step
+from epsball.common.checks import check_at_least, check_whole
+from epsball.common.shapes import Batch
+from epsball.training.adversarial_training import AttackingTraining
+from epsball.training.cross_entropy import Logits, accuracy, logits_of
+from epsball.training.inner_attack import ascend, attackable
+from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 NORMAL_DRAW = 3
 """The draw of the noise that the start is made with; a ball's sample uses those below."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(CrossEntropyTraining):
-    """J(x) + beta KL(p(x) || p(x_adv)), x_adv climbing that divergence.
+class TRADES(AttackingTraining):
+    """J(x) + beta KL(p(x) || p(x_adv)), x_adv found by increasing that divergence.
 
-    The climb begins at x plus normal noise of standard deviation `start` (in the units of x; at x itself the divergence
-    has no slope) and makes `steps` steps of `step_size` * eps; the defaults are the authors' for CIFAR-10, steps of
-    .007 in a ball of .031, beta = 6. It is in eval mode, as in their code. `steps` + 2 passes a step and one forward;
-    the clean and the adversarial batch both update the running statistics, each normalised by its own. Derivatives go
-    through p(x) and p(x_adv).
+    The attack starts at x plus normal noise of standard deviation `start` (in the units of x; at x itself the
+    divergence has no gradient) and makes `steps` steps of `step_size` * eps; the defaults are the authors' for
+    CIFAR-10, steps of .007 in a ball of .031, beta = 6. It is in eval mode, as in their code. `steps` + 2 forward and
+    backward passes a step, and one more forward pass. The clean and the adversarial batch both update the running
+    statistics, each normalised by its own. Derivatives go through p(x) and p(x_adv).
 
     Logs "loss", "clean_loss", "divergence", "accuracy" and "adversarial_accuracy".
     """
 
-    attack_mode: Mode = "eval"
     beta: float = 6.0
     steps: int = 10
     step_size: float = 0.226
@@ -45,38 +46,35 @@ class TRADES(CrossEntropyTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("attack_mode", self.attack_mode, MODES)
         check_whole("steps", self.steps, 1)
         for name in ("beta", "step_size", "start"):
             check_at_least(name, getattr(self, name), 0)
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *shape"], y: Int64[Tensor, " n"], ball: Ball | None, step: Step
-    ) -> dict[str, Tensor | float]:
+    def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         ball = self.need(ball)
-        z = ball.project(x + self.start * step.noise.normal(x.shape[1:], draw=NORMAL_DRAW, dtype=x.dtype), x)
-        with climbing(model, self.attack_mode):
+        start = ball.project(x + self.start * step.noise.normal(x.shape[1:], draw=NORMAL_DRAW, dtype=x.dtype), x)
+        with attackable(model, self.attack_mode):
             with torch.no_grad():
                 reference = logits_of(model, x)
-            height = partial(_divergence, reference)
-            x_adv = ascend(model, z, x, ball, height, steps=self.steps, step_size=self.step_size)
+            loss = partial(_summed_divergence, reference)
+            x_adv = ascend(model, start, x, ball, loss, steps=self.steps, step_size=self.step_size)
         clean, adversarial = logits_of(model, x), logits_of(model, x_adv)
-        clean_loss, apart = self.loss(clean, y), divergences(clean, adversarial).mean()
-        loss = clean_loss + self.beta * apart
+        clean_loss, divergence = self.loss(clean, y), divergences(clean, adversarial).mean()
+        loss = clean_loss + self.beta * divergence
         loss.backward()
         return {
             "loss": loss.detach(),
             "clean_loss": clean_loss.detach(),
-            "divergence": apart.detach(),
+            "divergence": divergence.detach(),
             "accuracy": accuracy(clean, y),
             "adversarial_accuracy": accuracy(adversarial, y),
         }
 
 
-def divergences(p: Float[Tensor, "n classes"], q: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+def divergences(p: Logits, q: Logits) -> Float[Tensor, " n"]:
     """KL(softmax p || softmax q) of each row of logits."""
     return F.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="none").sum(1)
 
 
-def _divergence(p: Float[Tensor, "n classes"], q: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
+def _summed_divergence(p: Logits, q: Logits) -> Float[Tensor, ""]:
     return divergences(p, q).sum()

@@ -1,7 +1,7 @@
-"""How robust is the model now? And has single-step training overfitted catastrophically?
+"""Accuracies on held-out examples during a training, and the signs of catastrophic overfitting.
 
-Single-step training can break from one moment to the next: the model learns to be safe from the one step that it is
-trained on, and PGD finds it wide open (Wong, Rice and Kolter, ICLR 2020, section 5.4). FGSM alone never shows it.
+Single-step training can break from one moment to the next: the model becomes safe from the one step that it is trained
+on, and PGD still succeeds (Wong, Rice and Kolter, ICLR 2020, section 5.4). FGSM's accuracy alone never shows it.
 """
 
 from __future__ import annotations
@@ -10,34 +10,40 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from epsball.attacks.fgsm import FGSM
 from epsball.attacks.pgd import PGD
 from epsball.balls.ball import Ball
+from epsball.common.record import Record
+from epsball.common.shapes import Batch
 from epsball.data.examples import Examples
 from epsball.problem.objective import ModelWarning, frozen, prediction
 from epsball.problem.outputs import two_columns
-from epsball.training import ranks
+from epsball.training import distributed
+from epsball.training.training_objective import Labels
 
-GLANCE = 256
-"""Examples that are looked at within an epoch; at its end it is all that are held out."""
 COLLAPSE, LOST, NEAR = 0.5, 0.2, 0.1
-"""PGD's accuracy has collapsed below this share of the best seen, and by more than so much, while a single step's is no
-farther below that best than this. Below `LOST` there is no robustness yet that could collapse: it comes and goes.
+"""Catastrophic overfitting: PGD accuracy falls below COLLAPSE times the reference, and by more than LOST, while the
+accuracy after a single step is within NEAR of the reference. Below LOST there is no robustness yet that could collapse.
 """
-FADES = 0.9
-"""What is left of the best at each look while the radius grows."""
-WIDTH = 256
+BATCH = 256
 
 
 @dataclass(frozen=True)
-class Check:
-    """Accuracies on held-out examples: `clean`, under FGSM and under PGD-10, of `examples`; without a ball clean only.
+class Check(Record):
+    """Accuracies on `examples` held-out examples: `clean`, after FGSM, and after PGD-10; without a ball clean only.
 
-    `step` counts the optimiser's steps before it; `epoch` is counted from 1; `radius` is the share of the ball's radius
-    that was looked at, less than 1 while it grows; `averaged` says that it is of the averaged weights, `event` what was
-    found and done.
+    Parameters
+    ----------
+    step, epoch
+        The optimiser's steps before it; the epoch, counted from 1.
+    radius
+        The share of the ball's radius that was attacked in, less than 1 while it grows.
+    averaged
+        Whether it is of the averaged weights.
+    event
+        What was found, and what the training did.
     """
 
     step: int
@@ -52,48 +58,45 @@ class Check:
 
     @property
     def robust(self) -> float:
-        """Under PGD; without a ball the clean accuracy."""
+        """The accuracy after PGD; without a ball the clean accuracy."""
         return self.clean if self.pgd is None else self.pgd
 
 
-def check(model: nn.Module, held: Examples, ball: Ball | None, *, step: int, epoch: int, seed: int) -> Check:
-    """The accuracies now, in eval mode; processes share the examples."""
+def check(model: nn.Module, data: Examples, ball: Ball | None, *, step: int, epoch: int, seed: int) -> Check:
+    """The accuracies of `model` now, in eval mode; the processes share the examples."""
     device = next(model.parameters()).device
-    mine = torch.arange(ranks.rank(), len(held), ranks.world())
-    right = torch.zeros(3, dtype=torch.int64)
+    counts = torch.zeros(3, dtype=torch.int64)
     with frozen(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ModelWarning)  # saturated logits are no news in the middle of a training
-        for rows in mine.split(WIDTH):
-            part = held.rows(rows)
+        warnings.simplefilter("ignore", ModelWarning)  # saturated logits are common in the middle of a training
+        for rows in torch.arange(distributed.rank(), len(data), distributed.world_size()).split(BATCH):
+            part = data.rows(rows)
             x, y = part.x.to(device), part.y.to(device)
-            standing = _right(model, x, y)
-            right[0] += standing.sum().cpu()
-            if ball is None or not bool(standing.any()):
+            clean = _correct(model, x, y)
+            counts[0] += clean.sum().cpu()
+            if ball is None or not bool(clean.any()):
                 continue
-            within, x, y, ids = ball.rows(rows).rows(standing.cpu()), x[standing], y[standing], part.ids[standing.cpu()]
-            after_one = _right(model, FGSM()(model, x, y, within, ids=ids, seed=seed), y)
-            right[1] += after_one.sum().cpu()
-            found = PGD(steps=10)(model, x, y, within, ids=ids, seed=seed)
-            # The worse of the two, as a robust accuracy is.
-            right[2] += (_right(model, found, y) & after_one).sum().cpu()
-    ranks.summed([right])
-    clean, fgsm, pgd = (count / len(held) for count in right.tolist())
-    if ball is None:
-        return Check(step, epoch, len(held), clean)
-    return Check(step, epoch, len(held), clean, fgsm, pgd)
+            ball_rows, x, y, ids = ball.rows(rows).rows(clean.cpu()), x[clean], y[clean], part.ids[clean.cpu()]
+            after_fgsm = _correct(model, FGSM()(model, x, y, ball_rows, ids=ids, seed=seed), y)
+            after_pgd = _correct(model, PGD(steps=10)(model, x, y, ball_rows, ids=ids, seed=seed), y)
+            counts[1] += after_fgsm.sum().cpu()
+            counts[2] += (after_pgd & after_fgsm).sum().cpu()  # robust accuracy: the worse of the two
+    distributed.sum_over_processes([counts])
+    clean, fgsm, pgd = (count / len(data) for count in counts.tolist())
+    return Check(step, epoch, len(data), clean, *(() if ball is None else (fgsm, pgd)))
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _correct(model: nn.Module, x: Batch, y: Labels) -> torch.Tensor:
     with torch.no_grad():
         return prediction(two_columns(model(x))) == y
 
 
-def overfitted(now: Check, best: float, trained: float | None) -> bool:
-    """Whether PGD's accuracy has collapsed from the best seen while a single step's has not.
+def overfitted(now: Check, reference: float, training_accuracy: float | None) -> bool:
+    """Whether PGD accuracy has collapsed from the `reference` while the accuracy after a single step has not.
 
-    `trained` is the accuracy on the examples that the training itself made since the last check, where it logs one.
+    `training_accuracy` is that on the adversarial examples that the training itself made since the last check, where
+    the objective logs one.
     """
     if now.pgd is None or now.fgsm is None:
         return False
-    single = max(now.fgsm, trained or 0.0)
-    return now.pgd < COLLAPSE * best and best - now.pgd > LOST and single > best - NEAR
+    single_step = max(now.fgsm, training_accuracy or 0.0)
+    return now.pgd < COLLAPSE * reference and reference - now.pgd > LOST and single_step > reference - NEAR

@@ -1,39 +1,38 @@
 """Running statistics: which passes of a step of adversarial training update them, and which set they update.
 
-BatchNorm normalises each pass in train mode by the pass's own batch, and remembers running means for the day when the
-model is used. Clean and adversarial batches have different ones (Xie and Yuille, "Intriguing properties of adversarial
-training at scale", ICLR 2020), so which of them are remembered is a choice. All buffers of the model are treated alike.
+BatchNorm normalises each pass in train mode by the pass's own batch, and keeps running means for eval mode. Clean and
+adversarial batches have different ones (Xie and Yuille, "Intriguing properties of adversarial training at scale", ICLR
+2020), so which of them count is a choice. All buffers of the model are treated alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 BatchNorm = Literal["both", "clean", "adversarial", "separate", "joint"]
-BATCH_NORM: tuple[BatchNorm, ...] = get_args(BatchNorm)
 
 SECOND_SET = "second statistics"
 
 
 def clean_pass(policy: BatchNorm, model: nn.Module) -> AbstractContextManager[None]:
     """Around forward and backward of the clean batch."""
-    return kept(model) if policy == "adversarial" else nullcontext()
+    return restored_buffers(model) if policy == "adversarial" else nullcontext()
 
 
 def adversarial_pass(policy: BatchNorm, model: nn.Module, memory: dict[str, Tensor]) -> AbstractContextManager[None]:
-    """Around forward and backward of the adversarial batch; `memory` is where a second set is kept."""
+    """Around forward and backward of the adversarial batch; `memory` holds the second set of statistics."""
     if policy == "separate":
-        return exchanged(model, memory)
-    return kept(model) if policy == "clean" else nullcontext()
+        return _second_buffers(model, memory)
+    return restored_buffers(model) if policy == "clean" else nullcontext()
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
+def restored_buffers(model: nn.Module) -> Iterator[None]:
     """On leaving, the buffers hold what they held. Backward passes must be over by then: they may read them."""
     before = [(owner, name, buffer, buffer.clone()) for owner, name, buffer in _buffers(model)]
     try:
@@ -45,13 +44,12 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def exchanged(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[None]:
+def _second_buffers(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[None]:
     """Inside, the buffers hold the second set, which begins as a copy of the first; its changes go to `memory`."""
-    with kept(model):
+    with restored_buffers(model):
         with torch.no_grad():
             for place, (_, _, buffer) in enumerate(_buffers(model)):
-                second = memory.get(f"{SECOND_SET} {place}")
-                if second is not None:
+                if (second := memory.get(f"{SECOND_SET} {place}")) is not None:
                     buffer.copy_(second)
         yield
         for place, (_, _, buffer) in enumerate(_buffers(model)):
@@ -60,11 +58,9 @@ def exchanged(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[None]:
 
 def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
     """(module, name, buffer) of each buffer, once."""
-    seen: set[int] = set()
-    found = []
+    found: dict[int, tuple[nn.Module, str, Tensor]] = {}
     for owner in model.modules():
         for name, buffer in owner._buffers.items():
-            if buffer is not None and id(buffer) not in seen:
-                seen.add(id(buffer))
-                found.append((owner, name, buffer))
-    return found
+            if buffer is not None:
+                found.setdefault(id(buffer), (owner, name, buffer))
+    return list(found.values())

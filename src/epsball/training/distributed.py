@@ -1,8 +1,8 @@
 """Several processes that train one model: each takes its share of every batch, and gradients are summed once a step.
 
-torch's DistributedDataParallel reduces in each backward pass, wants gradients of all parameters in each, and takes a
-rank's mean for its share. A step of adversarial training makes several backwards, some for inputs alone, on shares that
-may differ by one. So parameters are left without hooks, and one sum at the end, weighted by rows, is exact.
+torch's DistributedDataParallel reduces in each backward pass, wants gradients of all parameters in each, and weights
+the processes equally. A step of adversarial training makes several backward passes, some for inputs alone, on shares
+that may differ by a row. So parameters have no hooks here, and one sum at the end, weighted by rows, is exact.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
-def launched() -> bool:
-    """Join the processes that torchrun started, if it did: NCCL on GPUs, else Gloo. Is this the one that speaks?"""
+def join_torchrun() -> bool:
+    """Join the processes that torchrun started, if it did, by NCCL on GPUs, else Gloo. True in the first process."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -39,37 +39,37 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def world() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def agreed(value: Any) -> Any:
-    """What the first process has, a small object, in all of them."""
-    if world() == 1:
+def broadcast(value: Any) -> Any:
+    """The first process's `value`, a small object, in every process."""
+    if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def together() -> None:
+def barrier() -> None:
     """Wait for all processes."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def same_start(model: nn.Module) -> None:
-    """Give all processes the first one's parameters and buffers."""
-    if world() > 1:
+def broadcast_model(model: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if world_size() > 1:
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.data, src=0)
 
 
-def summed(tensors: Iterable[Tensor]) -> None:
-    """Each tensor becomes its sum over the processes, in place; one message for each dtype."""
-    if world() == 1:
+def sum_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over the processes, in place; one message for each dtype and device."""
+    if world_size() == 1:
         return
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
@@ -81,32 +81,33 @@ def summed(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(part)
 
 
-def averaged_step(parameters: Sequence[nn.Parameter], model: nn.Module, share: float) -> None:
-    """Gradients and floating point buffers (running statistics) become their means over the processes.
+def average_gradients(model: nn.Module, parameters: Sequence[nn.Parameter], share: float) -> None:
+    """Replace gradients and floating point buffers (running statistics) by their means over the processes, in place.
 
-    `share` is this process's part of the batch's rows; the shares of all sum to 1.
+    `share` is this process's fraction of the batch's rows; the shares of all sum to 1.
     """
-    if world() == 1:
+    if world_size() == 1:
         return
-    reached = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
-    dist.all_reduce(reached)
-    parameters = [p for p, count in zip(parameters, reached.tolist(), strict=True) if count]
+    counts = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+    dist.all_reduce(counts)
     with torch.no_grad():
-        for parameter in parameters:
-            if parameter.grad is None:
+        tensors = []
+        for parameter, count in zip(parameters, counts.tolist(), strict=True):
+            if count and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        tensors = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if parameter.grad is not None:
+                tensors.append(parameter.grad)
         tensors += [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         for tensor in tensors:
             tensor.mul_(share) if share else tensor.zero_()  # 0 times a buffer's inf is NaN
-        summed(tensors)
+        sum_over_processes(tensors)
 
 
-def mean_of(logged: Mapping[str, float], share: float) -> dict[str, float]:
-    """The means over all rows of what each process logged; a process without rows logs nothing."""
-    if world() == 1:
+def average_logged(logged: Mapping[str, float], share: float) -> dict[str, float]:
+    """The means over all rows of the scalars that each process logged; a process without rows logs nothing."""
+    if world_size() == 1:
         return dict(logged)
-    names = agreed(sorted(logged))  # the first process has rows wherever one has
+    names = broadcast(sorted(logged))  # the first process has rows wherever one has
     values = torch.tensor([share * logged.get(name, 0.0) for name in names], dtype=torch.float64)
     dist.all_reduce(values)
     return dict(zip(names, values.tolist(), strict=True))

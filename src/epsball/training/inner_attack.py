@@ -1,0 +1,57 @@
+"""The attack inside a step of training: input gradients only, and the model given back as it was.
+
+Parameters need no gradient during the attack, so none is computed for them, and running statistics are restored after
+it. In "train" mode BatchNorm normalises by the attacked batch and dropout draws, as in the pass that is trained on; in
+"eval" mode the running statistics are used, and nothing is random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from epsball.balls.ball import Ball
+from epsball.common.shapes import Batch
+from epsball.problem.objective import frozen
+from epsball.training.batch_statistics import restored_buffers
+from epsball.training.cross_entropy import input_gradient, logits_of
+from epsball.training.training_objective import Labels
+
+Mode = Literal["train", "eval"]
+AttackLoss = Callable[[Tensor], Tensor]
+"""Logits (n, classes) -> the scalar that an attack increases, summed over the rows."""
+
+
+@contextmanager
+def attackable(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """The model in `mode`, with frozen parameters; on leaving, flags and buffers are what they were."""
+    with frozen(model, evaluating=mode == "eval"), restored_buffers(model) if mode == "train" else nullcontext():
+        yield
+
+
+def summed_cross_entropy(y: Labels) -> AttackLoss:
+    """The loss that most attacks increase."""
+    return lambda logits: F.cross_entropy(logits, y, reduction="sum")
+
+
+def attack_gradient(model: nn.Module, z: Batch, loss: AttackLoss) -> Batch:
+    """The input gradient of the loss at z: a forward and a backward pass."""
+    leaf = z.detach().requires_grad_()
+    return input_gradient(loss(logits_of(model, leaf)), leaf)
+
+
+def ascend(
+    model: nn.Module, start: Batch, x: Batch, ball: Ball, loss: AttackLoss, *, steps: int, step_size: float
+) -> Batch:
+    """Where `steps` steps of length `step_size` * eps lead from `start`, in the ball around x.
+
+    Each costs a forward and a backward pass.
+    """
+    z = start
+    for _ in range(steps):
+        z = ball.step(attack_gradient(model, z, loss), z, x, step_size)
+    return z

@@ -1,0 +1,170 @@
+"""What changes while a training runs: all that a checkpoint holds, and a resume needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from cattrs import structure, unstructure
+from torch import Tensor, nn
+
+from epsball.data.examples import Examples
+from epsball.training import distributed
+from epsball.training.averaging import WeightAverage, load_tensors, model_tensors
+from epsball.training.validation import Check
+
+
+@dataclass(eq=False, kw_only=True)
+class Counters:
+    """The part of the state that JSON can hold.
+
+    Parameters
+    ----------
+    epoch, batch
+        What comes next.
+    step
+        Steps of the optimiser so far.
+    lr_scale
+        Multiplies the learning rate; halved at each rollback.
+    switched
+        Whether PGD training has replaced the objective.
+    reference
+        The robust accuracy that the next check is compared with.
+    averaged, good_averaged
+        Steps in the averaged weights, now and in the good ones.
+    epoch_sums
+        Sums of the logged scalars over the epoch's rows so far, with the number of rows.
+    recent
+        The training's own adversarial accuracies since the last check.
+    plan
+        The plan of the accelerated network, as its `to_dict` gives it.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    rollbacks: int = 0
+    switched: bool = False
+    finished: bool = False
+    lr_scale: float = 1.0
+    reference: float = 0.0
+    averaged: int = 0
+    good_averaged: int = 0
+    seconds: float = 0.0
+    plan: dict[str, Any] | None = None
+    best_check: Check | None = None
+    epoch_sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    recent: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+
+@dataclass(eq=False, kw_only=True)
+class TrainingState(Counters):
+    """The model, its optimiser and averaged weights, and how far the training is.
+
+    Parameters
+    ----------
+    data
+        The epoch's examples, where the objective made them.
+    memory
+        The objective's tensors.
+    good
+        Weights and optimiser to roll back to.
+    best
+        The weights to end with.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage
+    data: Examples | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    good: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def save_good(self) -> None:
+        """Remember weights and optimiser, to roll back to."""
+        now = self._current() | _joined({"average": self.average.values})
+        self.good = {name: value.detach().clone() for name, value in now.items()}
+        self.good_averaged = self.average.count
+
+    def roll_back(self) -> None:
+        """Restore the weights and the optimiser that were last good."""
+        groups = _grouped(self.good)
+        load_tensors(self.model, groups["model"])
+        self._load_optimizer(groups.get("optimizer", {}))
+        self.average.values = {name: value.clone() for name, value in groups.get("average", {}).items()}
+        self.average.count = self.good_averaged
+        self.memory.clear()
+
+    def save_best(self, check: Check) -> None:
+        """Remember the weights, or their averages, to end with."""
+        self.best_check = check
+        self.best = {name: value.detach().clone() for name, value in self._final().items()}
+
+    def load_best(self) -> None:
+        """Give the model the weights to end with."""
+        load_tensors(self.model, self.best or {name: value.clone() for name, value in self._final().items()})
+
+    def _final(self) -> dict[str, Tensor]:
+        return self.average.values or model_tensors(self.model)
+
+    def _current(self) -> dict[str, Tensor]:
+        return _joined({"model": model_tensors(self.model), "optimizer": self._optimizer_tensors()})
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All of it, as a checkpoint takes it: tensors by name, and the counters as JSON can hold them."""
+        data, self.averaged = self.data, self.average.count
+        groups = {"average": self.average.values, "good": self.good, "best": self.best}
+        groups["memory"] = _joined({str(distributed.rank()): self.memory})  # each process has its own
+        groups["data"] = {} if data is None else {"x": data.x, "y": data.y, "ids": data.ids}
+        return self._current() | _joined(groups), unstructure(self, unstructure_as=Counters)
+
+    def unpack(self, tensors: dict[str, Tensor], counters: dict[str, Any], original: Examples) -> None:
+        """Load what `pack` gave; `original` are the examples before an objective added to them."""
+        vars(self).update(vars(structure(counters, Counters)))
+        groups = _grouped(tensors)
+        load_tensors(self.model, groups["model"])
+        self._load_optimizer(groups.get("optimizer", {}))
+        device = next(self.model.parameters()).device
+        self.average.values, self.good, self.best, memory = (
+            {name: value.to(device) for name, value in groups.get(group, {}).items()}
+            for group in ("average", "good", "best", "memory")
+        )
+        self.average.count = self.averaged
+        memories = _grouped(memory)
+        self.memory.update(memories.get(str(distributed.rank()), memories.get("0", {})))
+        if "data" in groups:
+            self.data = replace(original, **groups["data"])
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        state = self.optimizer.state_dict()["state"]
+        return {
+            f"{index}.{name}": value
+            for index, parts in state.items()
+            for name, value in parts.items()
+            if isinstance(value, Tensor)
+        }
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {
+            int(index): {name: value.clone() for name, value in parts.items()}
+            for index, parts in _grouped(tensors).items()
+        }
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+
+def _joined(groups: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """{"a": {"b": t}} as {"a.b": t}; `_grouped` is the inverse."""
+    return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+
+
+def _grouped(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """{"a.b": t} as {"a": {"b": t}}."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = value
+    return groups
