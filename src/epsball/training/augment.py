@@ -7,7 +7,7 @@ mixed into the training set and renewed. Goodfellow et al. (2015) found that mak
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from epsball.attacks.attack import Attack
 from epsball.attacks.fgsm import FGSM
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_whole
+from epsball.common.config import Config
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch
 from epsball.data.examples import Examples
 from epsball.problem.objective import ModelWarning
+from epsball.training.cross_entropy import Count
 from epsball.training.plain import Plain
 from epsball.training.training_objective import Labels, Logged, TrainingObjective, TrainingStep
 
@@ -28,8 +29,7 @@ ID_STRIDE = 1 << 40
 ATTACK_BATCH = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augment(TrainingObjective):
+class Augment(Config, TrainingObjective):
     """`objective` on a training set to which `attack`'s examples are added, before each `every`-th epoch but the first.
 
     Adversarial examples have the labels of their originals, and ids of their own. The set holds those of the last
@@ -41,13 +41,11 @@ class Augment(TrainingObjective):
     accelerates = False
 
     attack: Attack = field(default_factory=FGSM)
-    every: int = 1
-    keep: int = 3
+    every: Count = 1
+    keep: Count = 3
     objective: TrainingObjective = field(default_factory=Plain)
 
-    def __post_init__(self) -> None:
-        check_whole("every", self.every, 1)
-        check_whole("keep", self.keep, 1)
+    def check(self) -> None:
         if not isinstance(self.attack, Attack):
             raise BadInput(f"`attack` must be an Attack, got {self.attack!r}; as in Augment(attack=FGSM())")
 

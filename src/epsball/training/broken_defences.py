@@ -18,7 +18,7 @@ from epsball.balls.linf import Linf
 from epsball.common.shapes import Batch
 from epsball.data.examples import Examples
 from epsball.models.broken_defences import BrokenDefence
-from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
+from epsball.training.cross_entropy import Count, CrossEntropyTraining, accuracy, logits_of
 from epsball.training.fgsm_mix import FGSMMix
 from epsball.training.inner_attack import ascend, attackable, summed_cross_entropy
 from epsball.training.pgd import PGDTraining
@@ -29,7 +29,6 @@ EPS = 0.1
 """The radius that networks are trained against, in the units of a box [0, 1]."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DetectorTraining(CrossEntropyTraining):
     """Cross-entropy of the label at x, and of the last class at adversarial examples of `steps` steps.
 
@@ -37,7 +36,7 @@ class DetectorTraining(CrossEntropyTraining):
     that of whatever is not clean. Logs "loss" and "accuracy".
     """
 
-    steps: int = 3
+    steps: Count = 3
 
     def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         ball = self.need(ball)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_between
+from epsball.common.checks import check_at_least, check_between, check_whole
+from epsball.common.config import Config, Rule
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch
 from epsball.problem.objective import IN_PLACE, prediction
@@ -18,20 +19,18 @@ from epsball.problem.outputs import two_columns
 from epsball.training.training_objective import Labels, TrainingObjective
 
 Logits = Float[Tensor, "n classes"]
+Count = Annotated[int, Rule(check_whole, 1)]
+NonNegative = Annotated[float, Rule(check_at_least, 0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CrossEntropyTraining(TrainingObjective):
+class CrossEntropyTraining(Config, TrainingObjective):
     """`label_smoothing` in [0, 1) is the share of each label spread evenly over all classes, in the trained loss J.
 
     An attack inside the step increases the cross-entropy of the label itself, except where the objective says that one
     backward pass serves both.
     """
 
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_between("label_smoothing", self.label_smoothing, 0, 1, "usual is 0.1", ends="[)")
+    label_smoothing: Annotated[float, Rule(check_between, 0, 1, "usual is 0.1", ends="[)")] = 0.0
 
     def losses(self, logits: Logits, y: Labels) -> Float[Tensor, " n"]:
         """The loss of each row."""

@@ -7,15 +7,15 @@ gradients, gives grad_x as well: what is left is a forward and a backward pass o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_between, check_one_of
+from epsball.common.checks import check_between
+from epsball.common.config import Rule
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch
 from epsball.problem.objective import frozen
@@ -24,8 +24,9 @@ from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, exist
 from epsball.training.inner_attack import attack_gradient, attackable
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
+IN_UNIT_INTERVAL = Rule(check_between, 0, 1, "the paper's alpha is 0.5")
 
-@dataclass(frozen=True, kw_only=True)
+
 class FGSMMix(CrossEntropyTraining):
     """alpha J(x) + (1 - alpha) J(x_adv), x_adv the ball's maximiser of grad_x J(x): FGSM's point, in every norm.
 
@@ -51,17 +52,12 @@ class FGSMMix(CrossEntropyTraining):
     Logs "loss", "clean_loss", "adversarial_loss", "accuracy" (clean) and "adversarial_accuracy".
     """
 
-    alpha: float = 0.5
-    alpha_end: float | None = None
+    alpha: Annotated[float, IN_UNIT_INTERVAL] = 0.5
+    alpha_end: Annotated[float | None, IN_UNIT_INTERVAL] = None
     batch_norm: BatchNorm = "both"
     shared_dropout: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in (("alpha", self.alpha), ("alpha_end", self.alpha_end)):
-            if value is not None:
-                check_between(name, value, 0, 1, "the paper's alpha is 0.5")
-        check_one_of("batch_norm", self.batch_norm, get_args(BatchNorm))
+    def check(self) -> None:
         if self.shared_dropout and self.batch_norm == "joint":
             raise BadInput(
                 "`shared_dropout` must be False where batch_norm is 'joint', got True: one pass over both batches "

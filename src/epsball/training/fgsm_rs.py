@@ -5,19 +5,15 @@ Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial trainin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least
 from epsball.common.shapes import Batch
-from epsball.training.adversarial_training import AdversarialTraining
-from epsball.training.inner_attack import Mode, ascend, summed_cross_entropy
+from epsball.training.cross_entropy import NonNegative
+from epsball.training.inner_attack import AdversarialTraining, Mode, ascend, summed_cross_entropy
 from epsball.training.training_objective import Labels, TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
 class FGSMRS(AdversarialTraining):
     """J after one step of `step_size` * eps from a uniform point of the ball, projected back into it.
 
@@ -33,11 +29,7 @@ class FGSMRS(AdversarialTraining):
     """
 
     attack_mode: Mode = "train"
-    step_size: float = 1.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("step_size", self.step_size, 0)
+    step_size: NonNegative = 1.25
 
     def attack(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, step: TrainingStep) -> Batch:
         start = ball.sample(x, step.noise, in_box=False)

@@ -41,20 +41,10 @@ class Progress(Record):
 class FitResult(Record):
     """How a training was configured, and how it went.
 
-    Parameters
-    ----------
-    config
-        The `TrainingConfig`; objective, ball, data and model in words; the versions.
-    epochs
-        Of each epoch, the means over its examples of the scalars that the objective logged.
-    seconds
-        Wall time, over all resumes.
-    checks
-        The checks on held-out examples.
-    best
-        The check whose weights the model has now; None where it has the last ones.
-    finished
-        False in the record of a training that was stopped before its end.
+    `config` holds the `TrainingConfig`, objective, ball, data and model in words, and the versions; `epochs` the means
+    over each epoch's examples of the scalars that the objective logged; `checks` those on the held-out examples; `best`
+    the check whose weights the model has now, None where it has the last ones; `seconds` the wall time over all
+    resumes. `finished` is False in the record of a training that was stopped.
     """
 
     config: dict[str, Any]

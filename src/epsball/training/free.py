@@ -5,22 +5,18 @@ Shafahi et al., "Adversarial Training for Free!" (NeurIPS 2019), algorithm 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import Batch
-from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, existing, logits_of
+from epsball.training.cross_entropy import Count, CrossEntropyTraining, NonNegative, accuracy, existing, logits_of
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 DELTA, OWNERS = "perturbation", "perturbation of"
 """In memory: the perturbations (k, *shape), and (k, 2) the example of each and the step that made it."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Free(CrossEntropyTraining):
     """J(x + delta), each batch `m` times in a row; after each, delta makes a step of `step_size` * eps in the ball.
 
@@ -32,13 +28,8 @@ class Free(CrossEntropyTraining):
     Logs "loss" and "adversarial_accuracy".
     """
 
-    m: int = 8
-    step_size: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("m", self.m, 1)
-        check_at_least("step_size", self.step_size, 0)
+    m: Count = 8
+    step_size: NonNegative = 1.0
 
     @property
     def replays(self) -> int:

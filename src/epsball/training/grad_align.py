@@ -5,23 +5,18 @@ Andriushchenko and Flammarion, "Understanding and Improving Fast Adversarial Tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least
 from epsball.common.shapes import Batch, PerExample, flat
-from epsball.training.adversarial_training import AttackingTraining
 from epsball.training.batch_statistics import restored_buffers
-from epsball.training.cross_entropy import input_gradient, learnable, logits_of
-from epsball.training.inner_attack import Mode, attack_gradient, attackable, summed_cross_entropy
+from epsball.training.cross_entropy import NonNegative, input_gradient, learnable, logits_of
+from epsball.training.inner_attack import AttackingTraining, Mode, attack_gradient, attackable, summed_cross_entropy
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
 class GradAlign(AttackingTraining):
     """J(x_adv) + weight (1 - cos(grad J(x), grad J(z))), x_adv FGSM's point from x and z uniform in the ball.
 
@@ -37,11 +32,7 @@ class GradAlign(AttackingTraining):
     accelerates = False
 
     attack_mode: Mode = "train"
-    weight: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("weight", self.weight, 0)
+    weight: NonNegative = 0.2
 
     def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         ball, attack_loss = self.need(ball), summed_cross_entropy(y)

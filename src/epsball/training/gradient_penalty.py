@@ -8,19 +8,23 @@ max norm eps |grad J|_1 (Goodfellow, Shlens and Szegedy, ICLR 2015, sections 3 a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch, PerExample, column, flat
-from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, input_gradient, learnable, logits_of
+from epsball.training.cross_entropy import (
+    CrossEntropyTraining,
+    NonNegative,
+    accuracy,
+    input_gradient,
+    learnable,
+    logits_of,
+)
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
 class GradientPenalty(CrossEntropyTraining):
     """The mean of J + weight eps |grad_x J|_dual; with `box` the penalty is the gain that the box allows.
 
@@ -33,12 +37,8 @@ class GradientPenalty(CrossEntropyTraining):
 
     accelerates = False
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     box: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("weight", self.weight, 0)
 
     def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         ball, leaf = self.need(ball), x.detach().requires_grad_()

@@ -1,12 +1,13 @@
-"""The attack inside a step of training: input gradients only, and the model given back as it was.
+"""The attack inside a step of training, and the objectives that have one.
 
-Parameters need no gradient during the attack, so none is computed for them, and running statistics are restored after
+Only input gradients are computed: parameters are frozen during the attack, and running statistics are restored after
 it. In "train" mode BatchNorm normalises by the attacked batch and dropout draws, as in the pass that is trained on; in
 "eval" mode the running statistics are used, and nothing is random.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
@@ -18,12 +19,35 @@ from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch
 from epsball.problem.objective import frozen
 from epsball.training.batch_statistics import restored_buffers
-from epsball.training.cross_entropy import input_gradient, logits_of
-from epsball.training.training_objective import Labels
+from epsball.training.cross_entropy import CrossEntropyTraining, input_gradient, logits_of
+from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 Mode = Literal["train", "eval"]
 AttackLoss = Callable[[Tensor], Tensor]
 """Logits (n, classes) -> the scalar that an attack increases, summed over the rows."""
+
+
+class AttackingTraining(CrossEntropyTraining):
+    """An objective with an attack of its own, in `attack_mode` "train" or "eval"."""
+
+    attack_mode: Mode = "eval"
+
+
+class AdversarialTraining(AttackingTraining):
+    """J(x_adv), x_adv by the `attack` of a subclass; a forward and a backward pass a step beside the attack's.
+
+    Logs "loss" and "adversarial_accuracy".
+    """
+
+    @abstractmethod
+    def attack(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, step: TrainingStep) -> Batch:
+        """The points to train on; parameters are frozen, and only input gradients are to be taken."""
+
+    def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
+        with attackable(model, self.attack_mode):
+            x_adv = self.attack(model, x, y, self.need(ball), step)
+        loss, accuracy = self.backpropagate(model, x_adv, y)
+        return {"loss": loss, "adversarial_accuracy": accuracy}
 
 
 @contextmanager

@@ -5,19 +5,15 @@ de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversaria
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least
 from epsball.common.shapes import Batch
-from epsball.training.adversarial_training import AdversarialTraining
-from epsball.training.inner_attack import Mode, ascend, summed_cross_entropy
+from epsball.training.cross_entropy import NonNegative
+from epsball.training.inner_attack import AdversarialTraining, Mode, ascend, summed_cross_entropy
 from epsball.training.training_objective import Labels, TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
 class NFGSM(AdversarialTraining):
     """J at x + noise + step: noise uniform in the ball of `noise` * eps, a step of `step_size` * eps from there.
 
@@ -30,13 +26,8 @@ class NFGSM(AdversarialTraining):
     """
 
     attack_mode: Mode = "train"
-    noise: float = 2.0
-    step_size: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("noise", self.noise, 0)
-        check_at_least("step_size", self.step_size, 0)
+    noise: NonNegative = 2.0
+    step_size: NonNegative = 1.0
 
     def attack(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, step: TrainingStep) -> Batch:
         start = ball.with_eps(self.noise * ball.eps).bind(x).sample(x, step.noise)

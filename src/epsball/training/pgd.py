@@ -5,19 +5,15 @@ Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks" (I
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import Batch
-from epsball.training.adversarial_training import AdversarialTraining
-from epsball.training.inner_attack import ascend, summed_cross_entropy
+from epsball.training.cross_entropy import Count, NonNegative
+from epsball.training.inner_attack import AdversarialTraining, ascend, summed_cross_entropy
 from epsball.training.training_objective import Labels, TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
 class PGDTraining(AdversarialTraining):
     """J after `steps` steps of `step_size` * eps from a uniform point of the ball.
 
@@ -28,13 +24,8 @@ class PGDTraining(AdversarialTraining):
     Logs "loss" and "adversarial_accuracy".
     """
 
-    steps: int = 7
-    step_size: float = 0.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("steps", self.steps, 1)
-        check_at_least("step_size", self.step_size, 0)
+    steps: Count = 7
+    step_size: NonNegative = 0.25
 
     def attack(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, step: TrainingStep) -> Batch:
         start = ball.sample(x, step.noise)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from epsball.balls.ball import Ball
@@ -12,7 +10,6 @@ from epsball.training.cross_entropy import CrossEntropyTraining
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
 class Plain(CrossEntropyTraining):
     """Mean cross-entropy; `label_smoothing` in [0, 1) is the share of each label spread evenly over all classes.
 

@@ -6,7 +6,6 @@ algorithm 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,18 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import Batch
-from epsball.training.adversarial_training import AttackingTraining
-from epsball.training.cross_entropy import Logits, accuracy, logits_of
-from epsball.training.inner_attack import ascend, attackable
+from epsball.training.cross_entropy import Count, Logits, NonNegative, accuracy, logits_of
+from epsball.training.inner_attack import AttackingTraining, ascend, attackable
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
 NORMAL_DRAW = 3
 """The draw of the noise that the start is made with; a ball's sample uses those below."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TRADES(AttackingTraining):
     """J(x) + beta KL(p(x) || p(x_adv)), x_adv found by increasing that divergence.
 
@@ -39,16 +35,10 @@ class TRADES(AttackingTraining):
     Logs "loss", "clean_loss", "divergence", "accuracy" and "adversarial_accuracy".
     """
 
-    beta: float = 6.0
-    steps: int = 10
-    step_size: float = 0.226
-    start: float = 0.001
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("steps", self.steps, 1)
-        for name in ("beta", "step_size", "start"):
-            check_at_least(name, getattr(self, name), 0)
+    beta: NonNegative = 6.0
+    steps: Count = 10
+    step_size: NonNegative = 0.226
+    start: NonNegative = 0.001
 
     def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         ball = self.need(ball)

@@ -24,18 +24,10 @@ Logged = Mapping[str, Tensor | float]
 class TrainingStep:
     """Where a training is, as its objective is told.
 
-    Parameters
-    ----------
-    noise
-        The random numbers of the batch's rows, with the epoch as restart index.
-    number
-        Steps of the optimiser before this one.
-    fraction
-        The fraction of the training that is done, in [0, 1).
-    replay
-        Steps of the optimiser already made on this very batch.
-    memory
-        Tensors that the objective finds again at its next step, also after a resume; a rollback empties it.
+    `noise` are the random numbers of the batch's rows, with the epoch as restart index; `number` counts the optimiser's
+    steps before this one, `replay` those already made on this very batch; `fraction` of the training is done, in
+    [0, 1). `memory` holds tensors that the objective finds again at its next step, also after a resume; a rollback
+    empties it.
     """
 
     noise: Noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,26 +20,11 @@ from epsball.training.validation import Check
 class Counters:
     """The part of the state that JSON can hold.
 
-    Parameters
-    ----------
-    epoch, batch
-        What comes next.
-    step
-        Steps of the optimiser so far.
-    lr_scale
-        Multiplies the learning rate; halved at each rollback.
-    switched
-        Whether PGD training has replaced the objective.
-    reference
-        The robust accuracy that the next check is compared with.
-    averaged, good_averaged
-        Steps in the averaged weights, now and in the good ones.
-    epoch_sums
-        Sums of the logged scalars over the epoch's rows so far, with the number of rows.
-    recent
-        The training's own adversarial accuracies since the last check.
-    plan
-        The plan of the accelerated network, as its `to_dict` gives it.
+    `epoch` and `batch` come next; `step` counts the optimiser's steps. `lr_scale` multiplies the learning rate;
+    `switched` says that PGD training has replaced the objective. `reference` is the robust accuracy that the next check
+    is compared with. `averaged` and `good_averaged` count the steps in the averaged weights, now and in the good ones.
+    `epoch_sums` are sums of the logged scalars over the epoch's rows, with the number of rows; `recent` the training's
+    own adversarial accuracies since the last check; `plan` is that of the accelerated network, by its `to_dict`.
     """
 
     epoch: int = 0
@@ -64,16 +50,8 @@ class Counters:
 class TrainingState(Counters):
     """The model, its optimiser and averaged weights, and how far the training is.
 
-    Parameters
-    ----------
-    data
-        The epoch's examples, where the objective made them.
-    memory
-        The objective's tensors.
-    good
-        Weights and optimiser to roll back to.
-    best
-        The weights to end with.
+    `data` are the epoch's examples, where the objective made them, `memory` its tensors; `good` are weights and
+    optimiser to roll back to, `best` the weights to end with.
     """
 
     model: nn.Module
@@ -141,22 +119,17 @@ class TrainingState(Counters):
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         state = self.optimizer.state_dict()["state"]
-        return {
-            f"{index}.{name}": value
-            for index, parts in state.items()
-            for name, value in parts.items()
-            if isinstance(value, Tensor)
-        }
+        return {name: value for name, value in _joined(state).items() if isinstance(value, Tensor)}
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {
+        state = {
             int(index): {name: value.clone() for name, value in parts.items()}
             for index, parts in _grouped(tensors).items()
         }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
-def _joined(groups: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+def _joined(groups: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     """{"a": {"b": t}} as {"a.b": t}; `_grouped` is the inverse."""
     return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
 

@@ -34,16 +34,9 @@ BATCH = 256
 class Check(Record):
     """Accuracies on `examples` held-out examples: `clean`, after FGSM, and after PGD-10; without a ball clean only.
 
-    Parameters
-    ----------
-    step, epoch
-        The optimiser's steps before it; the epoch, counted from 1.
-    radius
-        The share of the ball's radius that was attacked in, less than 1 while it grows.
-    averaged
-        Whether it is of the averaged weights.
-    event
-        What was found, and what the training did.
+    `step` counts the optimiser's steps before it, `epoch` from 1. `radius` is the share of the ball's radius that was
+    attacked in, less than 1 while it grows; `averaged` says that it is of the averaged weights, `event` what was found
+    and what the training did.
     """
 
     step: int
