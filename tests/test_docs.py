@@ -18,7 +18,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     missing = {name for name in epsball.__all__ if not name.startswith("_")} - REFERENCE
     missing |= {f"explain.{name}" for name in explain.__all__} - REFERENCE
     missing |= {f"linear.{name}" for name in linear.__all__ if name not in epsball.__all__} - REFERENCE
-    missing |= {f"training.{entry.partition(':')[2]}" for entry in OBJECTIVES.values()} - REFERENCE
+    missing |= {f"training.{cls}" for _, cls in OBJECTIVES.values()} - REFERENCE
     missing |= {entry.partition(":")[2] for entry in ATTACKS.values()} - REFERENCE
     assert not missing
 

@@ -1,4 +1,4 @@
-"""`epsball train` and the folder it writes, end to end: trained, evaluated, interrupted, gone on with, refused."""
+"""`epsball train` and the folder it writes, end to end: trained, evaluated, interrupted, resumed, refused."""
 
 from __future__ import annotations
 
@@ -60,49 +60,49 @@ def same(one: str | Path, other: str | Path) -> bool:
     return list(first) == list(second) and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def one_line(said: str) -> str:
-    return " ".join(said.split())
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
-def test_a_trained_folder_is_not_what_evaluate_takes_and_measures(run: Run, tmp_path: Path):
-    code, said, progress = run("train", "--epochs", "3", "--ball", "linf:0.05", "--out", "runs/a")
+def test_evaluate_takes_a_trained_folder_and_measures_the_accuracies_in_its_record(run: Run, tmp_path: Path):
+    code, output, progress = run("train", "--epochs", "3", "--ball", "linf:0.05", "--out", "runs/a")
     assert code == 0, progress
-    assert max(map(len, said.splitlines())) <= 80
-    assert re.search(r"^held out +143( +\d+\.\d\d%){3}$", said, re.MULTILINE)
-    assert re.search(r"^test +360( +\d+\.\d\d%){3}$", said, re.MULTILINE)
-    assert "objective fgsm-mix" in said
+    assert max(map(len, output.splitlines())) <= 80
+    assert re.search(r"^held out +143( +\d+\.\d\d%){3}$", output, re.MULTILINE)
+    assert re.search(r"^test +360( +\d+\.\d\d%){3}$", output, re.MULTILINE)
+    assert "objective fgsm-mix" in output
     following = "epsball evaluate --model runs/a --data digits --ball linf:0.05"
-    assert f"next: {following}" in said
+    assert f"next: {following}" in output
     assert re.search(r"^epoch 3 of 3: loss \d\.\d+, clean \d+\.\d%, FGSM \d+\.\d%, PGD-10 \d+\.\d%$", progress, re.M)
     record = read_record("runs/a")
     found = {part.on: part for part in record.accuracies}
     assert (record.spec, record.classes, record.shape) == ("small-mlp", 10, (1, 8, 8))
     assert record.training["config"]["held_out"] == 143  # a tenth
-    code, verdict, error = run(*following.split()[1:], "--attacks", "fgsm", "--json", "--out", "runs/b")
+    code, output, error = run(*following.split()[1:], "--attacks", "fgsm", "--json", "--out", "runs/b")
     assert code == 0, error
-    verdict = json.loads(verdict)
-    assert verdict["clean_accuracy"] == pytest.approx(found["test"].clean)
-    assert verdict["robust_accuracy"] == pytest.approx(found["test"].fgsm)
+    result = json.loads(output)
+    assert result["clean_accuracy"] == pytest.approx(found["test"].clean)
+    assert result["robust_accuracy"] == pytest.approx(found["test"].fgsm)
     # A run with a folder is found finished, and verifies from anywhere.
-    code, verdict, error = run(*following.split()[1:], "--attacks", "fgsm", "--out", "runs/b")
+    code, output, error = run(*following.split()[1:], "--attacks", "fgsm", "--out", "runs/b")
     assert code == 0, error
-    assert f"robust accuracy {Evaluation.load('runs/b').robust_accuracy:.2%}" in verdict
+    assert f"robust accuracy {Evaluation.load('runs/b').robust_accuracy:.2%}" in output
     os.chdir("runs")
-    code, verified, error = run("verify", "b", "--data", "digits")
+    code, output, error = run("verify", "b", "--data", "digits")
     assert code == 0, error
-    assert "everything agrees" in verified
+    assert "everything agrees" in output
 
 
-def test_the_other_commands_do_not_take_a_folder(run: Run):
+def test_the_other_commands_take_a_folder(run: Run):
     assert run("train", *QUICK, "--objective", "plain", "--out", "net")[0] == 0
-    code, said, error = run("attack", "--model", "net", "--attack", "fgsm", "--limit", "30", "--json", "--out", "adv")
+    code, output, error = run("attack", "--model", "net", "--attack", "fgsm", "--limit", "30", "--json", "--out", "adv")
     assert code == 0, error
-    assert json.loads(said)["n"] == 30
-    code, said, error = run("explain", "taylor", "--model", "net", "--limit", "30", "--eps", "0.1", "--json")
+    assert json.loads(output)["n"] == 30
+    code, output, error = run("explain", "taylor", "--model", "net", "--limit", "30", "--eps", "0.1", "--json")
     assert code == 0, error
-    code, said, error = run("evaluate", "--model", "net", "--source", "net", "--limit", "30", "--attacks", "fgsm")
+    code, output, error = run("evaluate", "--model", "net", "--source", "net", "--limit", "30", "--attacks", "fgsm")
     assert code == 0, error
-    assert "source net" in said
+    assert "source net" in output
     for flags, refused in (
         (["--model", "net", "--weights", "w.safetensors"], "`--weights` must be left out with the folder net"),
         (
@@ -121,7 +121,7 @@ def test_the_other_commands_do_not_take_a_folder(run: Run):
     assert "must have examples of shape (1, 8, 8)" in one_line(error)
 
 
-def test_a_toml_file_and_flags_of_the_same_names_train_differently(run: Run):
+def test_a_toml_file_and_flags_of_the_same_names_give_the_same_weights(run: Run):
     Path("a.toml").write_text(
         'epochs = 2\nlimit = 200\nobjective = "fgsm-mix:alpha=0.7"\nball = "l2:0.5"\nbatch_size = 64\n'
         'weight-decay = 1e-3\nschedule = "cosine"\naccelerate = false\nchannels-last = false\nlr = 0.1\nout = "a"\n'
@@ -148,7 +148,7 @@ def test_a_toml_file_and_flags_of_the_same_names_train_differently(run: Run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--epoch", "3"], "Did you mean --epochs"),
         (["--epochs", "0"], "`--epochs` must be a whole number >= 1, got 0"),
@@ -177,7 +177,7 @@ def test_a_toml_file_and_flags_of_the_same_names_train_differently(run: Run):
         (["--out", "full", "--resume"], "must hold a training for --resume, but holds something"),
     ],
 )
-def test_bad_usage_is_not_refused_or_leaves_files(run: Run, tmp_path: Path, arguments: list[str], said: str):
+def test_bad_usage_is_refused_and_leaves_no_files(run: Run, tmp_path: Path, arguments: list[str], message: str):
     Path("epoch.toml").write_text("epoch = 3\n")
     Path("text.toml").write_text('epochs = "three"\n')
     Path("broken.toml").write_text("epochs = \n")
@@ -186,37 +186,37 @@ def test_bad_usage_is_not_refused_or_leaves_files(run: Run, tmp_path: Path, argu
     before = sorted(tmp_path.rglob("*"))
     code, out, error = run("train", *arguments)
     assert (code, out) == (2, "")
-    assert said in one_line(error)
+    assert message in one_line(error)
     assert "Traceback" not in error
     if "hold-out" not in arguments[0]:  # that is seen with the data at hand
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_command_that_was_refused_late_blocks_the_folder(run: Run):
+def test_a_command_that_was_refused_late_leaves_the_folder_free(run: Run):
     assert run("train", "--hold-out", "300", "--limit", "300", "--out", "net")[0] == 2
     code, _, error = run("train", *QUICK, "--objective", "plain", "--out", "net")
     assert code == 0, error
 
 
-def test_json_is_not_all_of_stdout(run: Run):
-    code, said, error = run("train", *QUICK, "--hold-out", "0", "--json", "--out", "net")
+def test_json_is_all_of_stdout(run: Run):
+    code, output, error = run("train", *QUICK, "--hold-out", "0", "--json", "--out", "net")
     assert code == 0, error
-    told = json.loads(said)
-    assert [part["on"] for part in told["accuracies"]] == ["test"]  # nothing is held out
-    assert told["training"]["config"]["hold_out"] == 0
-    assert len(told["training"]["epochs"]) == 2
-    assert (told["objective"], told["data"], told["out"]) == ("fgsm-mix", "digits", "net")
-    assert told["next"][:4] == ["epsball", "evaluate", "--model", "net"]
+    record = json.loads(output)
+    assert [part["on"] for part in record["accuracies"]] == ["test"]  # nothing is held out
+    assert record["training"]["config"]["hold_out"] == 0
+    assert len(record["training"]["epochs"]) == 2
+    assert (record["objective"], record["data"], record["out"]) == ("fgsm-mix", "digits", "net")
+    assert record["next"][:4] == ["epsball", "evaluate", "--model", "net"]
 
 
-def test_a_resume_begins_where_there_is_nothing_and_repeats_a_finished_one_or_another_is_taken(run: Run):
+def test_a_resume_begins_repeats_a_finished_training_and_refuses_other_options(run: Run):
     arguments = ["train", *QUICK, "--objective", "plain", "--lr", "0.01", "--out", "net"]
     assert run(*arguments, "--resume")[0] == 0
     before = {name: value.clone() for name, value in weights("net").items()}
     code, _, error = run(*arguments)
     assert code == 2
     assert "add --resume to continue" in one_line(error)
-    for changed, said in (
+    for changed, message in (
         (["--epochs", "3"], "`--epochs` must be what it was for --resume, 2 in net, got 3"),
         (
             ["--objective", "plain:label_smoothing=0.1"],
@@ -228,14 +228,14 @@ def test_a_resume_begins_where_there_is_nothing_and_repeats_a_finished_one_or_an
     ):
         code, _, error = run("train", "--out", "net", "--resume", *changed)
         assert code == 2
-        assert said in one_line(error)
-    code, _, error = run("train", "--out", "net", "--resume")  # what is not said is as it was
+        assert message in one_line(error)
+    code, _, error = run("train", "--out", "net", "--resume")  # options that are left out are as they were
     assert code == 0, error
     assert read_record("net").training["config"]["lr"] == 0.01
     assert all(torch.equal(value, before[name]) for name, value in weights("net").items())
 
 
-def test_a_restart_by_torchrun_does_not_go_on(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_a_restart_by_torchrun_resumes(run: Run, monkeypatch: pytest.MonkeyPatch):
     arguments = ["train", *QUICK, "--objective", "plain", "--out", "net"]
     assert run(*arguments)[0] == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -243,7 +243,7 @@ def test_a_restart_by_torchrun_does_not_go_on(run: Run, monkeypatch: pytest.Monk
     assert code == 0, error
 
 
-def test_an_interrupted_training_cannot_go_on_or_ends_with_other_weights(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_training_resumes_to_the_same_weights(run: Run, monkeypatch: pytest.MonkeyPatch):
     arguments = ["train", "--objective", "pgd:steps=2", "--epochs", "3", "--limit", "200", "--average", "ema", "--out"]
 
     def stopped(self: ProgressDisplay, at: Progress) -> None:
@@ -265,7 +265,7 @@ def test_an_interrupted_training_cannot_go_on_or_ends_with_other_weights(run: Ru
     assert read_record("stopped").accuracies == read_record("whole").accuracies
 
 
-def test_a_signal_does_not_stop_a_training_or_shows_a_traceback(tmp_path: Path):
+def test_a_signal_stops_a_training_without_a_traceback(tmp_path: Path):
     arguments = ["train", "--objective", "plain", "--epochs", "100000", "--batch-size", "700", "--out", "stopped"]
     process = subprocess.Popen(
         [*COMMAND, *arguments],
@@ -279,10 +279,10 @@ def test_a_signal_does_not_stop_a_training_or_shows_a_traceback(tmp_path: Path):
     while process.poll() is None and not list((tmp_path / "stopped" / "training").glob("checkpoint-*")):
         time.sleep(0.01)  # poll: the signal is to come in the middle of the training
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130, said
-    assert "in stopped; the same command with --resume goes on from there." in one_line(said)
-    assert "Traceback" not in said
+    _, output = process.communicate()
+    assert process.returncode == 130, output
+    assert "in stopped; the same command with --resume goes on from there." in one_line(output)
+    assert "Traceback" not in output
 
 
 FACTORY = """
@@ -300,15 +300,15 @@ def test_a_users_own_network_of_one_logit_and_data_without_a_box(run: Run):
     x = generator.normal(size=(80, 5)) + 3 * (2 * y[:, None] - 1)
     np.savez("rows.npz", x=x.astype(np.float32), y=y)
     flags = ["--model", "train_nets:make", "--data", "rows.npz", "--ball", "l2:0.5", "--lo=-20"]
-    code, said, error = run("train", *flags, "--epochs", "20", "--batch-size", "16", "--lr", "0.01", "--out", "net")
+    code, output, error = run("train", *flags, "--epochs", "20", "--batch-size", "16", "--lr", "0.01", "--out", "net")
     assert code == 0, error
-    assert "model     train_nets:make, 57 parameters" in said
-    assert "test" not in said  # an .npz has no other split
-    (next_one,) = re.findall("next: epsball (.*)", said)
+    assert "model     train_nets:make, 57 parameters" in output
+    assert "test" not in output  # an .npz has no other split
+    (next_one,) = re.findall("next: epsball (.*)", output)
     assert next_one == "evaluate --model net --data rows.npz --ball l2:0.5 --lo=-20.0"
-    code, verdict, error = run(*next_one.split(), "--json")
+    code, output, error = run(*next_one.split(), "--json")
     assert code == 0, error
-    assert json.loads(verdict)["clean_accuracy"] > 0.9
+    assert json.loads(output)["clean_accuracy"] > 0.9
 
 
 def test_colour_images_in_bytes_and_a_convolutional_network(run: Run):
@@ -317,34 +317,34 @@ def test_colour_images_in_bytes_and_a_convolutional_network(run: Run):
     x = generator.integers(0, 128, (64, 3, 8, 8)) + 127 * y[:, None, None, None]
     np.savez("colours.npz", x=x.astype(np.uint8), y=y)
     flags = ["--data", "colours.npz", "--ball", "linf:8/255", "--epochs", "3", "--batch-size", "16"]
-    code, said, error = run("train", *flags, "--out", "net")
+    code, output, error = run("train", *flags, "--out", "net")
     assert code == 0, error
-    assert "small-cnn, " in said
-    assert "colours.npz: 64 examples, 3x8x8, in [0, 1]" in said
-    assert max(map(len, said.splitlines())) <= 80
+    assert "small-cnn, " in output
+    assert "colours.npz: 64 examples, 3x8x8, in [0, 1]" in output
+    assert max(map(len, output.splitlines())) <= 80
     code, _, error = run("evaluate", "--model", "net", "--data", "colours.npz", "--attacks", "fgsm")
     assert code == 0, error
 
 
-def test_a_training_that_begins_with_a_folder_begins_somewhere_else(run: Run):
+def test_a_training_that_begins_with_a_folder_starts_from_its_weights(run: Run):
     assert run("train", *QUICK, "--objective", "plain", "--lr", "0.01", "--out", "first")[0] == 0
     little = ["--lr", "1e-12", "--objective", "plain", "--epochs", "1", "--limit", "300", "--hold-out", "0"]
-    code, said, error = run("train", "--model", "first", *little, "--out", "second")
+    code, output, error = run("train", "--model", "first", *little, "--out", "second")
     assert code == 0, error
-    assert "small-mlp, 17,610 parameters, begun with first" in said
+    assert "small-mlp, 17,610 parameters, begun with first" in output
     record = read_record("second")
     assert (record.spec, record.options["model"]) == ("small-mlp", "first")
     for name, value in weights("first").items():
         assert torch.allclose(weights("second")[name], value, atol=1e-6)
     assert read_model_folder("second") is not None
-    code, said, error = run("train", "--weights", "first/model.safetensors", *little, "--out", "third")
+    code, output, error = run("train", "--weights", "first/model.safetensors", *little, "--out", "third")
     assert code == 0, error
-    assert "begun with first/model.safetensors" in said
+    assert "begun with first/model.safetensors" in output
     assert same("second", "third")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_cannot_be_trained_with_and_gone_on_with(run: Run, name: str):
+def test_every_objective_trains_and_resumes(run: Run, name: str):
     """The record names the objective in the same words in another process."""
     arguments = ["train", "--epochs", "2", "--limit", "64", "--objective", name, "--out", "net"]
     code, _, error = run(*arguments)
@@ -354,7 +354,7 @@ def test_an_objective_cannot_be_trained_with_and_gone_on_with(run: Run, name: st
     assert " at 0x" not in read_record("net").training["config"]["objective"]
 
 
-def test_an_attack_or_an_objective_within_an_objective_loses_its_options():
+def test_an_attack_or_an_objective_within_an_objective_has_its_options():
     text = "augment:attack=(pgd:steps=3,restarts=2),every=2,objective=(fgsm-mix:alpha=0.7,alpha-end=none)"
     made = parse(text)
     assert made == Augment(attack=PGD(steps=3, restarts=2), every=2, objective=FGSMMix(alpha=0.7))
@@ -362,16 +362,16 @@ def test_an_attack_or_an_objective_within_an_objective_loses_its_options():
 
 
 def test_the_list_of_objectives(run: Run):
-    code, said, error = run("train", "--list", "--json")
+    code, output, error = run("train", "--list", "--json")
     assert code == 0, error
-    listed = json.loads(said)["objectives"]
+    listed = json.loads(output)["objectives"]
     assert list(listed) == list(OBJECTIVES)
     assert listed["fgsm-mix"]["options"]["alpha"] == 0.5
-    said = run("train", "--list")[1]
-    assert max(map(len, said.splitlines())) <= 80
+    output = run("train", "--list")[1]
+    assert max(map(len, output.splitlines())) <= 80
     for name, entry in listed.items():
-        assert name in said
-        assert all(f"{option}=" in said for option in entry["options"])
+        assert name in output
+        assert all(f"{option}=" in output for option in entry["options"])
     assert not Path("trained").exists()
 
 
@@ -387,7 +387,7 @@ def test_help_names_every_setting_in_80_columns_without_torch():
     assert "List the objectives." in done.stdout
 
 
-def test_two_processes_write_one_folder_and_speak_with_one_voice(run: Run, tmp_path: Path):
+def test_two_processes_write_one_folder_and_one_report(run: Run, tmp_path: Path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "epsball"]
     arguments = ["train", *QUICK, "--batch-size", "50", "--json", "--out"]
     done = subprocess.run(
@@ -401,7 +401,9 @@ def test_two_processes_write_one_folder_and_speak_with_one_voice(run: Run, tmp_p
         assert torch.allclose(weights("both")[name], value, atol=1e-4)
 
 
-def test_a_process_that_is_not_the_first_writes_or_speaks(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_a_process_that_is_not_the_first_writes_checkpoints_and_prints_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("epsball.training.distributed.join_torchrun", lambda: False)
     assert run("train", "--ball", "l3:1", "--out", "net") == (2, "", "")
     assert run("train", *QUICK, "--objective", "plain", "--out", "net") == (0, "", "")

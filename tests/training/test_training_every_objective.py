@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from epsball import L1, L2, Linf
-from epsball.attacks.attack import Attack
 from epsball.attacks.pgd import PGD
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
@@ -33,10 +33,18 @@ from epsball.training import (
     Plain,
 )
 from epsball.training.augment import ID_STRIDE
-from epsball.training.registry import OBJECTIVES, objective_class
+from epsball.training.cross_entropy import CrossEntropyTraining, NonNegative
+from epsball.training.fit import fit
+from epsball.training.inner_attack import attack_gradient, attackable, summed_cross_entropy
+from epsball.training.registry import OBJECTIVES, objective_class, parse
 from epsball.training.training_objective import TrainingObjective, TrainingStep
 
 OPTIONS = {"pgd": {"steps": 3}, "trades": {"steps": 2, "start": 0.01}, "free": {"m": 2}}
+
+
+spec = importlib.util.spec_from_file_location("tables", Path(__file__).parents[2] / "docs" / "tables.py")
+tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tables)
 
 
 def objective_of(name: str) -> TrainingObjective:
@@ -367,12 +375,34 @@ def test_training_with_it_makes_digits_robust_where_plain_training_does_not(name
     assert robust(objective_of(name)) > robust(Plain()) + 0.15
 
 
-def test_the_docs_name_every_objective_with_its_options_and_their_defaults():
-    lines = (Path(__file__).parents[2] / "docs" / "training.md").read_text().splitlines()
-    for name in OBJECTIVES:
-        objective = objective_class(name)()
-        (line,) = [line for line in lines if line.startswith(f"| `{name}` | {type(objective).__name__} |")]
-        for field in fields(objective):
-            value = getattr(objective, field.name)
-            shown = type(value).__name__ + "()" if isinstance(value, TrainingObjective | Attack) else value
-            assert field.name == "label_smoothing" or f"{field.name}={shown}" in line
+@pytest.mark.parametrize("page", tables.TABLES)
+def test_the_pages_list_the_objectives_of_the_registry(page):
+    assert tables.filled(page) == (tables.DOCS / page).read_text(), "run python docs/tables.py"
+
+
+class Halfway(CrossEntropyTraining):
+    """J halfway to FGSM's point, times `weight`."""
+
+    cost, source = "2", "this test"
+    weight: NonNegative = 1.0
+
+    def __call__(self, model, x, y, ball, step):
+        with attackable(model, "eval"):
+            grad = attack_gradient(model, x, summed_cross_entropy(y))
+        loss = self.weight * self.loss(model((x + self.need(ball).argmax(grad, x)) / 2), y)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+
+def test_a_new_objective_is_a_class_and_a_line_of_the_registry(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "halfway", (__name__, "Halfway"))
+    assert parse("halfway:weight=2") == Halfway(weight=2.0)
+    with pytest.raises(BadInput, match="`weight` must be >= 0"):
+        parse("halfway:weight=-1")
+    assert "| `halfway` | Halfway | J halfway to FGSM's point, times `weight`. | 2 | weight=1.0 | this test |" in (
+        tables.filled("training.md")
+    )
+    data = load_data("digits", split="train", limit=60)
+    ball = Linf(eps=0.1, lo=0, hi=1)
+    result = fit(build("small-mlp", data.shape, 10), data, ball, objective=parse("halfway"), epochs=1)
+    assert result.config["objective"] == "Halfway(label_smoothing=0.0, weight=1.0)"

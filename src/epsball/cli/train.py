@@ -134,9 +134,7 @@ class Destination:
                 "training there, or choose another"
             )
         if not (out / CHECKPOINTS).is_dir():
-            raise BadInput(
-                f"`--out` {out} must hold a training for --resume, but it holds {contents[0]}; choose another"
-            )
+            raise BadInput(f"`--out` {out} must hold a training for --resume, but holds {contents[0]}; choose another")
         before = asked_before(out)
         for name, value in options.items():
             if before.get(name) != value:

@@ -39,6 +39,8 @@ class Augment(Config, TrainingObjective):
     """
 
     accelerates = False
+    cost = "those of `objective`, and the attack's once for each example, in eval mode"
+    source = "Szegedy et al. 2014, section 4.2"
 
     attack: Attack = field(default_factory=FGSM)
     every: Count = 1

@@ -52,6 +52,9 @@ class FGSMMix(CrossEntropyTraining):
     Logs "loss", "clean_loss", "adversarial_loss", "accuracy" (clean) and "adversarial_accuracy".
     """
 
+    cost = "2; with batch_norm=joint 3; the attack is the clean pass itself, in train mode"
+    source = "Goodfellow et al. 2015, section 6"
+
     alpha: Annotated[float, IN_UNIT_INTERVAL] = 0.5
     alpha_end: Annotated[float | None, IN_UNIT_INTERVAL] = None
     batch_norm: BatchNorm = "both"

@@ -28,6 +28,9 @@ class FGSMRS(AdversarialTraining):
     Logs "loss" and "adversarial_accuracy".
     """
 
+    cost = "2"
+    source = "Wong et al. 2020, algorithm 3"
+
     attack_mode: Mode = "train"
     step_size: NonNegative = 1.25
 

@@ -28,6 +28,9 @@ class Free(CrossEntropyTraining):
     Logs "loss" and "adversarial_accuracy".
     """
 
+    cost = "1 for each of m steps of the optimiser; the attack is the pass itself, in train mode"
+    source = "Shafahi et al. 2019, algorithm 1"
+
     m: Count = 8
     step_size: NonNegative = 1.0
 

@@ -30,6 +30,8 @@ class GradAlign(AttackingTraining):
     """
 
     accelerates = False
+    cost = "2, and 1 that is differentiated again (about 2 more)"
+    source = "Andriushchenko and Flammarion 2020, equation 4"
 
     attack_mode: Mode = "train"
     weight: NonNegative = 0.2

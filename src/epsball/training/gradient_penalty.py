@@ -36,6 +36,8 @@ class GradientPenalty(CrossEntropyTraining):
     """
 
     accelerates = False
+    cost = "1 that is differentiated again (about 3); no attack"
+    source = "Simon-Gabriel et al. 2019, proposition 3"
 
     weight: NonNegative = 1.0
     box: bool = False

@@ -25,6 +25,9 @@ class NFGSM(AdversarialTraining):
     Logs "loss" and "adversarial_accuracy".
     """
 
+    cost = "2"
+    source = "de Jorge et al. 2022, algorithm 1"
+
     attack_mode: Mode = "train"
     noise: NonNegative = 2.0
     step_size: NonNegative = 1.0

@@ -24,6 +24,9 @@ class PGDTraining(AdversarialTraining):
     Logs "loss" and "adversarial_accuracy".
     """
 
+    cost = "steps + 1"
+    source = "Madry et al. 2018, equation 2.1"
+
     steps: Count = 7
     step_size: NonNegative = 0.25
 

@@ -17,6 +17,7 @@ class Plain(CrossEntropyTraining):
     """
 
     accelerates = False
+    cost = "1"
 
     def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         loss, accuracy = self.backpropagate(model, x, y)

@@ -35,6 +35,9 @@ class TRADES(AttackingTraining):
     Logs "loss", "clean_loss", "divergence", "accuracy" and "adversarial_accuracy".
     """
 
+    cost = "steps + 2, and a forward"
+    source = "Zhang et al. 2019, equation 5"
+
     beta: NonNegative = 6.0
     steps: Count = 10
     step_size: NonNegative = 0.226

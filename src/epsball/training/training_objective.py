@@ -46,6 +46,10 @@ class TrainingObjective(ABC):
     """
 
     accelerates: ClassVar[bool] = True
+    cost: ClassVar[str] = ""
+    """Forward and backward passes of a step, for the docs; a number counts pairs."""
+    source: ClassVar[str] = ""
+    """Where it was published, for the docs."""
 
     @property
     def replays(self) -> int:
