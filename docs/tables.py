@@ -1,4 +1,4 @@
-"""Writes what the pages take from a registry, between two marks: `python docs/tables.py`; a test says when it is due."""
+"""Writes what the pages take from a registry, between two marks: `python docs/tables.py`; a test says when."""
 
 from __future__ import annotations
 
