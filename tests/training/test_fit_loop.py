@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -54,7 +55,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class OneStep(TrainingObjective):
-    """FGSM from a random start; what it did last is in its memory, which the next step starts from."""
+    """FGSM from a random start, shifted by what it remembers of the steps before."""
 
     def __call__(self, model, x, y, ball, step: TrainingStep):
         z = ball.sample(x, step.noise).requires_grad_()
@@ -79,6 +80,14 @@ EVERYTHING = {
 }
 
 
+@cache
+def undisturbed(optimizer: str) -> tuple[nn.Module, FitResult]:
+    """The model and the result of a training that is not interrupted."""
+    model = net()
+    data = load_data("digits", split="train", limit=300)
+    return model, fit(model, data, BALL, **EVERYTHING | {"optimizer": optimizer})
+
+
 class Killed(Exception):
     """What stops a training in the middle."""
 
@@ -86,8 +95,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_training_that_is_stopped_twice_ends_with_the_same_bits(digits, tmp_path, monkeypatch, optimizer):
     options = EVERYTHING | {"optimizer": optimizer}
-    undisturbed = net()
-    expected = fit(undisturbed, digits, BALL, **options)
+    whole, expected = undisturbed(optimizer)
     for every in (0.0, 1e9):  # a checkpoint at each look, or at the ends of epochs only
         monkeypatch.setattr(training_directory, "SAVE_EVERY", every)
         out, stops = tmp_path / f"{optimizer}-{every}", [2, 11]
@@ -106,13 +114,13 @@ def test_a_training_that_is_stopped_twice_ends_with_the_same_bits(digits, tmp_pa
             except Killed:
                 continue
         assert resumes == 3
-        assert same(model, undisturbed)
+        assert same(model, whole)
         assert found.epochs == expected.epochs
         assert found.checks == expected.checks
         assert found.best == expected.best
         again = net()
         assert replace(fit(again, digits, BALL, out=out, **options), seconds=0) == replace(found, seconds=0)
-        assert same(again, undisturbed)
+        assert same(again, whole)
         assert FitResult.from_json((out / "training.json").read_text()).checks == found.checks
 
 
@@ -129,17 +137,17 @@ torch.set_num_threads(1)
 training_directory.SAVE_EVERY = 0.0
 distributed.join_torchrun()
 model = net()
-def tell(mark):
+def report(mark):
     if distributed.rank() == 0:
         print(mark.step, flush=True)
-fit(model, load_data("digits", split="train", limit=300), Linf(eps=0.1, lo=0, hi=1), out=sys.argv[1], progress=tell,
+fit(model, load_data("digits", split="train", limit=300), Linf(eps=0.1, lo=0, hi=1), out=sys.argv[1], progress=report,
     **EVERYTHING)
 if distributed.rank() == 0:
     torch.save(model.state_dict(), Path(sys.argv[1]) / "end.pt")
 """
 
 
-def surroundings() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "OMP_NUM_THREADS": "1",
@@ -156,19 +164,19 @@ def forked(function: Callable[..., None], world: int, *arguments: object) -> Non
     torch.multiprocessing.start_processes(function, arguments, nprocs=world, start_method="fork")
 
 
-def train_it(out: Path, told: Connection, rank: int, world: int) -> None:
-    """One of several processes, the first of which tells its steps."""
+def train_it(out: Path, steps: Connection, rank: int, world: int) -> None:
+    """One of several processes, the first of which sends its steps."""
     torch.set_num_threads(1)
     training_directory.SAVE_EVERY = 0.0
     if world > 1:
         meet(out.parent, rank, world)
-    tell = told.send if rank == 0 else lambda said: None
+    send = steps.send if rank == 0 else lambda step: None
     model = net()
     data = load_data("digits", split="train", limit=300)
-    fit(model, data, BALL, out=out, progress=lambda mark: tell(mark.step), **EVERYTHING)
+    fit(model, data, BALL, out=out, progress=lambda mark: send(mark.step), **EVERYTHING)
     if rank == 0:
         torch.save(model.state_dict(), out / "end.pt")
-    tell("the end")
+    send("the end")
     if world > 1:
         torch.distributed.destroy_process_group()
 
@@ -194,18 +202,18 @@ def killed_at(out: Path, step: int | None, world: int = 1) -> int:
     return first
 
 
-def ends(*folders: Path) -> bool:
-    """Did all end with the same weights?"""
+def same_end(*folders: Path) -> bool:
+    """Whether all ended with the same weights."""
     first, *others = (torch.load(folder / "end.pt") for folder in folders)
     return all(torch.equal(first[name], other[name]) for other in others for name in first)
 
 
 @pytest.mark.usefixtures("digits")  # forks have what it imports
 def test_kill_9_twice_ends_with_the_same_weights(tmp_path):
-    killed_at(tmp_path / "calm", None)
     for step in (5, 11, None):
         killed_at(tmp_path / "killed", step)
-    assert ends(tmp_path / "calm", tmp_path / "killed")
+    found = torch.load(tmp_path / "killed" / "end.pt")
+    assert all(torch.equal(value, found[name]) for name, value in undisturbed("adam")[0].state_dict().items())
 
 
 def of_rank(rank: int, folder: str, world: int) -> None:
@@ -247,15 +255,15 @@ def test_the_gradients_of_two_processes_are_those_of_one_on_the_joint_batch(tmp_
 
 
 @pytest.mark.usefixtures("digits")  # forks have what it imports
-def test_torchrun_starts_again_after_a_rank_is_killed_and_ends_with_the_same_weights(tmp_path):
-    killed_at(tmp_path / "calm", None, world=2)
+def test_torchrun_restarts_after_a_rank_is_killed_and_ends_with_the_same_weights(tmp_path):
+    killed_at(tmp_path / "undisturbed", None, world=2)
     path = tmp_path / "train_it.py"
     path.write_text(SCRIPT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     command = [*torchrun, str(path), str(tmp_path / "killed")]
     killed = False
     with subprocess.Popen(
-        command, env=surroundings(), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+        command, env=environment(), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
     ) as process:
         for line in process.stdout:
             if int(line) >= 7 and not killed:
@@ -264,11 +272,11 @@ def test_torchrun_starts_again_after_a_rank_is_killed_and_ends_with_the_same_wei
                 os.kill(int(pgrep.stdout.split()[-1]), signal.SIGKILL)
     assert process.returncode == 0
     assert killed
-    assert ends(tmp_path / "calm", tmp_path / "killed")
+    assert same_end(tmp_path / "undisturbed", tmp_path / "killed")
 
 
 @pytest.mark.usefixtures("digits")  # forks have what it imports
-def test_a_checkpoint_of_two_processes_goes_on_in_one(tmp_path):
+def test_one_process_resumes_from_a_checkpoint_of_two(tmp_path):
     killed_at(tmp_path / "out", 7, world=2)
     assert killed_at(tmp_path / "out", None) > 3
     assert (tmp_path / "out" / "end.pt").exists()
@@ -365,7 +373,7 @@ def test_averages_are_what_they_say_and_are_what_the_model_ends_with(digits):
     assert torch.equal(ends["none"], steps["none"][-1])
 
 
-def test_held_out_examples_are_never_trained_on_and_the_best_epoch_is_what_stays(digits):
+def test_held_out_examples_are_never_trained_on_and_the_best_epochs_weights_are_returned(digits):
     seen, weights = set(), []
 
     def objective(model, x, y, ball, step):
@@ -431,16 +439,16 @@ def test_catastrophic_overfitting_is_a_collapse_under_pgd_alone(now, best, train
 def test_each_remedy_does_what_it_says(digits, monkeypatch, caplog, how, steps):
     seen, weights, rates = [], [], []
 
-    def told(model, held, ball, *, step, epoch, seed):
+    def scripted_check(model, data, ball, *, step, epoch, seed):
         weights.append(model[-1].weight.detach().clone())
         pgd = 0.01 if len(weights) == 3 else 0.5
-        return Check(step=step, epoch=epoch, examples=len(held), clean=0.9, fgsm=0.8, pgd=pgd)
+        return Check(step=step, epoch=epoch, examples=len(data), clean=0.9, fgsm=0.8, pgd=pgd)
 
     def note(mark):
         seen.append(model[-1].weight.detach().clone())
         rates.append(mark.lr)
 
-    monkeypatch.setattr(monitor, "check", told)
+    monkeypatch.setattr(monitor, "check", scripted_check)
     model = net()
     result = fit(
         model,
@@ -478,7 +486,7 @@ def test_each_remedy_does_what_it_says(digits, monkeypatch, caplog, how, steps):
         ({"ramp": 1.0}, r"`ramp` must be in \[0, 1\)"),
         ({"objective": OneStep}, "`objective` must be an objective or a function, got OneStep"),
         ({"objective": "fgsm-mix"}, "`objective` must be an objective or a function, got str"),
-        ({"objective": lambda *told: None}, "`objective` must return a dict of scalars to log, got NoneType"),
+        ({"objective": lambda *arguments: None}, "`objective` must return a dict of scalars to log, got NoneType"),
         ({"average": "sma"}, "did you mean 'swa'|did you mean 'ema'"),
         ({"accumulate": True}, "`accumulate` must be a whole number"),
         ({"config": TrainingConfig(), "lr": 1.0}, "`config` must be left out"),
@@ -490,31 +498,31 @@ def test_settings_that_break_a_rule_are_refused(digits, options, message):
 
 
 def test_an_average_is_rolled_back_with_the_weights(digits, monkeypatch):
-    looks, kept = [], []
+    checks, good = [], []
 
-    def told(model, held, ball, *, step, epoch, seed):
-        looks.append(step)
-        pgd = 0.01 if len(looks) == 3 else 0.5
-        return Check(step=step, epoch=epoch, examples=len(held), clean=0.9, fgsm=0.8, pgd=pgd)
+    def scripted_check(model, data, ball, *, step, epoch, seed):
+        checks.append(step)
+        pgd = 0.01 if len(checks) == 3 else 0.5
+        return Check(step=step, epoch=epoch, examples=len(data), clean=0.9, fgsm=0.8, pgd=pgd)
 
     def note(mark):
-        if len(looks) == 2 and mark.step == looks[-1]:
-            kept.append({name: value.clone() for name, value in model_tensors(model).items()})
+        if len(checks) == 2 and mark.step == checks[-1]:
+            good.append({name: value.clone() for name, value in model_tensors(model).items()})
 
-    monkeypatch.setattr(monitor, "check", told)
+    monkeypatch.setattr(monitor, "check", scripted_check)
     model = net()
     options = {"epochs": 2, "batch_size": 40, "hold_out": 60, "checks": 3, "on_overfit": "stop"}
     result = fit(model, digits, BALL, objective=OneStep(), average="ema", decay=0.0, progress=note, **options)
     assert "stopped" in result.checks[-1].event
-    assert all(torch.equal(value, kept[0][name]) for name, value in model_tensors(model).items())
+    assert all(torch.equal(value, good[0][name]) for name, value in model_tensors(model).items())
 
 
-def test_a_training_that_is_stopped_by_its_last_look_is_kept_as_finished(digits, tmp_path):
+def test_a_training_that_is_stopped_by_its_last_check_is_saved_as_finished(digits, tmp_path):
     options = {"epochs": 50, "batch_size": 100, "hold_out": 50, "patience": 3, "lr": 0.05, "checks": 1}
     result = fit(net(), digits, BALL, out=tmp_path, **options)
-    kept = FitResult.from_json((tmp_path / "training.json").read_text())
-    assert kept.finished
-    assert kept.epochs == result.epochs
+    saved = FitResult.load(tmp_path / "training.json")
+    assert saved.finished
+    assert saved.epochs == result.epochs
     steps = []
     fit(net(), digits, BALL, out=tmp_path, progress=lambda mark: steps.append(mark.step), **options)
     assert steps == []
@@ -531,7 +539,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are(digits):
     assert all(bool(value.isfinite().all()) for value in model_tensors(model).values())
 
 
-def test_what_one_epoch_logs_in_part_is_a_mean_over_that_part(digits):
+def test_a_scalar_that_is_logged_in_some_steps_is_a_mean_over_those(digits):
     def objective(model, x, y, ball, step):
         model(x).sum().backward()
         return {"always": 1.0} | ({"sometimes": 1.0} if step.number > 2 else {})
@@ -541,7 +549,7 @@ def test_what_one_epoch_logs_in_part_is_a_mean_over_that_part(digits):
     )
 
 
-def test_probabilities_are_warned_of(digits):
+def test_a_model_that_returns_probabilities_gives_a_warning(digits):
     with pytest.warns(ModelWarning, match="seems to return probabilities"):
         fit(nn.Sequential(net(), nn.Softmax(1)), digits, epochs=1)
 
@@ -572,12 +580,12 @@ def test_lower_precision_and_channels_last_train_too_and_leave_the_layout_as_it_
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_an_accelerated_training_goes_on_with_its_plan(digits, tmp_path, monkeypatch):
+def test_an_accelerated_training_resumes_with_its_plan(digits, tmp_path, monkeypatch):
     options = {"objective": OneStep(), "epochs": 2, "batch_size": 50, "accelerate": True, "seed": 1}
-    plan, asked = Plan("trainable", kernels={"0": "folding"}), []
+    plan, plans = Plan("trainable", kernels={"0": "folding"}), []
 
     def accelerated(model: nn.Module, example: torch.Tensor, *, plan: Plan | None, trainable: bool) -> Accelerated:
-        asked.append(plan)
+        plans.append(plan)
         return accelerate(model, example, plan=plan or chosen, trainable=trainable)
 
     chosen = plan
@@ -595,7 +603,7 @@ def test_an_accelerated_training_goes_on_with_its_plan(digits, tmp_path, monkeyp
     chosen = Plan("trainable", kernels={"0": "phases"})  # what a trial would find on another day
     again = build("small-cnn", (1, 8, 8), 10)
     result = fit(again, digits, BALL, out=tmp_path, **options)
-    assert asked == [None, None, plan]
+    assert plans == [None, None, plan]
     assert result.config["acceleration"] == plan.to_dict()
     assert same(again, whole)
 
