@@ -43,9 +43,9 @@ class WeightedLinf(Ball):
         return torch.as_tensor(self.weights).to(like)
 
     def intervals(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        reach = self._radius(x).to(x) * self._widths(x)
-        low, high = self._sides(x)
-        return self._masked(torch.maximum(x - reach, low), x), self._masked(torch.minimum(x + reach, high), x)
+        reach = self.radius_like(x).to(x) * self._widths(x)
+        low, high = self._box_like(x)
+        return self.apply_mask(torch.maximum(x - reach, low), x), self.apply_mask(torch.minimum(x + reach, high), x)
 
     def norm(self, delta: Tensor) -> Tensor:
         return flat(delta / self._widths(delta)).abs().amax(1)
@@ -61,21 +61,21 @@ class WeightedLinf(Ball):
         return grad.sign() * self._widths(grad)
 
     def _step(self, grad: Tensor, z: Tensor, x: Tensor, size: float | Tensor) -> Tensor:
-        return self._project(z + self._ascent(grad, z) * self._length(z, size), x)
+        return self._project(z + self._ascent(grad, z) * self._step_length(z, size), x)
 
     def _sample(self, x: Tensor, noise: Noise) -> Tensor:
         unit = 2 * noise.uniform(x.shape[1:], dtype=x.dtype) - 1
-        return x + self._radius(x).to(x) * self._widths(x) * unit
+        return x + self.radius_like(x).to(x) * self._widths(x) * unit
 
     def _dual(self, grads: Tensor) -> Tensor:
         return flat(grads * self._widths(grads)).abs().sum(1)
 
-    def _cheapest(self, size: Tensor, room: Tensor, gain: Tensor, strict: Tensor) -> tuple[Tensor, Tensor]:
-        return eb.Linf(eps=1)._cheapest(size * self._flat_widths(size), room / self._flat_widths(room), gain, strict)
+    def _min_radius(self, size: Tensor, room: Tensor, gain: Tensor, strict: Tensor) -> tuple[Tensor, Tensor]:
+        return eb.Linf(eps=1)._min_radius(size * self._flat_widths(size), room / self._flat_widths(room), gain, strict)
 
-    def _least(self, size: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+    def _shortest_step(self, size: Tensor, room: Tensor, gain: Tensor) -> Tensor:
         widths = self._flat_widths(size)
-        return eb.Linf(eps=1)._least(size * widths, room / widths, gain) * widths
+        return eb.Linf(eps=1)._shortest_step(size * widths, room / widths, gain) * widths
 
     def _flat_widths(self, like: Tensor) -> Tensor:
         return self._widths(like).expand(1, 1, 8, 8).flatten(1)

@@ -17,7 +17,14 @@ import pytest
 import torch
 
 from epsball.balls.ball import Ball
-from epsball.balls.projections import cover, knapsack, largest, level, scale_to_l2, shrink_to_l1
+from epsball.balls.projections import (
+    clipped_sum_root,
+    covering_knapsack,
+    fractional_knapsack,
+    mask_of_largest,
+    scale_to_l2,
+    shrink_to_l1,
+)
 from epsball.balls.registry import BALLS
 
 EXACT = 1e-9
@@ -266,14 +273,14 @@ def test_knapsack_leaves_budget_or_overspends_it() -> None:
     gain = torch.tensor([[1.0, 3.0, 2.0, 0.0], [5.0, 5.0, 1.0, 1.0]], dtype=torch.float64)
     room = torch.tensor([[9.0, 0.5, 0.25, 9.0], [math.inf, 1.0, 1.0, 1.0]], dtype=torch.float64)
     expected = torch.tensor([[0.25, 0.5, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    assert torch.equal(knapsack(gain, room, torch.ones(2, 1, dtype=torch.float64)), expected)
-    whole = knapsack(gain[:1], room[:1], torch.full((1, 1), math.inf, dtype=torch.float64))
+    assert torch.equal(fractional_knapsack(gain, room, torch.ones(2, 1, dtype=torch.float64)), expected)
+    whole = fractional_knapsack(gain[:1], room[:1], torch.full((1, 1), math.inf, dtype=torch.float64))
     assert torch.equal(whole, torch.tensor([[9.0, 0.5, 0.25, 0.0]], dtype=torch.float64))
 
 
 def test_largest_takes_a_gain_that_is_not_positive_or_the_later_of_a_tie() -> None:
     gain = torch.tensor([[2.0, 2.0, 2.0, -1.0], [0.0, -1.0, 4.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
-    chosen = largest(gain, torch.tensor([[2.0], [3.0], [0.0]]))
+    chosen = mask_of_largest(gain, torch.tensor([[2.0], [3.0], [0.0]]))
     assert chosen.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
@@ -365,7 +372,7 @@ def test_cover_misses_the_gain_or_spends_more_than_its_dual(d: int, dtype: torch
     most = (size * room.clamp_max(9)).double().sum(1, keepdim=True)
     for share in (1e-6, 0.01, 0.3, 0.9, 0.999):
         gain = (share * most).to(dtype)
-        v = cover(size, room, gain)
+        v = covering_knapsack(size, room, gain)
         assert ((v >= 0) & (v <= room)).all()
         had = (size.double() * v.double()).sum(1, keepdim=True)
         torch.testing.assert_close(had, gain.double(), rtol=near, atol=0)
@@ -385,7 +392,7 @@ def test_level_misses_the_gain(d: int, dtype: torch.dtype) -> None:
     most = (size * room.clamp_max(9)).double().sum(1, keepdim=True)
     for share in (0.0, 1e-6, 0.01, 0.3, 0.9, 0.999):
         gain = (share * most).to(dtype)
-        t = level(size, room, gain)
+        t = clipped_sum_root(size, room, gain)
         had = (size.double() * torch.minimum(room, t).double()).sum(1, keepdim=True)
         torch.testing.assert_close(had, gain.double(), rtol=100 * torch.finfo(dtype).eps, atol=0)
 
@@ -396,7 +403,7 @@ def test_level_needs_more_rounds_than_it_makes() -> None:
     room = 2.0 ** -torch.arange(d, dtype=torch.float64)[None]
     weight = 1 / room
     gain = (weight * room).sum(1, keepdim=True) * 0.9999
-    t = level(weight, room, gain)
+    t = clipped_sum_root(weight, room, gain)
     assert (weight * torch.minimum(room, t)).sum().item() == pytest.approx(gain.item(), rel=1e-14)
 
 
@@ -477,4 +484,4 @@ def test_cover_buys_what_rounding_leaves_of_the_gain_at_the_price_of_the_cheapes
     price = torch.cat([torch.rand(64, 50, generator=draw) + 1, torch.full((64, 20), 1e-9), torch.zeros(64, 5)], 1)
     room = torch.rand(64, 75, generator=draw)
     gain = (price * room)[:, :50].double().sum(1, keepdim=True).float()  # all that the dear give, otherwise rounded
-    assert (cover(price, room, gain)[:, 50:] <= 1e-4).all()
+    assert (covering_knapsack(price, room, gain)[:, 50:] <= 1e-4).all()

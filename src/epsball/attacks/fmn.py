@@ -161,7 +161,7 @@ class Sparse(Walk):
         d = flat(z)[0].numel()
         eps = torch.as_tensor(ball.eps, device=z.device)
         moved = (flat(z - x).abs() > 1e-3 * column(eps, 2)).sum(1)
-        step = sparse_sign(ball._open(grad, z), moved.clamp(max(1, round(self.SHARE * d)), d))
+        step = sparse_sign(ball.free_gradient(grad, z), moved.clamp(max(1, round(self.SHARE * d)), d))
         length = (size * eps).to(z) / (flat(step) != 0).sum(1).clamp_min(1)
         return ball.project(step.mul_(column(length, z.ndim)).add_(z), x)
 

@@ -292,7 +292,7 @@ class HopSkipJump(MinimumNorm[Hopping]):
 
     def ahead(self, s: Hopping, fooled: Bool[Tensor, " n"], task: Task) -> Hopping:
         radius = (1 - NEARER) * s.distance
-        unit = task.ball._unit(task.x)
+        unit = task.ball.feature_units(task.x)
         eps = radius.to(task.x.dtype) if unit is None else column(radius, unit.ndim).to(unit) * unit
         z = replace(task.ball, eps=eps).argmax(s.normal, task.x)
         part = (s.share < 1).nonzero().squeeze(1)

@@ -97,7 +97,7 @@ class L1APGD(LossAttack[SparseClimb]):
 
     def init(self, task: Task) -> SparseClimb:
         x, ball = task.x, task.ball
-        ball._need_box()
+        ball.require_box()
         # As the published code does for boxes of width 1: normal noise as wide as the box, projected, is sparse. A
         # dense start in the ball, and one at x, left 9 and 18 points more standing on a robust network.
         width = torch.as_tensor(ball.hi - ball.lo, dtype=x.dtype, device=x.device)
@@ -134,7 +134,7 @@ class L1APGD(LossAttack[SparseClimb]):
         ball = self._wider(task.ball, after)
         # Finite, where the radius is not: 0 * inf is no number.
         length = (radius * task.ball.eps * size).clamp_max(math.sqrt(torch.finfo(x.dtype).max)).to(x.dtype)
-        step = sparse_sign(ball._open(grad, z), count)  # what box and mask hold fast takes no part of the step
+        step = sparse_sign(ball.free_gradient(grad, z), count)  # what box and mask hold fast takes no part of the step
         step.mul_(column(length / _moved(step, 0).clamp_min_(1), ndim))
         ahead = step.add_(z)
         if fresh.any():

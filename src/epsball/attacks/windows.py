@@ -64,7 +64,7 @@ class Ends(Filling):
 
     def start(self, task: Task) -> Batch:
         """Stripes: the ends change along the last axis only."""
-        task.ball._need_box()
+        task.ball.require_box()
         grid, (low, high) = Grid.of(tuple(task.x.shape[1:])), self._ends(task)
         stripes = task.noise.sign((grid.channels, *(1,) * (len(grid.sides) - 1), grid.sides[-1]))
         up = stripes.expand(-1, -1, *grid.sides).reshape(-1) > 0
@@ -141,10 +141,10 @@ class Mass(Filling):
 
     def budget(self, task: Task) -> PerRow:
         x, ball = task.x, task.ball
-        radius = (ball._radius(flat(x)[:, 0]) * SHORT).pow(self.power).expand(len(x))
-        if not ball._endless():
+        radius = (ball.radius_like(flat(x)[:, 0]) * SHORT).pow(self.power).expand(len(x))
+        if not ball.has_infinite_radius:
             return radius
-        ball._need_box()
+        ball.require_box()
         return torch.where(radius.isinf(), self.spent(x + torch.maximum(ball.hi - x, x - ball.lo), x), radius)
 
     def spent(self, z: Batch, x: Batch) -> PerRow:
@@ -168,7 +168,7 @@ class Mass(Filling):
         if self.lavish:
             scale *= channels
         cells.write(row, new.mul_(cells.spread(scale)).add_(base).to(z.dtype))
-        z = ball._masked(ball._clip_(z), x)
+        z = ball.apply_mask(ball.clip_(z), x)
         if not (self.lavish and channels > 1):
             written = cells.of(z.view(-1)).double().sub_(base)
             spent = held + per_row(self._mass(cells, written) - freed, channels)

@@ -9,17 +9,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.balls.ball import Ball
-from epsball.balls.projections import level, scale_to_l2
+from epsball.balls.projections import clipped_sum_root, scale_to_l2
 from epsball.balls.shared import (
-    gains_each,
-    gains_everywhere,
-    greatest,
+    gains_one_by_one,
+    gains_without_box,
+    largest_abs,
     project_towards_center,
-    scattered,
-    segment_reached,
-    step_to_the_end,
+    scale_to_radius,
+    segment_at_least,
+    step_with_infinite_radius,
     sum_before,
-    sum_from_here,
+    sum_from,
 )
 from epsball.common.noise import Noise
 from epsball.common.shapes import Batch, PerExample, column, flat
@@ -42,20 +42,22 @@ class L2(Ball):
         )
 
     def _argmax(self, grad: Batch, x: Batch) -> Batch:
-        self._need_box()
-        size, room = self._orthant(grad, x)
-        return self._moved(x, grad, scale_to_l2(size, room, self._reach(size)))
+        self.require_box()
+        size, room = self._size_and_room(grad, x)
+        return self._move_by(x, grad, scale_to_l2(size, room, self._safe_radius(size)))
 
     def _dual(self, grads: Batch) -> PerExample:
         return torch.linalg.vector_norm(flat(grads), dim=1)
 
     def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
-        self._need_box()
-        if self._is_free():
-            return gains_everywhere(self, grads, x)
-        return gains_each(self, grads, x, lambda size, room: (size * scale_to_l2(size, room, self._reach(size))).sum(1))
+        self.require_box()
+        if self._is_same_for_all:
+            return gains_without_box(self, grads, x)
+        return gains_one_by_one(
+            self, grads, x, lambda size, room: (size * scale_to_l2(size, room, self._safe_radius(size))).sum(1)
+        )
 
-    def _cheapest(
+    def _min_radius(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         # The best point is min(mu * size, room); its gain is piecewise linear in mu, and its norm is the radius.
@@ -63,19 +65,19 @@ class L2(Ball):
         size, gain = size / scale, gain / scale
         full, order = torch.where(size > 0, room / size, 0).sort(1)
         sizes = size.gather(1, order)
-        mu, reached = segment_reached(
-            sum_before(sizes * room.gather(1, order)), sum_from_here(sizes.square()), full, gain, strict
+        mu, reached = segment_at_least(
+            sum_before(sizes * room.gather(1, order)), sum_from(sizes.square()), full, gain, strict
         )
         return torch.linalg.vector_norm(torch.minimum(mu[:, None] * size, room), dim=1), reached
 
-    def _least(
+    def _shortest_step(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
     ) -> Float[Tensor, "n d"]:
         tiny = torch.finfo(size.dtype).tiny
         scale = size.amax(1, keepdim=True).clamp_min_(tiny)  # squares may underflow
         size /= scale
         full = size.clamp_min(tiny)
-        share = level(size.square(), torch.div(room, full, out=full), gain / scale)
+        share = clipped_sum_root(size.square(), torch.div(room, full, out=full), gain / scale)
         return torch.minimum(size.mul_(share), room, out=size)
 
     def _ascent(self, grad: Batch, z: Batch) -> Batch:
@@ -85,17 +87,18 @@ class L2(Ball):
         return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(tiny)).reshape(grad.shape)
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
-        # The whole gradient, so that the projection leaves shut coordinates shut; measured by its open part, so that
-        # they do not use the step up.
-        if self._endless():
-            return step_to_the_end(self, grad, z, x, size)
-        grad = grad / column(greatest(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
-        length = column(self.norm(self._open(grad, z)), z.ndim)
-        return self._project(z + grad * torch.where(length > 0, self._length(z, size) / length, 0), x)
+        # The whole gradient, so that the projection leaves blocked coordinates at the end of the box; its length is
+        # that of the free part, so that blocked coordinates do not use up the step.
+        if self.has_infinite_radius:
+            return step_with_infinite_radius(self, grad, z, x, size)
+        grad = grad / column(largest_abs(flat(grad)).clamp_min(torch.finfo(grad.dtype).tiny), z.ndim)
+        length = column(self.norm(self.free_gradient(grad, z)), z.ndim)
+        return self._project(z + grad * torch.where(length > 0, self._step_length(z, size) / length, 0), x)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:
-        self._need_box()
+        self.require_box()
         d = math.prod(x.shape[1:])
         direction = flat(noise.normal(x.shape[1:]).to(x.dtype))
-        unit = noise.uniform((1,), draw=1).to(x.dtype) ** (1 / d)
-        return scattered(self, x, noise, direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True) * unit)
+        length = noise.uniform((1,), draw=1).to(x.dtype) ** (1 / d)
+        unit = direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True) * length
+        return scale_to_radius(self, x, noise, unit)

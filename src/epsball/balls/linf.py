@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.balls.ball import Ball
-from epsball.balls.projections import level
-from epsball.balls.shared import gains_everywhere, greatest, segment_reached, sum_before, sum_from_here
+from epsball.balls.projections import clipped_sum_root
+from epsball.balls.shared import gains_without_box, largest_abs, segment_at_least, sum_before, sum_from
 from epsball.common.noise import Noise
 from epsball.common.shapes import Batch, PerExample, column, fits, flat
 
@@ -24,77 +24,76 @@ class Linf(Ball):
     traits = frozenset({"dual norm", "intervals"})
 
     def norm(self, delta: Batch) -> PerExample:
-        return greatest(flat(delta))
+        return largest_abs(flat(delta))
 
     def _fits_eps(self, eps: Tensor, x: Tensor) -> bool:
         return super()._fits_eps(eps, x) or (eps.ndim == x.ndim > 1 and eps.shape[0] == 1 and fits(eps, x))
 
     def intervals(self, x: Batch) -> tuple[Batch, Batch]:
-        """The least and the greatest value of each coordinate in ball, box and mask; kept for the last x."""
-        kept = self.__dict__.get("_kept")
-        if kept is None or kept[0] is not x or kept[3] != x._version:
-            eps = self._radius(x).to(x)
-            low, high = self._sides(x)
-            low, high = self._masked(torch.maximum(x - eps, low), x), self._masked(torch.minimum(x + eps, high), x)
-            kept = (x, low, high, x._version)
-            object.__setattr__(self, "_kept", kept)
-        return kept[1], kept[2]
+        """The least and the greatest value of each coordinate in ball, box and mask; computed once for the same x."""
+        last = self.__dict__.get("_last_intervals")
+        if last is None or last[0] is not x or last[3] != x._version:
+            eps, (lo, hi) = self.radius_like(x).to(x), self._box_like(x)
+            low, high = (self.apply_mask(end, x) for end in (torch.maximum(x - eps, lo), torch.minimum(x + eps, hi)))
+            last = (x, low, high, x._version)
+            object.__setattr__(self, "_last_intervals", last)
+        return last[1], last[2]
 
     def _project(self, z: Batch, x: Batch) -> Batch:
         return z.clamp(*self.intervals(x))
 
     def _argmax(self, grad: Batch, x: Batch) -> Batch:
-        return self._masked(self._clip_(self._signed(grad, 1).add_(x)), x)
+        return self.apply_mask(self.clip_(self._signed(grad, 1).add_(x)), x)
 
     def _dual(self, grads: Batch) -> PerExample:
         return flat(grads).abs().sum(1)
 
     def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:
-        self._need_box()
-        if self._is_free() and isinstance(self.eps, Tensor) and self.eps.ndim > 1:
+        self.require_box()
+        if self._is_same_for_all and isinstance(self.eps, Tensor) and self.eps.ndim > 1:
             return self.dual(grads * self.eps.to(grads)).expand(len(x), -1)
-        if self._is_free():
-            return gains_everywhere(self, grads, x)
+        if self._is_same_for_all:
+            return gains_without_box(self, grads, x)
         # Each coordinate has an interval of its own, whatever the direction: two matrix products are all the pairs.
-        eps, rows = self.eps if not isinstance(self.eps, Tensor) else self._radius(x).to(x), flat(grads)
+        eps, rows = self.eps if not isinstance(self.eps, Tensor) else self.radius_like(x).to(x), flat(grads)
         up, down = (self.hi - x).clamp_min_(0).clamp_max_(eps), (x - self.lo).clamp_min_(0).clamp_max_(eps)
         if self.mask is not None:
             up, down = torch.where(self.mask, up, 0), torch.where(self.mask, down, 0)
         return torch.addmm(flat(up) @ rows.clamp_min(0).T, flat(down), (-rows).clamp_min(0).T)
 
-    def _cheapest(
+    def _min_radius(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         room, order = room.sort(1)
         size = size.gather(1, order)
-        return segment_reached(sum_before(size * room), sum_from_here(size), room, gain, strict)
+        return segment_at_least(sum_before(size * room), sum_from(size), room, gain, strict)
 
-    def _least(
+    def _shortest_step(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"]
     ) -> Float[Tensor, "n d"]:
-        return torch.minimum(room, level(size, room, gain), out=room)
+        return torch.minimum(room, clipped_sum_root(size, room, gain), out=room)
 
-    def _unit(self, like: Batch) -> Tensor | None:
+    def feature_units(self, like: Batch) -> Tensor | None:
         if not isinstance(self.eps, Tensor) or self.eps.ndim < 2:
             return None
         eps, tiny = self.eps.to(like), torch.finfo(like.dtype).tiny
-        if not self._endless():
+        if not self.has_infinite_radius:
             return eps.clamp_min(tiny)
-        self._need_box()
-        lo, hi = self._sides(like)
+        self.require_box()
+        lo, hi = self._box_like(like)
         return torch.where(eps.isinf(), hi - lo, eps).clamp_min(tiny)
 
     def _signed(self, grad: Batch, size: float | PerExample) -> Batch:
         """size * eps * sign(grad), a new tensor."""
         sign = grad.sign()
         if isinstance(self.eps, Tensor):
-            sign *= self._length(grad, size)
+            sign *= self._step_length(grad, size)
         elif isinstance(size, Tensor):
             sign *= column(size * self.eps, grad.ndim)
         else:
             sign *= self.eps * size
-        if self._endless():
-            self._need_box()
+        if self.has_infinite_radius:
+            self.require_box()
             sign.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)  # inf * sign(0)
         return sign
 
@@ -103,19 +102,19 @@ class Linf(Ball):
 
     def _step(self, grad: Batch, z: Batch, x: Batch, size: float | PerExample) -> Batch:
         low, high = self.intervals(x)
-        if isinstance(self.eps, Tensor) or isinstance(size, Tensor) or self._endless():
+        if isinstance(self.eps, Tensor) or isinstance(size, Tensor) or self.has_infinite_radius:
             return self._signed(grad, size).add_(z).clamp_(low, high)
-        sign = grad.sign()  # the only new memory of a step: fetching memory is most of what a step costs
+        sign = grad.sign()  # the only new memory of a step, whose cost is mostly that of fetching memory
         return torch.add(z, sign, alpha=size * self.eps, out=sign).clamp_(low, high)
 
     def _sample(self, x: Batch, noise: Noise) -> Batch:
         unit = noise.uniform(x.shape[1:], dtype=x.dtype)
-        eps = self._radius(x).to(x)
-        if not self._endless():
+        eps = self.radius_like(x).to(x)
+        if not self.has_infinite_radius:
             return unit.sub_(0.5).mul_(2 * eps).add_(x)
-        self._need_box()
+        self.require_box()
         low, high = self.intervals(x)
         return torch.where(eps.isinf(), low + (high - low) * unit, x + 2 * eps.nan_to_num(posinf=0) * (unit - 0.5))
 
     def _within(self, delta: Batch, slack: PerExample, x: Batch) -> Bool[Tensor, " n"]:
-        return flat(delta.abs() <= self._radius(x) + column(slack, x.ndim)).all(1)
+        return flat(delta.abs() <= self.radius_like(x) + column(slack, x.ndim)).all(1)

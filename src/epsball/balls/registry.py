@@ -19,6 +19,7 @@ BALLS: dict[str, type[Ball]] = {cls.name: cls for cls in _CLASSES}
 def distances(names: Iterable[str] | None = None) -> dict[str, Ball]:
     """A ball of each norm to measure distances with, all that are registered or those that are named.
 
+    >>> import torch
     >>> distances(["l1"])["l1"].norm(torch.tensor([[3.0, -4.0]]))
     tensor([7.])
     """

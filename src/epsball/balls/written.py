@@ -18,7 +18,7 @@ def radius_text(eps: float | None, lo: float = -math.inf, hi: float = math.inf) 
         return "∞"
     if (lo, hi) == (0, 1) and eps > 0 and float(f"{eps:.3g}") != eps:
         levels = round(eps * 255)
-        if levels and math.isclose(float(Fraction(levels, 255)), eps, rel_tol=1e-9):
+        if levels and math.isclose(float(Fraction(levels, 255)), eps, rel_tol=1e-6):
             return f"{levels}/255"
     return f"{eps:.4g}"
 

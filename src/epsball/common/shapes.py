@@ -8,14 +8,8 @@ from torch import Tensor
 
 Batch = Float[Tensor, "n *shape"]
 PerExample = Float[Tensor, " n"]
-BLOCK = 1 << 18  # numbers to a block: temporaries stay in the cache, and below some tens of megabytes
-
-RULE = {
-    "eps": "a number, or (n,) with one radius per example (Linf also (1, *shape), one per feature)",
-    "lo": "a number, or as many dimensions as x with a first one of 1 or n; write `lo[None]` for one per feature",
-    "hi": "a number, or as many dimensions as x with a first one of 1 or n; write `hi[None]` for one per feature",
-    "mask": "as many dimensions as x with a first one of 1 or n; write `mask[None]` for one per feature",
-}
+BLOCK = 1 << 18
+"""Numbers to a block: temporaries stay in the cache, and below some tens of megabytes."""
 
 
 def column(per_example: Tensor, ndim: int) -> Tensor:
@@ -34,14 +28,17 @@ def blocks(n: int, d: int, device: torch.device) -> tuple[Int64[Tensor, " block"
 
 
 def fits(part: Tensor, x: Tensor) -> bool:
+    """Whether a part has as many dimensions as x, each of 1 or of the same size."""
     return part.ndim == x.ndim and all(p in (1, size) for p, size in zip(part.shape, x.shape, strict=True))
 
 
 def finite(side: float | Tensor) -> bool:
+    """Whether all of its numbers are finite."""
     return bool(torch.as_tensor(side).isfinite().all())
 
 
 def shown(value: float | Tensor) -> str:
+    """A number or a tensor as an error shows it."""
     if not isinstance(value, Tensor) or value.numel() == 1:
         return f"{float(value):.6g}"
     return f"a tensor {tuple(value.shape)} from {value.min().item():.6g} to {value.max().item():.6g}"
