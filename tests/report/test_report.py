@@ -158,7 +158,7 @@ def test_distances_that_are_all_the_radius_are_shown_in_a_norm_that_tells_them_a
     assert chart.layout["xaxis"]["title"]["text"] == "distance, l2"
     assert "shapes" not in chart.layout  # the radius is no length in this norm
     assert sum(count > 0 for count in chart.data[0]["y"]) > 5
-    assert f"(linf {EPS}), so that l2 is drawn" in chart.notes[0]
+    assert f"(L∞, ε = {EPS}), so that L2 is drawn" in chart.notes[0]
 
 
 def test_the_histogram_of_counted_coordinates_has_whole_bins(tmp_path: Path) -> None:
@@ -289,9 +289,9 @@ def test_large_images_are_reduced_and_bounded_in_bytes(tmp_path: Path) -> None:
         ({"target": 2}, "Not driven to the target"),
         ({"storage": "8bit"}, "Points are judged as they are kept, in 8 bits"),
         ({"eot": 2}, "the mean of 2 passes"),
-        ({"attacks": "fmn:steps=20", "min_norm": True}, "Half of the examples are wrong within linf"),
+        ({"attacks": "fmn:steps=20", "min_norm": True}, "Half of the examples are wrong within L∞"),
         ({"source": linear(36, 3, seed=5)}, "A transfer: attacks that see the model itself find more."),
-        ({"ball": eb.Linf(eps=torch.full((60,), EPS), lo=0, hi=1)}, "linf one per example"),
+        ({"ball": eb.Linf(eps=torch.full((60,), EPS), lo=0, hi=1)}, "L∞, ε one per example"),
         ({"ball": eb.Linf(eps=0.0, lo=0, hi=1)}, "Robust accuracy"),
         ({"ball": eb.L2(eps=0.5)}, "in l2 0.5;"),
     ],

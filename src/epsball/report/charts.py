@@ -153,7 +153,7 @@ def _over_radii(run: Run) -> Chart:
         title="Robustness curve",
         description=f"Lines over the radius: {percent(whole)} to begin with; in the worst case {said}.",
         data=data,
-        layout=_share_layout(f"radius, {run.norm}"),
+        layout=_share_layout(f"radius, {run.symbol}"),
         table=table,
         height=400,
         notes=(
@@ -185,8 +185,8 @@ def _over_distances(run: Run) -> Chart:
         title="Robust accuracy at any radius",
         description=f"A falling line: wrong are {said}.",
         data=[line],
-        layout=_share_layout(f"radius, {run.norm}") | {"showlegend": False},
-        table=Table(("share that is wrong", f"within ({run.norm})", "robust accuracy there"), rows),
+        layout=_share_layout(f"radius, {run.symbol}") | {"showlegend": False},
+        table=Table(("share that is wrong", f"within ({run.symbol})", "robust accuracy there"), rows),
         height=400,
     )
 
@@ -223,7 +223,7 @@ def distances(run: Run) -> Chart | None:
         }
     ]
     layout: dict[str, Any] = {
-        "xaxis": AXIS | {"title": {"text": f"distance, {norm}"}},
+        "xaxis": AXIS | {"title": {"text": f"distance, {run.norms[norm]}"}},
         "yaxis": AXIS | {"title": {"text": "examples"}, "rangemode": "tozero"},
         "showlegend": False,
     }
@@ -236,18 +236,18 @@ def distances(run: Run) -> Chart | None:
         ]  # fmt: skip
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
     rows = tuple(
-        (name, *(f"{float(np.quantile(known[name], share, method='inverted_cdf')):.4g}" for share in shares))
+        (run.norms[name], *(f"{float(np.quantile(known[name], share, method='inverted_cdf')):.4g}" for share in shares))
         for name in run.norms
     )
     notes = []
     if not run.config["min_norm"]:
-        drawn = "" if own else f", so that {norm} is drawn"
-        edge = f"Attacks of a fixed radius go to its edge ({run.norm} {run.spelled(run.radius)}){drawn}"
+        drawn = "" if own else f", so that {run.norms[norm]} is drawn"
+        edge = f"Attacks of a fixed radius go to its edge ({run.symbol}, ε = {run.spelled(run.radius)}){drawn}"
         notes.append(f"{edge}; the nearest points are sought by epsball evaluate --min-norm.")
     return Chart(
         id="distances",
         title="How far the fooling points are",
-        description=f"A histogram of {counted(len(far))} distances in {norm} from {far.min():.4g} to {far.max():.4g}, "
+        description=f"A histogram of {counted(len(far))} distances in {run.norms[norm]} from {far.min():.4g} to {far.max():.4g}, "
         f"half of them within {float(np.median(far)):.4g}.",
         data=data,
         layout=layout,

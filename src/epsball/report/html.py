@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from epsball.balls.written import ball_text
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
 from epsball.evaluation.compare import Comparison, compare
@@ -165,12 +166,18 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles = [("clean accuracy", percent(found.clean_accuracy), f"{counted(len(found))} examples")]
     if run.config["min_norm"]:
         tiles += [
-            (f"{share:.0%} are wrong within", f"{far:.4g}", run.norm) for share, far in found.quantiles((0.25, 0.5))
+            (f"{share:.0%} are wrong within", f"{far:.4g}", run.symbol) for share, far in found.quantiles((0.25, 0.5))
         ]
     else:
         low, high = found.interval
         tiles.append((run.what, percent(found.robust_accuracy), f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"))
-        tiles.append(("ball", f"{run.norm} {run.spelled(run.config['radii'][-1])}", "radius in the units of the data"))
+        tiles.append(
+            (
+                "ball",
+                ball_text(run.symbol, run.config["radii"][-1], *(run.box or ())),
+                "radius in the units of the data",
+            )
+        )
     passes = f"{counted(found.forwards + found.backwards)} passes"
     apart = f"{counted(found.forwards)} forwards, {counted(found.backwards)} backwards, {found.seconds:.1f} s"
     tiles.append(("cost", passes, apart))

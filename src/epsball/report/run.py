@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from epsball.balls.written import radius_text
+from epsball.balls.written import ball_text, radius_text
 from epsball.common.json_files import read_json
 from epsball.diagnosis.record import Diagnosis
 from epsball.evaluation.result import Evaluation, Stage, Status
@@ -78,9 +78,14 @@ class Run:
         return str(self.config["ball"]["norm"])
 
     @property
+    def symbol(self) -> str:
+        """The norm, as it is written in a sentence."""
+        return self.norms[self.norm]
+
+    @property
     def norms(self) -> dict[str, str]:
         """The norms that distances were measured in, by name, as they are written in a figure."""
-        return dict(self.config.get("norms", {}))
+        return self.config.get("norms") or {self.norm: self.norm}
 
     @property
     def counts(self) -> set[str]:
@@ -112,8 +117,8 @@ class Run:
         """The ball in words."""
         box = f", box [{self.box[0]:g}, {self.box[1]:g}]" if self.box else ""
         if self.config["min_norm"]:
-            return f"{self.norm}, nearest points{box}"
-        return f"{self.norm} {self.spelled(self.config['radii'][-1])}{box}"
+            return f"{self.symbol}, nearest points{box}"
+        return ball_text(self.symbol, self.config["radii"][-1], *(self.box or ())) + box
 
     @property
     def model(self) -> str:
@@ -180,7 +185,7 @@ class Run:
         found, n = self.found, counted(len(self.found))
         if self.config["min_norm"]:
             ((_, median),) = found.quantiles((0.5,))
-            half = f"Half of the examples are wrong within {self.norm} {median:.4g}"
+            half = f"Half of the examples are wrong within {self.symbol}, ε = {median:.4g}"
             half = half if math.isfinite(median) else "For fewer than half of the examples a fooling point was found"
             return f"{half}; clean accuracy {percent(found.clean_accuracy)}, on {n} examples."
         low, high = found.interval
