@@ -13,6 +13,7 @@ from torch import nn
 
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
+from epsball.explain import draw
 
 
 def examples(
@@ -33,7 +34,7 @@ def assert_drawn(found, path: Path) -> None:
     """The figure is a picture: wide enough, and of many colours."""
     from PIL import Image
 
-    found.draw(path)
+    draw(found, path)
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000

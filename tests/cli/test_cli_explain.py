@@ -29,20 +29,20 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
 
 
-def test_growth_with_no_argument_says_nothing_that_fits_80_columns(tmp_path: Path):
+def test_growth_with_no_argument_prints_its_figures_within_80_columns(tmp_path: Path):
     done = run("growth", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert sorted(file.name for file in (tmp_path / "explain").iterdir()) == ["growth.json", "growth.png"]
     found = Growth.from_json((tmp_path / "explain" / "growth.json").read_text())
-    assert found.config["sides"] == [7, 14, 28, 56, 112]
-    assert found.config["pair"] == [3, 7]
+    assert found.config["sides"] == (7, 14, 28, 56, 112)
+    assert found.config["pair"] == (3, 7)
     assert f"{found.of('trained')[0].fgsm_accuracy:.1%}" in done.stdout
     assert "12,544" in done.stdout
 
 
-def test_taylor_with_no_argument_says_nothing_that_fits_80_columns(tmp_path: Path):
+def test_taylor_with_no_argument_prints_its_figures_within_80_columns(tmp_path: Path):
     done = run("taylor", "--epochs", "3", "--limit", "64", "--out", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
@@ -54,17 +54,17 @@ def test_taylor_with_no_argument_says_nothing_that_fits_80_columns(tmp_path: Pat
     assert f"{found.quantiles(found.relative)[1, -1]:.1%}" in done.stdout
 
 
-def test_json_is_not_alone_on_stdout(tmp_path: Path):
+def test_json_is_alone_on_stdout(tmp_path: Path):
     options = ["growth", "--sides", "4", "8", "--eps", "8/255", "--draws", "2", "--pair", "1", "0", "--json"]
     done = run(*options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["config"]["eps"] == 8 / 255
     assert said["config"]["pair"] == [1, 0]
-    assert [rung["n"] for rung in said["rungs"]] == [16, 16, 16, 64, 64, 64]
+    assert [rung["n"] for rung in said["sizes"]] == [16, 16, 16, 64, 64, 64]
 
 
-def test_a_users_own_linear_model_has_a_gap_in_the_margin(tmp_path: Path):
+def test_a_users_own_linear_model_has_no_gap_in_the_margin(tmp_path: Path):
     (tmp_path / "mine.py").write_text(LINEAR)
     x = np.array([[-2.0, 2.0, 1.0, -3.0, 1.0]], dtype=np.float32)
     np.savez(tmp_path / "mine.npz", x=x, y=np.array([0]))
@@ -80,7 +80,7 @@ def test_a_users_own_linear_model_has_a_gap_in_the_margin(tmp_path: Path):
     assert json.loads(narrow.stdout)["config"]["dtype"] == "float32"
 
 
-def test_images_without_another_split_are_not_halved(tmp_path: Path):
+def test_images_without_another_split_are_halved(tmp_path: Path):
     generator = np.random.default_rng(0)
     y = np.arange(40) % 2
     np.savez(
@@ -91,7 +91,7 @@ def test_images_without_another_split_are_not_halved(tmp_path: Path):
     said = json.loads(done.stdout)
     assert (said["config"]["rows"], said["config"]["fit_rows"]) == (20, 20)
     assert said["config"]["box"] == [None, None]
-    assert all(rung["boxed"] == rung["measured"] for rung in said["rungs"])
+    assert all(rung["boxed"] == rung["measured"] for rung in said["sizes"])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_images_without_another_split_are_not_halved(tmp_path: Path):
         (["tailor"], "taylor"),
     ],
 )
-def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], said: str, tmp_path: Path):
     np.savez(tmp_path / "table.npz", x=np.eye(4, dtype=np.float32), y=np.arange(4) % 2)
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
@@ -119,7 +119,7 @@ def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], sa
     assert not (tmp_path / "explain").exists()
 
 
-def test_help_imports_torch_or_leaves_80_columns(tmp_path: Path):
+def test_help_is_80_columns_wide_and_imports_no_torch(tmp_path: Path):
     for arguments in (["explain", "--help"], ["explain", "growth", "--help"], ["explain", "taylor", "--help"]):
         code = (
             f"import sys; from epsball.cli.main import run; run({arguments!r}); import epsball.explain; "

@@ -19,8 +19,9 @@ from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
-from epsball.explain import Boundary, Rubbish, Targets, Universal, boundary, rubbish, targets, universal
-from epsball.explain.noise_inputs import UNIFORM_DRAW
+from epsball.explain import Boundary, Rubbish, Targets, Universal, boundary, draw, rubbish, targets, universal
+from epsball.explain.analyses.rubbish import UNIFORM_DRAW
+from epsball.explain.finding import numbers
 
 BALLS: dict[str, type[Ball]] = {"linf": eb.Linf, "l2": eb.L2, "l1": eb.L1}
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
@@ -59,7 +60,7 @@ RECORDS = {"targets": Targets, "universal": Universal, "boundary": Boundary, "ru
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_the_model_or_the_examples_do_not_come_back_as_they_were(name: str):
+def test_the_model_and_the_examples_are_returned_unchanged(name: str):
     model = net(noisy=True).train()
     model[2].eval()
     model[0].register_parameter("fixed", nn.Parameter(torch.ones(2), requires_grad=False))
@@ -81,7 +82,7 @@ def test_the_model_or_the_examples_do_not_come_back_as_they_were(name: str):
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_a_saved_record_does_not_come_back_equal_or_a_run_does_not_repeat(name: str):
+def test_records_survive_json_and_runs_repeat(name: str):
     first, again = (ANALYSES[name](net(), examples(), eb.L2(eps=0.5, lo=0, hi=1)) for _ in range(2))
     assert first == again
     assert RECORDS[name].from_json(first.to_json()) == first
@@ -92,7 +93,7 @@ def test_a_saved_record_does_not_come_back_equal_or_a_run_does_not_repeat(name: 
 
 @pytest.mark.parametrize("name", ANALYSES)
 @pytest.mark.parametrize("shape", [(3, 5, 4), (6,)])
-def test_the_figure_is_no_picture(tmp_path: Path, name: str, shape: tuple[int, ...]):
+def test_the_figure_is_a_picture(tmp_path: Path, name: str, shape: tuple[int, ...]):
     from PIL import Image
 
     x, y = batch_of(24, shape, 3)
@@ -101,7 +102,7 @@ def test_the_figure_is_no_picture(tmp_path: Path, name: str, shape: tuple[int, .
     found = (
         universal(model, data, ball, sides=(), steps=3) if name == "universal" else ANALYSES[name](model, data, ball)
     )
-    found.draw(tmp_path / "figure.png")
+    draw(found, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert 600 < pixels.shape[1] < 3000
@@ -109,7 +110,7 @@ def test_the_figure_is_no_picture(tmp_path: Path, name: str, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_an_unbounded_box_or_one_logit_is_too_much(tmp_path: Path, name: str):
+def test_an_unbounded_box_and_one_logit_are_measured(tmp_path: Path, name: str):
     x, y = batch_of(20, (5,), 1, seed=3)
     data = from_arrays(x, y, classes=2)
     found = (
@@ -118,14 +119,14 @@ def test_an_unbounded_box_or_one_logit_is_too_much(tmp_path: Path, name: str):
         else universal(mlp((5,), 1), data, eb.L2(eps=0.5), steps=3)
     )
     assert RECORDS[name].from_json(found.to_json()) == found
-    found.draw(tmp_path / "figure.png")
+    draw(found, tmp_path / "figure.png")
 
 
 # targets
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(-math.inf, math.inf), (0.0, 1.0), (-1.0, 3.0)])
-def test_what_can_be_driven_to_which_class_is_not_counted_exactly(lo: float, hi: float):
+def test_targeted_successes_are_counted_exactly(lo: float, hi: float):
     x = batch(40, (4,), seed=1).float()
     x = x if lo == -math.inf else lo + x * (hi - lo)
     data = from_arrays(x, x.argmax(1), lo=lo, hi=hi, classes=4)
@@ -143,12 +144,12 @@ def test_what_can_be_driven_to_which_class_is_not_counted_exactly(lo: float, hi:
         assert one.somewhere == pytest.approx((reached.sum(1) > 0).mean())
         if one.eps == 0.2:
             counts = [reached[(x.argmax(1) == c).numpy()].sum(0).tolist() for c in range(4)]
-            assert np.array(found.driven)[:4].tolist() == counts
+            assert np.array(found.successes)[:4].tolist() == counts
             assert list(found.reached) == np.bincount(reached.sum(1), minlength=4).tolist()
-    assert (found.at_ball.nothing is None) == (lo == -math.inf)
+    assert (found.at_ball.blank is None) == (lo == -math.inf)
 
 
-def test_images_that_show_nothing_are_safe():
+def test_images_that_show_nothing_are_attacked():
     data = from_arrays(torch.eye(3), torch.arange(3), lo=0, hi=1)
     found = targets(itself, data, eb.Linf(eps=0.1, lo=0, hi=1), eps=(0.01,))
     shares = found.shares[3:]
@@ -158,7 +159,7 @@ def test_images_that_show_nothing_are_safe():
     assert found.at_ball.everywhere == 0
 
 
-def test_misclassified_examples_are_counted():
+def test_misclassified_examples_are_left_out():
     x = batch(30, (3,), seed=2).float()
     y = x.argmax(1)
     wrong = torch.arange(30) < 7
@@ -166,8 +167,8 @@ def test_misclassified_examples_are_counted():
     found = targets(itself, data, eb.Linf(eps=5.0))
     right = targets(itself, data.rows(~wrong), eb.Linf(eps=5.0))
     assert sum(found.reached) == 23
-    assert found.asked == right.asked
-    assert found.driven == right.driven == right.asked
+    assert found.attempts == right.attempts
+    assert found.successes == right.successes == right.attempts
     assert found.at_ball.everywhere == found.at_ball.mean == 1
 
 
@@ -175,24 +176,24 @@ def test_misclassified_examples_are_counted():
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_one_step_does_not_fool_all_that_a_linear_model_lets_it_fool(norm: str):
+def test_one_step_fools_all_that_a_linear_model_allows(norm: str):
     model, data, w = one_class(60, 12, seed=4)
     score = model(data.x).detach()
     ball = BALLS[norm](eps=float(score.median() / torch.linalg.vector_norm(w, DUAL[norm])))
     found = universal(model, data.rows(slice(30, None)), ball, train=data.rows(slice(30)), eps=(float(ball.eps) / 2,))
     for one in found.radii:
         reach = one.eps * torch.linalg.vector_norm(w, DUAL[norm])
-        assert one.held == pytest.approx((score[30:] < reach).double().mean().item())
+        assert one.held_out == pytest.approx((score[30:] < reach).double().mean().item())
         assert one.fitted == pytest.approx((score[:30] < reach).double().mean().item())
-        assert one.each == pytest.approx(one.held)
-        assert one.noise < one.held
+        assert one.per_example == pytest.approx(one.held_out)
+        assert one.noise < one.held_out
     delta = torch.tensor(found.perturbation, dtype=torch.float64)
     assert float(torch.linalg.vector_norm(delta, {"linf": math.inf, "l2": 2, "l1": 1}[norm])) <= ball.eps * (1 + 1e-9)
     assert found.at_ball.dominant == 0
     assert found.at_ball.dominant_share == 1
 
 
-def test_no_more_fall_than_a_linear_model_allows():
+def test_no_more_are_fooled_than_a_linear_model_allows():
     w, b = batch(1, (6,), lo=-1, hi=1, seed=9)[0], 0.1
     x = batch(80, (6,), lo=-1, hi=1, seed=10)
     score = x @ w + b
@@ -204,7 +205,7 @@ def test_no_more_fall_than_a_linear_model_allows():
 
 
 @pytest.mark.parametrize("norm", [*BALLS, "l0"])
-def test_the_perturbation_leaves_ball_or_mask(norm: str):
+def test_the_perturbation_stays_in_ball_and_mask(norm: str):
     from epsball.balls.registry import BALLS as EVERY
 
     mask = torch.ones(1, *SHAPE, dtype=torch.bool)
@@ -218,13 +219,13 @@ def test_the_perturbation_leaves_ball_or_mask(norm: str):
     assert bool(delta.any())
 
 
-def test_the_shuffled_values_are_not_those_of_the_perturbation():
-    from epsball.explain.climb import Maker
+def test_the_shuffled_values_are_those_of_the_perturbation():
+    from epsball.explain.shared_perturbation import PerturbationMaker
 
     delta = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     mask[0, 0, 0] = False
-    mixed = Maker(steps=1, draws=5, seed=0, batch_size=8)._shuffled(delta, mask)
+    mixed = PerturbationMaker(steps=1, draws=5, seed=0, batch_size=8)._shuffled(delta, mask)
     assert len(mixed) == 5
     for one in mixed:
         assert torch.equal(one.flatten().sort().values, delta.flatten().sort().values)
@@ -232,7 +233,7 @@ def test_the_shuffled_values_are_not_those_of_the_perturbation():
         assert not torch.equal(one, delta)
 
 
-def test_sizes_are_not_those_asked_for():
+def test_the_sizes_are_those_given():
     ball, few = eb.Linf(eps=0.1, lo=0, hi=1), {"steps": 2, "training_steps": 4, "eps": (0.05,)}
     found = universal(net(), examples(), ball, sides=(3, 8), networks=2, **few)
     assert [[one.n for one in size] for size in found.sizes] == [[9, 9], [64, 64]]
@@ -243,11 +244,11 @@ def test_sizes_are_not_those_asked_for():
     assert universal(net(), examples(), ball, sides=(), **few).sizes == ()
 
 
-def test_the_sentence_leaves_out_how_far_networks_of_one_size_differ():
+def test_the_sentence_states_how_far_networks_of_one_size_differ():
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
     found = universal(net(), examples(), ball, sides=(3, 8), networks=2, steps=2, training_steps=4)
-    small, large = (replace(found.sizes[0][0], n=n, held=h) for n, h in ((9, 0.25), (64, 0.5)))
-    known = replace(found, sizes=((small, replace(small, held=0.75)), (large, large)))
+    small, large = (replace(found.sizes[0][0], n=n, held_out=h) for n, h in ((9, 0.25), (64, 0.5)))
+    known = replace(found, sizes=((small, replace(small, held_out=0.75)), (large, large)))
     said = (
         "On 2 networks trained at each size it is 50.0 % (25.0 to 75.0 %) in 9 dimensions and 50.0 % (50.0 to 50.0 %)"
     )
@@ -259,7 +260,7 @@ def test_the_sentence_leaves_out_how_far_networks_of_one_size_differ():
 
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("lo", [-math.inf, -4.0])
-def test_the_distances_of_a_linear_model_are_not_its_closed_form(norm: str, lo: float):
+def test_the_distances_of_a_linear_model_are_its_closed_form(norm: str, lo: float):
     w, b = torch.tensor([3.0, -4.0, 1.0]).double(), 0.5
     x = batch(24, (3,), lo=-1, hi=1, seed=6)
     y = (x @ w + b > 0).long()
@@ -269,21 +270,21 @@ def test_the_distances_of_a_linear_model_are_not_its_closed_form(norm: str, lo: 
     near = (x @ w + b).abs() / torch.linalg.vector_norm(w, DUAL[norm])
     near[:2] = 0
     # a multiple of the gradient's coordinate cannot be overstepped by less than the rounding of float64
-    assert np.allclose(found.boundary, near, rtol=2e-3, atol=1e-6)
+    assert np.allclose(numbers(found.boundary), near, rtol=2e-3, atol=1e-6)
     apart = torch.stack(
         [torch.linalg.vector_norm(x - one, {"linf": math.inf, "l2": 2, "l1": 1}[norm], dim=1) for one in x]
     )
     other = torch.where(y[:, None] != y, apart, math.inf).amin(1)
     same = torch.where((y[:, None] == y) & ~torch.eye(24, dtype=torch.bool), apart, math.inf).amin(1)
-    assert np.allclose(found.other, other, rtol=1e-12)
-    assert np.allclose(found.same, same, rtol=1e-12)
+    assert np.allclose(numbers(found.other), other, rtol=1e-12)
+    assert np.allclose(numbers(found.same), same, rtol=1e-12)
     right = near > 0
     assert found.median == pytest.approx(near[right].median().item(), rel=0.1)
     assert found.within_half == pytest.approx((near < other / 2)[right].double().mean().item())
     assert found.median_other == pytest.approx(np.median(other[right]))
 
 
-def test_other_norms_or_rows_are_not_those_asked_for():
+def test_norms_and_rows_are_those_given():
     data = examples(30)
     found = boundary(
         net(), data, eb.L2(eps=0.1, lo=0, hi=1), train=examples(50, seed=7), norms=("l0", "l2"), rows=11, train_rows=20
@@ -291,14 +292,14 @@ def test_other_norms_or_rows_are_not_those_asked_for():
     assert [one.norm for one in found.norms] == ["l2", "l0"]
     assert {len(one.other) for one in found.norms} == {11}
     assert found.config["train_rows"] == 20
-    counts = np.array(found.of("l0").boundary)
+    counts = numbers(found.of("l0").boundary)
     assert np.array_equal(counts[np.isfinite(counts)], counts[np.isfinite(counts)].round())
 
 
 # rubbish
 
 
-def test_noise_that_no_class_is_given_counts():
+def test_noise_of_no_class_does_not_count():
     data = examples(classes=3)
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
     flat = rubbish(lambda x: 1e-3 * x.flatten(1)[:, :3], data, ball, draws=50)
@@ -313,7 +314,7 @@ def test_noise_that_no_class_is_given_counts():
 
 
 @pytest.mark.parametrize("lo", [0.0, -2.0])
-def test_a_step_to_a_class_does_not_do_what_is_known_of_a_linear_model(lo: float):
+def test_a_step_to_a_class_does_what_is_known_of_a_linear_model(lo: float):
     w, b = torch.tensor([2.0, -1.0, 0.5]), -0.3 - 1.5 * lo
     data = from_arrays(torch.full((4, 3), lo + 0.5), [0, 1, 0, 1], lo=lo, hi=lo + 1)
     ball = eb.Linf(eps=0.15, lo=lo, hi=lo + 1)
@@ -330,7 +331,7 @@ def test_a_step_to_a_class_does_not_do_what_is_known_of_a_linear_model(lo: float
     assert found.of("uniform").classes == (int((x @ w + b <= 0).sum()), int((x @ w + b > 0).sum()))
 
 
-def test_a_sigmoid_per_class_is_read_as_a_softmax():
+def test_a_sigmoid_per_class_is_no_softmax():
     data = from_arrays(torch.zeros(3, 4), [0, 1, 2], lo=0, hi=1, classes=4)
     found = rubbish(lambda x: 0 * x + torch.tensor([0.4, 0.3, 0.2, 0.1]), data, eb.Linf(eps=0.1), draws=10)
     assert (found.of("normal").share, found.of("normal", "sigmoid").share) == (0, 1)
@@ -362,6 +363,6 @@ def test_a_sigmoid_per_class_is_read_as_a_softmax():
         (lambda m, d, b: rubbish(LabelOnly(m), d, b), "must return logits"),
     ],
 )
-def test_a_bad_argument_is_not_named(ask: Callable, said: str):
+def test_a_bad_argument_is_named(ask: Callable, said: str):
     with pytest.raises(BadInput, match=said):
         ask(net(), examples(), eb.Linf(eps=0.1, lo=0, hi=1))

@@ -11,11 +11,11 @@ import pytest
 from browser import faint, nameless, overflows, visiting
 
 import epsball as eb
-from epsball.cli.explain_every import write_overview
+from epsball.cli.explain import write_overview
 from epsball.data.load import load_data
-from epsball.explain.every import Answer, Case, answers
 from epsball.explain.hypotheses import HYPOTHESES
-from epsball.explain.record import halves
+from epsball.explain.inputs import halves
+from epsball.explain.runner import Answer, Case, answers
 from epsball.models.registry import build
 from epsball.report import plots
 
@@ -29,7 +29,7 @@ EVIL = "<img src=x onerror=\"document.title='owned'\">"
 
 @dataclass(frozen=True)
 class Stub:
-    """A finding whose figure is an empty panel."""
+    """A finding of one sentence."""
 
     sentence: str
 
@@ -39,10 +39,11 @@ class Stub:
     def to_json(self) -> str:
         return "{}"
 
-    def draw(self, path: str | Path) -> None:
-        figure = plots.page(12.6, 4.4, title="A figure", note="small print")
-        plots.panel(figure.subplots(), title="A panel", x="eps", y="share")
-        plots.save(figure, path)
+
+def draw_stub(path: Path) -> None:
+    figure = plots.page(12.6, 4.4, title="A figure", note="small print")
+    plots.panel(figure.subplots(), title="A panel", x="eps", y="share")
+    plots.save(figure, path)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +56,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found[MISSING] = Answer(MISSING, None, f"no images {EVIL}", 0.0)
     out = tmp_path_factory.mktemp("explain")
     for name in set(found) - {*QUICK, MISSING}:
-        found[name].found.draw(out / f"{name}.png")
+        draw_stub(out / f"{name}.png")
     found |= {one.name: one for one in answers(case, QUICK, out=out)}
     write_overview(list(found.values()), [("model", EVIL), ("ball", "linf:0.1")], out)
     return out / "index.html"
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 360), ("light", 1280), ("dark", 1280)])
-def test_a_hypothesis_without_an_answer_in_sight_or_a_page_that_cannot_be_read(
-    chromium: Browser, page: Path, scheme, width: int
-):
+def test_every_hypothesis_and_its_answer_can_be_read(chromium: Browser, page: Path, scheme, width: int):
     with visiting(chromium, page.as_uri(), width=width, scheme=scheme) as seen:
         seen.page.goto(page.as_uri())
         for name, hypothesis in HYPOTHESES.items():
@@ -89,7 +88,7 @@ def test_a_hypothesis_without_an_answer_in_sight_or_a_page_that_cannot_be_read(
         assert seen.page.title() == "Why there are adversarial examples"
 
 
-def test_a_figure_is_out_of_reach_of_the_keyboard_or_of_the_links(chromium: Browser, page: Path):
+def test_figures_are_reached_by_keyboard_and_links(chromium: Browser, page: Path):
     with visiting(chromium, page.as_uri(), width=360, reduced_motion="reduce") as seen:
         seen.page.goto(page.as_uri())
         links = seen.page.locator("nav a")

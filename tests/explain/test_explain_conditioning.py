@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.common.errors import BadInput
-from epsball.explain import conditioning, operators
-from epsball.explain.operators import Layer, affine_layers, chained, singular_values
+from epsball.explain import affine_layers as layers_of
+from epsball.explain import conditioning
+from epsball.explain.affine_layers import Layer, affine_layers, is_chain, singular_values
 from epsball.models.builtin import Normalize
 from epsball.models.registry import build
 
@@ -41,7 +42,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_singular_values_are_not_those_of_the_matrix(name: str):
+def test_singular_values_are_those_of_the_matrix(name: str):
     layer, shape = LAYERS[name]
     layer = seeded(lambda: layer, seed=3)
     matrix = written_out(layer, shape)
@@ -51,17 +52,17 @@ def test_the_singular_values_are_not_those_of_the_matrix(name: str):
     assert np.allclose(values, np.linalg.svd(matrix, compute_uv=False), rtol=1e-9, atol=1e-12)
 
 
-def test_a_circular_convolution_does_not_have_the_singular_values_of_its_transform():
+def test_a_circular_convolution_has_the_singular_values_of_its_transform():
     layer = seeded(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), seed=1)
     transform = np.fft.fft2(layer.weight.detach().numpy(), s=(6, 6))  # Sedghi, Gupta and Long (ICLR 2019)
     values = np.linalg.svd(transform.transpose(2, 3, 0, 1), compute_uv=False).flatten()
     assert np.allclose(singular_values(layer, (2, 6, 6))[2], np.sort(values)[::-1], rtol=1e-9)
 
 
-def test_an_operator_that_is_not_written_out_has_another_norm(monkeypatch: pytest.MonkeyPatch):
+def test_lanczos_finds_the_norm_of_the_matrix(monkeypatch: pytest.MonkeyPatch):
     layer = seeded(lambda: nn.Conv2d(2, 4, 3, stride=2, padding=1), seed=5)
     all_of_them = singular_values(layer, (2, 8, 8))[2]
-    monkeypatch.setattr(operators, "DENSE", 0)
+    monkeypatch.setattr(layers_of, "DENSE", 0)
     rows, columns, leading, complete = singular_values(layer, (2, 8, 8))
     assert (rows, columns, complete) == (64, 128, False)
     assert leading == pytest.approx(all_of_them[:1], rel=1e-6)
@@ -69,7 +70,7 @@ def test_an_operator_that_is_not_written_out_has_another_norm(monkeypatch: pytes
     assert np.array_equal(leading, again)
 
 
-def test_norm_rank_or_condition_of_a_layer_is_wrong():
+def test_norm_rank_and_condition_of_a_layer():
     layer = Layer(name="a", kind="Linear", rows=3, columns=5, singular=(4.0, 2.0, 0.5), complete=True)
     assert (layer.norm, layer.rank, layer.condition) == (4.0, 3, 8.0)
     flat = Layer(name="a", kind="Linear", rows=3, columns=5, singular=(4.0, 2.0, 1e-9), complete=True)
@@ -80,7 +81,7 @@ def test_norm_rank_or_condition_of_a_layer_is_wrong():
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", math.inf)])
 @pytest.mark.parametrize("classes", [1, 4])
-def test_a_linear_model_is_not_as_steep_as_its_weights(norm: str, dual: float, classes: int):
+def test_a_linear_model_is_as_steep_as_its_weights(norm: str, dual: float, classes: int):
     ball = {"linf": eb.Linf(eps=0.1, lo=0, hi=1), "l2": eb.L2(eps=0.1), "l1": eb.L1(eps=0.3)}[norm]
     model, data = linear(SHAPE, classes), examples(9, SHAPE, classes)
     found = conditioning(model, data, ball, samples=2)
@@ -93,26 +94,26 @@ def test_a_linear_model_is_not_as_steep_as_its_weights(norm: str, dual: float, c
         assert found.steepness[k] == pytest.approx(np.linalg.norm(differences, axis=1).max(), rel=1e-12)
         assert found.dual[k] == pytest.approx(np.linalg.norm(differences, dual, axis=1).max(), rel=1e-12)
         gaps = np.delete((logits[k, y] - logits[k]).numpy(), y)
-        assert found.gap[k] == pytest.approx(gaps.min(), rel=1e-9)
+        assert found.margin[k] == pytest.approx(gaps.min(), rel=1e-9)
     assert found.at_example == found.steepness
     assert found.product == pytest.approx(float(torch.linalg.matrix_norm(weight, 2)), rel=1e-12)
-    assert found.steepest <= found.allowed
+    assert found.steepest <= found.bound
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_chain_is_steeper_than_its_norms_allow(seed: int):
+def test_a_chain_is_no_steeper_than_its_norms_allow(seed: int):
     shape, model = (2, 6, 6), conv(4, seed=seed)
-    assert not chained(model)  # it has a layer that is not known
+    assert not is_chain(model)  # it has a layer that is not known
     model[4] = nn.Flatten()
     found = conditioning(model, examples(12, shape, 4), eb.Linf(eps=0.3, lo=0, hi=1))
     assert found.chain
     assert [layer.kind for layer in found.layers] == ["Conv2d", "Conv2d", "Linear"]
     assert found.product == pytest.approx(math.prod(layer.singular[0] for layer in found.layers))
-    assert 0 < found.steepest < found.allowed
+    assert 0 < found.steepest < found.bound
     assert all(a <= b for a, b in zip(found.at_example, found.steepness, strict=True))
 
 
-def test_two_orthogonal_layers_do_not_reach_what_their_norms_allow():
+def test_two_orthogonal_layers_reach_what_their_norms_allow():
     class One(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x
@@ -125,10 +126,10 @@ def test_two_orthogonal_layers_do_not_reach_what_their_norms_allow():
     found = conditioning(model, examples(4, (5,), 2), eb.L2(eps=0.1), samples=0)
     assert (found.product, found.steepest) == (pytest.approx(3), pytest.approx(3 * math.sqrt(2)))
     assert [layer.condition for layer in found.layers] == [pytest.approx(1), pytest.approx(1)]
-    assert not chained(nn.Sequential(nn.Linear(2, 2), One()))
+    assert not is_chain(nn.Sequential(nn.Linear(2, 2), One()))
 
 
-def test_the_layers_are_not_those_that_run_in_the_order_in_which_they_run():
+def test_layers_are_those_that_run_in_the_order_in_which_they_run():
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,13 +143,13 @@ def test_the_layers_are_not_those_that_run_in_the_order_in_which_they_run():
     found = affine_layers(model, torch.zeros(1, 6))
     assert [(name, shape) for name, _, shape in found] == [("scale", (6,)), ("first", (6,)), ("last", (4,))]
     assert np.allclose(singular_values(model.scale, (6,))[2], 4)
-    assert not chained(model)
-    assert not chained(build("preact-resnet18:width=4", (1, 8, 8), 3))
-    assert chained(build("maxout:units=8", (6,), 3))
+    assert not is_chain(model)
+    assert not is_chain(build("preact-resnet18:width=4", (1, 8, 8), 3))
+    assert is_chain(build("maxout:units=8", (6,), 3))
     assert affine_layers(nn.BatchNorm1d(6, track_running_stats=False), torch.zeros(2, 6)) == []
 
 
-def test_more_points_make_the_network_less_steep():
+def test_more_points_never_lower_the_steepness():
     model, data, ball = mlp(SHAPE, 3), examples(10, SHAPE, 3), eb.Linf(eps=0.5)
     few, many = (conditioning(model, data, ball, samples=samples) for samples in (0, 6))
     assert few.steepness == few.at_example == many.at_example
@@ -158,13 +159,13 @@ def test_more_points_make_the_network_less_steep():
     assert conditioning(model, data, ball, samples=6, batch_size=3).layers == many.layers
 
 
-def test_the_model_does_not_come_back_as_it_was():
+def test_the_model_is_returned_unchanged():
     data = examples(6, SHAPE, 3)
     assert_untouched(lambda model: conditioning(model, data, eb.Linf(eps=0.1)), SHAPE, raises_at=1)
     assert_untouched(lambda model: conditioning(model, data, eb.Linf(eps=0.1)), SHAPE, raises_at=3)
 
 
-def test_the_record_or_its_figure_is_lost(tmp_path: Path):
+def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     found = conditioning(conv(3), examples(10, (2, 6, 6), 3), eb.Linf(eps=0.1))
     assert_kept(found)
     assert_drawn(found, tmp_path / "conditioning.png")
@@ -177,7 +178,7 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path):
     assert_drawn(conditioning(deep, examples(4, (1, 8, 8), 3), eb.Linf(eps=0.1)), tmp_path / "deep.png")
 
 
-def test_what_has_no_layers_is_not_named():
+def test_a_model_without_layers_is_refused_by_name():
     data = examples(4, (6,), 3)
     with pytest.raises(BadInput, match="`model` must be a torch module"):
         conditioning(lambda x: x[:, :3], data, eb.Linf(eps=0.1))

@@ -15,12 +15,12 @@ import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
 from epsball.explain import companions, direction, networks, trained, trained_further
-from epsball.explain.alignment import _agreed
+from epsball.explain.analyses.direction import _agreement
 
 SHAPE = (2, 3, 2)
 
 
-def test_two_classes_of_a_linear_model_do_not_have_opposite_gradients():
+def test_two_classes_of_a_linear_model_have_opposite_gradients():
     model = weighted(torch.linspace(-1, 2, 6, dtype=torch.float64))
     data = known(model, examples(20, (6,), 1, lo=-1, hi=1))
     assert 0 < data.y.sum() < 20
@@ -36,7 +36,7 @@ def test_two_classes_of_a_linear_model_do_not_have_opposite_gradients():
     assert found.transfer[0][0] == pairs.fooled
 
 
-def test_the_cosines_of_a_network_are_not_numpys():
+def test_the_cosines_of_a_network_are_numpys():
     model, data = mlp(SHAPE, 3), examples(15, SHAPE, 3)
     leaf = data.x.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(model(leaf), data.y, reduction="sum")
@@ -56,7 +56,7 @@ def test_the_cosines_of_a_network_are_not_numpys():
             assert pairs.classes[a][b] == pytest.approx(off.mean())
 
 
-def test_the_same_network_twice_is_not_alike_and_its_opposite_not_unlike():
+def test_a_network_is_like_itself_and_unlike_its_opposite():
     model = mlp(SHAPE, 3)
     data, ball = known(model, examples(30, SHAPE, 3)), eb.Linf(eps=0.8)
     opposite = mlp(SHAPE, 3)
@@ -77,7 +77,7 @@ def test_the_same_network_twice_is_not_alike_and_its_opposite_not_unlike():
     assert found.transfer[1][0] == 0
 
 
-def test_what_transfers_is_not_what_is_counted_by_hand():
+def test_transfer_is_what_is_counted_by_hand():
     maker, evaluator = mlp(SHAPE, 4, seed=1), mlp(SHAPE, 4, seed=1)
     with torch.no_grad():
         for part in evaluator.parameters():
@@ -95,17 +95,17 @@ def test_what_transfers_is_not_what_is_counted_by_hand():
     assert found.noise[0][1] < found.transfer[0][0]
 
 
-def test_agreement_by_chance_is_not_that_of_independent_draws():
+def test_agreement_by_chance_is_that_of_independent_draws():
     y = torch.tensor([0, 0, 0, 0, 1, 1])
     one = torch.nn.functional.one_hot(torch.tensor([1, 1, 2, 2, 0, 2]), 3).double()
     other = torch.nn.functional.one_hot(torch.tensor([1, 2, 2, 2, 0, 0]), 3).double()
-    agreed, chance = _agreed(one, other, y, torch.ones(6, dtype=torch.bool))
+    agreed, chance = _agreement(one, other, y, torch.ones(6, dtype=torch.bool))
     assert agreed == pytest.approx(4 / 6)
     assert chance == pytest.approx((4 * (0.5 * 0.25 + 0.5 * 0.75) + 2 * (0.5 * 1)) / 6)
-    assert math.isnan(_agreed(one, other, y, torch.zeros(6, dtype=torch.bool))[0])
+    assert math.isnan(_agreement(one, other, y, torch.zeros(6, dtype=torch.bool))[0])
 
 
-def test_examples_without_a_gradient_form_a_pair():
+def test_examples_without_a_gradient_form_no_pair():
     data = from_arrays(batch(6, (4,)), [0, 1, 0, 1, 0, 1])
     with pytest.warns(eb.objective.ModelWarning, match="exactly zero"):
         found = direction(Staircase(linear((4,), 2)), data, eb.Linf(eps=0.1))
@@ -115,7 +115,7 @@ def test_examples_without_a_gradient_form_a_pair():
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_the_figures_depend_on_the_width(batch_size: int):
+def test_the_batch_size_does_not_change_the_figures(batch_size: int):
     models, data = {"a": mlp(SHAPE, 3), "b": mlp(SHAPE, 3, seed=1)}, examples(17, SHAPE, 3)
     narrow, wide = (direction(models, data, eb.Linf(eps=0.2), batch_size=w) for w in (batch_size, 128))
     for name in ("transfer", "noise", "agreement", "by_chance"):
@@ -123,12 +123,12 @@ def test_the_figures_depend_on_the_width(batch_size: int):
     assert np.allclose(narrow.between, wide.between, rtol=0, atol=1e-12)
 
 
-def test_the_model_does_not_come_back_as_it_was():
+def test_the_model_is_returned_unchanged():
     data = examples(6, SHAPE, 3)
     assert_untouched(lambda model: direction(model, data, eb.Linf(eps=0.1)), SHAPE, raises_at=2)
 
 
-def test_the_record_or_its_figure_is_lost(tmp_path: Path):
+def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     data = examples(40, SHAPE, 3)
     several = direction({"a": mlp(SHAPE, 3), "b": mlp(SHAPE, 3, seed=1)}, data, eb.Linf(eps=0.5))
     assert_kept(several)
@@ -140,7 +140,7 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path):
     assert "another" not in one.sentence
 
 
-def test_networks_that_do_not_fit_are_not_named():
+def test_networks_that_do_not_fit_are_named():
     data = examples(6, SHAPE, 3)
     with pytest.raises(BadInput, match="at least one network"):
         direction({}, data, eb.Linf(eps=0.1))
@@ -148,7 +148,7 @@ def test_networks_that_do_not_fit_are_not_named():
         direction({"a": mlp(SHAPE, 3), "b": mlp(SHAPE, 4)}, data, eb.Linf(eps=0.1))
 
 
-def test_companions_are_not_others_or_not_the_same_again():
+def test_companions_are_other_networks_and_reproducible():
     train = from_arrays(batch(60, (4,)).float(), torch.arange(60) % 3, lo=0, hi=1)
     found, again = (companions(train, count=2, steps=3, seed=7) for _ in range(2))
     assert list(found) == ["small-mlp, seed 8", "small-mlp, seed 9", "linear"]
@@ -157,7 +157,7 @@ def test_companions_are_not_others_or_not_the_same_again():
     assert not torch.equal(states[0], states[1])
 
 
-def test_training_further_changes_the_model_itself():
+def test_training_further_leaves_the_model_unchanged():
     train = from_arrays(batch(60, (4,)).float(), torch.arange(60) % 3, lo=0, hi=1)
     model = trained("small-mlp", train, steps=2, seed=1)
     state = {name: part.clone() for name, part in model.state_dict().items()}

@@ -18,8 +18,10 @@ from nets import batch_of, mlp
 import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
-from epsball.explain.every import RUN, Case, answers
+from epsball.explain.analyses.rubbish import Rubbish
 from epsball.explain.hypotheses import HYPOTHESES, chosen
+from epsball.explain.plots.registry import PLOTS
+from epsball.explain.runner import RUN, Case, answers
 from epsball.report.findings import Entry, write_findings
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
@@ -38,18 +40,18 @@ def table(classes: int = 3) -> Case:
     return Case(model=mlp((6,), classes).float(), data=parts[0], train=parts[1], ball=eb.Linf(eps=0.1, lo=0, hi=1))
 
 
-def test_a_hypothesis_has_no_analysis():
+def test_every_hypothesis_has_an_analysis():
     assert list(RUN) == list(HYPOTHESES) == list(chosen())
     assert chosen(["Rubbish", "targets"]) == ("targets", "rubbish")
     with pytest.raises(BadInput, match="did you mean 'rubbish'"):
         chosen(["rubish"])
 
 
-def test_one_that_fails_stops_the_others_or_says_nothing():
+def test_an_analysis_that_fails_leaves_the_others_and_gives_its_reason():
     case = table()
     started = []
-    found = {one.name: one for one in answers(case, on_start=lambda done, name: started.append((done, name)))}
-    assert started == list(enumerate(HYPOTHESES))
+    found = {one.name: one for one in answers(case, on_progress=lambda *at: started.append(at))}
+    assert started == [(done, len(HYPOTHESES), name) for done, name in enumerate(HYPOTHESES)]
     assert list(found) == list(HYPOTHESES)
     for name in ("growth", "local-growth"):
         assert found[name].found is None
@@ -65,15 +67,15 @@ def test_one_that_fails_stops_the_others_or_says_nothing():
             assert type(one.found).from_json(one.found.to_json()).sentence == one.found.sentence
 
 
-def test_a_finding_that_cannot_be_told_or_drawn_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from epsball.explain import every
+def test_a_finding_without_a_sentence_or_a_figure_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from epsball.explain import runner
 
-    def undrawn(self: object, path: object) -> None:
+    def undrawn(found: object) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr("epsball.explain.noise_inputs.Rubbish.draw", undrawn)
-    monkeypatch.setattr("epsball.explain.line.Linearity.sentence", property(lambda self: 1 / 0))
-    monkeypatch.setitem(every.RUN, "l1", lambda case: (_ for _ in ()).throw(BadInput("`eps` is too large")))
+    monkeypatch.setitem(PLOTS, Rubbish, undrawn)
+    monkeypatch.setattr("epsball.explain.analyses.linearity.Linearity.sentence", property(lambda self: 1 / 0))
+    monkeypatch.setitem(runner.RUN, "l1", lambda case, tell: (_ for _ in ()).throw(BadInput("`eps` is too large")))
     found = {one.name: one for one in answers(table(), ("linearity", "conditioning", "rubbish", "l1"), out=tmp_path)}
     assert found["rubbish"].reason == "ValueError: no ink"
     assert found["linearity"].reason == "ZeroDivisionError: division by zero"
@@ -83,7 +85,7 @@ def test_a_finding_that_cannot_be_told_or_drawn_stops_the_others(tmp_path: Path,
 
 
 @pytest.mark.parametrize("logits", ["constant", "nan"])
-def test_a_model_that_says_nothing_is_read_as_one_that_does(logits: str, tmp_path: Path):
+def test_constant_and_nan_logits_are_reported_without_nan(logits: str, tmp_path: Path):
     case = table()
     value = {"constant": 0.0, "nan": math.nan}[logits]
 
@@ -99,7 +101,7 @@ def test_a_model_that_says_nothing_is_read_as_one_that_does(logits: str, tmp_pat
             assert "must " in one.reason
 
 
-def test_an_error_of_the_model_stops_the_others():
+def test_an_error_of_the_model_is_the_reason_of_each_analysis():
     class Fails(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise NotImplementedError("no such layer")
@@ -111,7 +113,7 @@ def test_an_error_of_the_model_stops_the_others():
     assert list(found) == ["targets", "boundary", "rubbish", "l1"]
 
 
-def test_the_page_asks_someone_or_runs_what_a_user_wrote(tmp_path: Path):
+def test_the_page_makes_no_request_and_escapes_what_a_user_wrote(tmp_path: Path):
     from PIL import Image
 
     Image.new("RGB", (4, 3), "red").save(tmp_path / "l1.png")
@@ -130,7 +132,7 @@ def test_the_page_asks_someone_or_runs_what_a_user_wrote(tmp_path: Path):
     assert "![L1](l1.png)" in (tmp_path / "index.md").read_text()
 
 
-def test_the_command_leaves_something_out_or_80_columns(tmp_path: Path):
+def test_the_command_writes_every_file_within_80_columns(tmp_path: Path):
     only = ("targets", "boundary", "linearity", "taylor", "rubbish", "l1")
     options = ["--limit", "40", "--epochs", "2", "--out", "o"]
     done = run("--only", *only, *options, cwd=tmp_path)
@@ -147,7 +149,7 @@ def test_the_command_leaves_something_out_or_80_columns(tmp_path: Path):
             assert " ".join(record["sentence"].split()) in said
 
 
-def test_one_analysis_of_a_users_own_data_is_not_made(tmp_path: Path):
+def test_analyses_of_a_users_own_data_are_made_or_refused(tmp_path: Path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", x=rng.random((60, 5), dtype=np.float32), y=np.arange(60) % 2)
     (tmp_path / "mine.py").write_text("import torch\ndef model():\n    return torch.nn.Linear(5, 2)\n")
@@ -178,7 +180,7 @@ def test_one_analysis_of_a_users_own_data_is_not_made(tmp_path: Path):
         (["--data", "digitz"], "did you mean 'digits'"),
     ],
 )
-def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], said: str, tmp_path: Path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
@@ -186,7 +188,7 @@ def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], sa
     assert not (tmp_path / "explain").exists()
 
 
-def test_help_imports_torch_or_leaves_80_columns():
+def test_help_is_80_columns_wide_and_imports_no_torch():
     for arguments in (["explain", "--help"], ["explain", "rubbish", "--help"]):
         code = (
             f"import sys; from epsball.cli.main import run; run({arguments!r}); "

@@ -15,11 +15,11 @@ from sklearn.linear_model import LogisticRegression
 import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
-from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.data.load import load_data
-from epsball.explain import Growth, dimension, growth
-from epsball.explain.dimension import KINDS, resized
+from epsball.explain import Growth, draw, growth, resize
+from epsball.explain.analyses.growth import KINDS, GrowthAtSize
+from epsball.explain.resize import resized
 
 FAST = {"sides": (4, 8, 12), "draws": 3, "eps": 0.07}
 
@@ -46,11 +46,11 @@ def pair_rows(data: Examples, pair: tuple[int, int] = (3, 7)) -> Examples:
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 3.0)])
 @pytest.mark.parametrize("eps", [0.01, 0.3])
-def test_the_measured_change_is_not_eps_m_n(digits, train, eps: float, box: tuple[float, float]):
+def test_the_measured_change_is_eps_m_n(digits, train, eps: float, box: tuple[float, float]):
     data, fitted = shifted(digits, *box), shifted(train, *box)
     found = growth(data, train=fitted, eps=eps, sides=(7, 8, 20), draws=3)
-    assert len(found.rungs) == 9
-    for rung in found.rungs:
+    assert len(found.sizes) == 9
+    for rung in found.sizes:
         assert rung.n == rung.side**2
         assert rung.predicted == pytest.approx(eps * rung.m * rung.n, rel=1e-14)
         assert rung.measured == pytest.approx(rung.predicted, rel=1e-12)
@@ -59,7 +59,7 @@ def test_the_measured_change_is_not_eps_m_n(digits, train, eps: float, box: tupl
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 3.0)])
 @pytest.mark.parametrize("kind", ["normal", "shifted"])
-def test_a_figure_of_drawn_weights_is_not_what_numpy_finds(digits, kind: str, box: tuple[float, float]):
+def test_the_figures_of_drawn_weights_are_numpys(digits, kind: str, box: tuple[float, float]):
     data, eps, draws, side, seed = shifted(digits, *box), 0.2, 5, 8, 11
     found = growth(data, eps=eps, sides=(side,), draws=draws, seed=seed, rows=10_000, train=data)
     (rung,) = found.of(kind)
@@ -81,7 +81,7 @@ def test_a_figure_of_drawn_weights_is_not_what_numpy_finds(digits, kind: str, bo
 
 
 @pytest.mark.parametrize("side", [5, 8, 13])
-def test_the_trained_rung_is_not_fgsm_on_scikit_learns_classifier(digits, train, side: int):
+def test_the_figures_of_trained_weights_are_those_of_fgsm_on_scikit_learns_classifier(digits, train, side: int):
     found = growth(digits, train=train, eps=0.15, sides=(side,), draws=1, fit_rows=200, C=0.5)
     (rung,) = found.of("trained")
     fitted, held = pair_rows(train), pair_rows(digits)
@@ -98,7 +98,7 @@ def test_the_trained_rung_is_not_fgsm_on_scikit_learns_classifier(digits, train,
         assert share == pytest.approx(((net(x_adv) > 0).long() == y).double().mean().item())
 
 
-def test_with_random_signs_the_change_no_longer_outgrows_the_clean_activation(digits, train):
+def test_with_random_signs_the_change_outgrows_the_clean_activation(digits, train):
     found = growth(digits, train=train, eps=0.1, sides=(7, 14, 28, 56), draws=32)
     assert found.exponent("normal", "measured") == pytest.approx(1, abs=0.02)
     assert found.exponent("normal", "clean") == pytest.approx(0.5, abs=0.1)
@@ -107,7 +107,7 @@ def test_with_random_signs_the_change_no_longer_outgrows_the_clean_activation(di
     assert found.exponent("normal", "per_spread") == pytest.approx(0.5, abs=0.1)
 
 
-def test_with_a_mean_the_clean_activation_no_longer_keeps_up(digits, train):
+def test_with_a_mean_the_clean_activation_keeps_up(digits, train):
     found = growth(digits, train=train, eps=0.1, sides=(8, 16, 32, 64), draws=32)
     assert found.exponent("shifted", "measured") == pytest.approx(1, abs=0.02)
     assert found.exponent("shifted", "clean") == pytest.approx(1, abs=0.02)
@@ -116,13 +116,13 @@ def test_with_a_mean_the_clean_activation_no_longer_keeps_up(digits, train):
     assert after.per_spread / before.per_spread == pytest.approx(1, abs=0.03)
 
 
-def test_trained_weights_no_longer_shrink_with_the_dimension(digits, train):
+def test_trained_weights_shrink_with_the_dimension(digits, train):
     found = growth(digits, train=train, eps=0.1, sides=(8, 16, 32), draws=1)
     assert found.exponent("trained", "m") < -0.5
     assert 0 < found.exponent("trained", "measured") < 0.5
 
 
-def test_on_mnist_fgsm_does_not_get_stronger_with_the_dimension():
+def test_on_mnist_fgsm_gets_stronger_with_the_dimension():
     folder = shared_data("mnist")
     data, fitted = load_data(folder, limit=2000), load_data(folder, split="train", limit=6000)
     found = growth(data, train=fitted, eps=0.1, sides=(7, 14, 28, 56), draws=8, rows=300)
@@ -135,19 +135,19 @@ def test_on_mnist_fgsm_does_not_get_stronger_with_the_dimension():
 
 
 @pytest.mark.parametrize("exponent", [-0.7, 0.0, 0.5, 1.0])
-def test_the_exponent_of_a_power_law_is_not_found(exponent: float):
+def test_the_exponent_of_a_power_law_is_found(exponent: float):
     rungs = tuple(
-        dimension.Rung("normal", side, side**2, 1.0, 1.0, 3.0 * side ** (2 * exponent), 1.0, 1.0, 0.0)
+        GrowthAtSize("normal", side, side**2, 1.0, 1.0, 3.0 * side ** (2 * exponent), 1.0, 1.0, 0.0)
         for side in (16, 4, 9)
     )
-    found = Growth(rungs, {})
+    found = Growth(sizes=rungs, config={})
     assert found.exponent("normal", "measured") == pytest.approx(exponent, abs=1e-12)
     assert found.exponent("normal", "spread") is None
     assert found.exponent("trained", "measured") is None
     assert [rung.n for rung in found.of("normal")] == [16, 81, 256]
 
 
-def test_resizing_down_is_not_the_mean_of_areas():
+def test_resizing_down_is_the_mean_of_areas():
     x = torch.arange(2 * 3 * 8 * 8, dtype=torch.float64).reshape(2, 3, 8, 8) - 50
     expected = x.reshape(2, 3, 4, 2, 4, 2).mean((3, 5)).flatten(1)
     assert torch.allclose(resized(x, 4), expected, rtol=1e-14, atol=1e-14)
@@ -156,7 +156,7 @@ def test_resizing_down_is_not_the_mean_of_areas():
 
 
 @pytest.mark.parametrize("side", [3, 7, 8, 11, 30])
-def test_resizing_leaves_the_range_of_the_image(side: int):
+def test_resizing_stays_in_the_range_of_the_image(side: int):
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(50, 2, 8, 8, generator=generator) * 4 - 1).round(decimals=1)
     small = resized(x, side)
@@ -167,41 +167,41 @@ def test_resizing_leaves_the_range_of_the_image(side: int):
     assert bool((resized(flat, side) == flat.double()[0, 0, 0, 0]).all())
 
 
-def test_without_training_data_the_classifier_is_measured_on_what_it_was_trained_on(digits):
+def test_without_training_data_half_of_each_class_is_trained_on(digits):
     found = growth(digits, **FAST)
     order = digits.y.argsort(stable=True)
     parts = [order[0::2].sort().values, order[1::2].sort().values]
     assert found == growth(digits.rows(parts[1]), train=digits.rows(parts[0]), **FAST)
 
 
-def test_data_sorted_by_class_leave_one_class_out(digits, train):
+def test_the_order_of_the_training_data_plays_no_part(digits, train):
     order = train.y.argsort(stable=True)
     found = growth(digits, train=train.rows(order), fit_rows=60, rows=40, **FAST)
     again = growth(digits, train=train, fit_rows=60, rows=40, **FAST)
     assert (found.config["fit_rows"], found.config["rows"]) == (60, 40)
-    for rung, other in zip(found.rungs, again.rungs, strict=True):
+    for rung, other in zip(found.sizes, again.sizes, strict=True):
         assert rung.m == pytest.approx(other.m, rel=1e-4)  # the solver sees the same rows in another order
 
 
-def test_colour_images_are_not_counted_per_channel():
+def test_colour_images_are_counted_per_channel():
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(40) % 2
     x = torch.rand(40, 3, 6, 5, generator=generator) * 0.5 + 0.5 * y[:, None, None, None]
     found = growth(from_arrays(x, y, lo=0, hi=1), **FAST)
-    assert found.config["pair"] == [0, 1]
+    assert found.config["pair"] == (0, 1)
     assert [rung.n for rung in found.of("trained")] == [48, 192, 432]
 
 
-def test_blocks_of_rows_change_the_figures(digits, train, monkeypatch):
+def test_blocks_of_rows_do_not_change_the_figures(digits, train, monkeypatch):
     whole = growth(digits, train=train, **FAST)
-    monkeypatch.setattr(dimension, "BLOCK", 1000)
-    for rung, other in zip(whole.rungs, growth(digits, train=train, **FAST).rungs, strict=True):
+    monkeypatch.setattr(resize, "BLOCK", 1000)
+    for rung, other in zip(whole.sizes, growth(digits, train=train, **FAST).sizes, strict=True):
         for name, value in vars(rung).items():
             same = value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-10)
             assert getattr(other, name) == same
 
 
-def test_the_seed_is_not_all_that_the_weights_depend_on(digits, train):
+def test_random_weights_depend_on_the_seed_alone(digits, train):
     state = torch.random.get_rng_state()
     kept = digits.x.clone()
     one, two, other = (growth(digits, train=train, seed=seed, **FAST) for seed in (0, 0, 1))
@@ -212,28 +212,28 @@ def test_the_seed_is_not_all_that_the_weights_depend_on(digits, train):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_saved_record_does_not_come_back_equal(digits):
+def test_a_record_survives_json(digits):
     found = growth(digits, **FAST)
     assert Growth.from_json(found.to_json()) == found
     said = found.summary()
     assert said["config"]["versions"]["epsball"] == eb.__version__
     assert said["config"]["seed"] == 0
     assert said["exponents"]["normal"]["measured"] == found.exponent("normal", "measured")
-    assert len(said["rungs"]) == 9
+    assert len(said["sizes"]) == 9
 
 
-def test_progress_is_not_told(digits):
+def test_progress_is_reported(digits):
     seen = []
-    growth(digits, on_progress=lambda done, now: seen.append((done, now)), **FAST)
-    assert [done for done, _ in seen] == list(range(10))
-    assert seen[0][1] == "4 x 4, normal"
+    growth(digits, on_progress=lambda *at: seen.append(at), **FAST)
+    assert [done for done, _, _ in seen] == list(range(10))
+    assert seen[0] == (0, 9, "4 x 4, normal")
 
 
 @pytest.mark.parametrize("sides", [(8,), (7, 14, 28), tuple(range(5, 15))])
-def test_the_figure_is_no_picture(digits, tmp_path: Path, sides: tuple[int, ...]):
+def test_the_figure_is_a_picture(digits, tmp_path: Path, sides: tuple[int, ...]):
     from PIL import Image
 
-    growth(digits, sides=sides, draws=2).draw(tmp_path / "a" / "growth.png")
+    draw(growth(digits, sides=sides, draws=2), tmp_path / "a" / "growth.png")
     with Image.open(tmp_path / "a" / "growth.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1500
@@ -257,12 +257,12 @@ def test_the_figure_is_no_picture(digits, tmp_path: Path, sides: tuple[int, ...]
         ({"pair": (3, 12)}, "`pair` must be two different labels"),
     ],
 )
-def test_a_bad_argument_is_not_named(digits, options: dict, said: str):
+def test_a_bad_argument_is_named(digits, options: dict, said: str):
     with pytest.raises(BadInput, match=said):
         growth(digits, **options)
 
 
-def test_bad_data_are_not_named(digits, train):
+def test_bad_data_are_named(digits, train):
     rows = from_arrays(digits.x.flatten(1), digits.y)
     with pytest.raises(BadInput, match="must be images"):
         growth(rows)

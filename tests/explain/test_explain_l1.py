@@ -22,8 +22,9 @@ from torch.nn import functional as F
 import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.data.load import load_data
-from epsball.explain import L1Equivalence, gradient_penalty, l1_equivalence
-from epsball.explain.l1 import MODELS, Fading, Fit, of_pair, penalty
+from epsball.explain import L1Equivalence, draw, gradient_penalty, l1_equivalence
+from epsball.explain.analyses.l1 import MODELS, Fading, Fit, penalty
+from epsball.explain.inputs import of_pair
 from epsball.linear import RobustLogisticRegression, eps_max, optimum
 
 EPS = {"cancer": 0.3, "clouds": 0.15}
@@ -55,7 +56,7 @@ def margins(fit: Fit, X: np.ndarray, y: np.ndarray) -> np.ndarray:
     return sides(y) * (X @ np.array(fit.weight) + fit.bias)
 
 
-def test_a_convex_model_is_not_the_optimum_that_cvxpy_finds(case):
+def test_convex_models_are_the_optima_that_cvxpy_finds(case):
     X, y, eps, found = case
     side, n = sides(y), len(y)
     w, b = cp.Variable(X.shape[1]), cp.Variable()
@@ -80,14 +81,14 @@ def test_a_convex_model_is_not_the_optimum_that_cvxpy_finds(case):
     assert (found.of("l1_hundredth").strength, found.of("l1_eps").strength) == (eps / 100, eps)
 
 
-def test_a_model_is_not_the_best_at_what_it_was_trained_for(case):
+def test_each_model_is_best_at_what_it_was_trained_for(case):
     found = case[3]
     for cost, name in (("exact", "adversarial"), ("gradient", "gradient"), ("l1", "l1")):
         others = [fit.costs[cost] for fit in found.fits if fit.name != name]
         assert found.of(name).costs[cost] < min(others) - 1e-4
 
 
-def test_the_three_penalties_give_the_same_model(case):
+def test_the_three_penalties_give_different_models(case):
     found = case[3]
     weights = [np.array(found.of(name).weight) for name in ("adversarial", "gradient", "l1")]
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -96,7 +97,7 @@ def test_the_three_penalties_give_the_same_model(case):
     assert found.of("l1_eps").norm < 0.3 * found.of("adversarial").norm
 
 
-def test_the_gradient_penalty_is_not_the_l1_norm_of_the_input_gradient(case):
+def test_the_gradient_penalty_is_the_l1_norm_of_the_input_gradient(case):
     X, y, eps, found = case
     x = torch.tensor(X, requires_grad=True)
     up = torch.tensor(sides(y) > 0).double()
@@ -109,7 +110,7 @@ def test_the_gradient_penalty_is_not_the_l1_norm_of_the_input_gradient(case):
         assert fit.costs["plain"] == pytest.approx(loss.mean().item(), rel=1e-12)
 
 
-def test_the_gradient_penalty_is_not_of_first_order_in_eps(case):
+def test_the_gradient_penalty_is_the_first_order_in_eps(case):
     X, y, _, found = case
     side, fit = sides(y), found.of("plain")
     w = np.array(fit.weight)
@@ -119,7 +120,7 @@ def test_the_gradient_penalty_is_not_of_first_order_in_eps(case):
         assert 0 < left < (eps * fit.norm) ** 2 / 8  # the curvature of softplus is 1/4 at most
 
 
-def test_the_gradient_model_is_no_minimum(case):
+def test_the_gradient_model_is_a_local_minimum(case):
     X, y, eps, found = case
     fit, side = found.of("gradient"), sides(y)
     w = np.array(fit.weight)
@@ -133,7 +134,7 @@ def test_the_gradient_model_is_no_minimum(case):
     assert not fit.endless
 
 
-def test_the_residual_is_not_the_slope_by_finite_differences():
+def test_the_residual_is_that_of_finite_differences():
     X, y = table("clouds")
     side, generator = sides(y), np.random.default_rng(1)
     w, b, eps, h = generator.normal(size=12), 0.3, 0.2, 1e-6
@@ -152,7 +153,7 @@ def test_the_residual_is_not_the_slope_by_finite_differences():
 
 
 @pytest.mark.parametrize("start", ["zero", "random", "solution"])
-def test_a_start_leads_nowhere_stationary(start: str):
+def test_every_start_leads_to_a_stationary_point(start: str):
     X, y = table("clouds")
     side, generator = sides(y), np.random.default_rng(2)
     w = {"zero": np.zeros(12), "random": generator.normal(size=12)}.get(start)
@@ -166,7 +167,7 @@ def test_a_start_leads_nowhere_stationary(start: str):
     assert np.array_equal(w, kept)
 
 
-def test_a_fit_that_stopped_short_is_silent(monkeypatch: pytest.MonkeyPatch):
+def test_a_fit_that_stopped_short_warns(monkeypatch: pytest.MonkeyPatch):
     X, y = table("clouds")
     monkeypatch.setattr(gradient_penalty, "ROUNDS", 1)
     with pytest.warns(ConvergenceWarning, match="residual of"):
@@ -174,7 +175,7 @@ def test_a_fit_that_stopped_short_is_silent(monkeypatch: pytest.MonkeyPatch):
     assert found.residual > 1e-7
 
 
-def test_the_plain_model_is_not_scikit_learns(case):
+def test_the_plain_model_is_scikit_learns(case):
     X, y, eps, _ = case
     for C in (1.0, 0.05):
         fit = l1_equivalence(X, y, eps=eps, C=C).of("plain")
@@ -183,7 +184,7 @@ def test_the_plain_model_is_not_scikit_learns(case):
         assert fit.strength == pytest.approx(1 / (C * len(y)))
 
 
-def test_a_figure_is_not_what_the_exact_attack_gives(case):
+def test_the_figures_are_those_of_the_exact_attack(case):
     X, y, eps, found = case
     cut = len(y) // 2
     held = l1_equivalence(X[:cut], y[:cut], eps=eps, test=(X[cut:], y[cut:]))
@@ -204,7 +205,7 @@ def test_a_figure_is_not_what_the_exact_attack_gives(case):
     assert found.config["test_rows"] is None
 
 
-def test_the_matched_lambda_does_not_cost_what_the_gradient_penalty_costs(case):
+def test_the_matched_lambda_costs_what_the_gradient_penalty_costs(case):
     X, y, eps, found = case
     robust = found.of("adversarial")
     m = margins(robust, X, y)
@@ -213,7 +214,7 @@ def test_the_matched_lambda_does_not_cost_what_the_gradient_penalty_costs(case):
     assert found.lasso == pytest.approx(found.fading.means["gradient"], rel=1e-12)
 
 
-def test_the_penalties_do_not_add_up_to_the_objectives(case):
+def test_the_penalties_add_up_to_the_objectives(case):
     X, y, eps, found = case
     robust, fading = found.of("adversarial"), found.fading
     m, reach = margins(robust, X, y), eps * robust.norm
@@ -227,7 +228,7 @@ def test_the_penalties_do_not_add_up_to_the_objectives(case):
     assert (fading.edges[0], fading.edges[-1]) == pytest.approx((m.min(), m.max()))
 
 
-def test_the_attackers_penalty_does_not_fade_or_l1_does():
+def test_the_attackers_penalty_fades_and_l1_does_not():
     m, reach, lasso = np.linspace(-30, 30, 601), 2.4, 0.3
     exact, first, flat = (penalty(form, m, reach, lasso) for form in FORMS)
     assert (np.diff(exact) < 0).all()
@@ -240,32 +241,30 @@ def test_the_attackers_penalty_does_not_fade_or_l1_does():
     assert exact[-1] / first[-1] == pytest.approx((math.exp(reach) - 1) / reach, rel=1e-2)
 
 
-def test_swapped_classes_do_not_swap_the_sign():
+def test_swapped_classes_swap_the_sign():
     X, y = table("clouds")
     one = l1_equivalence(X, np.where(y == "up", 1, 0), eps=0.15)
     other = l1_equivalence(X, np.where(y == "up", -4, 9), eps=0.15)
-    assert (one.config["classes"], other.config["classes"]) == ([0, 1], [-4, 9])
+    assert (one.config["classes"], other.config["classes"]) == ((0, 1), (-4, 9))
     for fit, mirrored in zip(one.fits, other.fits, strict=True):
         assert np.abs(np.array(fit.weight) + mirrored.weight).max() < 1e-3
         assert fit.bias == pytest.approx(-mirrored.bias, abs=1e-3)
         assert fit.costs == pytest.approx(mirrored.costs, abs=1e-5)
 
 
-def test_images_or_tensors_are_not_the_same_as_their_rows():
+def test_images_and_tensors_are_the_same_as_their_rows():
     X, y = table("clouds")
     kept = X.copy()
     rows = l1_equivalence(X, y, eps=0.15)
-    said: list[tuple[int, str]] = []
-    images = l1_equivalence(
-        torch.tensor(X.reshape(-1, 1, 3, 4)), y, eps=0.15, on_progress=lambda done, now: said.append((done, now))
-    )
+    said: list[tuple[int, int, str]] = []
+    images = l1_equivalence(torch.tensor(X.reshape(-1, 1, 3, 4)), y, eps=0.15, on_progress=lambda *at: said.append(at))
     assert images.fits == rows.fits
-    assert images.config["shape"] == [1, 3, 4]
-    assert sorted(said) == [*enumerate(MODELS.values()), (6, "")]
+    assert images.config["shape"] == (1, 3, 4)
+    assert said == [*((done, 6, name) for done, name in enumerate(MODELS.values())), (6, 6, "")]
     assert np.array_equal(X, kept)
 
 
-def test_separable_classes_are_not_said_to_have_no_minimum():
+def test_separable_classes_have_no_minimum():
     x, y = of_pair(load_data("digits", split="train"))
     found = l1_equivalence(x, y, eps=0.2)
     fit = found.of("gradient")
@@ -276,7 +275,7 @@ def test_separable_classes_are_not_said_to_have_no_minimum():
     assert fit.norm > 10 * found.of("adversarial").norm
 
 
-def test_weights_near_zero_are_miscounted():
+def test_weights_near_zero_are_counted():
     def fit(*weight: float) -> Fit:
         return Fit("l1", 0.1, weight, 0.0, 0.0, False, 1.0, 1.0, 0.0, 0.0, {})
 
@@ -285,7 +284,7 @@ def test_weights_near_zero_are_miscounted():
     assert (some.zeros, some.near_zero, some.norm) == (1, 0.5, pytest.approx(2.039))
 
 
-def test_a_saved_record_does_not_come_back_equal(case):
+def test_a_record_survives_json(case):
     found = case[3]
     again = L1Equivalence.from_json(found.to_json())
     assert again == found
@@ -295,14 +294,14 @@ def test_a_saved_record_does_not_come_back_equal(case):
 
 
 @pytest.mark.parametrize("shape", [(12,), (1, 3, 4), (3, 2, 2)])
-def test_the_figure_is_no_picture(tmp_path: Path, shape: tuple[int, ...]):
+def test_the_figure_is_a_picture(tmp_path: Path, shape: tuple[int, ...]):
     from PIL import Image
 
     X, y = table("clouds")
     top = eps_max(X, y)
     found = l1_equivalence(X.reshape(-1, *shape), y, eps=0.9 * top)
     assert found.of("l1_eps").norm == 0  # a model without weights is drawn too
-    found.draw(tmp_path / "l1.png")
+    draw(found, tmp_path / "l1.png")
     with Image.open(tmp_path / "l1.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000
@@ -326,20 +325,20 @@ def test_the_figure_is_no_picture(tmp_path: Path, shape: tuple[int, ...]):
         ({"X": [["a"] * 12] * 400}, "`X` must hold dense arrays of numbers"),
     ],
 )
-def test_a_bad_argument_is_not_named(options: dict, said: str):
+def test_a_bad_argument_is_named(options: dict, said: str):
     X, y = table("clouds")
     parts = {"X": X, "y": y, "eps": 0.15} | options
     with pytest.raises(BadInput, match=said):
         l1_equivalence(parts.pop("X"), parts.pop("y"), **parts)
 
 
-def test_a_radius_below_the_margin_gives_endless_weights():
+def test_a_radius_below_the_margin_is_refused():
     x, y = of_pair(load_data("digits", split="train"))
     with pytest.raises(BadInput, match="above what the classes can be separated by"):
         l1_equivalence(x, y, eps=0.02)
 
 
-def test_another_pair_is_taken_than_was_asked_for():
+def test_the_pair_is_the_one_given():
     data = load_data("digits")
     x, y = of_pair(data, (8, 1))
     assert sorted(set(y.tolist())) == [1, 8]
@@ -357,14 +356,14 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
 
 
-def test_the_command_with_no_argument_says_nothing_that_fits_80_columns(tmp_path: Path):
+def test_the_command_with_no_argument_prints_its_figures_within_80_columns(tmp_path: Path):
     done = run(cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert sorted(file.name for file in (tmp_path / "explain").iterdir()) == ["l1.json", "l1.png"]
     found = L1Equivalence.from_json((tmp_path / "explain" / "l1.json").read_text())
-    assert (found.config["classes"], found.config["rows"], found.config["test_rows"]) == ([3, 7], 289, 73)
+    assert (found.config["classes"], found.config["rows"], found.config["test_rows"]) == ((3, 7), 289, 73)
     for fit in found.fits:
         name = f"{MODELS[fit.name]}  "
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(name) and "%" in line]
@@ -372,7 +371,7 @@ def test_the_command_with_no_argument_says_nothing_that_fits_80_columns(tmp_path
     assert "no minimum" in done.stdout
 
 
-def test_a_users_own_rows_are_fitted_and_measured_at_once(tmp_path: Path):
+def test_a_users_own_rows_are_halved(tmp_path: Path):
     X, y = table("clouds")
     np.savez(tmp_path / "table.npz", x=X, y=(y == "up").astype(int))
     done = run("--data", "table.npz", "--eps", "3/20", "--C", "0.5", "--out", "o", "--json", cwd=tmp_path)
@@ -395,7 +394,7 @@ def test_a_users_own_rows_are_fitted_and_measured_at_once(tmp_path: Path):
         (["--data", "digitz"], "did you mean 'digits'"),
     ],
 )
-def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], said: str, tmp_path: Path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr

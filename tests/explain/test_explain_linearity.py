@@ -15,8 +15,8 @@ import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.explain import linearity
-from epsball.explain.line import PIECES, explained
-from epsball.explain.passes import shuffled
+from epsball.explain.analyses.linearity import PIECES, explained
+from epsball.explain.measure import shuffled
 
 SHAPE = (2, 3, 2)
 BALLS = {"linf": eb.Linf(eps=0.1), "l2": eb.L2(eps=0.5), "l1": eb.L1(eps=1.0)}
@@ -25,7 +25,7 @@ DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 
 @pytest.mark.parametrize("norm", [*BALLS, "l0"])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_the_logits_of_a_linear_model_are_not_straight(norm: str, classes: int):
+def test_the_logits_of_a_linear_model_are_straight(norm: str, classes: int):
     boxed = norm == "l0"
     ball = eb.L0(eps=2, lo=-1, hi=2) if boxed else BALLS[norm]
     found = linearity(linear(SHAPE, classes), examples(9, SHAPE, classes, lo=-1, hi=2), ball, points=21, boxed=boxed)
@@ -35,7 +35,7 @@ def test_the_logits_of_a_linear_model_are_not_straight(norm: str, classes: int):
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_the_accuracy_along_the_line_is_not_that_of_the_closed_form(norm: str):
+def test_the_accuracy_along_the_line_is_that_of_the_closed_form(norm: str):
     model = weighted(torch.linspace(-2, 3, 12, dtype=torch.float64), -1.0)
     data = examples(60, (12,), 1, lo=-1, hi=1)
     found = linearity(model, data, BALLS[norm], span=4, points=17)
@@ -48,7 +48,7 @@ def test_the_accuracy_along_the_line_is_not_that_of_the_closed_form(norm: str):
     assert found.steady == 1
 
 
-def test_the_share_explained_is_not_that_of_numpys_lines():
+def test_the_share_explained_is_that_of_numpys_lines():
     model, ball, data = mlp(SHAPE, 3), eb.L2(eps=0.7), examples(7, SHAPE, 3)
     found = linearity(model, data, ball, span=6, points=25)
     leaf = data.x.clone().requires_grad_()
@@ -67,10 +67,10 @@ def test_the_share_explained_is_not_that_of_numpys_lines():
             assert share == pytest.approx(1 - (left**2).sum() / ((line - line.mean(0)) ** 2).sum(), abs=1e-9)
     label = np.take_along_axis(logits, data.y.numpy()[None, :, None], 2)[:, :, 0]
     assert np.allclose(found.label, np.quantile(label, (0.05, 0.5, 0.95), axis=1), rtol=1e-12)
-    assert np.allclose(found.shown["logits"], logits[:, found.shown["id"]], rtol=1e-12)
+    assert np.allclose(found.example["logits"], logits[:, found.example["id"]], rtol=1e-12)
 
 
-def test_at_one_radius_it_is_not_fgsm():
+def test_at_one_radius_it_is_fgsm():
     model, ball = mlp(SHAPE, 3), eb.Linf(eps=0.4)
     data = known(model, examples(50, SHAPE, 3))
     found = linearity(model, data, ball, span=2, points=9)
@@ -81,7 +81,7 @@ def test_at_one_radius_it_is_not_fgsm():
     assert found.at(0) == 1
 
 
-def test_the_line_within_the_box_is_the_one_without_it():
+def test_the_line_within_the_box_is_another_than_without_it():
     model, ball = mlp(SHAPE, 3), eb.Linf(eps=0.4, lo=0, hi=1)
     data = known(model, examples(40, SHAPE, 3))
     boxed = linearity(model, data, ball, span=2, points=9, boxed=True)
@@ -91,7 +91,7 @@ def test_the_line_within_the_box_is_the_one_without_it():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_the_figures_depend_on_the_width_or_cost_more_than_they_say(batch_size: int):
+def test_the_batch_size_changes_neither_figures_nor_model_calls(batch_size: int):
     data, model = examples(11, SHAPE, 3), Counting(mlp(SHAPE, 3, noisy=True))
     found = linearity(model, data, BALLS["linf"], points=9, batch_size=batch_size)
     whole = linearity(mlp(SHAPE, 3, noisy=True), data, BALLS["linf"], points=9)
@@ -102,7 +102,7 @@ def test_the_figures_depend_on_the_width_or_cost_more_than_they_say(batch_size: 
     assert (model.forwards, model.backwards) == (11 * 19, 11) == (found.config["forwards"], found.config["backwards"])
 
 
-def test_a_line_that_bends_is_called_straight():
+def test_a_line_that_bends_is_not_straight():
     t = torch.linspace(-1, 1, 51, dtype=torch.float64)
     kink = t.clamp_min(0)
     values = torch.stack([t, kink, t.abs(), torch.full_like(t, 7)], 1)[:, :, None]
@@ -113,7 +113,7 @@ def test_a_line_that_bends_is_called_straight():
     )
 
 
-def test_the_control_has_another_norm_or_moves_what_is_masked():
+def test_the_control_has_the_same_norm_and_leaves_the_masked():
     delta = torch.tensor([[0.1, 0.0, -0.3, 0.2, 0.5], [1.0, 2.0, 3.0, 4.0, -5.0]]).double()
     noise = Noise(3, torch.tensor([8, 9]), torch.tensor([0, 0]))
     mask = torch.tensor([[True, False, True, True, True]])
@@ -128,7 +128,7 @@ def test_the_control_has_another_norm_or_moves_what_is_masked():
     assert (moved.abs().mean(0) - 5.5).abs().max() < 0.3
 
 
-def test_logits_that_are_not_finite_spoil_the_others():
+def test_logits_that_are_not_finite_leave_the_others():
     data = examples(6, SHAPE, 3)
     data.x[:, 0, 0, 0] = torch.tensor([0.1, 0.1, 0.95, 0.1, 0.1, 0.1])
     with pytest.warns(eb.objective.ModelWarning, match="not finite"):
@@ -139,12 +139,12 @@ def test_logits_that_are_not_finite_spoil_the_others():
     assert_kept(found)
 
 
-def test_the_model_does_not_come_back_as_it_was():
+def test_the_model_is_returned_unchanged():
     data = examples(5, SHAPE, 3)
     assert_untouched(lambda model: linearity(model, data, BALLS["linf"], points=5), SHAPE, raises_at=4)
 
 
-def test_the_record_or_its_figure_is_lost(tmp_path: Path):
+def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     found = linearity(mlp(SHAPE, 3), examples(12, SHAPE, 3), eb.Linf(eps=0.2), points=21)
     assert_kept(found)
     assert_drawn(found, tmp_path / "linearity.png")
@@ -161,12 +161,12 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path):
         ({"rows": 0}, "`rows` must be a whole number >= 1"),
     ],
 )
-def test_a_bad_argument_is_not_named(options: dict, said: str):
+def test_a_bad_argument_is_named(options: dict, said: str):
     with pytest.raises(BadInput, match=said):
         linearity(mlp(SHAPE, 3), examples(4, SHAPE, 3), eb.Linf(eps=0.1), **options)
 
 
-def test_examples_or_a_ball_that_do_not_fit_are_not_named():
+def test_examples_and_balls_that_do_not_fit_are_named():
     data = examples(4, SHAPE, 3)
     for bad, said in (
         (lambda: linearity(mlp(SHAPE, 3), data.rows(slice(0)), eb.Linf(eps=0.1)), "at least one example"),

@@ -16,24 +16,24 @@ import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.data.load import load_data
 from epsball.explain import LocalGrowth, local_growth
-from epsball.explain.linearised import Step, step_of
+from epsball.explain.analyses.local_growth import LocalGrowthAtSize, local_growth_of
 
 SHAPE = (2, 3, 3)
 SMALL = {"sides": (4, 7), "steps": 24, "rows": 60}
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", math.inf)])
-def test_a_linear_model_does_not_gain_eps_times_the_dual_norm(norm: str, dual: float):
+def test_a_linear_model_gains_eps_times_the_dual_norm(norm: str, dual: float):
     ball = {"linf": eb.Linf(eps=0.1), "l2": eb.L2(eps=0.3), "l1": eb.L1(eps=0.5)}[norm]
     weight = torch.linspace(-2, 3, 18, dtype=torch.float64).reshape(SHAPE)
     model = weighted(weight, -1.0)
     data = known(model, examples(400, SHAPE, 1))
-    found = step_of(model, data, ball)
+    found = local_growth_of(model, data, ball)
     gain = ball.eps * float(torch.linalg.vector_norm(weight, dual))
     gaps = (data.x.flatten(1) @ weight.flatten() - 1).abs()
-    assert (found.gain, found.boxed, found.rise) == (pytest.approx(gain), pytest.approx(gain), pytest.approx(gain))
-    assert found.gap == pytest.approx(np.median(gaps))
-    assert found.reach == pytest.approx(np.median(gain / gaps))
+    assert (found.gain, found.boxed, found.true_gain) == (pytest.approx(gain), pytest.approx(gain), pytest.approx(gain))
+    assert found.margin == pytest.approx(np.median(gaps))
+    assert found.per_margin == pytest.approx(np.median(gain / gaps))
     assert found.attacked == pytest.approx((gaps > gain).double().mean().item())
     assert found.clean == 1
     # Over orders and signs the mean square of the control's gain is |step|^2 |w|^2 / n.
@@ -43,10 +43,10 @@ def test_a_linear_model_does_not_gain_eps_times_the_dual_norm(norm: str, dual: f
     assert found.side == 3
 
 
-def test_the_gain_in_the_box_is_not_that_of_the_ball():
+def test_the_gain_in_the_box_is_that_of_the_ball():
     model, ball = mlp(SHAPE, 3), eb.Linf(eps=0.3, lo=0, hi=1)
     data = known(model, examples(40, SHAPE, 3))
-    found = step_of(model, data, ball)
+    found = local_growth_of(model, data, ball)
     leaf = data.x.clone().requires_grad_()
     logits = model(leaf)
     rival = logits.scatter(1, data.y[:, None], -torch.inf).amax(1)
@@ -57,27 +57,27 @@ def test_the_gain_in_the_box_is_not_that_of_the_ball():
     assert found.boxed == pytest.approx(np.median((grad * (z - data.x)).flatten(1).sum(1)))
     after = model(z).detach()
     rose = after.scatter(1, data.y[:, None], -torch.inf).amax(1) - after.gather(1, data.y[:, None])[:, 0]
-    assert found.rise == pytest.approx(np.median((rose - margin).detach()))
+    assert found.true_gain == pytest.approx(np.median((rose - margin).detach()))
     assert found.attacked == pytest.approx((after.argmax(1) == data.y).double().mean().item())
 
 
-def test_the_ratio_of_gain_and_noise_is_above_the_square_root_of_the_dimension():
+def test_gain_over_noise_is_at_most_about_the_square_root_of_the_dimension():
     digits, train = load_data("digits"), load_data("digits", split="train")
     seen: list[tuple[int, str]] = []
     found = local_growth(
         "small-mlp", digits, eb.Linf(eps=0.1, lo=0, hi=1), train=train, **SMALL, on_progress=lambda *at: seen.append(at)
     )
-    assert [(step.side, step.n) for step in found.steps] == [(4, 16), (7, 49)]
-    for step in found.steps:
+    assert [(step.side, step.n) for step in found.sizes] == [(4, 16), (7, 49)]
+    for step in found.sizes:
         assert 1 < step.ratio < 1.25 * math.sqrt(step.n)  # of a root mean square of four draws
         assert step.clean > 0.3
         assert step.attacked < step.noisy
-    assert seen == [(0, "4 x 4"), (1, "7 x 7"), (2, "")]
+    assert seen == [(0, 2, "4 x 4"), (1, 2, "7 x 7"), (2, 2, "")]
     again = local_growth("small-mlp", digits, eb.Linf(eps=0.1, lo=0, hi=1), train=train, **SMALL)
     assert again == found
 
 
-def test_a_network_of_ones_own_is_not_made_at_every_size():
+def test_a_users_own_network_is_made_at_every_size():
     shapes = []
 
     def make(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -90,25 +90,28 @@ def test_a_network_of_ones_own_is_not_made_at_every_size():
     assert_kept(found)
 
 
-def test_an_exponent_is_not_that_of_its_power():
-    base = {"side": 1, "boxed": 1.0, "rise": 1.0, "reach": 1.0, "clean": 1.0, "attacked": 0.0, "noisy": 1.0}
-    steps = tuple(Step(n=n, gap=2.0, gain=3 * n**0.5, noise=0.5 / n, ratio=6 * n**1.5, **base) for n in (10, 100, 400))
-    found = LocalGrowth(steps=steps, config={})
-    powers = [found.exponent(name) for name in ("gap", "gain", "noise", "ratio")]
+def test_exponents_are_those_of_their_powers():
+    base = {"side": 1, "boxed": 1.0, "true_gain": 1.0, "per_margin": 1.0, "clean": 1.0, "attacked": 0.0, "noisy": 1.0}
+    steps = tuple(
+        LocalGrowthAtSize(n=n, margin=2.0, gain=3 * n**0.5, noise=0.5 / n, ratio=6 * n**1.5, **base)
+        for n in (10, 100, 400)
+    )
+    found = LocalGrowth(sizes=steps, config={})
+    powers = [found.exponent(name) for name in ("margin", "gain", "noise", "ratio")]
     assert powers == pytest.approx([0, 0.5, -1, 1.5], abs=1e-12)
-    assert LocalGrowth(steps=steps[:1], config={}).exponent("gain") is None
+    assert LocalGrowth(sizes=steps[:1], config={}).exponent("gain") is None
 
 
-def test_the_model_does_not_come_back_as_it_was():
+def test_the_model_is_returned_unchanged():
     data = examples(6, SHAPE, 3)
-    assert_untouched(lambda model: step_of(model, data, eb.Linf(eps=0.1)), SHAPE, raises_at=3)
+    assert_untouched(lambda model: local_growth_of(model, data, eb.Linf(eps=0.1)), SHAPE, raises_at=3)
 
 
-def test_the_record_or_its_figure_is_lost(tmp_path: Path):
+def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     found = local_growth("small-mlp", load_data("digits", limit=120), eb.Linf(eps=0.1, lo=0, hi=1), **SMALL)
     assert_kept(found)
     assert_drawn(found, tmp_path / "local.png")
-    one = LocalGrowth(steps=found.steps[:1], config=found.config)
+    one = LocalGrowth(sizes=found.sizes[:1], config=found.config)
     assert_drawn(one, tmp_path / "one.png")
     assert "From 16 to 49 coordinates" in found.sentence
 
@@ -121,12 +124,12 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path):
         ({"steps": 0}, "`steps` must be"),
     ],
 )
-def test_a_bad_argument_is_not_named(options: dict, said: str):
+def test_a_bad_argument_is_named(options: dict, said: str):
     with pytest.raises(BadInput, match=said):
         local_growth("small-mlp", load_data("digits", limit=20), eb.Linf(eps=0.1), **options)
 
 
-def test_what_is_no_image_is_not_named():
+def test_examples_that_are_no_images_are_refused():
     with pytest.raises(BadInput, match="`data` must be images"):
         local_growth("small-mlp", examples(8, (6,), 3), eb.Linf(eps=0.1))
     with pytest.raises(BadInput, match="one radius"):

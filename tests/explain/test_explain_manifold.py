@@ -15,7 +15,7 @@ from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.explain import manifold
-from epsball.explain.subspace import energy_outside, holding, principal
+from epsball.explain.analyses.manifold import energy_outside, holding, principal
 
 D, R = 12, 3
 
@@ -33,7 +33,7 @@ def flat_data(n: int, *, seed: int = 0) -> Examples:
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_a_perturbation_in_the_subspace_or_across_it_is_not_told(across: bool):
+def test_perturbations_in_the_subspace_and_across_it_are_told_apart(across: bool):
     data = flat_data(40)
     weight = basis()[R + 1 if across else 0]
     middle = float((data.x @ weight).mean())
@@ -53,7 +53,7 @@ def test_a_perturbation_in_the_subspace_or_across_it_is_not_told(across: bool):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_the_shares_are_not_those_of_numpys_components(norm: str):
+def test_the_shares_are_those_of_numpys_components(norm: str):
     ball = {"linf": eb.Linf(eps=0.2, lo=-1, hi=2), "l2": eb.L2(eps=0.5, lo=-1, hi=2), "l1": eb.L1(eps=1.0)}[norm]
     model, data, train = (
         mlp((2, 3), 3),
@@ -72,14 +72,14 @@ def test_the_shares_are_not_those_of_numpys_components(norm: str):
         assert images == pytest.approx(1 - ((off @ leading[:, :k]) ** 2).sum() / (off**2).sum(), abs=1e-9)
 
 
-def test_noise_is_not_spread_over_all_components_alike():
+def test_noise_is_spread_over_all_components_alike():
     model, data = weighted(torch.ones(10, dtype=torch.float64)), examples(600, (10,), 1)
     found = manifold(model, data, eb.Linf(eps=0.1), train=examples(100, (10,), 1, seed=4), rows=600)
     for k, share in zip(found.components, found.outside["noise"], strict=True):
         assert share == pytest.approx(1 - k / 10, abs=0.03)
 
 
-def test_the_components_are_not_those_of_the_data():
+def test_the_components_are_those_of_the_data():
     _, directions, variance = principal(flat_data(50).x)
     assert torch.allclose(directions @ directions.T, torch.eye(len(directions), dtype=torch.float64), atol=1e-12)
     assert float(variance[R:].sum() / variance.sum()) < 1e-20
@@ -89,7 +89,7 @@ def test_the_components_are_not_those_of_the_data():
     assert outside.isnan().any()
 
 
-def test_a_number_of_components_is_left_out():
+def test_every_number_of_components_is_measured():
     found = manifold(mlp((6,), 3), examples(20, (6,), 3), eb.Linf(eps=0.1), components=(2, 4))
     assert set(found.components) == {0, 2, 4, found.leading}
     assert found.config["rows"] == found.config["fit_rows"] == 10
@@ -97,7 +97,7 @@ def test_a_number_of_components_is_left_out():
         manifold(mlp((6,), 3), examples(20, (6,), 3), eb.Linf(eps=0.1), components=(7,))
 
 
-def test_where_nobody_is_fooled_a_share_is_given(tmp_path: Path):
+def test_where_no_example_is_fooled_there_is_no_share(tmp_path: Path):
     model = weighted(torch.ones(4, dtype=torch.float64), -2.0)
     data = known(model, examples(20, (4,), 1))
     found = manifold(model, data, eb.Linf(eps=1e-9))
@@ -109,12 +109,12 @@ def test_where_nobody_is_fooled_a_share_is_given(tmp_path: Path):
     assert_drawn(found, tmp_path / "nobody.png")
 
 
-def test_the_model_does_not_come_back_as_it_was():
+def test_the_model_is_returned_unchanged():
     data = examples(8, (2, 3), 3)
     assert_untouched(lambda model: manifold(model, data, eb.Linf(eps=0.1)), (2, 3), raises_at=2)
 
 
-def test_the_record_or_its_figure_is_lost(tmp_path: Path):
+def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     model = mlp((2, 3), 3)
     found = manifold(model, known(model, examples(40, (2, 3), 3)), eb.Linf(eps=2.0), seed=3)
     assert found.fooled_inside is not None
@@ -123,7 +123,7 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path):
     assert_drawn(found, tmp_path / "manifold.png")
 
 
-def test_data_that_do_not_fit_are_not_named():
+def test_data_that_do_not_fit_are_named():
     with pytest.raises(BadInput, match="`train` must hold at least two examples of shape"):
         manifold(mlp((6,), 3), examples(4, (6,), 3), eb.Linf(eps=0.1), train=examples(4, (7,), 3))
     with pytest.raises(BadInput, match="`train` must hold"):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import epsball as eb
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
-from epsball.explain import TaylorGap, taylor_gap
+from epsball.explain import TaylorGap, draw, taylor_gap
 from epsball.problem.losses import LOSSES, margin
 from epsball.problem.objective import ModelWarning
 from epsball.problem.task import task_of
@@ -36,7 +36,7 @@ def boxed(norm: str, lo: float, hi: float) -> Ball:
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("lo", [-math.inf, -1.5, 0.25])
 @pytest.mark.parametrize("classes", [1, 2])
-def test_the_margin_of_a_linear_model_has_a_gap(norm: str, lo: float, classes: int):
+def test_the_margin_of_a_linear_model_has_no_gap(norm: str, lo: float, classes: int):
     model = linear(SHAPE, classes)
     x, y = batch_of(9, SHAPE, classes)
     x = x + max(lo, -3.0)
@@ -48,7 +48,7 @@ def test_the_margin_of_a_linear_model_has_a_gap(norm: str, lo: float, classes: i
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_the_gap_of_logistic_regression_is_not_its_closed_form(norm: str):
+def test_the_gap_of_logistic_regression_is_its_closed_form(norm: str):
     w, b = batch(1, (7,), lo=-2, hi=2, seed=3)[0], 0.4
     x, y = batch_of(20, (7,), 1, seed=5)
     radii = (0.01, 0.3, 2.0)
@@ -65,7 +65,7 @@ def test_the_gap_of_logistic_regression_is_not_its_closed_form(norm: str):
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_the_first_order_is_not_eps_times_the_dual_norm(norm: str):
+def test_the_first_order_is_eps_times_the_dual_norm(norm: str):
     model, ball = mlp(SHAPE, 3), BALLS[norm](eps=EPS[norm])
     x, y = batch_of(6, SHAPE, 3)
     leaf = x.clone().requires_grad_()
@@ -78,7 +78,7 @@ def test_the_first_order_is_not_eps_times_the_dual_norm(norm: str):
 
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("lo", [-2.0, 0.3])
-def test_with_a_box_the_gain_and_the_point_are_not_those_of_the_ball(norm: str, lo: float):
+def test_with_a_box_gain_and_point_are_those_of_the_ball(norm: str, lo: float):
     model, ball = mlp(SHAPE, 3), boxed(norm, lo, lo + 1)
     x, y = batch_of(6, SHAPE, 3)
     x = x + lo
@@ -96,7 +96,7 @@ def test_with_a_box_the_gain_and_the_point_are_not_those_of_the_ball(norm: str, 
 
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_for_a_smooth_network_the_gap_is_not_of_second_order(norm: str, loss: str):
+def test_for_a_smooth_network_the_gap_is_of_second_order(norm: str, loss: str):
     x, y = batch_of(30, SHAPE, 3, seed=2)
     model, ball, eps = mlp(SHAPE, 3, seed=1), BALLS[norm](eps=1.0), 2e-4
     found = taylor_gap(model, x, y, ball, eps=(eps, eps / 2), loss=LOSSES[loss])
@@ -115,7 +115,7 @@ def test_for_a_smooth_network_the_gap_is_not_of_second_order(norm: str, loss: st
     assert np.allclose(extrapolated, curvature, rtol=1e-4, atol=1e-4 * np.abs(curvature).max())
 
 
-def test_a_convex_loss_rises_less_than_its_first_order():
+def test_a_convex_loss_rises_at_least_as_its_first_order():
     x, y = batch_of(25, SHAPE, 5)
     for norm, ball in BALLS.items():
         assert taylor_gap(linear(SHAPE, 5), x, y, ball(eps=EPS[norm])).gap.min() > -1e-12
@@ -123,7 +123,7 @@ def test_a_convex_loss_rises_less_than_its_first_order():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_the_figures_depend_on_the_width_or_cost_more_than_one_gradient(batch_size: int):
+def test_the_batch_size_changes_neither_figures_nor_model_calls(batch_size: int):
     x, y = batch_of(11, SHAPE, 3)
     model = Counting(mlp(SHAPE, 3, noisy=True))
     ball = eb.Linf(eps=torch.linspace(0.1, 0.3, 11), lo=-0.5, hi=1.5)  # one radius per example
@@ -136,7 +136,7 @@ def test_the_figures_depend_on_the_width_or_cost_more_than_one_gradient(batch_si
     assert found.eps.tolist() == whole.eps.tolist() == [0.1, 0.2]
 
 
-def test_the_model_or_the_examples_do_not_come_back_as_they_were():
+def test_the_model_and_the_examples_are_returned_unchanged():
     model = mlp(SHAPE, 3, noisy=True).train()
     model[2].eval()
     flags = [m.training for m in model.modules()]
@@ -153,7 +153,7 @@ def test_the_model_or_the_examples_do_not_come_back_as_they_were():
     assert not x.requires_grad
 
 
-def test_single_precision_gives_another_answer():
+def test_single_precision_gives_the_same_answer():
     x, y = batch_of(12, SHAPE, 3)
     wide = taylor_gap(mlp(SHAPE, 3), x, y, eb.L2(eps=0.5, lo=-1, hi=2))
     narrow = taylor_gap(mlp(SHAPE, 3).float(), x.float(), y, eb.L2(eps=0.5, lo=-1, hi=2))
@@ -162,27 +162,31 @@ def test_single_precision_gives_another_answer():
     assert np.allclose(narrow.first_order, wide.first_order, rtol=1e-4, atol=1e-6)
 
 
-def test_relative_gaps_and_quantiles_are_not_what_they_say():
+def test_relative_gaps_and_quantiles():
     first, change = np.array([[1.0, 2.0], [0.5, 1.0], [0.0, 1.0]]), np.array([[2.0, 1.0], [0.5, -2.0], [0.0, np.nan]])
-    found = TaylorGap(np.array([0.1, 0.2]), np.zeros(3), first, change, {})
+    found = TaylorGap(eps=np.array([0.1, 0.2]), loss=np.zeros(3), first_order=first, change=change, config={})
     assert np.array_equal(found.relative, [[0.5, -1.0], [0.0, -1.5], [np.nan, np.nan]], equal_nan=True)
     assert found.quantiles(found.change)[1].tolist() == [0.5, -0.5]
     assert found.summary()["radii"][1]["relative"][1] == pytest.approx(-1.25)
-    nothing = TaylorGap(np.array([0.1]), np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1)), {})
+    nothing = TaylorGap(
+        eps=np.array([0.1]), loss=np.zeros(1), first_order=np.zeros((1, 1)), change=np.zeros((1, 1)), config={}
+    )
     assert nothing.summary()["radii"][0]["relative"] == (None, None, None)
 
 
-def test_the_sentence_is_not_about_the_medians():
+def test_the_sentence_states_the_medians():
     first, change = np.array([[1.0, 2.0], [0.5, 1.0], [0.0, 4.0]]), np.array([[2.0, 7.0], [0.5, 5.0], [0.0, np.nan]])
-    found = TaylorGap(np.array([0.1, 0.2]), np.zeros(3), first, change, {})
+    found = TaylorGap(eps=np.array([0.1, 0.2]), loss=np.zeros(3), first_order=first, change=change, config={})
     assert found.sentence == (
         "At eps 0.2 the loss rises by 6 where its gradient predicts 2, at 0.1 by 0.5 for 0.5 (medians over 3 examples)."
     )
-    unknown = TaylorGap(np.array([0.1]), np.zeros(1), np.zeros((1, 1)), np.full((1, 1), np.nan), {})
+    unknown = TaylorGap(
+        eps=np.array([0.1]), loss=np.zeros(1), first_order=np.zeros((1, 1)), change=np.full((1, 1), np.nan), config={}
+    )
     assert unknown.sentence == "At eps 0.1 the loss rises by - where its gradient predicts 0 (medians over 1 examples)."
 
 
-def test_a_saved_record_does_not_come_back_equal():
+def test_a_record_survives_json():
     x, y = batch_of(5, SHAPE, 3)
     model = Broken(mlp(SHAPE, 3), 0.9)
     x[2, 0, 0, 0], x[:2, 0, 0, 0], x[3:, 0, 0, 0] = 0.95, 0.1, 0.1
@@ -198,7 +202,7 @@ def test_a_saved_record_does_not_come_back_equal():
     assert found.config["versions"]["epsball"] == eb.__version__
 
 
-def test_a_gradient_of_zero_is_not_a_gap_of_the_whole_change():
+def test_a_gradient_of_zero_has_no_relative_gap():
     x, y = batch_of(4, SHAPE, 3)
     with pytest.warns(ModelWarning, match="exactly zero"):
         found = taylor_gap(Staircase(mlp(SHAPE, 3)), x, y, eb.Linf(eps=0.1))
@@ -208,20 +212,20 @@ def test_a_gradient_of_zero_is_not_a_gap_of_the_whole_change():
 
 
 @pytest.mark.parametrize("case", ["smooth", "linear", "flat", "one radius"])
-def test_the_figure_is_no_picture(tmp_path: Path, case: str):
+def test_the_figure_is_a_picture(tmp_path: Path, case: str):
     from PIL import Image
 
     x, y = batch_of(9, SHAPE, 2)
     path, ball = tmp_path / "taylor.png", eb.Linf(eps=0.1, lo=-1, hi=2)
     if case == "smooth":
-        taylor_gap(mlp(SHAPE, 2), x, y, ball, eps=np.geomspace(1e-3, 1, 20).tolist()).draw(path)
+        draw(taylor_gap(mlp(SHAPE, 2), x, y, ball, eps=np.geomspace(1e-3, 1, 20).tolist()), path)
     elif case == "linear":
-        taylor_gap(linear(SHAPE, 2), x, y, ball, loss=margin).draw(path)
+        draw(taylor_gap(linear(SHAPE, 2), x, y, ball, loss=margin), path)
     elif case == "flat":
         with pytest.warns(ModelWarning):
-            taylor_gap(Staircase(mlp(SHAPE, 2)), x, y, ball).draw(path)
+            draw(taylor_gap(Staircase(mlp(SHAPE, 2)), x, y, ball), path)
     else:
-        taylor_gap(mlp(SHAPE, 2), x, y, ball, eps=(0.1,)).draw(path)
+        draw(taylor_gap(mlp(SHAPE, 2), x, y, ball, eps=(0.1,)), path)
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000
@@ -238,13 +242,13 @@ def test_the_figure_is_no_picture(tmp_path: Path, case: str):
         ({"loss": lambda logits, task: logits}, "`loss` must give one value per example"),
     ],
 )
-def test_a_bad_argument_is_not_named(options: dict, said: str):
+def test_a_bad_argument_is_named(options: dict, said: str):
     x, y = batch_of(4, SHAPE, 3)
     with pytest.raises(BadInput, match=said):
         taylor_gap(mlp(SHAPE, 3), x, y, eb.Linf(eps=0.1), **options)
 
 
-def test_bad_examples_are_not_named():
+def test_bad_examples_are_named():
     x, y = batch_of(4, SHAPE, 3)
     late = torch.tensor([0, 1, 2, 3])
     for bad, said in (

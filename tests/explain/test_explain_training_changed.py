@@ -15,7 +15,7 @@ from torch import nn
 import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.explain import training_changed
-from epsball.explain.side_by_side import evenness, near_zero
+from epsball.explain.analyses.training import evenness, near_zero
 
 SHAPE = (2, 3, 2)
 
@@ -24,7 +24,7 @@ def images(model: nn.Module, shape: tuple[int, ...] = SHAPE, n: int = 30):
     return known(model, examples(n, shape, 3))
 
 
-def test_the_share_of_weights_near_zero_is_miscounted():
+def test_the_share_of_weights_near_zero_is_counted():
     weight = torch.tensor([4.0, -0.041, 0.039, -0.01, 0.0, 2.0]).double()
     sparse, dense = weighted(weight), weighted(torch.tensor([1.0, -1, 1, -1, 1, -1]).double())
     data = examples(8, (6,), 1)
@@ -33,16 +33,16 @@ def test_the_share_of_weights_near_zero_is_miscounted():
     (layer,) = found.plain.layers
     assert (layer.name, layer.size) == ("1.weight", 6)
     assert layer.mean == pytest.approx(weight.abs().mean().item())
-    assert layer.even == pytest.approx((weight.abs().mean() ** 2 / weight.square().mean()).item())
-    assert found.trained.layers[0].even == pytest.approx(1)
-    assert found.plain.grey == pytest.approx(0.5)  # the gradient is the weights
+    assert layer.evenness == pytest.approx((weight.abs().mean() ** 2 / weight.square().mean()).item())
+    assert found.trained.layers[0].evenness == pytest.approx(1)
+    assert found.plain.gradient_near_zero == pytest.approx(0.5)  # the gradient is the weights
     rows = torch.tensor([[0.0, 0.0], [3.0, 0.0]]).double()
     assert near_zero(rows).tolist() == [0.0, 0.5]
     assert evenness(rows)[1] == 0.5
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", math.inf)])
-def test_the_slope_of_a_linear_model_is_not_its_weights_dual_norm(norm: str, dual: float):
+def test_the_dual_norm_of_a_linear_model_is_that_of_its_weights(norm: str, dual: float):
     ball = {"linf": eb.Linf(eps=0.1), "l2": eb.L2(eps=0.1), "l1": eb.L1(eps=0.1)}[norm]
     weight = torch.linspace(-2, 3, 6, dtype=torch.float64)
     model, twice = weighted(weight, -1.0), weighted(2 * weight, -2.0)
@@ -51,9 +51,9 @@ def test_the_slope_of_a_linear_model_is_not_its_weights_dual_norm(norm: str, dua
     slope = float(torch.linalg.vector_norm(weight, dual))
     gaps = (data.x @ weight - 1).abs().numpy()
     quantiles = (0.05, 0.5, 0.95)
-    assert found.plain.slope == pytest.approx((slope,) * 3)
-    assert found.trained.slope == pytest.approx((2 * slope,) * 3)
-    assert np.allclose(found.plain.gap, np.quantile(gaps, quantiles))
+    assert found.plain.dual_norm == pytest.approx((slope,) * 3)
+    assert found.trained.dual_norm == pytest.approx((2 * slope,) * 3)
+    assert np.allclose(found.plain.margin, np.quantile(gaps, quantiles))
     assert np.allclose(found.plain.radius, np.quantile(gaps, quantiles) / slope)
     assert np.allclose(found.trained.radius, found.plain.radius)
     standing = float((gaps > 0.1 * slope).mean())
@@ -64,7 +64,7 @@ def test_the_slope_of_a_linear_model_is_not_its_weights_dual_norm(norm: str, dua
     )
 
 
-def test_one_network_twice_is_changed():
+def test_one_network_twice_is_unchanged():
     model = mlp(SHAPE, 3)
     found = training_changed({"a": model, "b": mlp(SHAPE, 3)}, images(model), eb.Linf(eps=0.2, lo=0, hi=1))
     assert found.filters["a"] == found.filters["b"]
@@ -73,7 +73,7 @@ def test_one_network_twice_is_changed():
         assert getattr(found.plain, name) == getattr(found.trained, name)
 
 
-def test_the_pictures_are_not_those_of_the_same_units():
+def test_the_pictures_are_those_of_the_same_units():
     plain, trained = mlp(SHAPE, 3), mlp(SHAPE, 3, seed=4)
     data = images(plain)
     found = training_changed({"plain": plain, "trained": trained}, data, eb.Linf(eps=0.2))
@@ -87,14 +87,14 @@ def test_the_pictures_are_not_those_of_the_same_units():
     assert found.config["ids"] == tuple(first)
 
 
-def test_pgd_leaves_more_standing_than_fgsm():
+def test_accuracy_under_pgd_is_at_most_that_under_fgsm():
     model = mlp(SHAPE, 3)
     found = training_changed({"a": model, "b": mlp(SHAPE, 3, seed=1)}, images(model, n=60), eb.Linf(eps=0.6))
     for side in (found.plain, found.trained):
         assert side.pgd <= side.fgsm <= side.clean
 
 
-def test_the_model_does_not_come_back_as_it_was():
+def test_the_model_is_returned_unchanged():
     data = examples(6, SHAPE, 3)
 
     def both(model: nn.Module) -> object:
@@ -104,7 +104,7 @@ def test_the_model_does_not_come_back_as_it_was():
 
 
 @pytest.mark.parametrize("case", ["images", "kernels", "numbers"])
-def test_the_record_or_its_figure_is_lost(tmp_path: Path, case: str):
+def test_the_record_survives_json_and_has_a_figure(tmp_path: Path, case: str):
     if case == "images":
         nets, shape = (mlp(SHAPE, 3), mlp(SHAPE, 3, seed=1)), SHAPE
     elif case == "kernels":
@@ -118,7 +118,7 @@ def test_the_record_or_its_figure_is_lost(tmp_path: Path, case: str):
     assert "From plain to trained" in found.sentence
 
 
-def test_what_are_no_two_networks_is_not_named():
+def test_anything_but_two_networks_is_refused():
     data, model = examples(4, SHAPE, 3), mlp(SHAPE, 3)
     for models, said in (
         ({"a": model}, "two networks by name"),

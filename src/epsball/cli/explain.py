@@ -1,218 +1,69 @@
-"""`epsball explain`: why there is an adversarial example; the commands of the analyses that have their own options."""
+"""`epsball explain`: every hypothesis measured on one model, and a command for each that measures it alone."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: the commands are made in a loop, and cyclopts reads their types as objects.
 
 import json as encoder
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 
 from epsball.cli import explain_tables as tables
-from epsball.cli.common import Json, Subject, described, progress
-from epsball.cli.explain_every import add_to
-from epsball.common.atomic_files import write_whole
+from epsball.cli.common import Json, Subject, built_in, described, progress
+from epsball.common.checks import check_one_of
+from epsball.common.errors import BadInput
+from epsball.explain.hypotheses import HYPOTHESES, chosen
 
 if TYPE_CHECKING:
-    from epsball.explain.dimension import Growth
-    from epsball.explain.l1 import L1Equivalence
-    from epsball.explain.taylor import TaylorGap
+    from epsball.data.examples import Examples
+    from epsball.explain.runner import Answer, Case
 
 explain = App(name="explain", help="Measure why adversarial examples exist, and draw it.")
-add_to(explain)
+
+Many = Parameter(consume_multiple=True, negative="")
 
 
-@explain.command
-def growth(
-    *,
-    data: str = "digits",
-    split: str = "test",
-    limit: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    eps: str = "0.1",
-    sides: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (7, 14, 28, 56, 112),
-    pair: Annotated[tuple[int, int] | None, Parameter(negative="")] = None,
-    draws: int = 32,
-    seed: int = 0,
-    out: Path = Path("explain"),
-    json: Json = False,
-) -> None:
-    """The gain eps * m * n of a linear activation grows with the dimension n: does the clean activation keep up?
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OfNetwork(Subject):
+    """The options of an analysis of a network: which network, data and ball."""
 
-    Images are resized to several sizes; weights are drawn, and trained on two classes. Writes OUT/growth.png and
-    OUT/growth.json.
+    @property
+    def undivided(self) -> bool:
+        """Whether there is no other split to train on."""
+        return self.data.endswith(".npz") or self.split == "train"
 
-    Parameters
-    ----------
-    data
-        Images: digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets
-        name.
-    split
-        The split to measure on; the classifier is trained on "train".
-    limit
-        Take only the first examples of the split.
-    image_column
-        The column with the images, where it cannot be told from its type.
-    label_column
-        The column with the labels, where it cannot be told from its type.
-    eps
-        The size of the step in each coordinate, a number or a fraction: 8/255.
-    sides
-        The side lengths that images are resized to.
-    pair
-        Two classes. Default: 3 and 7 where the data have them, else the first two.
-    draws
-        Random weight vectors of each kind.
-    seed
-        Keys the random weights.
-    out
-        The directory to write to.
-    json
-        Print the figures as JSON on stdout.
-    """
-    from epsball import explain as analyses
-    from epsball.balls.registry import parse_radius
-    from epsball.explain.dimension import KINDS
+    def options(self) -> dict[str, Any]:
+        """The keywords of the analysis's function."""
+        return {}
 
-    radius, errors = parse_radius(eps), Console(stderr=True, highlight=False)
-    subject = Subject(
-        data=data, split=split, limit=limit, image_column=image_column, label_column=label_column, seed=seed
-    )
-    examples = subject.examples(limit=limit)
-    # An .npz has no splits: the analysis then trains on every second row and measures on the others.
-    train = None if data.endswith(".npz") or split == "train" else subject.examples(split="train")
-    with progress(errors) as bar:
-        task = bar.add_task("growth", total=3 * len(sides), note="")
-        found = analyses.growth(
-            examples,
-            eps=radius,
-            sides=sides,
-            train=train,
-            pair=pair,
-            seed=seed,
-            draws=draws,
-            on_progress=lambda done, now: bar.update(task, completed=done, note=now),
-        )
-    _kept(found, out, "growth")
-    if json:
-        print(encoder.dumps(found.summary() | {"out": str(out)}, indent=2, allow_nan=False))
-        return
-    console = Console(highlight=False)
-    console.print(f"[dim]data[/]   {described(examples)}", soft_wrap=True)
-    first, second = found.config["pair"]
-    console.print(f"[dim]eps[/]    {eps}; classes {first} and {second}, {found.config['rows']} images\n")
-    for weights, said in KINDS.items():
-        console.print(f"weights [bold]{said}[/]")
-        console.print(tables.rungs(found, weights), "")
-    console.print(tables.accuracies(found.of("trained")), "")
-    console.print("[dim]change: w.(x_adv - x), x_adv = x + eps sign(w); like |w.x|, a mean[/]")
-    console.print("[dim]std: that of w.x over images; p: fitted, how the column grows with n[/]")
-    console.print(f"[dim]written: {out / 'growth.png'}, {out / 'growth.json'}[/]", soft_wrap=True)
+    def case(self, console: Console) -> "tuple[Case, list[tuple[str, str]]]":
+        """What is analysed, and what the output says about it."""
+        from epsball.explain.inputs import halves, radius_of
+        from epsball.explain.runner import Case
+
+        examples = self.examples(limit=self.limit)
+        ball = self.ball_for(examples)
+        radius_of(ball)
+        train, data = halves(examples) if self.undivided else (self.examples(split="train"), examples)
+        model, origin = self.network(examples, None, console)
+        fresh = built_in(self.spec) and self.weights is None
+        network = self.spec if fresh else "small-mlp"
+        keys = {"seed": self.seed, "batch_size": self.batch_size}
+        case = Case(model=model, data=data, train=train, ball=ball, network=network, fresh=fresh, **keys)
+        return case, [("model", origin), ("data", described(data)), ("ball", self.ball)]
 
 
-@explain.command
-def l1(
-    *,
-    data: str = "digits",
-    split: str = "test",
-    limit: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    eps: str = "0.2",
-    pair: Annotated[tuple[int, int] | None, Parameter(negative="")] = None,
-    C: Annotated[float, Parameter(name="--C")] = 1.0,
-    out: Path = Path("explain"),
-    json: Json = False,
-) -> None:
-    """Is adversarial training L1 regularisation? Logistic regressions of two classes, side by side.
-
-    Plain, adversarially trained (exact), with the gradient penalty, and with L1 decay of three strengths. Writes
-    OUT/l1.png and OUT/l1.json.
-
-    Parameters
-    ----------
-    data
-        Examples: digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets
-        name.
-    split
-        The split to measure on; the models are fitted on "train".
-    limit
-        Take only the first examples of each split.
-    image_column
-        The column with the images, where it cannot be told from its type.
-    label_column
-        The column with the labels, where it cannot be told from its type.
-    eps
-        The attacker's radius in the max norm, a number or a fraction: 8/255.
-    pair
-        Two classes. Default: 3 and 7 where the data have them, else the first two.
-    C
-        Inverse strength of the weak L2 penalty of the plain model, as in scikit-learn.
-    out
-        The directory to write to.
-    json
-        Print the figures as JSON on stdout.
-    """
-    from epsball import explain as analyses
-    from epsball.balls.registry import parse_radius
-    from epsball.explain.l1 import MODELS, of_pair
-
-    radius, errors = parse_radius(eps), Console(stderr=True, highlight=False)
-    subject = Subject(data=data, split=split, limit=limit, image_column=image_column, label_column=label_column)
-    examples = subject.examples(limit=limit)
-    # An .npz has no splits: the models are then fitted to every second row and measured on the others.
-    halved = data.endswith(".npz") or split == "train"
-    fitted = examples.rows(slice(0, None, 2)) if halved else subject.examples(split="train", limit=limit)
-    held = of_pair(examples.rows(slice(1, None, 2)) if halved else examples, pair)
-    with progress(errors) as bar:
-        task = bar.add_task("l1", total=len(MODELS), note="")
-        found = analyses.l1_equivalence(
-            *of_pair(fitted, tuple(held[1].unique().tolist())),
-            eps=radius,
-            test=held,
-            C=C,
-            on_progress=lambda done, now: bar.update(task, completed=done, note=now),
-        )
-    _kept(found, out, "l1")
-    if json:
-        print(encoder.dumps(found.summary() | {"out": str(out)}, indent=2, allow_nan=False))
-        return
-    console = Console(highlight=False)
-    console.print(f"[dim]data[/]   {described(examples)}", soft_wrap=True)
-    first, second = found.config["classes"]
-    console.print(
-        f"[dim]eps[/]    {eps}; classes {first} and {second}; fitted to {found.config['rows']:,}, measured on "
-        f"{found.config['test_rows']:,}\n"
-    )
-    console.print(tables.models(found), "")
-    console.print(tables.costs(found), "")
-    fading = found.fading
-    carried = {form: f"{share:.0%}" for form, share in fading.carried.items()}
-    console.print(
-        f"{fading.beyond:.0%} of the examples are beyond the adversarial model's attacker. They carry "
-        f"{carried['exact']}\n"
-        f"of the exact penalty, {carried['gradient']} of the gradient penalty, {carried['l1']} of L1."
-    )
-    if found.of("gradient").endless:
-        console.print("The classes can be separated: the gradient penalty has no minimum.")
-    console.print(f"\n[dim]written: {out / 'l1.png'}, {out / 'l1.json'}[/]", soft_wrap=True)
-
-
-@explain.command
-def taylor(
-    *,
-    subject: Subject = Subject(),  # noqa: B008 - it is frozen
-    eps: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
-    loss: str = "cross_entropy",
-    float32: Annotated[bool, Parameter(negative="")] = False,
-    out: Path = Path("explain"),
-    json: Json = False,
-) -> None:
-    """How far the first-order story carries: the true rise of the loss beside eps times the gradient's dual norm.
-
-    Writes OUT/taylor.png and OUT/taylor.json.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OfTaylor(OfNetwork):
+    """The options of `taylor`.
 
     Parameters
     ----------
@@ -221,53 +72,279 @@ def taylor(
     loss
         cross_entropy or margin; for a linear model the margin has no gap at all.
     float32
-        Measure in the model's own precision; else model and data are taken to float64, since small rises drown in
-        rounding.
+        Measure in the model's own precision; else model and data are converted to float64, since the rounding of
+        float32 hides small rises.
+    """
+
+    eps: Annotated[tuple[str, ...] | None, Many] = None
+    loss: str = "cross_entropy"
+    float32: Annotated[bool, Parameter(negative="")] = False
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of the analysis's function."""
+        from epsball.balls.registry import parse_radius
+        from epsball.problem.losses import resolve_loss
+
+        eps = None if self.eps is None else tuple(map(parse_radius, self.eps))
+        return {"eps": eps, "loss": resolve_loss(self.loss), "double": not self.float32, "rows": None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OfLinear:
+    """The options of an analysis of linear models, which needs no network.
+
+    Parameters
+    ----------
+    data
+        digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
+    split
+        The split to measure on; the models are trained on "train".
+    limit
+        Take only the first examples.
+    image_column
+        The column with the images, where it cannot be told from its type.
+    label_column
+        The column with the labels, where it cannot be told from its type.
+    eps
+        The size of the step in each coordinate, a number or a fraction: 8/255.
+    pair
+        Two classes. Default: 3 and 7 where the data have them, else the first two.
+    """
+
+    data: str = "digits"
+    split: str = "test"
+    limit: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    eps: str = "0.1"
+    pair: Annotated[tuple[int, int] | None, Parameter(negative="")] = None
+    names: ClassVar[tuple[str, ...]] = ("pair",)
+
+    @property
+    def subject(self) -> OfNetwork:
+        """The data."""
+        names = ("data", "split", "limit", "image_column", "label_column")
+        return OfNetwork(**{name: getattr(self, name) for name in names})
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of the analysis's function."""
+        from epsball.balls.registry import parse_radius
+
+        return {"eps": parse_radius(self.eps)} | {name: getattr(self, name) for name in self.names}
+
+    def case(self, console: Console) -> "tuple[Case, list[tuple[str, str]]]":
+        """What is analysed, and what the output says about it."""
+        from torch import nn
+
+        from epsball.balls.linf import Linf
+        from epsball.explain.runner import Case
+
+        examples = self.subject.examples(limit=self.limit)
+        train, data = self.parts(examples)
+        ball = Linf(eps=1.0, lo=examples.lo, hi=examples.hi)
+        return Case(model=nn.Identity(), data=data, train=train, ball=ball), [("data", described(examples))]
+
+    def parts(self, examples: "Examples") -> "tuple[Examples, Examples]":
+        """The examples to train on, and those to measure."""
+        from epsball.explain.inputs import halves
+
+        return halves(examples) if self.subject.undivided else (self.subject.examples(split="train"), examples)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OfGrowth(OfLinear):
+    """The options of `growth`.
+
+    Parameters
+    ----------
+    sides
+        The side lengths that images are resized to.
+    draws
+        Random weight vectors of each kind.
+    seed
+        Keys the random weights.
+    """
+
+    sides: Annotated[tuple[int, ...], Many] = (7, 14, 28, 56, 112)
+    draws: int = 32
+    seed: int = 0
+    names: ClassVar[tuple[str, ...]] = ("pair", "sides", "draws", "seed")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OfL1(OfLinear):
+    """The options of `l1`.
+
+    Parameters
+    ----------
+    C
+        Inverse strength of the weak L2 penalty of the plain model, as in scikit-learn.
+    """
+
+    eps: str = "0.2"
+    C: Annotated[float, Parameter(name="--C")] = 1.0
+    names: ClassVar[tuple[str, ...]] = ("pair", "C")
+
+    def parts(self, examples: "Examples") -> "tuple[Examples, Examples]":
+        """The examples to train on, and those to measure: every second row, or as many of each split."""
+        if self.subject.undivided:
+            return examples.rows(slice(0, None, 2)), examples.rows(slice(1, None, 2))
+        return self.subject.examples(split="train", limit=self.limit), examples
+
+
+Options = OfNetwork | OfLinear
+OPTIONS: dict[str, type[Options]] = {"taylor": OfTaylor, "growth": OfGrowth, "l1": OfL1}
+"""The options of the commands that have some of their own."""
+
+
+@explain.default
+def everything(
+    model_: Annotated[str | None, Parameter(name="MODEL", show=False)] = None,
+    data_: Annotated[str | None, Parameter(name="DATA", show=False)] = None,
+    /,
+    *,
+    subject: OfNetwork = OfNetwork(),
+    only: Annotated[tuple[str, ...] | None, Many] = None,
+    out: Path = Path("explain"),
+    json: Json = False,
+) -> None:
+    """Measure why adversarial examples exist, and draw it: every hypothesis, or the one that a command names.
+
+    Writes OUT/index.html, one page with a sentence and a figure for each; OUT/NAME.png and OUT/NAME.json; and
+    OUT/index.md. An analysis that the model or the data do not allow is named with its reason. MODEL and DATA may be
+    given without --model and --data.
+
+    Parameters
+    ----------
+    only
+        The analyses to make, by the names of their commands. Default: all.
     out
         The directory to write to.
     json
         Print the figures as JSON on stdout.
     """
-    from epsball import explain as analyses
-    from epsball.balls.registry import parse_radius
-    from epsball.cli.allocator import keep_memory
-    from epsball.problem.losses import resolve_loss
-
-    chosen = resolve_loss(loss)
-    radii = None if eps is None else [parse_radius(radius) for radius in eps]
-    keep_memory()
-    errors = Console(stderr=True, highlight=False)
-    examples = subject.examples(limit=subject.limit)
-    ball = subject.ball_for(examples)
-    model, origin = subject.network(examples, None, errors)
-    x = examples.x
-    if not float32:
-        model, x = model.double(), x.double()
-    with progress(errors) as bar:
-        task = bar.add_task("taylor", total=len(examples), note="")
-        found = analyses.taylor_gap(
-            model,
-            x,
-            examples.y,
-            ball,
-            eps=radii,
-            loss=chosen,
-            batch_size=subject.batch_size,
-            on_progress=lambda done: bar.update(task, completed=done),
-        )
-    _kept(found, out, "taylor")
+    if model_ is not None:
+        if get_close_matches(model_, HYPOTHESES, n=1, cutoff=0.5) and built_in(model_) and not known(model_):
+            check_one_of("command", model_, HYPOTHESES)
+        subject = replace(subject, model=model_)
+    if data_ is not None:
+        subject = replace(subject, data=data_)
+    found, about = measured(subject, chosen(only or ()), out, json)
+    write_overview(found, about, out)
     if json:
-        print(encoder.dumps(found.summary() | {"out": str(out)}, indent=2, allow_nan=False))
-        return
-    console = Console(highlight=False)
-    console.print(f"[dim]model[/]  {origin}", soft_wrap=True)
-    console.print(f"[dim]data[/]   {described(examples)}", soft_wrap=True)
-    console.print(f"[dim]ball[/]   {subject.ball.partition(':')[0]}, loss {loss}\n")
-    console.print(tables.radii(found), "")
-    console.print("[dim]medians over the examples; gap: what the first order leaves out of the rise[/]")
-    console.print(f"[dim]written: {out / 'taylor.png'}, {out / 'taylor.json'}[/]", soft_wrap=True)
+        print_json({answer.name: answer.summary() for answer in found}, out)
+    else:
+        print_written(str(out / "index.html"))
 
 
-def _kept(found: Growth | L1Equivalence | TaylorGap, out: Path, name: str) -> None:
-    write_whole(out / f"{name}.json", lambda draft: draft.write_text(found.to_json()))
-    found.draw(out / f"{name}.png")
+def known(spec: str) -> bool:
+    """Whether `spec` is the name of a built-in network."""
+    from epsball.models.registry import MODELS, canonical
+
+    return canonical(spec.partition(":")[0]) in MODELS
+
+
+def command(name: str) -> Callable[..., None]:
+    """The command that measures one hypothesis."""
+    options = OPTIONS.get(name, OfNetwork)
+    defaults = options()
+
+    def analysis(
+        *,
+        subject: options = defaults,  # pyright: ignore[reportInvalidTypeForm] - it is a class at run time
+        out: Path = Path("explain"),
+        json: Json = False,
+    ) -> None:
+        (answer,), _ = measured(subject, (name,), out, json)
+        if answer.found is None:
+            raise BadInput(answer.reason)
+        if json:
+            print_json(answer.found.summary() if name in tables.TABLES else {name: answer.summary()}, out)
+        else:
+            print_written(f"{out / name}.png, {out / name}.json", space="" if name in tables.TABLES else "\n")
+
+    hypothesis = HYPOTHESES[name]
+    analysis.__doc__ = (
+        f"{hypothesis.claim}\n\n{hypothesis.shows} Writes OUT/{name}.png and OUT/{name}.json.\n\n"
+        "Parameters\n----------\nout\n    The directory to write to.\njson\n    Print the figures as JSON on stdout.\n"
+    )
+    return analysis
+
+
+for name in HYPOTHESES:
+    explain.command(command(name), name=name)
+
+
+def measured(
+    subject: Options, names: Sequence[str], out: Path, json: bool
+) -> "tuple[list[Answer], list[tuple[str, str]]]":
+    """Make the analyses of those names, write what they found, and print each answer under its hypothesis."""
+    options = subject.options()  # before anything is loaded
+    from epsball.cli.allocator import keep_memory
+    from epsball.explain.runner import answers
+
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False, quiet=json)
+    keep_memory()
+    case, about = subject.case(errors)
+    if len(names) > 1 or names[0] not in tables.TABLES:
+        print_about(about, console)
+    found: list[Answer] = []
+    with progress(errors) as bar:
+        task = bar.add_task("explain", total=None, note="")
+
+        def show(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        for answer in answers(case, names, out=out, on_progress=show, **options):
+            found.append(answer)
+            if len(names) == 1 and answer.found is not None and answer.name in tables.TABLES:
+                print_about(about, console)
+                tables.TABLES[answer.name](answer.found, console)
+            else:
+                print_answer(answer, console)
+    return found, about
+
+
+def print_about(about: list[tuple[str, str]], console: Console) -> None:
+    """A line each for the model, the data and the ball."""
+    for what, text in about:
+        console.print(f"[dim]{what:<6}[/] {escape(text)}", soft_wrap=True)
+
+
+def print_answer(answer: "Answer", console: Console) -> None:
+    """A hypothesis, and the sentence or the reason why there is none."""
+    hypothesis = HYPOTHESES[answer.name]
+    console.print(f"\n[bold]{hypothesis.title}[/] [dim]({answer.name}, {answer.seconds:.1f} s)[/]")
+    console.print(Padding(f"[dim]{escape(hypothesis.claim)}[/]", (0, 0, 0, 2)))
+    text = f"[yellow]not measured:[/] {escape(answer.reason)}"
+    console.print(Padding(text if answer.found is None else escape(answer.found.sentence), (0, 0, 0, 2)))
+
+
+def print_json(found: dict[str, Any], out: Path) -> None:
+    """The figures, and where they were written."""
+    print(encoder.dumps(found | {"out": str(out)}, indent=2, allow_nan=False))
+
+
+def print_written(files: str, *, space: str = "\n") -> None:
+    """The last line."""
+    Console(highlight=False).print(f"{space}[dim]written: {escape(files)}[/]", soft_wrap=True)
+
+
+def write_overview(found: "Sequence[Answer]", about: list[tuple[str, str]], out: Path) -> None:
+    """Write OUT/index.html and OUT/index.md; the figures of what was found must be in OUT already."""
+    from epsball.report.findings import Entry, write_findings
+
+    entries = [
+        Entry(
+            name=answer.name,
+            title=HYPOTHESES[answer.name].title,
+            claim=HYPOTHESES[answer.name].claim,
+            sentence="" if answer.found is None else answer.found.sentence,
+            reason=answer.reason,
+        )
+        for answer in found
+    ]
+    write_findings(entries, about, out)

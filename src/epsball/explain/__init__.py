@@ -1,6 +1,6 @@
-"""Why there are adversarial examples: one hypothesis a file, which measures it and returns a record.
+"""Why there are adversarial examples: `analyses/` measure one hypothesis a file and return records.
 
-`plots/` draws the records and is imported by nothing here but the runner.
+`plots/` draws the records and is imported by nothing here but the runner. A page of all of them belongs in `report`.
 """
 
 from epsball.common.lazy import lazy_names

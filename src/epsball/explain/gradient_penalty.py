@@ -18,12 +18,12 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 
 ROUNDS = 100
-"""Of L-BFGS-B on the features that carry weight, each followed by a look at all of them."""
+"""Of L-BFGS-B on the features that carry weight, each followed by a check of all of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stationary:
-    """A point (w (d,), b) where no direction falls to first order, up to `residual`, and what is minimised there."""
+    """A point (w (d,), b) where no direction descends to first order, up to `residual`, and what is minimised there."""
 
     w: np.ndarray
     b: float
@@ -42,16 +42,17 @@ def objective(w: np.ndarray, b: float, X: np.ndarray, y: np.ndarray, eps: float)
 
 
 def residual(w: np.ndarray, b: float, X: np.ndarray, y: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
-    """(d,) and the intercept's: how far from zero the nearest slope of the objective is, in loss per unit of weight."""
-    slope_w, slope_b, force = _slopes(y * (X @ w + b), np.abs(w).sum(), X, y, eps)
-    return np.where(w != 0, np.abs(slope_w + force * np.sign(w)), np.maximum(np.abs(slope_w) - force, 0)), abs(slope_b)
+    """(d,) and the intercept's: how far from zero the nearest subgradient is, in loss per unit of weight."""
+    grad_w, grad_b, grad_norm = _gradient(y * (X @ w + b), np.abs(w).sum(), X, y, eps)
+    at_zero = np.maximum(np.abs(grad_w) - grad_norm, 0)
+    return np.where(w != 0, np.abs(grad_w + grad_norm * np.sign(w)), at_zero), abs(grad_b)
 
 
 def fit(X: np.ndarray, y: np.ndarray, eps: float, start: tuple[np.ndarray, float], *, tol: float = 1e-7) -> Stationary:
     """Descend from `start` (w, b) to a stationary point: one minimum, not certainly the least.
 
-    `X` (n, d), `y` (n,) in {-1, 1}, `eps` > 0 in units of X. L-BFGS-B on w = u - v, u, v >= 0, whose bounds hold zeros
-    exactly; on the features that carry weight or whose `residual` is above `tol`, until none is. Where it stops short
+    `X` (n, d), `y` (n,) in {-1, 1}, `eps` > 0 in units of X. L-BFGS-B on w = u - v, u, v >= 0, whose bounds keep zeros
+    exact; on the features that carry weight or whose `residual` is above `tol`, until none is. Where it stops short
     of that it warns, with the residual.
     """
     w, b = start[0].astype(float), float(start[1])
@@ -68,7 +69,7 @@ def fit(X: np.ndarray, y: np.ndarray, eps: float, start: tuple[np.ndarray, float
         active = np.union1d(active, new[np.argsort(-off[new], kind="stable")][: max(10, len(active))])
     if worst > tol:
         warnings.warn(
-            f"the gradient penalty's fit stopped with a residual of {worst:.3g}, where {tol:g} was asked for; scale "
+            f"the gradient penalty's fit stopped with a residual of {worst:.3g}, above the tolerance of {tol:g}; scale "
             "the features, or start elsewhere",
             ConvergenceWarning,
             stacklevel=2,
@@ -76,7 +77,9 @@ def fit(X: np.ndarray, y: np.ndarray, eps: float, start: tuple[np.ndarray, float
     return Stationary(w, b, objective(w, b, X, y, eps), float(worst))
 
 
-def _slopes(m: np.ndarray, size: float, X: np.ndarray, y: np.ndarray, eps: float) -> tuple[np.ndarray, float, float]:
+def _gradient(
+    m: np.ndarray, size: float, X: np.ndarray, y: np.ndarray, eps: float
+) -> tuple[np.ndarray, float, float]:
     """The objective's derivatives in w through the margins, in b, and in |w|_1, at |w|_1 = `size`."""
     unsure = expit(-m)
     per_score = -y * unsure * (1 + eps * size * expit(m)) / len(y)
@@ -90,9 +93,9 @@ def _descend(
 
     def cost(z: np.ndarray) -> tuple[float, np.ndarray]:
         m, size = y * (part @ (z[:k] - z[k:-1]) + z[-1]), z[:-1].sum()
-        slope_w, slope_b, force = _slopes(m, size, part, y, eps)
-        value = np.logaddexp(0, -m).mean() + size * force
-        return value, np.concatenate([slope_w + force, force - slope_w, [slope_b]])
+        grad_w, grad_b, grad_norm = _gradient(m, size, part, y, eps)
+        value = np.logaddexp(0, -m).mean() + size * grad_norm
+        return value, np.concatenate([grad_w + grad_norm, grad_norm - grad_w, [grad_b]])
 
     found = minimize(
         cost,

@@ -1,4 +1,4 @@
-"""The hypotheses about adversarial examples, in the order in which they are told. The table needs no torch."""
+"""The hypotheses about adversarial examples, in the order of the page. The table needs no torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ HYPOTHESES: dict[str, Hypothesis] = {
     ),
     "boundary": Hypothesis(
         "Near the boundary",
-        "Examples are near to another class, so that small changes have to cross over.",
-        "The least distance that fools, beside that to the nearest training example of another class.",
+        "Examples are near to another class, so that small changes move them across the boundary.",
+        "The distance to the decision boundary, beside that to the nearest training example of another class.",
     ),
     "growth": Hypothesis(
         "High dimension",
@@ -50,7 +50,7 @@ HYPOTHESES: dict[str, Hypothesis] = {
     ),
     "taylor": Hypothesis(
         "Non-linearity",
-        "The loss bends: its gradient at an example says little of what a whole step does.",
+        "The loss bends: its gradient at an example predicts little of what a whole step does.",
         "The true rise of the loss beside the one that its gradient predicts.",
     ),
     "conditioning": Hypothesis(
@@ -71,7 +71,7 @@ HYPOTHESES: dict[str, Hypothesis] = {
     "rubbish": Hypothesis(
         "Rubbish inputs",
         "Models are sure of inputs that show nothing.",
-        "What noise is called and how surely, and one step from noise to a chosen class.",
+        "What noise is predicted as and how confidently, and one step from noise to a chosen class.",
     ),
     "l1": Hypothesis(
         "Adversarial training and L1",

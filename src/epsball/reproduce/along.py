@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from epsball.explain.line import Linearity, linearity
-from epsball.explain.passes import median
+from epsball.explain.analyses.linearity import Linearity, linearity
+from epsball.explain.measure import median
+from epsball.explain.plots.registry import draw
 from epsball.reproduce.nets import PAIR, PLAIN, Nets, percent, spent, stand_in
 from epsball.reproduce.record import Line
 
@@ -84,7 +85,7 @@ class Along:
 
     def draw(self, path: str | Path) -> None:
         """Write the figure as a PNG: one image's logits, the band of all, the accuracy, and the share of lines."""
-        self.found.draw(path)
+        draw(self.found, path)
 
 
 def along(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Along:

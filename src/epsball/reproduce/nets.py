@@ -51,7 +51,7 @@ def softmax(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
 class Reading:
     """What a network's outputs mean: the loss that its attacker climbs, and the probability of each class.
 
-    `name` is that of the probabilities in `epsball.explain.noise_inputs.READINGS`.
+    `name` is that of the probabilities in `epsball.explain.analyses.rubbish.READINGS`.
     """
 
     name: str = "softmax"

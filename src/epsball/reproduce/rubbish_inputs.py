@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from epsball.common.noise import Noise
-from epsball.explain.noise_inputs import NORMAL_DRAW, rubbish
+from epsball.explain.analyses.rubbish import NORMAL_DRAW, rubbish
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Net, Nets, mean_of, percent, spent, stand_in
 from epsball.reproduce.record import Line, Measured, Strip
 from epsball.reproduce.shallow import RBF, RECIPES, SOFTMAX
