@@ -124,13 +124,3 @@ def test_every_public_name_exists():
 
     for name in epsball.__all__:
         assert getattr(epsball, name) is not None
-
-
-def test_the_docs_name_every_attack_with_its_options():
-    from epsball.attacks.registry import ATTACKS, attack_class, options_of
-
-    lines = (SOURCE.parents[1] / "docs" / "attacks.md").read_text().splitlines()
-    for name in ATTACKS:
-        (line,) = [line for line in lines if line.startswith(f"| `{name}` |")]
-        for option, default in options_of(attack_class(name)).items():
-            assert f"{option}={default}" in line

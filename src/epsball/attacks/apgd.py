@@ -1,9 +1,9 @@
 """Auto-PGD: projected gradient ascent with momentum, whose step size halves where progress is poor.
 
 Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks" (ICML
-2020), algorithm 1. At checkpoints that come ever closer, a row whose loss rose in at most `rho` of the steps since the
-last one, or which neither halved its step there nor raised its best loss since, returns to its best point and continues
-with half the step size.
+2020, arXiv:2003.01690), algorithm 1. At checkpoints that come ever closer, a row whose loss rose in at most `rho` of
+the steps since the last one, or which neither halved its step there nor raised its best loss since, returns to its best
+point and continues with half the step size.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Driver(Generic[S]):
         """Which rows have ended, (n,) boolean."""
         if self.max_steps is None:
             return self.state.done.cpu().numpy()
-        return np.broadcast_to(self.steps - self._entered >= self.max_steps, len(self.state.z))
+        return np.broadcast_to(self.steps - self._entered >= self.max_steps, len(self.state.z)).copy()
 
     @property
     def answers(self) -> Float[Tensor, "n *shape"]:

@@ -1,7 +1,4 @@
-"""Noise as a control: what a random direction of the same size does, against which a gradient has to prove itself.
-
-Goodfellow et al. (ICLR 2015), section 7, use both kinds. More draws per example: `restarts`.
-"""
+"""Noise as a control: a random point of the ball, which an attack that follows gradients has to beat."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from epsball.problem.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPoint(Attack[State]):
-    """One draw per start, looked at once."""
+    """One random point per restart, and one forward pass at it."""
 
     needs = "logits"
 

@@ -1,4 +1,7 @@
-"""Sign noise as a control: the ball's end in a direction of random signs (Goodfellow et al., ICLR 2015, section 7)."""
+"""Sign noise as a control: the farthest point of the ball in a direction of random signs.
+
+Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples" (ICLR 2015), section 7.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from epsball.problem.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class SignNoise(RandomPoint):
-    """The ball's end in a direction of random signs: in the max norm x +- eps, a coin-flip per coordinate."""
+    """The farthest point in a direction of random signs: in the max norm x +- eps, a coin flip per coordinate."""
 
     def draw(self, task: Task) -> Float[Tensor, "n *shape"]:
         return task.ball.argmax(task.noise.sign(task.x.shape[1:], dtype=task.x.dtype), task.x)

@@ -1,4 +1,7 @@
-"""Uniform noise as a control: what a random point of the ball does."""
+"""Uniform noise as a control: a random point of the ball.
+
+Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples" (ICLR 2015), section 7.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from epsball.attacks.registry import ALIASES, ATTACKS, attack_class, options_of
+from epsball.attacks.registry import ALIASES, ATTACKS, described
 from epsball.engine.protocols import CASCADES, by_norm
 
 
@@ -21,16 +21,7 @@ def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     json
         Print the list as JSON.
     """
-    listed = {}
-    for name in ATTACKS:
-        cls = attack_class(name)
-        summary = (cls.__doc__ or "").partition("\n")[0]
-        listed[name] = {
-            "summary": summary,
-            "needs": cls.needs,
-            "norms": list(cls.norms()),
-            "options": options_of(cls),
-        }
+    listed = {name: described(name) for name in ATTACKS}
     aliases = {name: stands for name, stands in ALIASES.items() if stands.partition(":")[0] in ATTACKS}
     protocols = {name: by_norm(name) for name in CASCADES}
     if json:
