@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 import epsball as eb
 from epsball.acceleration.accelerate import accelerate
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.cli.allocator import keep_memory
 from epsball.common.noise import Noise
 from epsball.models.registry import build
@@ -41,7 +41,7 @@ from epsball.training.training_objective import TrainingObjective, TrainingStep
 
 EPS, BATCH, STEPS = 0.3, 128, 7
 BALL = eb.Linf(eps=EPS, lo=0, hi=1)
-PHASES = Plan("trainable", kernels={"0": "phases", "2": "phases"})
+PHASES = AccelerationPlan("trainable", kernels={"0": "phases", "2": "phases"})
 GOALS = {"FGSMMix": 2.1, "FGSMRS": 2.1, "PGD-7": 8.5}
 OURS: dict[str, TrainingObjective] = {
     "plain": Plain(),

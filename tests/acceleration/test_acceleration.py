@@ -17,7 +17,7 @@ from zoo import ZOO, make
 import epsball.acceleration
 from epsball.acceleration.accelerate import Accelerated, _built, accelerate
 from epsball.acceleration.layers import METHODS, Convolution
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.acceleration.rewriting import graph
 from epsball.acceleration.trial import TOLERANCE, Different, gradient_pass
 from epsball.common.errors import BadInput
@@ -47,11 +47,11 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def plans_of(model: nn.Module, x: Tensor) -> list[Plan]:
+def plans_of(model: nn.Module, x: Tensor) -> list[AccelerationPlan]:
     """Every plan of a rewriting, a layout and one method for all convolutions."""
     plans = []
     for rewriting, last in product(("graph", "tree"), (False, True) if x.ndim == 4 else (False,)):
-        plan = Plan(rewriting, last)
+        plan = AccelerationPlan(rewriting, last)
         try:
             with frozen(model):
                 network = _built(model, plan, x)
@@ -63,7 +63,7 @@ def plans_of(model: nn.Module, x: Tensor) -> list[Plan]:
     return plans
 
 
-def accelerated(model: nn.Module, x: Tensor, plans: list[Plan]) -> list[Accelerated]:
+def accelerated(model: nn.Module, x: Tensor, plans: list[AccelerationPlan]) -> list[Accelerated]:
     found = []
     for plan in plans:
         try:
@@ -150,7 +150,7 @@ def test_float64_is_held_to_the_tolerance_of_float64(name: str) -> None:
 
 
 def test_the_graph_of_a_vgg_holds_no_norm_no_dropout_and_no_rectifier_that_could_be_joined() -> None:
-    network = accelerate(make("vgg"), data(ZOO["vgg"][1], 8), plan=Plan("graph"))
+    network = accelerate(make("vgg"), data(ZOO["vgg"][1], 8), plan=AccelerationPlan("graph"))
     kinds = {type(part).__name__ for part in network.network.children()}
     assert kinds == {"Convolution", "MaxPool2d", "AvgPool2d", "Flatten", "Linear"}
 
@@ -204,7 +204,7 @@ def test_a_model_that_is_compiled_already_is_left_as_it_is(way: str) -> None:
 def test_a_plan_survives_json_and_gives_the_same_bits_in_two_builds() -> None:
     model, x = make("vgg"), data(ZOO["vgg"][1], 8)
     for plan in plans_of(model, x):
-        again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+        again = AccelerationPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
         assert again == plan
         one, two = (gradient_pass(accelerate(model, x, plan=p), data(ZOO["vgg"][1], 33)) for p in (plan, again))
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -214,7 +214,7 @@ def test_the_plan_of_a_trial_can_be_used_again() -> None:
     model, x = build("small-cnn", (1, 28, 28), 10), data((1, 28, 28), 64)
     network = accelerate(model, x)
     assert network.plan.seconds > 0
-    again = accelerate(model, x, plan=Plan.from_dict(json.loads(json.dumps(network.plan.to_dict()))))
+    again = accelerate(model, x, plan=AccelerationPlan.from_dict(json.loads(json.dumps(network.plan.to_dict()))))
     assert again.plan == network.plan
     for one, two in zip(gradient_pass(network, x), gradient_pass(again, x), strict=True):
         assert torch.equal(one, two)
@@ -222,15 +222,15 @@ def test_the_plan_of_a_trial_can_be_used_again() -> None:
 
 def test_a_plan_says_what_it_is_in_words() -> None:
     kernels = {"0": "phases", "3": "phases", "6": "folding", "9": "native"}
-    plan = Plan("graph", True, kernels, compiled=True, ratio=0.617, seconds=1.26)
+    plan = AccelerationPlan("graph", True, kernels, compiled=True, ratio=0.617, seconds=1.26)
     assert str(plan) == (
         "graph rewritten, 2 of 4 convolutions by phases, 1 of 4 convolutions by folding, channels last, compiled: "
         "0.62 of a pass's time (trial 1.3 s)"
     )
-    assert str(Plan("tree")).startswith("layers replaced: ")
-    assert str(Plan(reason="it is what it is")) == "as it is: it is what it is"
-    assert str(Plan()) == "as it is"
-    assert str(Plan(compiled=True)) == "as it is, compiled"
+    assert str(AccelerationPlan("tree")).startswith("layers replaced: ")
+    assert str(AccelerationPlan(reason="it is what it is")) == "as it is: it is what it is"
+    assert str(AccelerationPlan()) == "as it is"
+    assert str(AccelerationPlan(compiled=True)) == "as it is, compiled"
 
 
 @pytest.mark.parametrize(
@@ -239,21 +239,21 @@ def test_a_plan_says_what_it_is_in_words() -> None:
 )
 def test_a_record_that_is_no_plan_is_an_error(record: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="must be"):
-        Plan.from_dict(record)
+        AccelerationPlan.from_dict(record)
 
 
 @pytest.mark.parametrize(
     ("name", "plan"),
     [
-        ("vgg", Plan("graph", kernels={"stem.0": "phases"})),
-        ("vgg", Plan("tree", kernels={"99": "folding"})),
-        ("hooks", Plan("graph")),
-        ("noise", Plan("tree")),
-        ("labels-only", Plan("tree")),
-        ("listed-untraceable", Plan("tree")),
+        ("vgg", AccelerationPlan("graph", kernels={"stem.0": "phases"})),
+        ("vgg", AccelerationPlan("tree", kernels={"99": "folding"})),
+        ("hooks", AccelerationPlan("graph")),
+        ("noise", AccelerationPlan("tree")),
+        ("labels-only", AccelerationPlan("tree")),
+        ("listed-untraceable", AccelerationPlan("tree")),
     ],
 )
-def test_a_plan_of_another_model_is_an_error_that_names_it(name: str, plan: Plan) -> None:
+def test_a_plan_of_another_model_is_an_error_that_names_it(name: str, plan: AccelerationPlan) -> None:
     with pytest.raises(BadInput, match=r"`plan` must be one of this model.*leave it out"):
         accelerate(make(name), data(ZOO[name][1], 8), plan=plan)
 
@@ -267,16 +267,16 @@ def test_what_accelerate_cannot_take_is_an_error() -> None:
     with pytest.raises(BadInput, match="`compile` must be left out"):
         accelerate(model, x, compile=True, trainable=True)
     with pytest.raises(BadInput, match="`compile` must be left out with a `plan` that does not"):
-        accelerate(model, x, plan=Plan("graph"), compile=True)
+        accelerate(model, x, plan=AccelerationPlan("graph"), compile=True)
     with pytest.raises(BadInput, match="`plan` must be a trainable one"):
-        accelerate(model, x, plan=Plan("graph"), trainable=True)
+        accelerate(model, x, plan=AccelerationPlan("graph"), trainable=True)
 
 
 def test_flags_are_restored_where_a_plan_is_refused() -> None:
     model = make("noise")
     before, state = everything(model), tensors(model)
     with pytest.raises(BadInput):
-        accelerate(model, data(ZOO["noise"][1], 8), plan=Plan("tree"))
+        accelerate(model, data(ZOO["noise"][1], 8), plan=AccelerationPlan("tree"))
     assert everything(model) == before
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
@@ -284,8 +284,8 @@ def test_flags_are_restored_where_a_plan_is_refused() -> None:
 def test_under_no_grad_and_from_an_example_with_a_gradient_it_is_the_same() -> None:
     model, x = make("vgg"), data(ZOO["vgg"][1], 8)
     with torch.no_grad():
-        network = accelerate(model, x.clone().requires_grad_(), plan=Plan("graph"))
-    expected = gradient_pass(accelerate(model, x, plan=Plan("graph")), x)
+        network = accelerate(model, x.clone().requires_grad_(), plan=AccelerationPlan("graph"))
+    expected = gradient_pass(accelerate(model, x, plan=AccelerationPlan("graph")), x)
     assert all(torch.equal(a, b) for a, b in zip(gradient_pass(network, x), expected, strict=True))
 
 
@@ -299,7 +299,7 @@ def test_a_difference_is_found_where_a_rewriting_is_wrong(monkeypatch: pytest.Mo
     monkeypatch.setattr("epsball.acceleration.graph", wrong)
     model, x = make("vgg"), data(ZOO["vgg"][1], 8)
     with pytest.raises(BadInput, match=r"`plan` .*logits differ"):
-        accelerate(model, x, plan=Plan("graph", True))
+        accelerate(model, x, plan=AccelerationPlan("graph", True))
     assert accelerate(model, x).plan.rewriting != "graph"
 
 
@@ -310,7 +310,7 @@ def test_a_difference_is_found_where_a_rewriting_is_wrong(monkeypatch: pytest.Mo
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_network_is_the_original_s_function() -> None:
     model, x = nn.Sequential(nn.Conv2d(1, 2, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), data((1, 4, 4), 1)
-    network = accelerate(model, x, plan=Plan("graph", kernels={"0": "phases"}, compiled=True))
+    network = accelerate(model, x, plan=AccelerationPlan("graph", kernels={"0": "phases"}, compiled=True))
     assert network.plan.compiled
     assert network.plan.compile_seconds > 0
     with frozen(model):
@@ -325,7 +325,7 @@ def test_where_the_compiler_fails_there_is_a_warning_and_the_network_goes_withou
 
     monkeypatch.setattr(torch, "compile", fails)
     model, x = make("vgg"), data(ZOO["vgg"][1], 8)
-    for plan in (Plan("graph", compiled=True), None):
+    for plan in (AccelerationPlan("graph", compiled=True), None):
         with pytest.warns(UserWarning, match=r"`compile` failed.*no compiler here") as caught:
             network = accelerate(model, x, plan=plan, compile=True)
         assert caught[0].filename == __file__
@@ -346,7 +346,7 @@ def test_a_network_that_won_once_has_to_win_again(monkeypatch: pytest.MonkeyPatc
     assert (accelerate(model, x).plan.ratio, rounds) == (0.7, [])
     rounds.extend((0.5, 0.96))
     plan = accelerate(model, x).plan
-    assert plan == Plan(reason="rewritten it takes 0.96 of a pass's time", seconds=plan.seconds)
+    assert plan == AccelerationPlan(reason="rewritten it takes 0.96 of a pass's time", seconds=plan.seconds)
 
 
 @pytest.mark.parametrize(("took", "kept"), [(0.8, True), (1.2, False)])

@@ -16,7 +16,7 @@ from zoo import ZOO, make
 from epsball.acceleration.accelerate import Accelerated, accelerate
 from epsball.acceleration.kernels import by_folding, by_phases, phases
 from epsball.acceleration.layers import METHODS, Convolution, Method, convolution
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.acceleration.trial import best_kernels
 from epsball.problem.objective import frozen
 
@@ -114,7 +114,7 @@ def test_the_trainable_form_can_be_derived_twice(
 
 def test_kernels_are_chosen_for_every_convolution_that_a_pass_reaches_by_its_shape() -> None:
     model = make("vgg").eval()
-    network = accelerate(model, data(ZOO["vgg"][1], 4), plan=Plan("graph")).network
+    network = accelerate(model, data(ZOO["vgg"][1], 4), plan=AccelerationPlan("graph")).network
     chosen = best_kernels(network, data(ZOO["vgg"][1], 4), channels_last=False)
     assert set(chosen) == {part for part in network.modules() if isinstance(part, Convolution)}
     assert set(chosen.values()) <= set(METHODS)
@@ -130,10 +130,10 @@ TRAINED += ["depthwise", "hooks", "normalize", "two-rectified", "patched-forward
 def trainable(model: nn.Module, x: Tensor) -> list[Accelerated]:
     """Both methods for all convolutions, in both layouts."""
     with frozen(model):
-        plain = accelerate(model, x, plan=Plan("trainable"))
+        plain = accelerate(model, x, plan=AccelerationPlan("trainable"))
     names = [part.name for part in plain.modules() if isinstance(part, Convolution)]
     layouts = (False, True) if x.ndim == 4 else (False,)
-    plans = [Plan("trainable", last, dict.fromkeys(names, way)) for last in layouts for way in METHODS]
+    plans = [AccelerationPlan("trainable", last, dict.fromkeys(names, way)) for last in layouts for way in METHODS]
     return accelerated(model, x, plans)
 
 
@@ -169,7 +169,7 @@ def test_the_statistics_are_the_model_s_and_move_once_in_a_pass() -> None:
     model = make("vgg").train()
     x = data(ZOO["vgg"][1], 6)
     count = int(model[1].num_batches_tracked)
-    network = accelerate(model, x, plan=Plan("trainable"))
+    network = accelerate(model, x, plan=AccelerationPlan("trainable"))
     assert int(model[1].num_batches_tracked) == count
     network(x)
     assert int(model[1].num_batches_tracked) == count + 1
@@ -178,7 +178,7 @@ def test_the_statistics_are_the_model_s_and_move_once_in_a_pass() -> None:
 def test_the_modes_follow_the_accelerated_network() -> None:
     model = make("vgg").train()
     x = data(ZOO["vgg"][1], 6)
-    network = accelerate(model, x, plan=Plan("trainable"))
+    network = accelerate(model, x, plan=AccelerationPlan("trainable"))
     for training in (False, True, False):
         network.train(training)
         assert {part.training for part in network.modules()} == {training}
@@ -194,7 +194,7 @@ def test_steps_of_an_optimiser_are_seen_and_training_ends_where_the_model_s_does
         model = make("vgg").double().train()
         network: nn.Module = model
         if rewritten:
-            network = accelerate(model, x, plan=Plan("trainable", kernels={"0": method, "5": method}))
+            network = accelerate(model, x, plan=AccelerationPlan("trainable", kernels={"0": method, "5": method}))
         optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         with torch.random.fork_rng([]):
             torch.manual_seed(5)
@@ -240,7 +240,7 @@ class Centre(nn.Module):
 
 def test_a_buffer_put_in_the_place_of_another_is_the_model_s_too() -> None:
     model, x = Centre().train(), data((3, 8, 8), 4)
-    network = accelerate(model, x, plan=Plan("trainable", kernels={"body.0": "phases"}))
+    network = accelerate(model, x, plan=AccelerationPlan("trainable", kernels={"body.0": "phases"}))
     network(x)
     assert model.mean.abs().sum() > 0.05
     model.mean = torch.ones(3, 1, 1)

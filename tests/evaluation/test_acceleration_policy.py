@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.acceleration.accelerate import Accelerated, accelerate
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.balls.linf import Linf
 from epsball.common.errors import BadInput
 from epsball.evaluation.acceleration_policy import LONG, accelerated
@@ -21,7 +21,7 @@ from epsball.models.registry import build
 from epsball.problem.task import task_of
 from epsball.training.fit import fit
 
-FORCED = Plan("graph", kernels={"0": "folding", "2": "phases"})
+FORCED = AccelerationPlan("graph", kernels={"0": "folding", "2": "phases"})
 BALL = Linf(eps=0.05, lo=0, hi=1)
 
 
@@ -48,7 +48,7 @@ def test_acceleration_changes_a_verdict_or_the_count(digits, attacks: list[str],
     assert 0.1 < plain.robust_accuracy < 0.9
     assert fast.records["status"].equals(plain.records["status"])
     assert plain.config["acceleration"] is None
-    assert Plan.from_dict(fast.config["acceleration"]) == FORCED
+    assert AccelerationPlan.from_dict(fast.config["acceleration"]) == FORCED
     assert model.training
     again = eb.evaluate(model, (x, y), BALL, attacks, accelerate=FORCED, storage=storage, batch_size=32)
     assert again.records.equals(fast.records)
@@ -105,7 +105,7 @@ def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPat
 
     def noted(module: nn.Module, example: Tensor, **options: object) -> Accelerated:
         asked.append(len(example))
-        return Accelerated(module, Plan(reason="asked"))
+        return Accelerated(module, AccelerationPlan(reason="asked"))
 
     monkeypatch.setattr("epsball.evaluation.acceleration_policy.accelerate", noted)
     many, few = eb.PGD(steps=3 * LONG // len(x)), eb.PGD(steps=LONG // len(x) - 1)

@@ -64,7 +64,7 @@ def test_records_tell_the_robust_the_fooled_and_the_wrong_apart(net, digits):
     with torch.no_grad():
         clean = net(digits.x).argmax(1)
     status = np.array(ev.records["status"].to_pylist())
-    assert ((status == "wrong") == (clean != digits.y).numpy()).all()
+    assert ((status == "misclassified") == (clean != digits.y).numpy()).all()
     assert ev.clean_accuracy == pytest.approx((clean == digits.y).double().mean().item())
     assert ev.robust_accuracy == (status == "robust").mean()
     assert ev.interval == wilson(int((status == "robust").sum()), len(digits))
@@ -466,12 +466,12 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 import epsball as eb
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.models.weights import load_weights
 torch.set_num_threads(1)
-plan = Plan("graph")  # what a trial would choose depends on the machine's moment, and is another network's bits
+plan = AccelerationPlan("graph")  # what a trial would choose depends on the machine's moment, and is another network's bits
 net = build("small-cnn", (1, 8, 8), 10)
 load_weights(net, sys.argv[1])
 whole, run = map(Path, sys.argv[2:4])

@@ -75,7 +75,9 @@ def test_passes_of_a_transfer_are_not_those_that_were_made() -> None:
         assert model.forwards + seen.forwards == run.forwards
         assert model.backwards == 0
         assert seen.backwards == run.backwards
-        attacked = run.records.filter(~np.isin(run.records["status"].to_numpy(zero_copy_only=False), ("wrong",)))
+        attacked = run.records.filter(
+            ~np.isin(run.records["status"].to_numpy(zero_copy_only=False), ("misclassified",))
+        )
         steps = {eb.PGD: 4, eb.FGSM: 1, eb.UniformNoise: 1, MinimumNorm: 16}[type(attack)]
         # Each job is climbed to its end on the source and looked at once by the model; and one look at x.
         assert set(attacked["forwards"].to_numpy()) <= {1 + jobs * (steps + 1) for jobs in range(1, attack.jobs + 1)}

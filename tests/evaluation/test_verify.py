@@ -73,7 +73,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def told(found: Verification, what: str | None = None) -> list[tuple[int | None, str]]:
-    return [(row["id"], row["what"]) for row in found.differences.to_pylist() if what in (None, row["what"])]
+    return [(row.id, row.what) for row in found.differences if what in (None, row.what)]
 
 
 def changed(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
@@ -122,13 +122,13 @@ def test_an_untouched_run_differs(net: Net, images: Examples, finished: Path) ->
     net.eval()
     assert [parameter.requires_grad for parameter in net.parameters()] == before
     ev = eb.Evaluation.load(finished)
-    assert found.agrees, found.differences.to_pylist()
+    assert found.agrees, found.differences
     assert (found.n, found.fooled, found.confirmed) == (80, ev.count("fooled"), ev.count("fooled"))
     assert (found.clean_checked, found.with_data, found.eot) == (found.fooled, False, 1)
     assert (found.clean_accuracy, found.robust_accuracy) == (ev.clean_accuracy, ev.robust_accuracy)
     assert json.loads(json.dumps(found.summary()))["agrees"]
     with_data = verify(finished, net, data=images, batch_size=32)
-    assert with_data.agrees, with_data.differences.to_pylist()
+    assert with_data.agrees, with_data.differences
     assert with_data.clean_checked == 80
     order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
     assert verify(finished, net, data=images.rows(order)).agrees
@@ -249,8 +249,8 @@ EDITS = {
     "l1": ("distance", lambda value: value * (1 - 1e-6)),
     "l0": ("distance", lambda value: value - 1),
     "overflow_eps": ("eps", lambda value: 0.1),
-    "forwards": ("passes", lambda value: value - 1),
-    "backwards": ("passes", lambda value: value + 1),
+    "forwards": ("model calls", lambda value: value - 1),
+    "backwards": ("model calls", lambda value: value + 1),
 }
 
 
@@ -267,7 +267,7 @@ def test_a_record_that_was_edited_goes_unnoticed(net: Net, run: Path, name: str)
     assert {row for row, _ in told(found) if row is not None} == {id}
 
 
-@pytest.mark.parametrize("status", ["fooled", "wrong", "invalid", "at-target"])
+@pytest.mark.parametrize("status", ["fooled", "misclassified", "invalid", "at-target"])
 def test_a_robust_example_that_was_counted_otherwise_goes_unnoticed(net: Net, run: Path, status: str) -> None:
     path = run / "records/00000.parquet"
     table = run_directory.load(path)
@@ -281,7 +281,7 @@ def test_a_robust_example_that_was_counted_otherwise_goes_unnoticed(net: Net, ru
 def test_a_label_that_was_edited_in_every_file_goes_unnoticed(net: Net, images: Examples, run: Path) -> None:
     """A wrong example becomes a robust one: only the digest of all labels, and the data, know better."""
     table = run_directory.load(run / "records/00000.parquet")
-    row = table["status"].to_pylist().index("wrong")
+    row = table["status"].to_pylist().index("misclassified")
     id, said = table["id"][row].as_py(), table["clean_prediction"][row].as_py()
     for path in ("records/00000.parquet", "stages/00000-clean.parquet"):
         changed(run / path, lambda table: with_value(table, "label", row, said))
@@ -310,7 +310,7 @@ def test_a_file_that_is_gone_goes_unnoticed(net: Net, run: Path) -> None:
     (run / STAGE).unlink()
     found = verify(run, net)
     assert {id for id, _ in told(found, "missing")} == {None, *fell}
-    assert {id for id, what in told(found) if what not in ("passes", "prediction", "confidence")} <= {None, *fell}
+    assert {id for id, what in told(found) if what not in ("model calls", "prediction", "confidence")} <= {None, *fell}
     assert found.confirmed == found.fooled - len(fell)
     (run / "records/00001.parquet").unlink()
     found = verify(run, net)
@@ -482,7 +482,7 @@ def test_a_run_of_its_kind_does_not_verify(kind: str, dtype: torch.dtype, tmp_pa
     assert (ev.count("fooled") > 0) == (kind != "no success at all")
     for given in (None, data):
         found = verify(tmp_path / "run", model, data=given, **success)
-        assert found.agrees, found.differences.to_pylist()[:5]
+        assert found.agrees, found.differences[:5]
         assert (found.fooled, found.confirmed) == (ev.count("fooled"), ev.count("fooled"))
     if success:
         with pytest.raises(BadInput, match="`success` must be that of the run"):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from epsball import Linf
 from epsball.acceleration.accelerate import Accelerated, accelerate
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
 from epsball.data.load import load_data
@@ -582,9 +582,9 @@ def test_lower_precision_and_channels_last_train_too_and_leave_the_layout_as_it_
 
 def test_an_accelerated_training_resumes_with_its_plan(digits, tmp_path, monkeypatch):
     options = {"objective": OneStep(), "epochs": 2, "batch_size": 50, "accelerate": True, "seed": 1}
-    plan, plans = Plan("trainable", kernels={"0": "folding"}), []
+    plan, plans = AccelerationPlan("trainable", kernels={"0": "folding"}), []
 
-    def accelerated(model: nn.Module, example: torch.Tensor, *, plan: Plan | None, trainable: bool) -> Accelerated:
+    def accelerated(model: nn.Module, example: torch.Tensor, *, plan: AccelerationPlan | None, trainable: bool) -> Accelerated:
         plans.append(plan)
         return accelerate(model, example, plan=plan or chosen, trainable=trainable)
 
@@ -600,7 +600,7 @@ def test_an_accelerated_training_resumes_with_its_plan(digits, tmp_path, monkeyp
     monkeypatch.setattr(training_directory, "SAVE_EVERY", 0.0)
     with pytest.raises(Killed):
         fit(build("small-cnn", (1, 8, 8), 10), digits, BALL, out=tmp_path, progress=killed, **options)
-    chosen = Plan("trainable", kernels={"0": "phases"})  # what a trial would find on another day
+    chosen = AccelerationPlan("trainable", kernels={"0": "phases"})  # what a trial would find on another day
     again = build("small-cnn", (1, 8, 8), 10)
     result = fit(again, digits, BALL, out=tmp_path, **options)
     assert plans == [None, None, plan]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epsball.acceleration.accelerate import accelerate
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.balls.l0 import L0
 from epsball.balls.l1 import L1
 from epsball.balls.l2 import L2
@@ -376,7 +376,7 @@ class WeightGradients(torch.utils._python_dispatch.TorchDispatchMode):
 def test_an_attack_computes_no_weight_gradients_also_in_the_accelerated_trainable_form(objective, passes, kernels):
     model, (x, y) = model_of(noisy=False), data_of()
     names = {"0": kernels, "2": kernels}
-    network = accelerate(model, x, trainable=True, plan=Plan("trainable", kernels=names)).train()
+    network = accelerate(model, x, trainable=True, plan=AccelerationPlan("trainable", kernels=names)).train()
     with WeightGradients() as seen:
         objective(network, x, y, BALLS["linf"].bind(x), step_at())
     assert seen.count == 2 * passes  # two convolutions
@@ -388,7 +388,7 @@ def test_the_accelerated_trainable_form_gives_the_same_gradients_and_statistics(
     model, (x, y) = model_of(noisy), data_of()
     twin, ball = copy.deepcopy(model), BALLS["linf"].bind(x)
     names = {name: "phases" for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
-    network = accelerate(model, x, trainable=True, plan=Plan("trainable", kernels=names)).train()
+    network = accelerate(model, x, trainable=True, plan=AccelerationPlan("trainable", kernels=names)).train()
     torch.manual_seed(0)
     objective(network, x, y, ball, step_at())
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from epsball.acceleration.layers import Convolution, convolution
-from epsball.acceleration.plan import WINS, Plan, Rewriting
+from epsball.acceleration.plan import WINS, AccelerationPlan, Rewriting
 from epsball.acceleration.rewriting import LaidOut, graph, tree
 from epsball.acceleration.trial import (
     Difference,
@@ -37,7 +37,7 @@ from epsball.acceleration.trial import (
 from epsball.common.errors import BadInput
 from epsball.problem.objective import frozen
 
-__all__ = ["Accelerated", "Plan", "accelerate"]
+__all__ = ["Accelerated", "AccelerationPlan", "accelerate"]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ TRIED, FEWEST, PASS = 64, 16, 0.03
 class Accelerated(nn.Module):
     """A network that computes what the original does, made by `accelerate`; `plan` says how."""
 
-    def __init__(self, network: nn.Module, plan: Plan) -> None:
+    def __init__(self, network: nn.Module, plan: AccelerationPlan) -> None:
         super().__init__()
         self.network, self.plan = network, plan
         self.training = network.training
@@ -61,7 +61,7 @@ def accelerate(
     model: nn.Module,
     example: Float[Tensor, "n *shape"],
     *,
-    plan: Plan | None = None,
+    plan: AccelerationPlan | None = None,
     compile: bool = False,
     trainable: bool = False,
 ) -> Accelerated:
@@ -84,7 +84,7 @@ def accelerate(
     Raises `BadInput` for a model that is no module, no example, and a plan that does not fit the model.
 
     >>> from epsball.models.registry import build
-    >>> net = accelerate(build("small-mlp", (4,), 3), torch.rand(8, 4), plan=Plan("graph"))
+    >>> net = accelerate(build("small-mlp", (4,), 3), torch.rand(8, 4), plan=AccelerationPlan("graph"))
     >>> net(torch.rand(2, 4)).shape
     torch.Size([2, 3])
     """
@@ -118,7 +118,7 @@ def accelerate(
     return Accelerated(network, plan)
 
 
-def _built(model: nn.Module, plan: Plan, x: Tensor) -> nn.Module:
+def _built(model: nn.Module, plan: AccelerationPlan, x: Tensor) -> nn.Module:
     """The network that a plan describes, uncompiled."""
     trainable = plan.rewriting == "trainable"
 
@@ -148,14 +148,14 @@ def _compiled_already(part: nn.Module) -> bool:
     return compiled or part._compiled_call_impl is not None
 
 
-def _held(model: nn.Module, network: nn.Module, plan: Plan, x: Tensor) -> Difference:
+def _held(model: nn.Module, network: nn.Module, plan: AccelerationPlan, x: Tensor) -> Difference:
     """How far the network is from the model; raises `Different` where it is another function, or shares layers."""
     if plan.rewriting != "trainable":
         check_apart(model, network, x)
     return compared(model, network, x)
 
 
-def _agreed(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Plan]:
+def _agreed(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, AccelerationPlan]:
     """The outcome of a trial; of several processes the first makes it, and the others go by its plan."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return _trial(model, x, trainable)
@@ -163,23 +163,23 @@ def _agreed(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Pl
     record = [None if made is None else made[1].to_dict()]
     dist.broadcast_object_list(record, src=0)
     assert record[0] is not None, "it is the first process's"
-    plan = Plan.from_dict(record[0])
+    plan = AccelerationPlan.from_dict(record[0])
     return made or (_planned(model, x, plan), plan)
 
 
-def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Plan]:
+def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, AccelerationPlan]:
     """The fastest of the networks that compute what `model` does, itself among them."""
     try:
         compared(model, model, x[:FEWEST])  # no noise, and a gradient to save on
     except Different as error:
-        return model, Plan(reason=str(error))
+        return model, AccelerationPlan(reason=str(error))
     x = x[: max(FEWEST, int(len(x) * PASS / timed(partial(gradient_pass, model, x))))]
-    networks: list[tuple[nn.Module, Plan]] = []
+    networks: list[tuple[nn.Module, AccelerationPlan]] = []
     reasons: list[str] = []
     rewritings: tuple[Rewriting, ...] = ("trainable",) if trainable else ("graph", "tree")
     for rewriting in rewritings:
         for channels_last in (False, True) if x.ndim == 4 else (False,):
-            plan = Plan(rewriting, channels_last)
+            plan = AccelerationPlan(rewriting, channels_last)
             try:
                 network = _built(model, plan, x)
                 with runnable():
@@ -195,7 +195,7 @@ def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Pla
         if networks:  # a graph shows all that a tree does
             break
     if not networks:
-        return model, Plan(reason=reasons[-1])
+        return model, AccelerationPlan(reason=reasons[-1])
     runs = [partial(gradient_pass, network, x) for network, _ in networks]
     ratios = [median(rounds) for rounds in faster(partial(gradient_pass, model, x), runs)]
     best = min(range(len(ratios)), key=ratios.__getitem__)
@@ -205,13 +205,13 @@ def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, Pla
         (again,) = faster(partial(gradient_pass, model, x), [runs[best]])
         ratio = median(again)
     if ratio >= WINS:
-        return model, Plan(reason=f"rewritten it takes {ratio:.2f} of a pass's time")
+        return model, AccelerationPlan(reason=f"rewritten it takes {ratio:.2f} of a pass's time")
     with torch.no_grad():
         (forwards,) = faster(partial(model, x), [partial(network, x)])
     return network, replace(plan, ratio=ratio, forward_ratio=median(forwards))
 
 
-def _planned(model: nn.Module, x: Tensor, plan: Plan) -> nn.Module:
+def _planned(model: nn.Module, x: Tensor, plan: AccelerationPlan) -> nn.Module:
     """The network of a plan that was made before, held against the original again."""
     if plan.rewriting == "none":
         return model
@@ -228,7 +228,9 @@ def _planned(model: nn.Module, x: Tensor, plan: Plan) -> nn.Module:
     return network
 
 
-def _best_compiled(model: nn.Module, network: nn.Module, x: Tensor, plan: Plan) -> tuple[nn.Module, Plan]:
+def _best_compiled(
+    model: nn.Module, network: nn.Module, x: Tensor, plan: AccelerationPlan
+) -> tuple[nn.Module, AccelerationPlan]:
     """The network compiled as it is, or with torch's own kernels and channels last; uncompiled where that is faster."""
     plans = [plan]
     if plan.rewriting in ("graph", "tree") and x.ndim == 4:
@@ -247,7 +249,9 @@ def _best_compiled(model: nn.Module, network: nn.Module, x: Tensor, plan: Plan) 
     return made[best][0], replace(made[best][1], compile_seconds=spent, ratio=plan.ratio * ratios[best])
 
 
-def _compiled(network: nn.Module, x: Tensor, plan: Plan, level: int = 3) -> tuple[nn.Module, Plan]:
+def _compiled(
+    network: nn.Module, x: Tensor, plan: AccelerationPlan, level: int = 3
+) -> tuple[nn.Module, AccelerationPlan]:
     """The network compiled; as it is, with a warning, where that fails."""
     began = time.perf_counter()
     try:

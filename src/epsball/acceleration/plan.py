@@ -16,7 +16,7 @@ OTHER = "the plan is of another version, leave it out and a new one is made"
 
 
 @dataclass(frozen=True)
-class Plan:
+class AccelerationPlan:
     """How a network is rewritten, and what the trial measured.
 
     `rewriting` is "graph" (traced and joined), "tree" (layer by layer), "trainable" (likewise, for training) or "none"
@@ -54,7 +54,9 @@ class Plan:
         try:
             plan = cls(**record)
         except TypeError as error:
-            raise BadInput(f"`plan` must be a record of a Plan's fields, got {sorted(record)}: {error}") from error
+            raise BadInput(
+                f"`plan` must be a record of an AccelerationPlan's fields, got {sorted(record)}: {error}"
+            ) from error
         if plan.rewriting not in REWRITINGS:
             raise BadInput(f"`rewriting` must be of {', '.join(REWRITINGS)}, got {plan.rewriting!r}; {OTHER}")
         methods = plan.kernels.values() if isinstance(plan.kernels, dict) else [plan.kernels]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, isfinite
@@ -20,7 +19,6 @@ from epsball.common.errors import BadInput
 if TYPE_CHECKING:
     from torch import nn
 
-    from epsball.attacks.attack import Attack
     from epsball.balls.ball import Ball
     from epsball.data.examples import Examples
     from epsball.training.fit_result import FitResult
@@ -240,22 +238,6 @@ def built_in(spec: str) -> bool:
     from epsball.models.registry import MODELS, canonical
 
     return (":" not in spec and not is_folder(spec)) or canonical(spec.partition(":")[0]) in MODELS
-
-
-def parsed(attacks: Sequence[str], ball: str) -> list[Attack]:
-    """The attacks that a command line names, protocols spelled out, for the ball NORM:RADIUS.
-
-    Raises `BadInput` for a name that is not known, and an attack that is not defined in this norm: before there is any
-    data to look at, or network to train.
-    """
-    from epsball.attacks.registry import parse
-    from epsball.engine.protocols import expand
-
-    near = ball_of(ball, 0, 1)  # any box will do
-    found = [parse(part) for name in attacks for part in expand(name, near.name)]
-    for attack in found:
-        attack.check_ball(near)
-    return found
 
 
 def finite(value: Any) -> Any:

@@ -33,17 +33,17 @@ from epsball.common.version import __version__
 BAD_USAGE = 2
 INTERRUPTED = 130
 CRASHED = 70
-"""Neither bad usage nor a verdict: an error in the user's model, or in epsball."""
+"""Neither bad usage nor a result: an error in the user's model, or in epsball."""
 
 app = cyclopts.App(
     name="epsball",
-    help="How robust is this classifier? A classifier, a ball, and the worst point in it.",
+    help="Measure robust accuracy: attack each example within a ball, and re-verify what is found.",
     version=__version__,
     help_format="markdown",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-app.command(evaluate)
+app.command(evaluate, config=fill)
 app.command(verify)
 app.command(compare)
 app.command(report)

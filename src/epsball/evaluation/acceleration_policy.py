@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from epsball.acceleration.accelerate import Accelerated, accelerate
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.acceleration.rewriting import NORMS
 from epsball.attacks.attack import Attack
 from epsball.attacks.pgd import PGD
@@ -35,16 +35,16 @@ def accelerated(
     task: Task,
     attacks: tuple[Attack | UserAttack, ...],
     *,
-    asked: bool | Plan | None,
+    asked: bool | AccelerationPlan | None,
     compile: bool,
-    before: Plan | None,
+    before: AccelerationPlan | None,
     batch_size: int,
 ) -> Accelerated | None:
     """`model` accelerated for a run of `attacks` on `task`, None where it is not worth while or not `asked` for.
 
     With `before`, the plan of the run that goes on, it is that one. `asked` None leaves it to `worth_while`.
     """
-    plan = asked if isinstance(asked, Plan) else before
+    plan = asked if isinstance(asked, AccelerationPlan) else before
     if asked is False or (plan is None and not asked and not worth_while(model, task, attacks)):
         return None
     if not isinstance(model, nn.Module) and asked is None:

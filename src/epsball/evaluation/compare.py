@@ -115,7 +115,7 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
         status = run.records["status"].to_numpy(zero_copy_only=False)[row]
         held.append(status == "robust")
         if run.config["target"] is not None:
-            asked &= ~np.isin(status, ("wrong", "at-target"))
+            asked &= ~np.isin(status, ("misclassified", "at-target"))
     common, (in_a, in_b) = common[asked], (part[asked] for part in held)
     if not len(common):
         raise BadInput(

@@ -6,28 +6,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from epsball.common.errors import BadInput
+from epsball.common.record import Record
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.record import Diagnosis
 from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import Storage
 
-Status = Literal["robust", "fooled", "wrong", "at-target", "invalid"]
-STATUSES: tuple[Status, ...] = ("robust", "fooled", "wrong", "at-target", "invalid")
+Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One attack at one radius over all shards: how many examples it was given, how many fell, and what it cost.
+class Stage(Record):
+    """One attack at one radius over all shards: the examples it `attacked` and `fooled`, and what that cost.
 
-    Passes are counted in rows: `forwards` and `backwards` those that the records name, `speculative_*` those of jobs
-    that another job made needless, `padding_*` those of rows that only filled a batch, `verification` the forwards
-    that looked once more at what is stored; `unconfirmed` successes did not stand that look and do not count.
+    Costs are in rows: `forwards` and `backwards` the forward and backward passes that the records name, `speculative_*`
+    those of jobs that another job made needless, `padding_*` those of rows that only filled a batch, `verification` the
+    forward passes that verified what is stored; `unconfirmed` successes were not reproduced there and do not count.
     """
 
     name: str
@@ -35,15 +36,15 @@ class Stage:
     eps: float | None
     attacked: int
     fooled: int
-    unconfirmed: int
-    forwards: int
-    backwards: int
-    speculative_forwards: int
-    speculative_backwards: int
-    padding_forwards: int
-    padding_backwards: int
-    verification: int
-    seconds: float
+    unconfirmed: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    speculative_forwards: int = 0
+    speculative_backwards: int = 0
+    padding_forwards: int = 0
+    padding_backwards: int = 0
+    verification: int = 0
+    seconds: float = 0.0
 
     def plus(self, other: Stage) -> Stage:
         """The same stage over more shards."""
@@ -54,17 +55,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The verdict on a model: one record per example, and what each stage caught and cost.
+    """The result of an evaluation: one record per example, and what each stage found and cost.
 
     `records` is a table with one row per example, by id: `id, label, target` (null: none), `clean_prediction,
-    clean_confidence, status` (robust, fooled, wrong: misclassified before any attack, at-target: the target is the
-    label or the clean prediction, invalid: logits not finite), and for the fooled `attack` (the first that broke it),
-    `eps` (the radius it fell at), `adversarial_prediction, adversarial_confidence`, `distance` in the ball's norm,
-    `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits that are not finite, from
-    which on the example does not count as robust; `forwards, backwards` are the attack passes spent on it.
-    `adversarial` holds the fooling points `x_adv` and their examples `x` as they are kept, `points()` and `originals()`
-    give what they stand for. `binarization_test` says whether the attacks are strong enough for this model,
-    where that was asked; `diagnosis` whether the verdict is to be believed.
+    clean_confidence, status` (robust, fooled: an attack succeeded, misclassified: without any attack, at-target: the
+    target is the label or the clean prediction, invalid: logits not finite), and for the fooled `attack` (the first
+    that broke it), `eps` (the radius at which it was broken), `adversarial_prediction, adversarial_confidence`,
+    `distance` in the ball's norm, `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits
+    that are not finite, from which on the example does not count as robust; `forwards, backwards` are the forward and
+    backward passes of the attacks on it. `adversarial` holds the adversarial examples `x_adv` and their examples `x` as
+    they are stored, `points()` and `originals()` what that stands for. `binarization_test` says whether the attacks are
+    strong enough for this model, if it was run; `diagnosis` holds the reliability checks.
     """
 
     config: dict[str, Any]
@@ -91,7 +92,7 @@ class Evaluation:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of examples that are correct and that no attack broke, at the largest radius.
+        """The share of examples that are classified correctly under every attack, at the largest radius.
 
         With a target: the share of those that could be driven to it and were not.
         """
@@ -99,20 +100,20 @@ class Evaluation:
 
     @property
     def distances(self) -> np.ndarray:
-        """The least distance at which each example is known to be wrong, (n,), by id.
+        """The least distance at which each example is known to be misclassified, (n,), by id.
 
-        0 for those that are wrong before any attack, infinite where nothing was found, not a number where logits were
-        not finite or, with a target, the example was not to be driven there. It is an upper bound of the true distance,
-        tight only where the run sought the nearest points (`min_norm`).
+        0 for those that are misclassified without attack, infinite where nothing was found, not a number where logits
+        were not finite or, with a target, the example was not to be driven there. It is an upper bound of the distance
+        to the decision boundary, tight only where the run searched minimum-norm adversarial examples (`min_norm`).
         """
         status = self.records["status"].to_numpy(zero_copy_only=False)
         found = self.records["distance"].to_numpy(zero_copy_only=False).astype(float)
-        found[status == "wrong"] = math.nan if self.config["target"] else 0
+        found[status == "misclassified"] = math.nan if self.config["target"] else 0
         found[status == "robust"] = math.inf
         return found
 
     def quantiles(self, shares: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> list[tuple[float, float]]:
-        """(share, distance): within that distance so large a share of the examples is wrong."""
+        """(share, distance): so large a share of the examples is misclassified within that distance."""
         known = np.sort(self.distances)
         known = known[~np.isnan(known)]
         if not len(known):
@@ -121,43 +122,43 @@ class Evaluation:
         return [(share, float(known[at - 1]) if at else 0.0) for share, at in zip(shares, whole, strict=True)]
 
     def accuracy_at(self, eps: float) -> float:
-        """The share of examples that no point within `eps` is known to fool: the robustness curve at any radius."""
-        whole = self._asked
-        return float((self.distances > eps).sum() / whole) if whole else math.nan
+        """The share of examples without a known adversarial example within `eps`: the robustness curve anywhere."""
+        n = self._attacked
+        return float((self.distances > eps).sum() / n) if n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval (Wilson) of `robust_accuracy`, which is measured on a sample of examples."""
-        return wilson(int(self._held()[-1].sum()), self._asked)
+        return wilson(int(self._robust()[-1].sum()), self._attacked)
 
     @property
     def curve(self) -> list[tuple[float | None, float]]:
         """(radius, robust accuracy at it), smallest first. The radius is None where it differs between examples."""
-        whole, held = self._asked, self._held()
-        shares = [float(rows.sum() / whole) if whole else math.nan for rows in held]
+        n = self._attacked
+        shares = [float(rows.sum() / n) if n else math.nan for rows in self._robust()]
         return list(zip(self.config["radii"], shares, strict=True))
 
     @property
-    def _asked(self) -> int:
+    def _attacked(self) -> int:
         """How many examples robust accuracy is a share of."""
-        return len(self) - (self.count("at-target") + self.count("wrong") if self.config["target"] else 0)
+        return len(self) - (self.count("at-target") + self.count("misclassified") if self.config["target"] else 0)
 
-    def _held(self) -> list[np.ndarray]:
-        """The examples that hold at each radius, (n,) boolean."""
+    def _robust(self) -> list[np.ndarray]:
+        """The examples that are robust at each radius, (n,) boolean."""
         status = self.records["status"].to_numpy(zero_copy_only=False)
         radii = self.config["radii"]
         if len(radii) == 1 and not self.config["min_norm"]:
             return [status == "robust"]
         # comparisons with a radius that is not there are false
-        fell, lost = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
+        broken, overflow = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
         attacked = np.isin(status, ("robust", "fooled"))
         if not self.config["min_norm"]:  # there the radius is infinite
-            attacked |= ~np.isnan(lost)
-        return [attacked & ~(fell <= eps) & ~(lost <= eps) for eps in radii]
+            attacked |= ~np.isnan(overflow)
+        return [attacked & ~(broken <= eps) & ~(overflow <= eps) for eps in radii]
 
     @property
     def cost(self) -> dict[str, int]:
-        """Forwards in rows, by what they were for. Their sum is what the model was shown."""
+        """Forward passes in rows, by what they were for."""
         names = ("forwards", "speculative_forwards", "padding_forwards", "verification")
         attack, speculative, padding, verification = (sum(getattr(s, name) for s in self.stages) for name in names)
         clean = self.stages[0].forwards if self.stages else 0
@@ -172,12 +173,12 @@ class Evaluation:
 
     @property
     def forwards(self) -> int:
-        """All rows that the model was shown."""
+        """All forward passes, in rows."""
         return sum(self.cost.values())
 
     @property
     def backwards(self) -> int:
-        """All rows that a gradient was taken of."""
+        """All backward passes, in rows."""
         names = ("backwards", "speculative_backwards", "padding_backwards")
         return sum(getattr(stage, name) for stage in self.stages for name in names)
 
@@ -187,7 +188,7 @@ class Evaluation:
         return sum(stage.seconds for stage in self.stages)
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the fooled examples and their adversarial points, (m,) and (m, *shape)."""
+        """The ids of the fooled examples and their adversarial examples, (m,) and (m, *shape)."""
         return self.adversarial["id"].to_numpy().copy(), self._read("x_adv")
 
     def originals(self) -> np.ndarray:
@@ -199,7 +200,7 @@ class Evaluation:
         return storage.points(self.adversarial[name], shape).copy()
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the verdict, as JSON can hold them."""
+        """The figures of the result, as JSON can hold them."""
         return {
             "n": len(self),
             "clean_accuracy": self.clean_accuracy,
@@ -210,7 +211,7 @@ class Evaluation:
             else None,
             "curve": [{"eps": eps, "robust_accuracy": accuracy} for eps, accuracy in self.curve],
             "status": {status: self.count(status) for status in STATUSES},
-            "stages": [vars(stage) for stage in self.stages],
+            "stages": [stage.to_record() for stage in self.stages],
             "forwards": self.forwards,
             "backwards": self.backwards,
             "cost": self.cost,
@@ -228,16 +229,16 @@ class Evaluation:
             raise BadInput(f"`path` must be a run directory with a config.json, got {path}; was it the --out of a run?")
         config = run_directory.read_config(path)
         shards = -(-config["data"]["n"] // config["shard_size"])
-        kept = [path / "records" / f"{shard:05d}.parquet" for shard in range(shards)]
-        missing = [file.name for file in kept if not file.exists()]
+        files = [path / "records" / f"{shard:05d}.parquet" for shard in range(shards)]
+        missing = [file.name for file in files if not file.exists()]
         if missing:
             raise BadInput(
                 f"`path` {path} holds a run that is not finished: {len(missing)} of {shards} shards are "
-                "missing; start it again with the same arguments and it goes on"
+                "missing; start it again with the same arguments to resume it"
             )
         found = gathered(
             config,
-            [run_directory.load(file) for file in kept],
+            [run_directory.load(file) for file in files],
             lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
         )
         return replace(found, binarization_test=BinarizationTest.load(path), diagnosis=Diagnosis.load(path))
@@ -246,7 +247,7 @@ class Evaluation:
 def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:
     """The evaluation of finished shards; `stage_of(shard, name)` gives a stage's table."""
     stages: dict[str, Stage] = {}
-    fallen: list[pa.Table] = []
+    broken: list[pa.Table] = []
     probes = 0
     for shard, table in enumerate(records):
         names = run_directory.notes(table)["stages"]
@@ -257,10 +258,9 @@ def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evalu
             probes += notes.get("probes", 0)
             stages[name] = stages[name].plus(stage) if name in stages else stage
             if "x_adv" in part.column_names:
-                kept = [name for name in ("id", "x_adv", "x") if name in part.column_names]
-                fallen.append(part.filter(part["fooled"]).select(kept))
+                broken.append(part.filter(part["fooled"]).select(["id", "x_adv", "x"]))
     order = ["clean", *(stage["name"] for stage in config["stages"])]
-    adversarial = pa.concat_tables([table.replace_schema_metadata() for table in fallen]) if fallen else None
+    adversarial = pa.concat_tables([table.replace_schema_metadata() for table in broken]) if broken else None
     if adversarial is not None and config["min_norm"]:  # of each example the last point is the nearest
         last = {id: row for row, id in enumerate(adversarial["id"].to_pylist())}
         adversarial = adversarial.take(pa.array(last.values(), pa.int64()))

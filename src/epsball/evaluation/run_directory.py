@@ -24,8 +24,8 @@ from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json
 
-FREE = {"batch_size", "machine"}
-"""Parts of the configuration that may differ on a resume: they change no record."""
+FREE = {"batch_size", "machine", "binarization_test", "diagnose", "accelerate", "compile"}
+"""Parts of the configuration that may differ in a resumed run: they change no record ("acceleration" does)."""
 
 
 class RunDir:

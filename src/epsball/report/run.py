@@ -153,7 +153,7 @@ class Run:
     @property
     def asked(self) -> int:
         """How many examples the accuracies are shares of."""
-        apart = self.found.count("at-target") + self.found.count("wrong") if self.config["target"] else 0
+        apart = self.found.count("at-target") + self.found.count("misclassified") if self.config["target"] else 0
         return len(self.found) - apart
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from epsball.acceleration.accelerate import accelerate
-from epsball.acceleration.plan import Plan
+from epsball.acceleration.plan import AccelerationPlan
 from epsball.acceleration.rewriting import NORMS
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
@@ -225,7 +225,7 @@ class TrainingLoop:
         if not wanted:
             return
         rows = max(1, config.batch_size // (distributed.world_size() * config.accumulate))
-        plan = None if state.plan is None else Plan.from_dict(state.plan)
+        plan = None if state.plan is None else AccelerationPlan.from_dict(state.plan)
         accelerated = accelerate(state.model, examples.x[:rows].to(self.device), plan=plan, trainable=True)
         state.plan = accelerated.plan.to_dict()
         if accelerated.plan.rewriting != "none":

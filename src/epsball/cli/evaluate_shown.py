@@ -1,0 +1,144 @@
+"""What `epsball evaluate` prints: the stages, the curve or the distances, the result, and whether it is reliable."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from epsball.cli.common import percent
+
+if TYPE_CHECKING:
+    from epsball.evaluation.result import Evaluation, Stage, Status
+
+BAR = 40
+"""Characters of a bar at 100 %."""
+APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}
+
+
+def show_result(found: Evaluation, subject: dict[str, str], out: Path | None) -> None:
+    """Print an evaluation; `subject` says what model, source, data and ball are."""
+    console = Console(highlight=False)
+    for name in ("model", "source", "data", "ball"):
+        if name in subject:
+            console.print(f"[dim]{name:<6}[/] {escape(subject[name])}", soft_wrap=True)
+    console.print()
+    config = found.config
+    if config["min_norm"]:
+        _show_distances(found, console)
+    else:
+        _show_accuracy(found, console)
+    unconfirmed = sum(stage.unconfirmed for stage in found.stages)
+    if unconfirmed and config["storage"]["x_adv"] == "8bit":
+        console.print(f"[dim]{unconfirmed:,} successes were undone by the rounding, and do not count.[/]")
+    if config["eot"] > 1:
+        console.print(f"[dim]Predictions are the mean of {config['eot']} model calls.[/]")
+    more = "nearer adversarial examples" if config["min_norm"] else "more"
+    bound = "A transfer: attacks that see the model itself" if config["source"] else "An upper bound: a stronger attack"
+    console.print(f"[dim]{bound} {'find' if config['source'] else 'may find'} {more}.[/]")
+    _show_reliability(found, console)
+    if out is not None:
+        from epsball.report.html import REPORT
+
+        console.print(f"[dim]report: {escape(str(out / REPORT))}[/]", soft_wrap=True)
+
+
+def _show_reliability(found: Evaluation, console: Console) -> None:
+    """How gradients were computed, what the protocol reacted to, the binarization test and the reliability checks."""
+    from epsball.acceleration.plan import AccelerationPlan
+
+    if (record := found.config.get("acceleration")) is not None:
+        console.print(f"[dim]gradients: {AccelerationPlan.from_dict(record)}[/]", soft_wrap=True)
+    if (test := found.binarization_test) is not None:
+        console.print(f"[{'green' if test.passed else 'yellow'}]{test.sentence}[/]")
+    if (reaction := found.config["reaction"]) is not None:
+        for because in reaction["because"]:
+            console.print(f"[yellow]{because}[/]")
+    if (diagnosis := found.diagnosis) is not None:
+        console.print(f"[{'yellow' if diagnosis.speaks_against else 'dim'}]{diagnosis.sentence}[/]")
+        for one in diagnosis.raised:
+            if one.name not in diagnosis.answered:
+                console.print(Padding(escape(one.text), (0, 0, 0, 2)))
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("attack", overflow="fold", min_width=12)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _cost(stage: Stage) -> tuple[str, str]:
+    """Model calls (a forward, with its backward where there is one) per attacked example, and seconds."""
+    return f"{(stage.backwards or stage.forwards) / max(stage.attacked, 1):.1f}", f"{stage.seconds:.2f}"
+
+
+def _show_accuracy(found: Evaluation, console: Console) -> None:
+    """The stages, the curve where there is one, and the robust accuracy."""
+    table = _table("eps", "attacked", "broken", "robust", "model calls/example", "seconds")
+    clean, *attacks = found.stages
+    attacked = robust = found.count("robust") + found.count("fooled")
+    correct = round(found.clean_accuracy * len(found))
+    table.add_row("none", "", "", "", f"{correct:,}", "1.0", f"{clean.seconds:.2f}")
+    for stage in attacks:
+        robust -= stage.fooled
+        eps = "" if stage.eps is None else f"{stage.eps:.4g}"
+        table.add_row(stage.attack, eps, f"{stage.attacked:,}", f"{stage.fooled:,}", f"{robust:,}", *_cost(stage))
+    console.print(table, "")
+    if len(found.curve) > 1:
+        for eps, accuracy in found.curve:
+            console.print(f"eps {eps:<8.4g} {accuracy:7.2%}  [dim]{'▇' * round(BAR * accuracy)}[/]")
+        console.print()
+    result = f"robust accuracy {found.robust_accuracy:.2%}"
+    if found.config["target"]:
+        result = f"not driven to the target: {found.robust_accuracy:.2%} of {attacked:,}"
+    stored = ", stored in 8 bits" if found.config["storage"]["x_adv"] == "8bit" else ""
+    apart = [f"{found.count(status):,} {text}" for status, text in APART.items() if found.count(status)]
+    console.print(
+        f"[bold]{result}[/] (95% interval {percent(found.interval)}), clean accuracy {found.clean_accuracy:.2%}{stored}"
+        + (f" ({', '.join(apart)})" if apart else "")
+    )
+
+
+def _show_distances(found: Evaluation, console: Console) -> None:
+    """The stages of a run with --min-norm, the quantiles of its distances, and what attacks of one radius added."""
+    planned = {stage["name"]: stage for stage in found.config["stages"]}
+    table = _table("within", "attacked", "nearer", "model calls/example", "seconds")
+    clean, *attacks = found.stages
+    table.add_row("none", "", "", "", "1.0", f"{clean.seconds:.2f}")
+    attacked, improved = 0, 0
+    for stage in attacks:
+        plan = planned[stage.name]
+        within = "" if plan["minimises"] else f"{plan['within']:.0%}" if plan["within"] else f"{stage.eps:.4g}"
+        if not plan["minimises"]:
+            attacked, improved = attacked + stage.attacked, improved + stage.fooled
+        table.add_row(stage.attack, within, f"{stage.attacked:,}", f"{stage.fooled:,}", *_cost(stage))
+    console.print(table, "")
+    what = "misclassified" if found.config["target"] is None else "at the target"
+    for share, distance in found.quantiles():
+        left = "" if math.isinf(distance) else "▇" * round(BAR * (1 - share))
+        console.print(f"{share:4.0%} {what} within {distance:<9.4g} [dim]{left}[/]")
+    console.print()
+    (_, median), *_ = found.quantiles((0.5,))
+    norm, rounded = found.config["ball"]["class"], found.config["storage"]["x_adv"] == "8bit"
+    stored = ", stored in 8 bits" if rounded else ""
+    console.print(f"[bold]median distance {median:.4g}[/] ({norm}), clean accuracy {found.clean_accuracy:.2%}{stored}")
+    if len(found.curve) > 1 or math.isfinite(found.curve[0][0] or math.inf):
+        for eps, accuracy in found.curve:
+            console.print(f"robust accuracy at {eps:<8.4g} {accuracy:7.2%}")
+    if left := found.count("robust"):
+        why = "" if rounded or found.config["source"] is not None else ": is the model masking gradients?"
+        console.print(f"[yellow]no adversarial example at any distance for {left:,}{why}[/]")
+    if improved:
+        console.print(
+            f"[yellow]attacks of one radius found nearer adversarial examples in {improved:,} of {attacked:,} "
+            "attempts; the distances include them[/]"
+        )
+    elif attacked:
+        console.print(f"[dim]attacks of one radius found nothing nearer in {attacked:,} attempts[/]")

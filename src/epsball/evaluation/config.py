@@ -1,0 +1,94 @@
+"""How an evaluation is run: the keywords of `evaluate`, the flags of `epsball evaluate`, its TOML file, `config.json`.
+
+It needs no torch, so that the command line shows its help at once.
+"""
+
+from typing import Annotated, Literal
+
+from epsball.common.checks import check_distinct, check_whole
+from epsball.common.config import Config, Rule
+from epsball.common.errors import BadInput
+
+COUNT = "it is a number of examples, 0 for none"
+
+
+class EvaluationConfig(Config):
+    """The settings of an evaluation.
+
+    Parameters
+    ----------
+    eps
+        Several radii instead of the ball's one, numbers or fractions such as 8/255: the robustness curve.
+    min_norm
+        Search the minimum-norm adversarial example of each example, whatever the ball's radius: the distance to the
+        decision boundary. Attacks of a fixed radius then check the distances, at `eps` or just within each distance.
+    eot
+        Average so many model calls (expectation over transformation), for a model that draws random numbers: 20, say.
+    storage
+        How adversarial examples are stored and evaluated: float, or 8bit for the 256 levels of an image, rounded
+        towards the example; a success that the rounding undoes does not count.
+    seed
+        Keys all randomness.
+    batch_size
+        Examples of one model call; it does not change the records (from 32 up, on CPU).
+    shard_size
+        Examples of a shard, the unit that a resumed run does not repeat.
+    binarization_test
+        Hide adversarial examples in the balls of so many examples and count how many the attacks find (Zimmermann et
+        al. 2022): attacks that miss them are too weak for this model.
+    diagnose
+        Run the reliability checks on so many examples; 0 for none. Default in Python: 16 to 128, where that costs no
+        more than a quarter of the run.
+    accelerate
+        Let the attacks use a network of the same function with cheaper gradients. Default: where a short trial is
+        likely to pay. Results always come from the model itself.
+    compile
+        Compile the accelerated network with torch.compile, too: it takes a minute or more once, for long runs.
+    draft
+        On a GPU: run each attack that takes gradients in bf16 first, then in full precision on what is still robust.
+    """
+
+    eps: tuple[float | str, ...] | None = None
+    min_norm: bool = False
+    eot: Annotated[int, Rule(check_whole, 1, "1 is right for all but stochastic models")] = 1
+    storage: Literal["float", "8bit"] = "float"
+    seed: int = 0
+    batch_size: Annotated[int, Rule(check_whole, 1)] = 128
+    shard_size: Annotated[int, Rule(check_whole, 1)] = 1024
+    binarization_test: Annotated[int, Rule(check_whole, 0, COUNT)] = 0
+    diagnose: Annotated[int | None, Rule(check_whole, 0, COUNT)] = None
+    accelerate: bool | None = None
+    compile: bool = False
+    draft: Literal["bf16"] | None = None
+
+    def check(self) -> None:
+        if self.eps is not None:
+            if not self.eps:
+                raise BadInput("`eps` must be distinct radii, at least one, got none; or leave it out")
+            check_distinct("eps", self.radii or ())
+        if not self.min_norm:
+            return
+        if self.eot > 1:
+            raise BadInput(
+                f"`eot` must be 1 with `min_norm`, got {self.eot}: a stochastic model has no decision boundary to "
+                "measure a distance to; evaluate it at a radius, or fix its random numbers"
+            )
+        if self.binarization_test:
+            raise BadInput(
+                "`binarization_test` must be 0 with `min_norm`: it hides adversarial examples in balls of one radius; "
+                "run it at one"
+            )
+
+    @property
+    def radii(self) -> tuple[float, ...] | None:
+        """The radii of the curve, smallest first; None without `eps`."""
+        if self.eps is None:
+            return None
+        from epsball.balls.registry import parse_radius  # imports torch
+
+        return tuple(sorted(parse_radius(eps) if isinstance(eps, str) else float(eps) for eps in self.eps))
+
+    @property
+    def default_attacks(self) -> tuple[str, ...]:
+        """The attacks of a run that names none."""
+        return ("min-norm",) if self.min_norm else ("fgsm", "pgd")

@@ -1,0 +1,117 @@
+"""The records of a shard follow from its stages: one computation, for the run and for its verification.
+
+A stage's table says which of the attacked rows were fooled, at what cost, and what the model answered there. Taken
+together in their order, the stages give each example its status, the attack that broke it, the radius and the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from epsball.balls.registry import distances
+from epsball.evaluation import run_directory
+from epsball.problem.task import AWAY
+
+
+class ShardRecords:
+    """The records of a shard, row by row, so far.
+
+    `ids`, `labels`, `target` (AWAY for none) and `clean_prediction` (n,) are integers, `valid` says whether the clean
+    logits are finite. `known` are the distances at which examples are fooled so far in a run with `min_norm`, infinite
+    before; `distances` those of the stored points, by name: in the ball's norm ("distance") and in each of `norms`.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        target: np.ndarray,
+        clean: tuple[np.ndarray, np.ndarray],
+        *,
+        min_norm: bool,
+        norms: Iterable[str],
+    ) -> None:
+        n = len(ids)
+        self.ids, self.labels, self.target, self.min_norm = ids, labels, target, min_norm
+        self.clean_prediction, self.valid = clean
+        self.status = np.full(n, "robust", dtype=object)
+        self.status[self.clean_prediction != labels] = "misclassified"
+        at_target = (target == labels) | (target == self.clean_prediction)
+        self.status[(target != AWAY) & at_target] = "at-target"
+        self.status[~self.valid] = "invalid"
+        self.attack = np.full(n, None, dtype=object)
+        self.eps, self.overflow_eps = np.full(n, np.nan), np.full(n, np.nan)
+        self.overflowed = np.zeros(n, dtype=bool)
+        self.forwards, self.backwards = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        self.prediction, self.confidence = np.full(n, np.nan), np.full(n, np.nan)
+        self.known = np.full(n, np.inf)
+        self.distances = {name: np.full(n, np.nan) for name in ("distance", *norms)}
+
+    def rows_to_attack(self, everywhere: bool, radii: np.ndarray) -> np.ndarray:
+        """The rows that a stage may change: what is robust so far.
+
+        With `min_norm` those with a known distance beyond the stage's `radii` (n,), or `everywhere`, wherever something
+        nearer may be.
+        """
+        if not self.min_norm:
+            return np.flatnonzero(self.status == "robust")
+        may = np.isin(self.status, ("robust", "fooled")) & (self.known > 0)
+        return np.flatnonzero(may if everywhere else may & (self.known > radii))
+
+    def add_stage(self, table: pa.Table, rows: np.ndarray, attack: str, radii: np.ndarray) -> np.ndarray:
+        """Enter the table of a stage, whose rows are `rows` of the shard; which of the table's rows were fooled."""
+        fooled, invalid = (table[name].to_numpy(zero_copy_only=False) for name in ("fooled", "invalid"))
+        self.forwards[rows] += table["forwards"].to_numpy()
+        self.backwards[rows] += table["backwards"].to_numpy()
+        lost, broken = rows[invalid & ~fooled], rows[fooled]
+        self.overflowed[lost] = True  # also where a radius per feature is no number
+        self.overflow_eps[lost] = np.fmin(self.overflow_eps[lost], radii[lost])
+        if self.min_norm:
+            self.known[broken] = values(table, "distance")[fooled]
+            radii = np.fmin(self.known, radii)
+        self.status[broken], self.attack[broken], self.eps[broken] = "fooled", attack, radii[broken]
+        self.prediction[broken] = values(table, "adversarial_prediction")[fooled]
+        self.confidence[broken] = values(table, "adversarial_confidence")[fooled]
+        return fooled
+
+    def finish(self) -> None:
+        """After the last stage: an example whose logits overflowed under an attack does not count as robust."""
+        self.status[self.overflowed & (self.status == "robust")] = "invalid"
+
+    def table(self, clean_confidence: Any) -> pa.Table:
+        """The records, one row per example; what is known of adversarial examples only is null for the others."""
+        found: dict[str, pa.Array] = {}
+        floats = {"eps": self.eps, "adversarial_prediction": self.prediction, "adversarial_confidence": self.confidence}
+        counts = {name for name, norm in distances(list(self.distances)[1:]).items() if "count" in norm.traits}
+        for name, column in (floats | self.distances).items():
+            null = (self.status != "fooled") | np.isnan(column)
+            whole = name in counts or name == "adversarial_prediction"
+            column = np.where(null, 0, column).astype(np.int64) if whole else column
+            found[name] = pa.array(column, mask=null)
+        return run_directory.table(
+            {
+                "id": self.ids,
+                "label": self.labels,
+                "target": pa.array(self.target, mask=self.target == AWAY),
+                "clean_prediction": pa.array(self.clean_prediction, mask=~self.valid),
+                "clean_confidence": clean_confidence,
+                "status": pa.array(self.status, pa.string()),
+                "attack": pa.array(self.attack, pa.string()),
+                **found,
+                "overflow_eps": pa.array(self.overflow_eps, mask=np.isnan(self.overflow_eps)),
+                "forwards": self.forwards,
+                "backwards": self.backwards,
+            }
+        )
+
+
+def values(table: pa.Table, name: str) -> np.ndarray:
+    """A column as an array; numbers that are null are not a number, text that is null is None."""
+    column = table[name]
+    if pa.types.is_string(column.type):
+        return np.array(column.to_pylist(), dtype=object)
+    return column.to_numpy(zero_copy_only=False)

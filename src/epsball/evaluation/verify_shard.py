@@ -1,0 +1,276 @@
+"""One shard of a finished run, recomputed from its stages' tables and compared with its records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from epsball.balls.ball import Ball
+from epsball.balls.ball_file import inside_box
+from epsball.balls.linf import Linf
+from epsball.balls.registry import distances
+from epsball.common.noise import Noise
+from epsball.data.examples import Examples
+from epsball.evaluation import run_directory
+from epsball.evaluation.differences import CLEAN, records_columns, stage_columns
+from epsball.evaluation.point_storage import checksums
+from epsball.evaluation.records import ShardRecords, values
+from epsball.evaluation.stored_run import StoredRun, confidence_of
+from epsball.problem.objective import prediction
+from epsball.problem.task import AWAY, Task
+
+CONFIDENCE = 1e-4
+"""Confidences may differ by so much: between machines the last bits of logits do."""
+DISTANCE = 1e-9
+"""Distances may differ by so much of themselves: sums in double precision, in whatever order."""
+
+WHAT = {
+    "status": "status",
+    "attack": "attack",
+    "eps": "eps",
+    "overflow_eps": "eps",
+    "adversarial_prediction": "prediction",
+    "adversarial_confidence": "confidence",
+    "forwards": "model calls",
+    "backwards": "model calls",
+    "clean_prediction": "clean prediction",
+}
+"""What a difference in a column of the records is called."""
+
+
+class VerifiedShard:
+    """A shard whose `stored` records are compared with those that follow from its stages.
+
+    `expected` are these; `confirmed` says which of its successes were reproduced, `clean_found` are the clean
+    predictions made anew (-1 where logits are not finite), `clean_checked` how many those are; `data_rows` the rows of
+    the examples in the data at hand, -1 for none; `places` their numbers in the whole run.
+    """
+
+    def __init__(self, run: StoredRun, number: int, start: int, stored: pa.Table, clean: pa.Table | None) -> None:
+        self.run, self.number, self.stored = run, number, stored
+        self.differences = run.differences
+        self.places = start + np.arange(len(stored))
+        self.clean_prediction = stored["clean_prediction"].fill_null(0).to_numpy().copy()
+        self.valid = stored["clean_prediction"].is_valid().to_numpy().copy()
+        self.logits: np.ndarray | None = None
+        if clean is not None:
+            self.check_clean(clean)
+        self.expected = ShardRecords(
+            stored["id"].to_numpy(),
+            stored["label"].to_numpy(),
+            stored["target"].fill_null(AWAY).to_numpy(),
+            (self.clean_prediction, self.valid),
+            min_norm=run.config["min_norm"],
+            norms=run.norms,
+        )
+        self.ids = self.expected.ids
+        self.confirmed = np.zeros(len(stored), dtype=bool)
+        self.clean_found = np.where(self.valid, self.clean_prediction, -1)
+        self.data_rows = np.full(len(stored), -1)
+        self.clean_checked = 0
+
+    def verify(self) -> None:
+        """Check every stage in its order, then the records."""
+        if self.run.data is not None:
+            self.check_data(self.run.data)
+        names = ["clean"]
+        for stage in self.run.config["stages"]:
+            radii = self.run.radii(stage, self.places, self.expected.known)
+            rows = self.expected.rows_to_attack(stage["minimises"] or stage["within"] is not None, radii)
+            if not len(rows):
+                continue
+            names.append(stage["name"])
+            path = self.run.path / "stages" / f"{self.number:05d}-{stage['name']}.parquet"
+            table = self.run.read(path, stage_columns(self.expected.min_norm))
+            if table is None:
+                self.accept_unread(stage, rows, radii, path.name)
+            else:
+                self.check_stage(stage, rows, radii, table, path.name)
+        self.expected.finish()
+        stored = run_directory.notes(self.stored).get("stages")
+        shard = f"shard {self.number}: stages"
+        self.differences.add(None, "count", f"{shard} {stored}", f"{shard} {names}")
+        self.check_records()
+
+    def check_clean(self, clean: pa.Table) -> None:
+        """Take the clean predictions from the clean stage, and check them by the logits stored beside them."""
+        compare = self.differences.compare
+        ids = self.stored["id"].to_numpy()
+        rows, places = self.differences.paired("the clean stage", clean["id"].to_numpy(), ids)
+        clean, ids = clean.take(pa.array(rows)), ids[places]
+        confidence, found = clean["confidence"].to_numpy(), clean["prediction"].to_numpy()
+        valid = clean["valid"].to_numpy(zero_copy_only=False)
+        compare(ids, "label", self.stored["label"].to_numpy()[places], clean["label"].to_numpy())
+        compare(ids, "clean confidence", values(self.stored, "clean_confidence")[places], confidence)
+        self.clean_prediction[places], self.valid[places] = found, valid
+        if "logits" in clean.column_names:
+            logits = torch.from_numpy(run_directory.points(clean["logits"], (-1,)).copy())
+            compare(ids, "clean prediction", found, prediction(logits).numpy())
+            compare(ids, "clean prediction", valid, logits.isfinite().all(1).numpy())
+            compare(ids, "clean confidence", confidence, confidence_of(logits), atol=CONFIDENCE)
+            self.logits = np.full((len(self.stored), logits.shape[1]), np.nan)
+            self.logits[places] = logits.numpy()
+
+    def check_data(self, data: Examples) -> None:
+        """Labels and clean predictions of the whole shard, with the data at hand."""
+        ids = data.ids.cpu().numpy()
+        order = ids.argsort(kind="stable")
+        rows = order[np.searchsorted(ids[order], self.ids).clip(max=len(ids) - 1)]
+        known = ids[rows] == self.ids
+        self.differences.missing(self.ids[~known], "in the run", "not in the data")
+        where, rows = np.flatnonzero(known), rows[known]
+        self.data_rows[where] = rows
+        labels = data.y.cpu().numpy()[rows]
+        self.differences.compare(self.ids[where], "label", self.expected.labels[where], labels)
+        if len(where) and tuple(data.x.shape[1:]) == self.run.shape:
+            x = data.x[torch.from_numpy(rows)].to(self.run.device, self.run.dtype)
+            self.check_clean_predictions(where, self.run.forward(self.task(where, x, None), x))
+
+    def accept_unread(self, stage: dict[str, Any], rows: np.ndarray, radii: np.ndarray, name: str) -> None:
+        """A stage whose file cannot be read: whoever the records say was fooled there is taken over, unconfirmed."""
+        expected, stored = self.expected, self.stored
+        eps = values(stored, "eps")
+        fooled = rows[values(stored, "attack")[rows] == stage["attack"]]
+        if not expected.min_norm:
+            fooled = fooled[(eps == radii)[fooled] | np.isnan(radii[fooled])]
+        self.differences.missing(self.ids[fooled], f"fooled by {stage['attack']}", f"nothing to read in {name}")
+        expected.status[fooled], expected.attack[fooled], expected.eps[fooled] = "fooled", stage["attack"], eps[fooled]
+        expected.known[fooled], self.confirmed[fooled] = values(stored, "distance")[fooled], False
+        for distance in expected.distances.values():
+            distance[fooled] = np.nan
+
+    def check_stage(
+        self, stage: dict[str, Any], rows: np.ndarray, radii: np.ndarray, table: pa.Table, name: str
+    ) -> None:
+        """One attack at one radius: its summary, the rows that it says are fooled, and each of its points."""
+        expected, differences = self.expected, self.differences
+        self.check_summary(stage, table, len(rows), name)
+        paired, places = differences.paired(name, table["id"].to_numpy(), self.ids[rows])
+        table, rows = table.take(pa.array(paired)), rows[places]
+        before = expected.known.copy()
+        fooled = expected.add_stage(table, rows, stage["attack"], radii)
+        if expected.min_norm:
+            broken = rows[fooled]
+            nearer = expected.known[broken] < before[broken]
+            differences.compare(self.ids[broken], "nearer", np.full(len(broken), True), nearer)
+        there = np.all([table[part].is_valid().to_numpy() for part in ("x_adv", "x", "crc32")], axis=0)
+        differences.missing(self.ids[rows[fooled & ~there]], f"fooled by {stage['attack']}", f"no point in {name}")
+        for id in self.ids[rows[~fooled & there]]:
+            differences.add(id, "success", "not fooled", f"a point in {name}")
+        table, rows = table.filter(pa.array(fooled & there)), rows[fooled & there]
+        try:
+            points = {part: run_directory.points(table[part], self.run.shape) for part in ("x_adv", "x")}
+        except ValueError as error:
+            for id in table["id"].to_pylist():
+                differences.add(id, "damaged", name, error)
+            return
+        if len(table):
+            self.check_points(stage, rows, table, points)
+
+    def check_summary(self, stage: dict[str, Any], table: pa.Table, attacked: int, name: str) -> None:
+        """The summary of a stage against its own table, and against the configuration."""
+        summary = run_directory.notes(table).get("stage", {})
+        sums = {part: int(values(table, part).sum()) for part in ("fooled", "forwards", "backwards")}
+        configured = {part: stage[part] for part in ("name", "attack", "eps")}
+        for part, value in (configured | {"attacked": attacked} | sums).items():
+            self.differences.add(None, "count", f"{name}, {part}: {summary.get(part)}", f"{name}, {part}: {value}")
+
+    def check_points(
+        self, stage: dict[str, Any], rows: np.ndarray, table: pa.Table, points: dict[str, np.ndarray]
+    ) -> None:
+        """Recompute success, containment, clean prediction and distances from the points stored for `rows`."""
+        run, compare = self.run, self.differences.compare
+        ids, true = self.ids[rows], np.full(len(rows), True)
+        compare(ids, "checksum", table["crc32"].to_numpy(), checksums(*points.values()))
+        for part, stored in points.items():
+            kind = "8bit" if stored.dtype == np.uint8 else "float"
+            self.differences.add(None, "storage", f"{part}: {getattr(run.storage, part)}", f"{part}: {kind}")
+        z, x = run.decoded(points["x_adv"]), run.decoded(points["x"])
+        ball = run.ball(stage, self.places[rows])
+        task = self.task(rows, x, ball)
+        output = run.forward(task, z)
+        success, inside = run.objective.succeeds(output, task).cpu().numpy(), np.full(len(rows), False)
+        norms = distances(run.norms)
+        if ball is not None:
+            inside = (ball.contains(z, x) & inside_box(ball, x)).cpu().numpy()
+            norms["distance"] = ball
+        compare(ids, "success", true, success)
+        compare(ids, "containment", true, inside)
+        self.confirmed[rows] = success & inside
+        compare(ids, "prediction", table["adversarial_prediction"].to_numpy(), prediction(output).cpu().numpy())
+        confidence = table["adversarial_confidence"].to_numpy(zero_copy_only=False)
+        compare(ids, "confidence", confidence, confidence_of(output), atol=CONFIDENCE)
+        delta = z.double() - x.double()
+        for name, norm in norms.items():
+            self.expected.distances[name][rows] = norm.norm(delta).cpu().numpy()
+        if self.expected.min_norm:
+            found = self.expected.distances["distance"][rows]
+            compare(ids, "distance", values(table, "distance"), found, rtol=DISTANCE)
+        if run.data is None:
+            self.check_clean_predictions(rows, run.forward(task, x))
+        elif tuple(run.data.x.shape[1:]) == run.shape:
+            of_data = run.data.x[torch.from_numpy(self.data_rows[rows])].to(x)
+            same = (of_data == x).reshape(len(x), -1).all(1).cpu().numpy() & (self.data_rows[rows] >= 0)
+            compare(ids, "x", true, same)
+
+    def check_clean_predictions(self, rows: np.ndarray, output: Tensor) -> None:
+        """Compare clean predictions made anew with those that are stored; -1 where logits are not finite."""
+        finite = output.isfinite().all(1) if output.is_floating_point() else output >= 0
+        found = torch.where(finite, prediction(output), -1).cpu().numpy()
+        stored = np.where(self.valid[rows], self.clean_prediction[rows], -1)
+        self.differences.compare(self.ids[rows], "clean prediction", stored, found)
+        self.clean_found[rows] = found
+        self.clean_checked += len(rows)
+
+    def check_records(self) -> None:
+        """Compare the records with those that follow from the stages."""
+        found = self.expected.table(self.stored["clean_confidence"])
+        for name, what in WHAT.items():
+            self.differences.compare(self.ids, what, values(self.stored, name), values(found, name))
+        for name, distance in self.expected.distances.items():
+            # a point that cannot be read is a difference already
+            known = (self.expected.status != "fooled") | ~np.isnan(distance)
+            stored, recomputed = values(self.stored, name)[known], values(found, name)[known]
+            self.differences.compare(self.ids[known], "distance", stored, recomputed, rtol=DISTANCE)
+
+    def confirmed_records(self) -> pa.Table:
+        """The records with only the confirmed successes, and the clean predictions made anew."""
+        expected = self.expected
+        fooled = (expected.status == "fooled") & self.confirmed
+        status = np.where((expected.status == "fooled") & ~fooled, "robust", expected.status)
+        status[(status == "robust") & (self.clean_found != expected.labels)] = "misclassified"
+        columns = {
+            "status": pa.array(status, pa.string()),
+            "eps": pa.array(expected.eps, mask=~fooled | np.isnan(expected.eps)),
+            "clean_prediction": pa.array(self.clean_found, mask=self.clean_found < 0),
+        }
+        records = self.stored
+        for name, column in columns.items():
+            records = records.set_column(records.column_names.index(name), name, column)
+        return records
+
+    def task(self, rows: np.ndarray, x: Tensor, ball: Ball | None) -> Task:
+        """The task of the examples x at `rows`; without a ball, for clean predictions."""
+        parts = (self.expected.labels, self.expected.target, self.ids)
+        y, target, ids = (torch.tensor(part[rows], device=x.device) for part in parts)
+        clean = None if self.logits is None else torch.from_numpy(self.logits[rows]).to(x)
+        noise = Noise(self.run.config["seed"], ids, torch.zeros_like(ids))
+        return Task(x, y, target, target, clean, Linf(eps=0) if ball is None else ball, noise)
+
+
+def verified_shard(run: StoredRun, number: int, start: int, size: int) -> VerifiedShard | None:
+    """Verify a shard of so many examples; None, and differences, where its records cannot be read."""
+    stored = run.read(run.path / "records" / f"{number:05d}.parquet", records_columns(run.norms))
+    clean = run.read(run.path / "stages" / f"{number:05d}-clean.parquet", CLEAN)
+    if stored is None:
+        run.differences.missing([] if clean is None else clean["id"].to_pylist(), "in the clean stage", "no record")
+        return None
+    shard = f"shard {number}"
+    run.differences.add(None, "count", f"{shard}: {size} examples", f"{shard}: {len(stored)} examples")
+    verified = VerifiedShard(run, number, start, stored, clean)
+    verified.verify()
+    return verified
