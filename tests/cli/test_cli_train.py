@@ -90,7 +90,7 @@ def test_evaluate_takes_a_trained_folder_and_measures_the_accuracies_in_its_reco
     os.chdir("runs")
     code, output, error = run("verify", "b", "--data", "digits")
     assert code == 0, error
-    assert "everything agrees" in output
+    assert "no differences" in output
 
 
 def test_the_other_commands_take_a_folder(run: Run):
@@ -254,7 +254,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(run: Run, monkeypat
         patched.setattr(ProgressDisplay, "__call__", stopped)
         code, _, error = run(*arguments, "stopped")
     assert code == 130
-    assert "in stopped; the same command with --resume goes on from there." in one_line(error)
+    assert "in stopped; the same command with --resume resumes it." in one_line(error)
     code, _, error = run("evaluate", "--model", "stopped")
     assert code == 2
     assert "`epsball train --out stopped --resume` goes on" in one_line(error)
@@ -281,7 +281,7 @@ def test_a_signal_stops_a_training_without_a_traceback(tmp_path: Path):
     process.send_signal(signal.SIGINT)
     _, output = process.communicate()
     assert process.returncode == 130, output
-    assert "in stopped; the same command with --resume goes on from there." in one_line(output)
+    assert "in stopped; the same command with --resume resumes it." in one_line(output)
     assert "Traceback" not in output
 
 

@@ -1,4 +1,4 @@
-"""Two runs side by side: who held where, whether that is chance, and what the difference may come from."""
+"""Two runs side by side: which examples are robust where, is that chance, and where does it come from?"""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_pairs_are_counted_by_place_and_not_by_id(data: Examples) -> None:
     back = compare(b, a)
     assert (back.only_a, back.only_b, back.difference) == (found.only_b, found.only_a, -found.difference)
     assert back.difference_interval == pytest.approx((-high, -low))
-    assert json.loads(json.dumps(found.summary()))["verdict"] == found.sentence
+    assert json.loads(json.dumps(found.summary()))["sentence"] == found.sentence
 
 
 def test_a_run_differs_from_itself(data: Examples, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_run_differs_from_itself(data: Examples, tmp_path: Path) -> None:
     assert found.differ == ()
     assert (found.left_out_a, found.left_out_b) == (0, 0)
     assert (found.a, found.b) == ("A", str(tmp_path / "a"))
-    assert found.sentence == "The same examples held in both runs."
+    assert found.sentence == "The same examples are robust in both runs."
 
 
 @pytest.mark.parametrize(
@@ -162,25 +162,25 @@ def test_another_ball_is_not_said(data: Examples) -> None:
     assert compare(*[replace(ev, config=ev.config | {"radii": [0.1, 0.2]}) for ev in curves]).differ == ()
 
 
-def test_the_verdict_takes_the_wrong_side(data: Examples) -> None:
+def test_the_sentence_names_the_more_robust_model_or_the_stronger_attacks(data: Examples) -> None:
     weak, strong = run(data, eps=0.1), run(data, eps=0.6)
-    assert compare(weak, strong).sentence == "B is the harder test: of the same model it broke more examples."
-    assert compare(strong, weak).sentence == "A is the harder test: of the same model it broke more examples."
+    assert compare(weak, strong).sentence == "B has the stronger attacks: they broke more examples of the same model."
+    assert compare(strong, weak).sentence == "A has the stronger attacks: they broke more examples of the same model."
     worse = run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]))
     assert compare(run(data), worse).sentence.startswith("A is the more robust model:")
     assert compare(worse, run(data)).sentence.startswith("B is the more robust model:")
     both = compare(weak, run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]), eps=0.6))
-    assert both.sentence.startswith("More examples held in A: its model is more robust or its test is easier")
+    assert both.sentence.startswith("More examples are robust in A: model and attacks both differ")
     seeds = replace(compare(weak, strong), differ=("seed",))
-    assert seeds.sentence == "More examples held in A, with another seed: by the luck of starts and noise."
-    assert "harder test" in replace(seeds, differ=("seed", "attacks")).sentence
+    assert seeds.sentence == "More examples are robust in A, with another seed: by the luck of restarts and noise."
+    assert "stronger attacks" in replace(seeds, differ=("seed", "attacks")).sentence
     assert "more robust model" in replace(seeds, differ=("model", "seed")).sentence
     close = compare(run(data, eps=0.3), run(data, eps=0.305))
     assert close.p_value > 0.05 or "chance" not in close.sentence
     barely = replace(compare(weak, strong), only_a=3, only_b=1, difference=-2 / 120, p_value=mcnemar(3, 1))
     assert barely.sentence.endswith("It may be chance.")
     even = replace(barely, only_a=2, only_b=2, difference=0.0)
-    assert even.sentence == "Equal robust accuracy; 2 examples held in A only, and as many in B only."
+    assert even.sentence == "Equal robust accuracy; 2 examples are robust in A only, and as many in B only."
 
 
 def test_examples_of_one_run_only_are_compared(data: Examples) -> None:

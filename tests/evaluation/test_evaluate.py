@@ -471,7 +471,7 @@ from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.models.weights import load_weights
 torch.set_num_threads(1)
-plan = AccelerationPlan("graph")  # what a trial would choose depends on the machine's moment, and is another network's bits
+plan = AccelerationPlan("graph")  # what a trial would choose depends on the machine's moment
 net = build("small-cnn", (1, 8, 8), 10)
 load_weights(net, sys.argv[1])
 whole, run = map(Path, sys.argv[2:4])

@@ -16,7 +16,7 @@ from epsball.attacks.attack import Attack, State
 from epsball.balls.ball import Ball
 from epsball.balls.registry import BALLS
 from epsball.common.errors import BadInput
-from epsball.evaluation.boundary_search import shrunk
+from epsball.evaluation.boundary_search import boundary_search
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task, task_of
@@ -233,13 +233,13 @@ def test_a_point_far_behind_the_border_is_drawn_to_it_and_still_fools(norm: str)
         rows = fools.nonzero().squeeze(1)
         assert len(rows) > 10
         task, corner = task.rows(rows), corner[rows]
-        near = shrunk(objective, task, corner)
+        near = boundary_search(objective, task, corner)
         assert objective.evaluate_at(near, task).fooled.all()
         reached, began = (task.ball.distance(part, task.x) for part in (near, corner))
         assert (reached < began).all()
         inner = task.ball.with_eps(reached * (1 - 1e-3) if norm != "l0" else reached - 1).project(corner, task.x)
         assert not objective.evaluate_at(inner, task).fooled.any()
-        assert torch.equal(shrunk(objective, task, task.x), task.x)  # does not fool: comes back as it is
+        assert torch.equal(boundary_search(objective, task, task.x), task.x)  # does not fool: comes back as it is
     if norm != "l0":  # and so a run does, whatever its attack leaves
         found = eb.evaluate(model, (x, y), ball, [Far()], min_norm=True)
         assert found.distances[rows.numpy()] == pytest.approx(reached.double().numpy(), rel=1e-4)

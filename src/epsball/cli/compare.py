@@ -47,10 +47,8 @@ def _report(found: Comparison) -> None:
     console.print(f"[dim]B[/] {escape(found.b)}", soft_wrap=True)
     if found.differ:
         console.print(f"[yellow]they differ in[/] {', '.join(found.differ)}")
-    left = {"A": found.left_out_a, "B": found.left_out_b}
-    if any(left.values()):
-        said = ", ".join(f"{count:,} of {name}" for name, count in left.items() if count)
-        console.print(f"[yellow]left out[/] {said}: examples that not both ask about")
+    if left := [f"{count:,} of {name}" for name, count in (("A", found.left_out_a), ("B", found.left_out_b)) if count]:
+        console.print(f"[yellow]left out[/] {', '.join(left)}: examples that not both attack")
     console.print()
     low, high = found.difference_interval
     shares = Table(box=None, pad_edge=False, header_style="dim")

@@ -77,8 +77,8 @@ def run(arguments: Sequence[str]) -> int:
         return _refused(errors, error)
     except KeyboardInterrupt as interrupt:
         where, how = (*interrupt.args, None, None)[:2]
-        kept = f" What is finished is in {where}; {how or 'the same command'} goes on from there." if where else ""
-        errors.print(f"interrupted.{kept}", markup=False, soft_wrap=True)
+        remedy = f" What is finished is in {where}; {how or 'the same command'} resumes it." if where else ""
+        errors.print(f"interrupted.{remedy}", markup=False, soft_wrap=True)
         return INTERRUPTED
     except Exception:
         errors.print_exception(width=None)

@@ -1,4 +1,4 @@
-"""`epsball verify`: is what a run directory says true of its model?"""
+"""`epsball verify`: a run directory, recomputed with a fresh model."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def verify(
     model
         The model, as in `epsball evaluate`. Default: the one that the run names.
     weights
-        Its weights. Default: those that the run names, or that it keeps of a network trained on the spot.
+        Its weights. Default: those that the run names, or those of the network that it trained on the spot.
     data
-        Also hold the examples that the run keeps against this data, as in `epsball evaluate`, and make every clean
+        Also compare the examples that the run stores with this data, as in `epsball evaluate`, and make every clean
         prediction anew.
     batch_size
-        Examples that share a pass.
+        Examples of one model call.
     json
         Print everything, with all differences, as JSON on stdout.
     """
@@ -67,10 +67,9 @@ def verify(
     network, origin = _model(run, config, command or {}, model, weights)
     examples = None
     if data is not None:
-        told = {} if command is None else command["subject"]
-        examples = Subject(data=data, **{name: told[name] for name in OF_THE_DATA if name in told}).examples(
-            limit=told.get("limit")
-        )
+        subject = {} if command is None else command["subject"]
+        options = {name: subject[name] for name in OF_THE_DATA if name in subject}
+        examples = Subject(data=data, **options).examples(limit=subject.get("limit"))
     found = library_verify(run, network, data=examples, batch_size=batch_size)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
@@ -105,7 +104,7 @@ def _model(
     elif weights is None and ours and built_in(spec):
         weights = kept
     if weights is None and built_in(spec):
-        raise BadInput(f"`--weights` must be given with --model {spec}: the run keeps none for it")
+        raise BadInput(f"`--weights` must be given with --model {spec}: the run has none for it")
     card = (_read(run / "model.json", "give --weights") or {}) if weights == kept else {}
     classes = card.get("classes") or command.get("classes") or _classes(run)
     try:
@@ -133,30 +132,27 @@ def _report(found: Verification, run: str, origin: str, data: str | None) -> Non
         console.print(f"[dim]data[/]   {escape(data)}", soft_wrap=True)
     whose = "all" if found.with_data else "the fooled"
     console.print(
-        f"\n{found.n:,} examples; {found.confirmed:,} of {found.fooled:,} successes confirmed: in the ball, fooling\n"
+        f"\n{found.n:,} examples; {found.confirmed:,} of {found.fooled:,} successes reproduced, inside the ball\n"
         f"{found.clean_checked:,} clean predictions made anew ({whose})\n"
-        f"robust accuracy {found.robust_accuracy:.2%}, clean {found.clean_accuracy:.2%}"
+        f"robust accuracy {found.robust_accuracy:.2%}, clean accuracy {found.clean_accuracy:.2%}"
     )
     if found.eot > 1:
         console.print(
-            f"[dim]The model is stochastic: judged by the mean of {found.eot} passes, as in the run; verdicts on the "
-            "border need not repeat.[/]"
+            f"[dim]The model is stochastic: predictions are the mean of {found.eot} model calls, as in the run; near the "
+            "decision boundary they need not repeat.[/]"
         )
     if found.agrees:
-        console.print("\n[bold]everything agrees[/]")
+        console.print("\n[bold]no differences[/]")
         return
-    rows = found.differences.to_pylist()
+    rows = found.differences
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head, most in (("id", 10), ("what", 17), ("stored", 24), ("found", 24)):
         table.add_column(head, overflow="ellipsis", no_wrap=True, max_width=most)
     for row in rows[:SHOWN]:
-        table.add_row("run" if row["id"] is None else str(row["id"]), *(escape(row[part]) for part in COLUMNS))
+        table.add_row("run" if row.id is None else str(row.id), *map(escape, (row.what, row.stored, row.found)))
     console.print("", table)
     if len(rows) > SHOWN:
         console.print(f"[dim]and {len(rows) - SHOWN:,} more: --json prints all[/]")
-    kinds = ", ".join(f"{count:,} {what}" for what, count in Counter(row["what"] for row in rows).most_common())
-    touched = len({row["id"] for row in rows if row["id"] is not None})
+    kinds = ", ".join(f"{count:,} {what}" for what, count in Counter(row.what for row in rows).most_common())
+    touched = len({row.id for row in rows if row.id is not None})
     console.print(f"\n[bold red]{len(rows):,} differences[/] on {touched:,} examples: {kinds}")
-
-
-COLUMNS = ("what", "stored", "found")

@@ -1,7 +1,7 @@
-"""One attack on every example: the adversarial set as a file, and a sheet to look at.
+"""One attack on every example: the adversarial set.
 
-Unlike an evaluation it keeps the point of every example, also where the attack failed: for training, transfer, and
-pictures.
+Unlike an evaluation it keeps what the attack returned for every example, also where it failed: for training, transfer,
+and pictures.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from epsball.problem.task import task_of
 
 @dataclass(frozen=True, eq=False)
 class AdversarialSet:
-    """The attacked examples, what the model said before and after, and the sign of the loss's gradient at x.
+    """The attacked examples, predictions (n,) and confidences (n,) in [0, 1] before and after the attack.
 
-    `fooled` are those that were classified correctly before and are in the ball.
-
-    `direction` (n, *shape) is None where the model gives no gradient. Predictions (n,), confidences (n,) in [0, 1].
+    `fooled` are those that were classified correctly before and inside the ball no longer are. `direction` (n, *shape)
+    is the sign of the loss's gradient at x, None where the model gives no gradient.
     """
 
     examples: Examples
@@ -46,12 +45,12 @@ class AdversarialSet:
 
     @property
     def clean_accuracy(self) -> float:
-        """The share classified correctly before."""
+        """The share classified correctly before the attack."""
         return float((self.before == self.examples.y).double().mean())
 
     @property
     def accuracy(self) -> float:
-        """The share classified correctly after."""
+        """The share classified correctly after it."""
         return float((self.after == self.examples.y).double().mean())
 
     def summary(self) -> dict[str, Any]:
@@ -65,9 +64,8 @@ class AdversarialSet:
 
     def save(self, path: str | Path) -> None:
         """Write a parquet file that `datasets` loads: a row per example, with x_adv in its shape."""
-        points = self.x_adv.cpu()
-        points = points if points.dtype == torch.float64 else points.float()
-        column = run_directory.nested(points.numpy(), np.full(len(points), True))
+        x_adv = self.x_adv.cpu()
+        x_adv = x_adv if x_adv.dtype == torch.float64 else x_adv.float()
         columns = {
             "id": self.examples.ids.cpu().numpy(),
             "label": self.examples.y.cpu().numpy(),
@@ -76,9 +74,9 @@ class AdversarialSet:
             "confidence": self.confidence_before.cpu().double().numpy(),
             "adversarial_prediction": self.after.cpu().numpy(),
             "adversarial_confidence": self.confidence_after.cpu().double().numpy(),
-            "x_adv": column,
+            "x_adv": run_directory.nested(x_adv.numpy(), np.full(len(x_adv), True)),
         }
-        run_directory.save(Path(path), run_directory.table(columns, {"x_adv": tuple(points.shape[1:])}))
+        run_directory.save(Path(path), run_directory.table(columns, {"x_adv": tuple(x_adv.shape[1:])}))
 
 
 def make(
@@ -97,12 +95,14 @@ def make(
     directions: list[Tensor] = []
     for start in range(0, len(examples), batch_size):
         index = torch.arange(start, min(start + batch_size, len(examples)))
-        part, near = examples.rows(index), ball.rows(index)
-        x_adv = attack(model, part.x, part.y, near, target=target, ids=part.ids, seed=seed)
+        part, part_ball = examples.rows(index), ball.rows(index)
+        x_adv = attack(model, part.x, part.y, part_ball, target=target, ids=part.ids, seed=seed)
         with Objective(model, cross_entropy) as objective:
-            task = task_of(part.x, part.y, near, target=target)
+            task = task_of(part.x, part.y, part_ball, target=target)
             before, after = objective.forward(part.x), objective.forward(x_adv)
-            fooled = objective.succeeds(after, task) & (prediction(before) == part.y) & near.contains(x_adv, part.x)
+            fooled = (
+                objective.succeeds(after, task) & (prediction(before) == part.y) & part_ball.contains(x_adv, part.x)
+            )
             if attack.needs == "grad":
                 directions.append(objective(part.x, task).grad.sign())
         confidences = [

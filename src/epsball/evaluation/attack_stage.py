@@ -22,7 +22,7 @@ from epsball.engine.queue import OnTurn, Outcome
 from epsball.engine.stages import PlannedStage
 from epsball.engine.user_attack import UserAttack
 from epsball.evaluation import run_directory
-from epsball.evaluation.boundary_search import shrunk
+from epsball.evaluation.boundary_search import boundary_search
 from epsball.evaluation.plan import EvaluationPlan, numbers
 from epsball.evaluation.point_storage import checksums
 from epsball.evaluation.result import Stage
@@ -86,7 +86,7 @@ class AttackStage:
         task, x_adv, before = self.task.rows(hit), outcome.x_adv[hit], evaluator.forwards
         x = numbers(task.x)
         if plan.min_norm and len(hit):
-            x_adv = shrunk(evaluator, task, x_adv, kept=plan.stored, batch_size=plan.batch_size)
+            x_adv = boundary_search(evaluator, task, x_adv, stored=plan.stored, batch_size=plan.batch_size)
         stored = plan.storage.keep(numbers(x_adv), x)
         z = plan.decoded(stored).to(task.x)
         output = queue.forward_rows(evaluator, task, z, plan.batch_size) if len(hit) else z.new_zeros(0, 2)

@@ -1,7 +1,7 @@
-"""Two runs side by side, example by example: where only one of them held, and whether that is more than chance.
+"""Two runs side by side, example by example: which are robust in only one, and whether that is more than chance.
 
-The examples are the same, so the runs are paired: McNemar's test (1947), here exact, asks whether those that held in
-one run only are divided as a fair coin would divide them. Needs no torch.
+The examples are the same, so the runs are paired: McNemar's test (1947), here exact, asks whether the examples that are
+robust in one run only are divided as a fair coin would divide them. Needs no torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from epsball.common.errors import BadInput
+from epsball.common.record import Record
 from epsball.evaluation.result import Evaluation, wilson
 
 CHANCE = 0.05
@@ -21,7 +22,7 @@ CHANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """Two runs on the same `n` examples, paired by id.
 
     `both`, `only_a`, `only_b` and `neither` count the examples that were robust in both runs, in the first only, in the
@@ -33,6 +34,8 @@ class Comparison:
     differ: then the same ids and labels may stand for other examples. `left_out_a`, `left_out_b` count the examples
     that only one run holds, or that a targeted run sets apart.
     """
+
+    derived = ("sentence", "method")
 
     a: str
     b: str
@@ -58,69 +61,62 @@ class Comparison:
     def sentence(self) -> str:
         """What the difference means, in words: higher is better for a model, lower is better for an attack."""
         if self.only_a == self.only_b == 0:
-            return "The same examples held in both runs."
+            return "The same examples are robust in both runs."
         if self.difference == 0:
-            return f"Equal robust accuracy; {self.only_a} examples held in A only, and as many in B only."
+            return f"Equal robust accuracy; {self.only_a} examples are robust in A only, and as many in B only."
         higher, lower = ("B", "A") if self.difference > 0 else ("A", "B")
-        model, protocol = "model" in self.differ, bool(set(self.differ) - {"model", "data", "seed"})
-        if model and protocol:
-            said = (
-                f"More examples held in {higher}: its model is more robust or its test is easier, which cannot be told "
-                "apart as both differ."
-            )
+        model, attacks = "model" in self.differ, bool(set(self.differ) - {"model", "data", "seed"})
+        more = f"More examples are robust in {higher}"
+        if model and attacks:
+            sentence = f"{more}: model and attacks both differ, so the cause may be either."
         elif model:
-            said = f"{higher} is the more robust model: under the same test more of its examples held."
-        elif protocol:
-            said = f"{lower} is the harder test: of the same model it broke more examples."
+            sentence = f"{higher} is the more robust model: more of its examples are robust under the same attacks."
+        elif attacks:
+            sentence = f"{lower} has the stronger attacks: they broke more examples of the same model."
         elif "seed" in self.differ:
-            said = f"More examples held in {higher}, with another seed: by the luck of starts and noise."
+            sentence = f"{more}, with another seed: by the luck of restarts and noise."
         elif "data" in self.differ:
-            said = f"More examples held in {higher}, with the same settings."
+            sentence = f"{more}, with the same settings."
         else:
-            said = f"More examples held in {higher}, with the same settings: by noise of the model or of the machine."
+            sentence = f"{more}, with the same settings: by noise of the model or of the machine."
         if "data" in self.differ:
-            said += " The data of the runs is not the same, which may be the cause."
-        return said if self.p_value <= CHANCE else f"{said} It may be chance."
+            sentence += " The data of the runs is not the same, which may be the cause."
+        return sentence if self.p_value <= CHANCE else f"{sentence} It may be chance."
 
-    def summary(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {
-            **vars(self),
-            "verdict": self.sentence,
-            "method": {"p_value": "exact McNemar", "interval": "Wilson", "difference_interval": "Newcombe, method 10"},
-        }
+    @property
+    def method(self) -> dict[str, str]:
+        """Which test and intervals these are."""
+        return {"p_value": "exact McNemar", "interval": "Wilson", "difference_interval": "Newcombe, method 10"}
 
 
 def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Comparison:
     """Compare two evaluations, or run directories, over the examples that both hold, at the largest radius of each.
 
-    Raises `BadInput` for a run that sought nearest points, and where they are not on the same data: neither the same
-    digest, nor the same name and the same labels of the ids that both hold.
+    Raises `BadInput` for a run that searched minimum-norm adversarial examples, and where the runs are not on the same
+    data: neither the same digest, nor the same name and the same labels of the ids that both hold.
     """
     runs = [run if isinstance(run, Evaluation) else Evaluation.load(run) for run in (a, b)]
     names = [name if isinstance(run, Evaluation) else str(run) for name, run in (("A", a), ("B", b))]
     for run, name in zip(runs, ("a", "b"), strict=True):
         if run.config["min_norm"]:
             raise BadInput(
-                f"`{name}` must be a run at a radius, got one that sought the nearest points; `epsball report` puts "
+                f"`{name}` must be a run at a radius, got one with min_norm; `epsball report` puts "
                 "the distances of two such runs side by side"
             )
     ids = [run.records["id"].to_numpy() for run in runs]
     common, *rows = np.intersect1d(*ids, assume_unique=True, return_indices=True)
     labels = [run.records["label"].to_numpy()[row] for run, row in zip(runs, rows, strict=True)]
     _same_data([run.config["data"] for run in runs], common, *labels)
-    asked = np.full(len(common), True)
-    held = []
+    attacked = np.full(len(common), True)
+    robust = []
     for run, row in zip(runs, rows, strict=True):
         status = run.records["status"].to_numpy(zero_copy_only=False)[row]
-        held.append(status == "robust")
+        robust.append(status == "robust")
         if run.config["target"] is not None:
-            asked &= ~np.isin(status, ("misclassified", "at-target"))
-    common, (in_a, in_b) = common[asked], (part[asked] for part in held)
+            attacked &= ~np.isin(status, ("misclassified", "at-target"))
+    common, (in_a, in_b) = common[attacked], (part[attacked] for part in robust)
     if not len(common):
-        raise BadInput(
-            "`a` and `b` must hold an example in common that both ask about, got none; is the target the same?"
-        )
+        raise BadInput("`a` and `b` must hold an example in common that both attack, got none; is the target the same?")
     both, only_a, only_b = (int(part.sum()) for part in (in_a & in_b, in_a & ~in_b, in_b & ~in_a))
     neither, n = len(common) - both - only_a - only_b, len(common)
     counts = both + only_a, both + only_b
@@ -150,7 +146,7 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides a verdict, by the name it is given to a reader."""
+    """What of a configuration decides the result, by the name that a reader is shown."""
     ball = config["ball"]
     return {
         "data": config["data"]["digest"],
