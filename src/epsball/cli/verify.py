@@ -138,8 +138,8 @@ def _report(found: Verification, run: str, origin: str, data: str | None) -> Non
     )
     if found.eot > 1:
         console.print(
-            f"[dim]The model is stochastic: predictions are the mean of {found.eot} model calls, as in the run; near the "
-            "decision boundary they need not repeat.[/]"
+            f"[dim]The model is stochastic: predictions are the mean of {found.eot} model calls, as in the run; near "
+            "the decision boundary they need not repeat.[/]"
         )
     if found.agrees:
         console.print("\n[bold]no differences[/]")

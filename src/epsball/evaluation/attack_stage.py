@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from epsball.engine import queue, user_attack
-from epsball.engine.queue import OnTurn, Outcome
+from epsball.engine.batches import forward_rows
+from epsball.engine.outcome import AttackOutcome
+from epsball.engine.queue import OnTurn, QueueOptions
 from epsball.engine.stages import PlannedStage
 from epsball.engine.user_attack import UserAttack
 from epsball.evaluation import run_directory
@@ -60,26 +62,30 @@ class AttackStage:
             verified = self.verify(outcome, evaluator)
         return self.table(outcome, verified, began)
 
-    def search(self, evaluator: Objective, on_turn: OnTurn) -> Outcome:
+    def search(self, evaluator: Objective, on_turn: OnTurn) -> AttackOutcome:
         """Run the attack. A transfer climbs on the source, whose own logits rank the classes; the evaluator judges."""
         plan, attack, task = self.plan, self.stage.attack, self.task
         if isinstance(attack, UserAttack):
             model = plan.model if plan.source is None else plan.source
             return user_attack.run(attack, model, evaluator, task, batch_size=plan.batch_size, on_turn=on_turn)
-        check = plan.success_check(evaluator, self.stage)
-        options: dict[str, Any] = {"look": check, "batch_size": plan.batch_size, "on_turn": on_turn}
+        options = QueueOptions(
+            batch_size=plan.batch_size,
+            check=plan.success_check(evaluator, self.stage),
+            warm_start=plan.uses_warm_start,
+            on_turn=on_turn,
+        )
         if plan.source is None:
-            return queue.run(attack, self.objective, task, approach=plan.uses_warm_start, **options)
+            return queue.run(attack, self.objective, task, options)
         before = self.objective.forwards
-        clean = queue.forward_rows(self.objective, task, task.x, plan.batch_size)
+        clean = forward_rows(self.objective, task, task.x, plan.batch_size)
         if clean.is_floating_point():
             check_labels(clean, task)
         padding = self.objective.forwards - before - plan.eot * len(clean)
         task = replace(task, clean=clean if clean.is_floating_point() else None)
-        found = queue.run(attack, self.objective, task, evaluator=evaluator, **options)
+        found = queue.run(attack, self.objective, task, replace(options, evaluator=evaluator))
         return replace(found, forwards=found.forwards + plan.eot, padding_forwards=found.padding_forwards + padding)
 
-    def verify(self, outcome: Outcome, evaluator: Objective) -> Verified:
+    def verify(self, outcome: AttackOutcome, evaluator: Objective) -> Verified:
         """Store each success, read it back, and ask the model once more whether it is one, inside the ball."""
         plan = self.plan
         hit = outcome.fooled.nonzero().squeeze(1).to(self.task.x.device)
@@ -89,7 +95,7 @@ class AttackStage:
             x_adv = boundary_search(evaluator, task, x_adv, stored=plan.stored, batch_size=plan.batch_size)
         stored = plan.storage.keep(numbers(x_adv), x)
         z = plan.decoded(stored).to(task.x)
-        output = queue.forward_rows(evaluator, task, z, plan.batch_size) if len(hit) else z.new_zeros(0, 2)
+        output = forward_rows(evaluator, task, z, plan.batch_size) if len(hit) else z.new_zeros(0, 2)
         good = evaluator.succeeds(output, task) & task.ball.contains(z, task.x)
         distance = task.ball.norm(z.double() - task.x.double()).cpu().numpy()
         unconfirmed = int((~good).sum())
@@ -108,7 +114,7 @@ class AttackStage:
         answers = {name: column[confirmed] for name, column in answers_of(output).items()}
         return Verified(rows[confirmed], points, answers, distance[confirmed], unconfirmed, evaluator.forwards - before)
 
-    def table(self, outcome: Outcome, verified: Verified, began: float) -> pa.Table:
+    def table(self, outcome: AttackOutcome, verified: Verified, began: float) -> pa.Table:
         """The table of the stage, with its summary in the notes."""
         fooled = np.zeros(len(self.task.x), dtype=bool)
         fooled[verified.rows] = True

@@ -31,7 +31,7 @@ from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import examined
-from epsball.engine import queue
+from epsball.engine.batches import forward_rows
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
 from epsball.evaluation.config import EvaluationConfig
@@ -202,7 +202,7 @@ def _check_same_model(plan: EvaluationPlan, clean: pa.Table) -> None:
         return
     with plan.evaluator() as evaluator:
         x = plan.task.x[: min(PROBED, len(clean))]
-        now = queue.forward_rows(evaluator, plan.task, x, plan.batch_size).cpu()
+        now = forward_rows(evaluator, plan.task, x, plan.batch_size).cpu()
     before = torch.tensor(run_directory.points(clean["logits"], (-1,))[: len(now)])
     if now.shape != before.shape or not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise BadInput(

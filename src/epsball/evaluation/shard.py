@@ -24,7 +24,7 @@ from torch import Tensor
 from epsball.balls.ball import Ball
 from epsball.balls.registry import distances
 from epsball.diagnosis.probes import everywhere
-from epsball.engine import queue
+from epsball.engine.batches import forward_rows
 from epsball.engine.stages import PlannedStage
 from epsball.evaluation import run_directory
 from epsball.evaluation.attack_stage import AttackStage, answers_of, label
@@ -100,7 +100,7 @@ class Shard:
         """The predictions without attack; a few are made twice: is the model deterministic?"""
         began = time.perf_counter()
         with self.plan.evaluator() as evaluator:
-            output = queue.forward_rows(evaluator, self.task, self.task.x, self.plan.batch_size)
+            output = forward_rows(evaluator, self.task, self.task.x, self.plan.batch_size)
             if output.is_floating_point():
                 check_labels(output, self.task)
             if self.number == 0 and self.plan.eot == 1:

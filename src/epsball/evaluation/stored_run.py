@@ -16,7 +16,7 @@ from epsball.balls.ball_file import load_ball
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
-from epsball.engine.queue import forward_rows
+from epsball.engine.batches import forward_rows
 from epsball.evaluation import run_directory
 from epsball.evaluation.differences import Columns, Differences, check_columns
 from epsball.evaluation.point_storage import Storage
