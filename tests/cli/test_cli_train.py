@@ -257,7 +257,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(run: Run, monkeypat
     assert "in stopped; the same command with --resume resumes it." in one_line(error)
     code, _, error = run("evaluate", "--model", "stopped")
     assert code == 2
-    assert "`epsball train --out stopped --resume` goes on" in one_line(error)
+    assert "`epsball train --out stopped --resume` continues" in one_line(error)
     code, _, error = run("train", "--out", "stopped", "--resume")
     assert code == 0, error
     assert run(*arguments, "whole")[0] == 0
