@@ -89,8 +89,10 @@ class TrainingFlags(TrainingConfig):
 
     def for_examples(self, n: int) -> TrainingConfig:
         """The configuration of a training on `n` examples."""
-        hold_out = min(MAX_HOLD_OUT, n // 10) if self.hold_out is None else self.hold_out
-        return TrainingConfig(**self.to_record() | {"hold_out": hold_out})
+        options = self.to_record()
+        if self.hold_out is None:
+            options["hold_out"] = min(MAX_HOLD_OUT, n // 10)
+        return TrainingConfig(**options)
 
 
 DEFAULTS = TrainingFlags()

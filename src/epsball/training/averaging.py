@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Average = Literal["none", "ema", "swa"]
+from epsball.training.config import Average
+
 SWA_START = 0.75
 """The fraction of the training after which SWA begins."""
 

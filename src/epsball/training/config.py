@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from epsball.common.checks import check_at_least, check_between, check_positive, check_whole
 from epsball.common.config import Config, Rule
-from epsball.training.averaging import Average
+
+Average = Literal["none", "ema", "swa"]
 
 
 class TrainingConfig(Config):

@@ -121,8 +121,9 @@ def surrogate(black_box: BlackBox, x: Batch, ball: Ball, *, ids: Labels | None =
         labels = soft.argmax(1)
         if bool((labels == labels[0]).all()):
             raise BadInput(f"`x` must hold examples of two classes or more, but all answers are {int(labels[0])}")
-        rows, box = torch.arange(len(labels), device=x.device), {"lo": -math.inf, "hi": math.inf}
-        data = Examples(torch.cat(points), labels, rows, **box, classes=classes, name="answers of a black box")
+        rows = torch.arange(len(labels), device=x.device)
+        name = "answers of a black box"
+        data = Examples(torch.cat(points), labels, rows, lo=-math.inf, hi=math.inf, classes=classes, name=name)
         options = {"epochs": config.epochs, "batch_size": 64, "lr": 2e-3, "seed": config.seed + turn}
         fit(network, data, objective=Imitation(soft=soft), **options)
     with torch.no_grad(), frozen(network):
