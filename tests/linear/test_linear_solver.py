@@ -13,7 +13,7 @@ from epsball.linear import newton
 from epsball.linear.gauge import GAUGES, AgainstL1, AgainstL2, soft_abs
 from epsball.linear.losses import Hinge, Logistic, Loss, Squared
 from epsball.linear.newton import Quadratic, gram
-from epsball.linear.solver import Problem, solve
+from epsball.linear.scalar_problem import ScalarProblem
 
 NORMS = pytest.mark.parametrize("norm", GAUGES)
 LOSSES = pytest.mark.parametrize("loss", [Logistic(), Hinge(), Squared()], ids=["logistic", "hinge", "squared"])
@@ -23,13 +23,13 @@ MU = pytest.mark.parametrize("mu", [3.0, 0.3, 1e-3])
 
 
 def drawn(seed: int, d: int = 7) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
-    """Weights, radii per feature, and what else is drawn after them."""
+    """Weights, radii per feature, and the generator for further draws."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=d), rng.uniform(0.2, 2.0, d), rng
 
 
 @NORMS
-def test_the_gauge_is_no_dual_norm(norm: str) -> None:
+def test_the_gauge_is_the_dual_norm_of_the_scaled_weights(norm: str) -> None:
     w, eps, rng = drawn(0)
     gauge = GAUGES[norm](eps)
     assert gauge.value(w) == pytest.approx(np.linalg.norm(eps * w, DUAL[norm]))
@@ -45,21 +45,21 @@ def test_the_gauge_is_no_dual_norm(norm: str) -> None:
 
 
 @NORMS
-def test_how_far_the_ball_must_grow_is_the_attackers_norm(norm: str) -> None:
+def test_the_scale_of_the_ball_that_contains_a_vector_is_the_attackers_norm(norm: str) -> None:
     w, eps, rng = drawn(1)
     v = rng.normal(size=7)
     gauge = GAUGES[norm](eps)
-    assert gauge.needed(v) == pytest.approx(np.linalg.norm(v / eps, OWN[norm]))
-    assert v @ w <= gauge.needed(v) * gauge.value(w) + 1e-12
+    assert gauge.scale_to_contain(v) == pytest.approx(np.linalg.norm(v / eps, OWN[norm]))
+    assert v @ w <= gauge.scale_to_contain(v) * gauge.value(w) + 1e-12
     eps[2] = 0
-    assert np.isfinite(GAUGES[norm](eps).needed(v)), "a feature that cannot be attacked divides by zero"
-    assert GAUGES[norm](0 * eps).needed(v) == 0
+    assert np.isfinite(GAUGES[norm](eps).scale_to_contain(v)), "a radius of zero must not be divided by"
+    assert GAUGES[norm](0 * eps).scale_to_contain(v) == 0
 
 
 @NORMS
 @MU
 @pytest.mark.parametrize("w", ["any", "zero", "ties", "one", "no attack on some"])
-def test_the_smoothed_gauge_leaves_the_ball_or_the_value(norm: str, mu: float, w: str) -> None:
+def test_the_smoothed_gauge_is_convex_and_close_and_its_gradient_in_the_ball(norm: str, mu: float, w: str) -> None:
     weights, eps, _ = drawn(2)
     weights = {"zero": 0 * weights, "ties": np.array([1.0, -1, 1, 0, 1, 0.5, -1]) / eps, "one": np.eye(7)[3]}.get(
         w, weights
@@ -74,13 +74,13 @@ def test_the_smoothed_gauge_leaves_the_ball_or_the_value(norm: str, mu: float, w
     exact = gauge.value(weights)
     assert smoothed.value <= exact + 1e-12
     assert exact - smoothed.value <= 7 * mu * (2 + np.log1p(exact / mu) + np.log(14))
-    hessian = np.diag(smoothed.diagonal) - np.outer(smoothed.restart, smoothed.restart)
-    assert np.linalg.eigvalsh(hessian).min() >= -1e-9 * np.abs(hessian).max(), "smoothed, and not convex"
+    hessian = np.diag(smoothed.diagonal) - np.outer(smoothed.rank_one, smoothed.rank_one)
+    assert np.linalg.eigvalsh(hessian).min() >= -1e-9 * np.abs(hessian).max(), "the smoothed gain must be convex"
 
 
 @NORMS
 @MU
-def test_the_smoothed_gauges_slopes_are_not_those_of_its_value(norm: str, mu: float) -> None:
+def test_the_derivatives_of_the_smoothed_gauge_match_finite_differences(norm: str, mu: float) -> None:
     w, eps, _ = drawn(3)
     gauge = GAUGES[norm](eps)
     smoothed = gauge.smoothed(w, mu)
@@ -89,12 +89,12 @@ def test_the_smoothed_gauges_slopes_are_not_those_of_its_value(norm: str, mu: fl
     np.testing.assert_allclose(smoothed.gradient, gradient, rtol=2e-5, atol=1e-7)
     small = 1e-3 * mu * np.eye(7)  # a smaller step drowns in the rounding of the l1 gauge's own root search
     hessian = [(gauge.smoothed(w + h, mu).gradient - gauge.smoothed(w - h, mu).gradient) / (2 * h.sum()) for h in small]
-    ours = np.diag(smoothed.diagonal) - np.outer(smoothed.restart, smoothed.restart)
+    ours = np.diag(smoothed.diagonal) - np.outer(smoothed.rank_one, smoothed.rank_one)
     np.testing.assert_allclose(ours, np.array(hessian), rtol=1e-4, atol=1e-5 * np.abs(ours).max())
 
 
 @NORMS
-def test_the_smoothing_does_not_vanish(norm: str) -> None:
+def test_the_smoothing_vanishes_with_mu(norm: str) -> None:
     """As mu falls the value rises to the exact one, and the gradient to one of its subgradients."""
     w, eps, _ = drawn(4)
     gauge = GAUGES[norm](eps)
@@ -106,19 +106,19 @@ def test_the_smoothing_does_not_vanish(norm: str) -> None:
 
 @NORMS
 @MU
-def test_the_move_that_a_step_looks_forward_to_leaves_the_ball(norm: str, mu: float) -> None:
+def test_the_move_of_predicted_slopes_is_in_the_ball(norm: str, mu: float) -> None:
     w, eps, rng = drawn(5)
     gauge = GAUGES[norm](eps)
     smoothed = gauge.smoothed(w, mu)
     for size in (1e-3, 1.0, 100.0):
-        move = gauge.inside(smoothed.after(size * rng.normal(size=7)))
+        move = gauge.feasible_move(smoothed.predicted(size * rng.normal(size=7)))
         assert np.linalg.norm(move / eps, OWN[norm]) <= 1 + 1e-12
-    still = gauge.inside(smoothed.after(np.zeros(7)))
+    still = gauge.feasible_move(smoothed.predicted(np.zeros(7)))
     np.testing.assert_allclose(still, smoothed.gradient, atol=1e-9)
 
 
 @pytest.mark.parametrize("mu", [1e-12, 1e-3, 1.0, 1e6])
-def test_soft_absolute_values_overflow_or_leave_their_bounds(mu: float) -> None:
+def test_soft_absolute_values_are_finite_and_in_their_bounds(mu: float) -> None:
     a = np.array([-1e8, -3.0, -1e-9, 0.0, 1e-14, 2.0, 1e8])
     soft = soft_abs(a, mu)
     assert np.isfinite(soft.value).all()
@@ -126,7 +126,7 @@ def test_soft_absolute_values_overflow_or_leave_their_bounds(mu: float) -> None:
     assert (np.abs(soft.slope) <= 1).all()
     assert (soft.curvature > 0).all() or mu == 1e-12
     assert soft.value[3] == pytest.approx(0, abs=1e-12 * mu)
-    assert (np.abs(soft.after(np.linspace(-1e9, 1e9, 7))) <= 1).all()
+    assert (np.abs(soft.predicted(np.linspace(-1e9, 1e9, 7))) <= 1).all()
 
 
 def targets(loss: Loss, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -134,8 +134,8 @@ def targets(loss: Loss, rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 @LOSSES
-def test_the_loss_is_not_the_worst_within_the_gain(loss: Loss) -> None:
-    """phi(s, t) is the greatest loss of any score within t of s; both ends are looked at, the loss being convex."""
+def test_the_loss_is_the_worst_within_the_gain(loss: Loss) -> None:
+    """phi(s, t) is the greatest loss of any score within t of s; the loss is convex, so that an end attains it."""
     rng = np.random.default_rng(6)
     y, s, t = targets(loss, rng, 50), 2 * rng.normal(size=50), 0.7
     ends = np.stack([loss.value(s + move, 0.0, y) for move in np.linspace(-t, t, 41)])
@@ -145,15 +145,15 @@ def test_the_loss_is_not_the_worst_within_the_gain(loss: Loss) -> None:
 @LOSSES
 @pytest.mark.parametrize("mu", [1.0, 0.05])
 @pytest.mark.parametrize("t", [0.0, 0.8])
-def test_the_slopes_of_a_loss_are_not_those_of_its_value(loss: Loss, mu: float, t: float) -> None:
+def test_the_derivatives_of_a_smoothed_loss_match_finite_differences(loss: Loss, mu: float, t: float) -> None:
     rng = np.random.default_rng(7)
     y, s, h = targets(loss, rng, 60), 1.5 * rng.normal(size=60), 1e-5 * mu
 
     def at(ds: float, dt: float) -> Any:
-        return loss.slopes(s + ds, t + dt, y, mu, None)
+        return loss.smoothed(s + ds, t + dt, y, mu, None)
 
     here = at(0, 0)
-    assert (here.value <= loss.value(s, t, y) + 1e-12).all(), "smoothed from above: no bound from below"
+    assert (here.value <= loss.value(s, t, y) + 1e-12).all(), "the smoothed loss must be a lower bound"
     np.testing.assert_allclose(-here.theta, (at(h, 0).value - at(-h, 0).value) / (2 * h), atol=1e-7)
     np.testing.assert_allclose(here.beta, (at(0, h).value - at(0, -h).value) / (2 * h), atol=1e-7)
     np.testing.assert_allclose(here.ss, -(at(h, 0).theta - at(-h, 0).theta) / (2 * h), rtol=1e-5, atol=1e-5)
@@ -162,14 +162,14 @@ def test_the_slopes_of_a_loss_are_not_those_of_its_value(loss: Loss, mu: float, 
 
 
 @LOSSES
-def test_the_smoothed_loss_is_not_the_loss_in_the_end(loss: Loss) -> None:
+def test_the_smoothed_loss_converges_to_the_loss(loss: Loss) -> None:
     rng = np.random.default_rng(8)
     y, s = targets(loss, rng, 40), 2 * rng.normal(size=40)
-    np.testing.assert_allclose(loss.slopes(s, 0.4, y, 1e-11, None).value, loss.value(s, 0.4, y), atol=1e-8)
+    np.testing.assert_allclose(loss.smoothed(s, 0.4, y, 1e-11, None).value, loss.value(s, 0.4, y), atol=1e-8)
 
 
 @LOSSES
-def test_a_dual_point_bounds_the_loss_from_above(loss: Loss) -> None:
+def test_a_dual_point_bounds_the_loss_from_below(loss: Loss) -> None:
     """phi(s, t) >= beta t - theta s + dual(theta, beta) for every s, t >= 0 and every feasible (theta, beta)."""
     rng = np.random.default_rng(9)
     n = 20_000
@@ -183,17 +183,17 @@ def test_a_dual_point_bounds_the_loss_from_above(loss: Loss) -> None:
 
 
 @LOSSES
-def test_the_dual_bound_is_not_attained(loss: Loss) -> None:
-    """At the slopes of the loss itself the bound is the loss: else no gap would ever close."""
+def test_the_dual_bound_is_attained(loss: Loss) -> None:
+    """At the derivatives of the loss itself the bound equals the loss, so that the gap can close."""
     rng = np.random.default_rng(10)
     y, s, t = targets(loss, rng, 200), 2 * rng.normal(size=200), 0.6
-    here = loss.slopes(s, t, y, 1e-12, None)
+    here = loss.smoothed(s, t, y, 1e-12, None)
     theta, beta = loss.feasible(here.theta, here.beta, y)
     np.testing.assert_allclose(beta * t - theta * s + loss.dual(theta, beta, y), loss.value(s, t, y), atol=1e-6)
 
 
 @LOSSES
-def test_another_constant_is_better(loss: Loss) -> None:
+def test_no_other_constant_is_better(loss: Loss) -> None:
     rng = np.random.default_rng(11)
     y, p = targets(loss, rng, 31), rng.uniform(0.1, 1, 31)
     p /= p.sum()
@@ -210,16 +210,16 @@ def quadratic(norm: str, loss: Loss, n: int, d: int, intercept: bool, thin: bool
         X = sparse.csc_array(np.where(rng.random((n, d)) < 0.3, X, 0.0))
     w, p, y = rng.normal(size=d) / d, np.full(n, 1 / n), targets(loss, rng, n)
     gain = GAUGES[norm](rng.uniform(0.5, 1.5, d)).smoothed(w, 0.3)
-    here = loss.slopes(X @ w, gain.value, y, 0.3, None)
-    burden = float(p @ here.beta)
+    here = loss.smoothed(X @ w, gain.value, y, 0.3, None)
+    multiplier = float(p @ here.beta)
     return Quadratic(
         X,
         p * here.ss,
         p * here.st,
         float(p @ here.tt),
         gain.gradient,
-        burden * gain.diagonal + 0.05,
-        np.sqrt(burden) * gain.restart,
+        multiplier * gain.diagonal + 0.05,
+        np.sqrt(multiplier) * gain.rank_one,
         intercept,
     )
 
@@ -229,14 +229,14 @@ def quadratic(norm: str, loss: Loss, n: int, d: int, intercept: bool, thin: bool
 @pytest.mark.parametrize("shape", [(40, 9), (9, 40)], ids=["tall", "wide"])
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("thin", [False, True], ids=["dense", "sparse"])
-def test_the_ways_to_solve_newtons_equations_disagree(
+def test_all_ways_to_solve_newtons_equations_agree_with_dense_algebra(
     norm: str, loss: Loss, shape: tuple[int, int], intercept: bool, thin: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = quadratic(norm, loss, *shape, intercept, thin)
     n, d = shape
     X = model.X.toarray() if sparse.issparse(model.X) else model.X
     Z = np.hstack([X, np.ones((n, 1))])
-    g, r = np.append(model.gradient, 0), np.append(model.restart, 0)
+    g, r = np.append(model.gradient, 0), np.append(model.rank_one, 0)
     H = Z.T @ (model.ss[:, None] * Z) + np.diag(np.append(model.diagonal, 0)) - np.outer(r, r)
     H += np.outer(Z.T @ model.st, g) + np.outer(g, Z.T @ model.st) + model.tt * np.outer(g, g)
     size = d + intercept
@@ -249,7 +249,7 @@ def test_the_ways_to_solve_newtons_equations_disagree(
         np.testing.assert_allclose(np.append(w, b), expected, atol=1e-6 * np.abs(expected).max(), err_msg=way)
 
 
-def test_a_large_gram_matrix_is_not_the_sum_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gram_matrix_is_the_sum_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(14)
     X, h = rng.normal(size=(53, 6)), rng.uniform(0, 2, 53)
     monkeypatch.setattr(newton, "BLOCK", 60)
@@ -260,18 +260,19 @@ def test_a_large_gram_matrix_is_not_the_sum_of_its_blocks(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("way", ["examples", "neither"])
 @pytest.mark.parametrize("loss", [Logistic(), Squared()], ids=["logistic", "squared"])
 @NORMS
-def test_the_solver_ends_elsewhere_when_it_solves_its_equations_otherwise(
+def test_the_solution_is_the_same_for_all_ways_to_solve_newtons_equations(
     norm: str, loss: Loss, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(15)
     X = rng.normal(size=(80, 12)) + 0.4
     real = X[:, 0] - X[:, 1] + 0.8 * rng.normal(size=80)
     y = (real - real.mean()) / real.std() if isinstance(loss, Squared) else np.where(real > 0, 1.0, -1.0)
-    problem = Problem(X, y, loss, np.full(80, 1 / 80), GAUGES[norm](np.full(12, 0.1)), X.std(0), ridge=0.01)
-    usual = solve(problem, tol=1e-8, max_iter=500)
+    gauge, p = GAUGES[norm](np.full(12, 0.1)), np.full(80, 1 / 80)
+    problem = ScalarProblem(X=X, y=y, loss=loss, p=p, gauge=gauge, spread=X.std(0), ridge=0.01)
+    usual = problem.solve(tol=1e-8, max_iter=500)
     assert Quadratic._way(quadratic(norm, loss, 80, 12, True, False)) == "features"
     monkeypatch.setattr(Quadratic, "_way", lambda self: way)
-    other = solve(problem, tol=1e-8, max_iter=500)
+    other = problem.solve(tol=1e-8, max_iter=500)
     assert usual.converged
     assert other.converged
     assert other.objective == pytest.approx(usual.objective, abs=2e-8)
@@ -279,8 +280,8 @@ def test_the_solver_ends_elsewhere_when_it_solves_its_equations_otherwise(
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
-def test_few_features_are_too_few(d: int) -> None:
-    """The l1 gauge counts its features; one of them makes all norms the same attacker."""
+def test_few_features_are_enough(d: int) -> None:
+    """With one feature all norms are the same attacker."""
     w, eps, _ = drawn(16, d)
     for mu in (1.0, 1e-6):
         values = [GAUGES[norm](eps).smoothed(w, mu).value for norm in GAUGES]
@@ -293,18 +294,19 @@ def test_few_features_are_too_few(d: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_gap_is_claimed_below_what_random_weights_reach(seed: int) -> None:
-    """No weights at all, near the solution or far from it, go below objective - gap, however early the solver stops."""
+def test_no_random_weights_have_an_objective_below_the_bound(seed: int) -> None:
+    """No weights have an objective below objective - gap, however early the solver stops."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(30, 4)) * [1, 3, 0.3, 1] + 0.5
     for (norm, gauge), loss in itertools.product(GAUGES.items(), (Logistic(), Hinge(), Squared())):
         y = X[:, 0] - 0.5 + rng.normal(size=30)
         y = y if isinstance(loss, Squared) else np.where(y > 0, 1.0, -1.0)
         gain = gauge(np.array([0.1, 0.2, 0.0, 0.1]))
-        problem = Problem(X, y, loss, np.full(30, 1 / 30), gain, X.std(0), lasso=0.01 * (seed % 2))
-        best = solve(problem, tol=1e-9, max_iter=500)
+        parts = {"p": np.full(30, 1 / 30), "gauge": gain, "spread": X.std(0), "lasso": 0.01 * (seed % 2)}
+        problem = ScalarProblem(X=X, y=y, loss=loss, **parts)
+        best = problem.solve(tol=1e-9, max_iter=500)
         for steps in (1, 3, 8):
-            early = solve(problem, tol=1e-9, max_iter=steps)
+            early = problem.solve(tol=1e-9, max_iter=steps)
             assert early.objective - early.gap <= best.objective + 1e-12, (norm, steps)
             for size in (1e-3, 0.1, 1.0):
                 w = best.w + size * rng.normal(size=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as encoder
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,149 +11,103 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from epsball.cli.common import Json
-from epsball.cli.tabular import Rows, described
+from epsball.cli.tabular import Rows, grid, print_json, print_lines
+from epsball.linear.table_settings import FitSettings
 
 if TYPE_CHECKING:
-    from epsball.linear.tabular import TableFit
+    from epsball.linear.table_fit import TableFit
 
 SHOWN = 10
 
 
 def fit(
-    *,
-    rows: Rows,
-    eps: str = "0.1std",
-    norm: str = "linf",
-    loss: str | None = None,
-    penalty: str | None = None,
-    C: Annotated[float, Parameter(name="--C")] = 1.0,
-    test_share: float = 0.2,
-    seed: int = 0,
-    cv: Annotated[bool, Parameter(negative="")] = False,
-    out: Path | None = None,
-    json: Json = False,
+    *, rows: Rows, settings: Annotated[FitSettings, Parameter(name="*")], out: Path | None = None, json: Json = False
 ) -> None:
-    """Fit a linear model to the worst perturbation of each row, exactly, and say how well it does.
+    """Fit a linear model that minimises the mean loss under the worst perturbation of each row, exactly.
 
-    Accuracies are measured on rows held out, as they are and at the worst point of the ball around each.
+    Accuracies are measured on rows held out, without attack and under the worst perturbation of each row.
 
     Parameters
     ----------
-    eps
-        The attacker's radius: in units of the columns (0.1, 8/255), or in standard deviations of each (0.1std).
-    norm
-        The attacker's norm: linf, l2 or l1.
-    loss
-        logistic, hinge (a support vector machine), or squared (regression). Default: squared where the target has
-        fractions, else logistic.
-    penalty
-        l1 or l2, on top of what the attacker costs.
-    C
-        Inverse strength of the penalty.
-    test_share
-        The share of rows held out, of each class; 0 fits all.
-    seed
-        Draws the rows held out.
-    cv
-        Choose the radius trained for by cross-validation: the one with the most rows right under an attack of --eps.
     out
-        A .skops file to keep the model in.
+        The .skops file to write the model to.
     json
         Print everything as JSON on stdout.
     """
-    from epsball.linear.tabular import Radius, fit_table
-
-    radius = Radius.parse(eps)
     if out is not None:
         from epsball.linear.storage import check_ending
 
         check_ending("out", out)
+    from epsball.linear.table_fit import fit_table
+
     table = rows.read()
-    found = fit_table(
-        table,
-        radius=radius,
-        norm=norm,
-        loss=loss,
-        penalty=penalty,
-        C=C,
-        test_share=test_share,
-        seed=seed,
-        cv=cv,
-    )
+    found = fit_table(table, settings)
     if out is not None:
         from epsball.linear.storage import save
 
         save(found.model, out, features=found.features)
     if json:
-        config = {"data": table.name, "target": table.target, "penalty": penalty, "C": C, "seed": seed}
-        print(
-            encoder.dumps(config | found.summary() | {"out": None if out is None else str(out)}, indent=2, default=str)
-        )
+        asked = {"data": table.name, "target": table.target, "penalty": settings.penalty, "C": settings.C}
+        print_json(asked | {"seed": settings.seed} | found.summary() | {"out": None if out is None else str(out)})
         return
     console = Console(highlight=False)
-    console.print(f"[dim]data[/]   {described(table)}", soft_wrap=True)
-    console.print(f"[dim]model[/]  {_model(found)}", soft_wrap=True)
-    if found.scores:
-        tried = f"the most rows right under an attack of {found.attack}, of {len(found.scores)} radii"
-        console.print(f"[dim]chosen[/] {tried}", soft_wrap=True)
-    console.print(f"[dim]fit[/]    {_optimality(found)}\n", soft_wrap=True)
-    console.print(_figures(found), "")
+    print_lines(console, rows.described(table), ("model", _model(found)), *_chosen(found), ("fit", _optimality(found)))
+    console.print("", _performance(found), "", sep="\n")
     console.print(_weights_line(found), soft_wrap=True)
     if found.nonzero:
-        console.print("", _weights(found))
+        console.print("", _weights(found), sep="\n")
     if out is not None:
         console.print(f"\n[dim]written: {escape(str(out))}[/]", soft_wrap=True)
 
 
 def _model(found: TableFit) -> str:
-    said = f"{type(found.model).__name__}, {found.model.norm} eps {found.radius}"
-    return said + (" of each feature" if found.radius.per_std else "")
+    model = f"{type(found.model).__name__}, {found.model.norm} eps {found.radius}"
+    return model + (" of each feature" if found.radius.per_std else "")
+
+
+def _chosen(found: TableFit) -> list[tuple[str, str]]:
+    criterion = f"the greatest accuracy under an attack of {found.attack}, of {len(found.scores)} radii"
+    return [("chosen", criterion)] if found.scores else []
 
 
 def _optimality(found: TableFit) -> str:
     model = found.model
-    gap = f"at most {max(model.dual_gap_, 0):.1g} above the least"
-    return f"objective {model.objective_:.6g}, {gap}; {model.n_iter_} steps"
+    return f"objective {model.objective_:.6g}, duality gap {max(model.dual_gap_, 0):.1g}; {model.n_iter_} iterations"
 
 
-def _figures(found: TableFit) -> Grid:
-    grid = Grid(box=None, pad_edge=False, header_style="dim")
+def _performance(found: TableFit) -> Grid:
     rmse = found.model.loss == "squared"
-    grid.add_column("error (rmse)" if rmse else "accuracy")
+    table = grid("error (rmse)" if rmse else "accuracy")
     for head in ("rows", "clean", f"worst, eps {found.attack}"):
-        grid.add_column(head, justify="right", min_width=7)
+        table.add_column(head, justify="right", min_width=7)
     for name, part in (("rows fitted", found.fitted), ("held out", found.held_out)):
-        if part is None:
-            continue
-        cells = (f"{value:.4g}" if rmse else f"{value:.2%}" for value in (part.clean, part.worst))
-        grid.add_row(name, f"{part.rows:,}", *cells, style="bold" if name == "held out" else "")
-    return grid
+        if part is not None:
+            cells = (f"{value:.4g}" if rmse else f"{value:.2%}" for value in (part.clean, part.worst))
+            table.add_row(name, f"{part.rows:,}", *cells, style="bold" if name == "held out" else "")
+    return table
 
 
 def _weights_line(found: TableFit) -> str:
-    most = "" if found.eps_max is None else f"; all are zero from eps {found.eps_max:.4g} on"
-    if found.radius.per_std and most:
-        most = most.replace(" on", " std on")
-    said = f"weights on {found.nonzero:,} of {len(found.features):,} features{most}"
+    line = f"weights on {found.nonzero:,} of {len(found.features):,} features"
+    if found.eps_max is not None:
+        line += f"; all are zero from eps {found.eps_max:.4g}{' std' if found.radius.per_std else ''} on"
     if found.constant:
         few = ", ".join(found.constant[:3]) + (", ..." if len(found.constant) > 3 else "")
-        said += f" [dim](constant: {escape(few)})[/]"
-    return said
+        line += f" [dim](constant: {escape(few)})[/]"
+    return line
 
 
 def _weights(found: TableFit) -> Grid:
-    grid = Grid(box=None, pad_edge=False, header_style="dim")
-    largest = found.largest(SHOWN)
+    largest = found.largest_weights(SHOWN)
     labelled = any(label for _, label, _, _ in largest)
-    grid.add_column("feature", overflow="ellipsis", no_wrap=True, max_width=36)
+    table = Grid(box=None, pad_edge=False, header_style="dim")
+    table.add_column("feature", overflow="ellipsis", no_wrap=True, max_width=36)
     if labelled:
-        grid.add_column("score of", overflow="ellipsis", no_wrap=True, max_width=16)
-    grid.add_column("weight", justify="right", min_width=9)
-    grid.add_column("per std", justify="right", min_width=9)
+        table.add_column("score of", overflow="ellipsis", no_wrap=True, max_width=16)
+    for head in ("weight", "per std"):
+        table.add_column(head, justify="right", min_width=9)
     for name, label, weight, scaled in largest:
-        cells = [escape(name)] + ([escape(label)] if labelled else [])
-        grid.add_row(*cells, f"{weight:.4g}", f"{scaled:.4g}")
-    rest = found.nonzero - len(largest)
-    if rest > 0:
-        grid.add_row(f"[dim]and {rest:,} more[/]")
-    return grid
+        table.add_row(escape(name), *([escape(label)] if labelled else []), f"{weight:.4g}", f"{scaled:.4g}")
+    if found.nonzero > len(largest):
+        table.add_row(f"[dim]and {found.nonzero - len(largest):,} more[/]")
+    return table

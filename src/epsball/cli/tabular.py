@@ -1,18 +1,21 @@
-"""What the commands on tables share: which table, and how it is said."""
+"""What the commands on tables share: which table, and how results are printed."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Table as Grid
+
+from epsball.linear.table_settings import Names
 
 if TYPE_CHECKING:
     from epsball.data.tables import Table
-
-Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
 
 @Parameter(name="*")
@@ -43,10 +46,26 @@ class Rows:
 
         return read_table(self.data, self.target, features=features, drop=self.drop, limit=self.limit)
 
+    def described(self, table: Table) -> tuple[str, str]:
+        """The table as a line for `print_lines`."""
+        features = f"{len(table.features):,} feature{'s' * (len(table.features) > 1)}"
+        return "data", escape(f"{table.name}: {len(table):,} rows, {features}, target {table.target!r}")
 
-def described(table: Table) -> str:
-    """The table in a line."""
-    return escape(
-        f"{table.name}: {len(table):,} rows, {len(table.features):,} feature{'s' * (len(table.features) > 1)}, "
-        f"target {table.target!r}"
-    )
+
+def print_lines(console: Console, *lines: tuple[str, str]) -> None:
+    """Print a name and a line of markup each."""
+    for name, line in lines:
+        console.print(f"[dim]{name:<6}[/] {line}", soft_wrap=True)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print a record on stdout."""
+    print(json.dumps(record, indent=2, default=str))
+
+
+def grid(*heads: str, **column: Any) -> Grid:
+    """A table without lines, its columns formatted alike."""
+    table = Grid(box=None, pad_edge=False, header_style="dim")
+    for head in heads:
+        table.add_column(head, **column)
+    return table

@@ -2,8 +2,8 @@
 
 Scaling, projecting and selecting features are affine, so a pipeline of them before a linear classifier is a linear
 classifier of the raw features. Folding them into its weights leaves epsilon in the units of the raw data; scaling the
-data instead would change the ball. Steps are folded from the last to the first, so that nothing larger than
-(classes, features) and the step's own matrix is ever made.
+data instead would change the ball. Steps are folded from the last to the first, so that no matrix is larger than
+(classes, features) or the step's own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REMEDY = "use `epsball.evaluate` for models that are not linear"
 
 
 @dataclass(frozen=True, eq=False)
-class Affine:
+class AffineClassifier:
     """Scores `x.flatten(1) @ weight.T + bias`; `classes` are the labels that the model itself uses.
 
     `weight` (k, d) and `bias` (k,) are in float64 on the CPU. With k = 1 there is one logit, and `classes` has two
@@ -60,25 +60,36 @@ class _Scores:
         factor, shift = (self._per_feature(part) for part in (factor, 0.0 if shift is None else shift))
         return _Scores(self.weight * factor, self.bias + self.weight @ shift)
 
+    def centred(self, centre: Any, scale: Any) -> _Scores:
+        """Before a step (z - centre) / scale."""
+        factor = 1 / _double(1.0 if scale is None else scale)
+        return self.scaled(factor, None if centre is None else -_double(centre) * factor)
+
     def mapped(self, matrix: Any, shift: Any = None) -> _Scores:
         """Before a step matrix @ z + shift."""
         matrix = _double(matrix)
-        if matrix.shape[0] != self.weight.shape[1]:
-            raise BadInput(f"it gives {matrix.shape[0]} features where the next step takes {self.weight.shape[1]}")
+        self._check_features(matrix.shape[0])
         bias = self.bias if shift is None else self.bias + self.weight @ _double(shift)
         return _Scores(self.weight @ matrix, bias)
 
+    def selected(self, kept: np.ndarray) -> _Scores:
+        """Before a step z[kept], `kept` a mask of the features."""
+        self._check_features(int(kept.sum()))
+        weight = np.zeros((len(self.weight), len(kept)))
+        weight[:, kept] = self.weight
+        return _Scores(weight, self.bias)
+
     def _per_feature(self, part: Any) -> np.ndarray:
         part, m = np.atleast_1d(_double(part)), self.weight.shape[1]
-        if m % len(part):
-            raise BadInput(f"it gives {len(part)} features where the next step takes {m}")
+        self._check_features(len(part) if m % len(part) else m)
         return np.repeat(part, m // len(part))  # one per channel, or one per feature
 
+    def _check_features(self, count: int) -> None:
+        if count != self.weight.shape[1]:
+            raise BadInput(f"it gives {count} features where the next step takes {self.weight.shape[1]}")
 
-Step = Callable[[Any, _Scores], _Scores]
 
-
-def affine(model: object) -> Affine:
+def affine(model: object) -> AffineClassifier:
     """The weights of a fitted linear classifier, with the affine steps before it folded in.
 
     `model` is one of
@@ -88,7 +99,7 @@ def affine(model: object) -> Affine:
     - a `Pipeline`, nested too, of StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PCA, TruncatedSVD and
       feature selectors before one of them, or a search (GridSearchCV) that was refitted to the best of such;
     - a torch `nn.Linear`, or an `nn.Sequential`, nested too, of Linear, Flatten, Unflatten, Identity, Dropout,
-      BatchNorm1d and `Normalize`, taken as in eval mode. It stays untouched, and no gradient is kept.
+      BatchNorm1d and `Normalize`, as in eval mode. The module is not changed, and no gradient is stored.
 
     Raises `BadInput` that names the step and its class where one is not affine or not fitted.
 
@@ -96,7 +107,7 @@ def affine(model: object) -> Affine:
     >>> with torch.no_grad():
     ...     _ = layer.weight.copy_(torch.tensor([[3.0, -1.0]])), layer.bias.fill_(0.5)
     >>> affine(nn.Sequential(Normalize([1.0], [0.5]), layer))
-    Affine(weight=tensor([[ 6., -2.]], dtype=torch.float64), bias=tensor([-3.5000], dtype=torch.float64), \
+    AffineClassifier(weight=tensor([[ 6., -2.]], dtype=torch.float64), bias=tensor([-3.5000], dtype=torch.float64), \
 classes=array([0, 1]))
     """
     if isinstance(model, nn.Module):
@@ -110,112 +121,120 @@ classes=array([0, 1]))
         )
     if not (np.isfinite(scores.weight).all() and np.isfinite(scores.bias).all()):
         raise BadInput("`model` must have finite weights, got NaN or infinity; was its training stable?")
-    return Affine(torch.from_numpy(scores.weight), torch.from_numpy(scores.bias), classes)
+    return AffineClassifier(torch.from_numpy(scores.weight), torch.from_numpy(scores.bias), classes)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How steps of each class in `table` are folded; a subclass with its own `methods` is not known."""
+
+    kind: str
+    methods: tuple[str, ...]
+    table: dict[type, Callable[[Any, Any], _Scores]]
+
+    def known(self, name: str, step: Any) -> type:
+        """The class in the table that the step is of."""
+        base = next((base for base in type(step).__mro__ if base in self.table), object)
+        same = all(getattr(type(step), method, None) is getattr(base, method, None) for method in self.methods)
+        if base is object or not same:
+            raise _refused(f"it is not {self.kind}", name, step)
+        return base
+
+    def fold(self, name: str, step: Any, scores: _Scores | None) -> _Scores:
+        """The scores before a step, from those after it."""
+        rule = self.table[self.known(name, step)]
+        try:
+            if isinstance(step, BaseEstimator):
+                check_is_fitted(step)
+            return rule(step, scores)
+        except NotFittedError as error:
+            raise BadInput(f"`model` must be fitted, but {_named(name, step)} is not; call `fit` first") from error
+        except BadInput as error:
+            raise _refused(str(error), name, step) from error
+
+
+def _named(name: str, step: object) -> str:
+    return f"step {name!r} ({type(step).__name__})" if name else f"this {type(step).__name__}"
+
+
+def _refused(why: str, name: str, step: object) -> BadInput:
+    return BadInput(f"`model` must be affine, but {_named(name, step)} cannot be folded: {why}; {REMEDY}")
 
 
 # scikit-learn
 
 
-def _standard(step: StandardScaler, scores: _Scores) -> _Scores:
-    return _centred(scores, step.mean_ if step.with_mean else None, step.scale_ if step.with_std else None)
-
-
-def _robust(step: RobustScaler, scores: _Scores) -> _Scores:
-    return _centred(scores, step.center_ if step.with_centering else None, step.scale_ if step.with_scaling else None)
-
-
-def _centred(scores: _Scores, centre: Any, scale: Any) -> _Scores:
-    """Before a step (z - centre) / scale."""
-    factor = 1 / _double(1.0 if scale is None else scale)
-    return scores.scaled(factor, None if centre is None else -_double(centre) * factor)
-
-
 def _min_max(step: MinMaxScaler, scores: _Scores) -> _Scores:
-    if step.clip:
-        raise BadInput("it clips what lies outside the training range (clip=True)")
+    _refuse_clipping(step)
     return scores.scaled(step.scale_, step.min_)
 
 
 def _max_abs(step: MaxAbsScaler, scores: _Scores) -> _Scores:
-    if step.get_params().get("clip"):  # an option of newer versions of scikit-learn
-        raise BadInput("it clips what lies outside the training range (clip=True)")
+    _refuse_clipping(step)
     return scores.scaled(1 / _double(step.scale_))
+
+
+def _refuse_clipping(step: BaseEstimator) -> None:
+    if step.get_params().get("clip"):  # for MaxAbsScaler an option of newer versions
+        raise BadInput("it clips what lies outside the training range (clip=True)")
 
 
 def _pca(step: PCA, scores: _Scores) -> _Scores:
     components = _double(step.components_)
     if step.whiten:
         deviation = np.sqrt(_double(step.explained_variance_))
-        # As scikit-learn does: directions without variance are not blown up.
+        # As in scikit-learn: directions without variance are not magnified.
         components = components / np.maximum(deviation, np.finfo(step.explained_variance_.dtype).eps)[:, None]
     return scores.mapped(components, -components @ _double(step.mean_))
 
 
-def _svd(step: TruncatedSVD, scores: _Scores) -> _Scores:
-    return scores.mapped(step.components_)
+TRANSFORMERS = _Rules(
+    "an affine step",
+    ("transform",),
+    {
+        StandardScaler: lambda step, scores: scores.centred(
+            step.mean_ if step.with_mean else None, step.scale_ if step.with_std else None
+        ),
+        RobustScaler: lambda step, scores: scores.centred(
+            step.center_ if step.with_centering else None, step.scale_ if step.with_scaling else None
+        ),
+        MinMaxScaler: _min_max,
+        MaxAbsScaler: _max_abs,
+        PCA: _pca,
+        TruncatedSVD: lambda step, scores: scores.mapped(step.components_),
+        SelectorMixin: lambda step, scores: scores.selected(step.get_support()),
+    },
+)
 
 
-def _selected(step: Any, scores: _Scores) -> _Scores:
-    kept = step.get_support()
-    if int(kept.sum()) != scores.weight.shape[1]:
-        raise BadInput(f"it keeps {int(kept.sum())} features where the next step takes {scores.weight.shape[1]}")
-    weight = np.zeros((len(scores.weight), len(kept)))
-    weight[:, kept] = scores.weight
-    return _Scores(weight, scores.bias)
-
-
-TRANSFORMERS: dict[type, Step] = {
-    StandardScaler: _standard,
-    RobustScaler: _robust,
-    MinMaxScaler: _min_max,
-    MaxAbsScaler: _max_abs,
-    PCA: _pca,
-    TruncatedSVD: _svd,
-    SelectorMixin: _selected,
-}
-
-
-def _linear(classifier: Any) -> _Scores:
+def _linear(classifier: Any, _: None) -> _Scores:
+    if "multilabel" in str(getattr(getattr(classifier, "_label_binarizer", None), "y_type_", "")):
+        raise BadInput("it was fitted with several labels per example")
     coef = classifier.coef_
     weight = np.atleast_2d(_double(coef.toarray() if issparse(coef) else coef))
     return _Scores(weight, np.broadcast_to(_double(classifier.intercept_), len(weight)).copy())
 
 
-def _ridge(classifier: RidgeClassifier | RidgeClassifierCV) -> _Scores:
-    scores = _linear(classifier)
-    if classifier._label_binarizer.y_type_.startswith("multilabel"):
-        raise BadInput("it was fitted with several labels per example")
-    return scores
-
-
-CLASSIFIERS: dict[type, Callable[[Any], _Scores]] = {
-    RidgeClassifier: _ridge,
-    RidgeClassifierCV: _ridge,
-    LinearDiscriminantAnalysis: _linear,
-    LinearClassifierMixin: _linear,
-}
+CLASSIFIERS = _Rules(
+    "a linear classifier",
+    ("decision_function", "predict"),
+    dict.fromkeys((RidgeClassifier, RidgeClassifierCV, LinearDiscriminantAnalysis, LinearClassifierMixin), _linear),
+)
 
 
 def _from_sklearn(model: BaseEstimator) -> tuple[_Scores, np.ndarray]:
     steps = list(_flattened("", model))
     if not steps:
         raise BadInput("`model` must end in a linear classifier, got a pipeline that does nothing; add one")
-    (name, classifier), *before = steps[::-1]
-    kind = _kind(classifier, CLASSIFIERS, ("decision_function", "predict"))
-    if kind is None:
-        raise _refused("it is not a linear classifier", name, classifier)
-    read = CLASSIFIERS[kind]
-    scores = _folded(name, classifier, lambda: read(classifier))
-    for name, step in before:
-        kind = _kind(step, TRANSFORMERS, ("transform",))
-        if kind is None:
-            raise _refused("it is not an affine step", name, step)
-        scores = _folded(name, step, lambda fold=TRANSFORMERS[kind], step=step, scores=scores: fold(step, scores))
+    *before, (name, classifier) = steps
+    scores = CLASSIFIERS.fold(name, classifier, None)
+    for name, step in reversed(before):
+        scores = TRANSFORMERS.fold(name, step, scores)
     return scores, np.asarray(classifier.classes_)
 
 
 def _flattened(name: str, step: Any) -> Iterator[tuple[str, Any]]:
-    """The steps of nested pipelines with dotted names, without those that do nothing; of a search, what it found."""
+    """The steps of nested pipelines with dotted names, without those that do nothing; a search's best estimator."""
     if isinstance(step, BaseSearchCV):
         step = getattr(step, "best_estimator_", step)
     if type(step) is Pipeline:
@@ -225,25 +244,7 @@ def _flattened(name: str, step: Any) -> Iterator[tuple[str, Any]]:
         yield name, step
 
 
-def _folded(name: str, step: Any, fold: Callable[[], _Scores]) -> _Scores:
-    try:
-        check_is_fitted(step)
-        return fold()
-    except NotFittedError as error:
-        raise BadInput(f"`model` must be fitted, but {_named(name, step)} is not; call `fit` first") from error
-    except BadInput as error:
-        raise _refused(str(error), name, step) from error
-
-
 # torch
-
-
-def _dense(layer: nn.Linear, scores: _Scores) -> _Scores:
-    return scores.mapped(layer.weight, layer.bias)
-
-
-def _same(layer: nn.Module, scores: _Scores) -> _Scores:
-    return scores
 
 
 def _batch_norm(layer: nn.BatchNorm1d, scores: _Scores) -> _Scores:
@@ -256,43 +257,35 @@ def _batch_norm(layer: nn.BatchNorm1d, scores: _Scores) -> _Scores:
     return scores.scaled(factor, shift if layer.bias is None else shift + _double(layer.bias))
 
 
-def _normalize(layer: Normalize, scores: _Scores) -> _Scores:
-    return _centred(scores, layer.mean, layer.std)
-
-
 def _flatten(layer: nn.Flatten, scores: _Scores) -> _Scores:
     if layer.start_dim != 1:
         raise BadInput(f"it must leave the first dimension alone, got start_dim={layer.start_dim}")
     return scores
 
 
-LAYERS: dict[type, Step] = {
-    nn.Linear: _dense,
-    nn.BatchNorm1d: _batch_norm,
-    Normalize: _normalize,
-    nn.Flatten: _flatten,
-    nn.Unflatten: _same,
-    nn.Identity: _same,
-    nn.Dropout: _same,
-}
+LAYERS = _Rules(
+    "an affine layer",
+    ("forward",),
+    {
+        nn.Linear: lambda layer, scores: scores.mapped(layer.weight, layer.bias),
+        nn.BatchNorm1d: _batch_norm,
+        Normalize: lambda layer, scores: scores.centred(layer.mean, layer.std),
+        nn.Flatten: _flatten,
+        **dict.fromkeys((nn.Unflatten, nn.Identity, nn.Dropout), lambda layer, scores: scores),
+    },
+)
 
 
 def _from_torch(model: nn.Module) -> tuple[_Scores, np.ndarray]:
-    layers = []
-    for name, layer in _layers("", model):
-        kind = _kind(layer, LAYERS, ("forward",))
-        if kind is None:
-            raise _refused("it is not an affine layer", name, layer)
-        layers.append((name, layer, LAYERS[kind]))
-    outputs = next((layer.out_features for _, layer, _ in layers[::-1] if isinstance(layer, nn.Linear)), None)
+    layers = list(_layers("", model))
+    outputs = next((layer.out_features for _, layer in reversed(layers) if isinstance(layer, nn.Linear)), None)
     if outputs is None:
+        for name, layer in layers:
+            LAYERS.known(name, layer)
         raise BadInput(f"`model` must hold an nn.Linear, got {type(model).__name__} without; {REMEDY}")
     scores = _Scores(np.eye(outputs), np.zeros(outputs))
-    for name, layer, fold in layers[::-1]:
-        try:
-            scores = fold(layer, scores)
-        except BadInput as error:
-            raise _refused(str(error), name, layer) from error
+    for name, layer in reversed(layers):
+        scores = LAYERS.fold(name, layer, scores)
     return scores, np.arange(max(2, outputs))
 
 
@@ -303,26 +296,6 @@ def _layers(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield from _layers(f"{name}.{inner}" if name else inner, part)
     else:
         yield name, layer
-
-
-# both
-
-
-def _kind(step: object, table: dict[type, Any], methods: tuple[str, ...]) -> type | None:
-    """The nearest class of the table that `step` inherits `methods` from, None if it brings its own."""
-    for base in type(step).__mro__:
-        if base in table:
-            same = all(getattr(type(step), method, None) is getattr(base, method, None) for method in methods)
-            return base if same else None
-    return None
-
-
-def _named(name: str, step: object) -> str:
-    return f"step {name!r} ({type(step).__name__})" if name else f"this {type(step).__name__}"
-
-
-def _refused(why: str, name: str, step: object) -> BadInput:
-    return BadInput(f"`model` must be affine, but {_named(name, step)} cannot be folded: {why}; {REMEDY}")
 
 
 def _double(part: Any) -> np.ndarray:

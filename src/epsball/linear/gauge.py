@@ -1,9 +1,9 @@
-"""What an attacker gains against weights w: t = |e * w| in the norm dual to the attacker's, exact and smoothed.
+"""The attacker's gain against weights w: t = |e * w| in the norm dual to the attacker's, exact and smoothed.
 
-The radius is a number or one per feature, always as a vector e (d,). The smoothed value is the least of
-t - mu * (a log barrier of the cone |e * w| <= t), so that its gradient lies strictly inside the attacker's ball (Boyd
-and Vandenberghe, Convex Optimization, 2004, section 11.3): the slopes of the losses are then a feasible point of the
-dual, and the gap to the optimum is known. Its Hessian is a diagonal minus a matrix of rank one.
+The radius is a vector e (d,), one entry per feature. The smoothed gain is the minimum of t - mu * (a log barrier of the
+cone |e * w| <= t), so that its gradient lies strictly inside the attacker's ball (Boyd and Vandenberghe, Convex
+Optimization, 2004, section 11.3): the derivatives of the losses are then a feasible point of the dual, and the duality
+gap is known. Its Hessian is a diagonal minus a matrix of rank one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class SoftAbs:
     slope: np.ndarray
     curvature: np.ndarray
 
-    def after(self, step: np.ndarray) -> np.ndarray:
-        """The slopes that a step of a Newton method looks forward to, in [-1, 1]."""
+    def predicted(self, step: np.ndarray) -> np.ndarray:
+        """The slopes after a step, by linearisation, clipped to [-1, 1]."""
         return np.clip(self.slope + self.curvature * step, -1, 1)
 
 
 def soft_abs(a: np.ndarray, mu: float, slope: np.ndarray | None = None) -> SoftAbs:
-    """Smooth |a|; `mu` > 0 in the units of a, `slope` in [-1, 1] the slope that the last step looked forward to.
+    """Smooth |a|; `mu` > 0 in the units of a, `slope` in [-1, 1] the slope that the last step predicted.
 
     The curvature is that of the equation slope * (mu + sqrt(mu^2 + a^2)) = a, linearised in both, and not of its
     solution for the slope: Newton's method then crosses a kink in a few steps instead of creeping along it (Chan, Golub
@@ -45,25 +45,26 @@ def soft_abs(a: np.ndarray, mu: float, slope: np.ndarray | None = None) -> SoftA
     array([0.33333333])
     """
     s = np.hypot(a, mu)
-    held = a / (mu + s)
-    curvature = (1 - held * a / s) / (mu + s)
+    exact = a / (mu + s)
+    curvature = (1 - exact * a / s) / (mu + s)
     if slope is not None:
         curvature = np.maximum(curvature, (1 - slope * a / s) / (mu + s))
-    return SoftAbs(s - mu - mu * np.log((mu + s) / (2 * mu)), held, curvature)
+    return SoftAbs(s - mu - mu * np.log((mu + s) / (2 * mu)), exact, curvature)
 
 
 @dataclass(frozen=True, eq=False)
-class Smoothed:
-    """A value, its gradient (d,), its Hessian diag(`diagonal`) - `rank` rank', and the slopes `after` a step of w.
+class SmoothedGain:
+    """The smoothed gain, its gradient (d,), its Hessian diag(`diagonal`) - `rank_one` rank_one'.
 
-    What `after` gives is for the next `Gauge.smoothed`, and for `Gauge.inside`.
+    `predicted` maps a step of w (d,) to the slopes after it, by linearisation, for the next `Gauge.smoothed` and for
+    `Gauge.feasible_move`.
     """
 
     value: float
     gradient: np.ndarray
     diagonal: np.ndarray
-    rank: np.ndarray
-    after: Callable[[np.ndarray], np.ndarray]
+    rank_one: np.ndarray
+    predicted: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class Gauge(ABC):
     eps: np.ndarray
 
     def columns(self, index: np.ndarray) -> Self:
-        """The gauge of some of the features; the others' weights are zero."""
+        """The gauge of some of the features, the weights of the others being zero."""
         return type(self)(self.eps[index])
 
     @abstractmethod
@@ -83,25 +84,25 @@ class Gauge(ABC):
         """max of <w, delta> over the attacker's ball: the dual norm of e * w."""
 
     @abstractmethod
-    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> SmoothedGain:
         """The value smoothed from below; its gradient lies strictly inside the attacker's ball."""
 
     @abstractmethod
-    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
-        """The point of the attacker's ball, `times` as large, that is nearest to v (d,)."""
+    def project(self, v: np.ndarray, scale: float) -> np.ndarray:
+        """The Euclidean projection of v (d,) onto the attacker's ball, enlarged `scale` times."""
 
     @abstractmethod
-    def inside(self, slope: np.ndarray) -> np.ndarray:
-        """The point (d,) of the attacker's ball that stands for the slopes that a step looked forward to."""
+    def feasible_move(self, slope: np.ndarray) -> np.ndarray:
+        """The move (d,) in the attacker's ball that belongs to predicted slopes."""
 
     @abstractmethod
-    def _reach(self, v: np.ndarray) -> float:
-        """The attacker's norm of v."""
+    def _norm(self, v: np.ndarray) -> float:
+        """The attacker's norm of v, for radii of one."""
 
-    def needed(self, v: np.ndarray) -> float:
-        """How many times the attacker's ball must grow to hold v; features that cannot be attacked are left out."""
+    def scale_to_contain(self, v: np.ndarray) -> float:
+        """The least factor by which the attacker's ball contains v, features with a radius of zero left out."""
         free = self.eps > 0
-        return self._reach(v[free] / self.eps[free]) if free.any() else 0.0
+        return self._norm(v[free] / self.eps[free]) if free.any() else 0.0
 
 
 class AgainstLinf(Gauge):
@@ -112,23 +113,23 @@ class AgainstLinf(Gauge):
     def value(self, w: np.ndarray) -> float:
         return float(self.eps @ np.abs(w))
 
-    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> SmoothedGain:
         soft = soft_abs(self.eps * w, mu, slope)
-        return Smoothed(
+        return SmoothedGain(
             float(soft.value.sum()),
             self.eps * soft.slope,
             self.eps**2 * soft.curvature,
             np.zeros_like(w),
-            lambda step: soft.after(self.eps * step),
+            lambda step: soft.predicted(self.eps * step),
         )
 
-    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
-        return np.clip(v, -times * self.eps, times * self.eps)
+    def project(self, v: np.ndarray, scale: float) -> np.ndarray:
+        return np.clip(v, -scale * self.eps, scale * self.eps)
 
-    def inside(self, slope: np.ndarray) -> np.ndarray:
+    def feasible_move(self, slope: np.ndarray) -> np.ndarray:
         return self.eps * slope
 
-    def _reach(self, v: np.ndarray) -> float:
+    def _norm(self, v: np.ndarray) -> float:
         return float(np.abs(v).max())
 
 
@@ -140,27 +141,27 @@ class AgainstL2(Gauge):
     def value(self, w: np.ndarray) -> float:
         return float(np.linalg.norm(self.eps * w))
 
-    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> SmoothedGain:
         a = self.eps * w
         length = np.linalg.norm(a)
         s = np.hypot(length, mu)
-        held, rank = a / (mu + s), a / ((mu + s) * np.sqrt(s))
-        return Smoothed(
+        slopes, rank_one = a / (mu + s), a / ((mu + s) * np.sqrt(s))
+        return SmoothedGain(
             float(soft_abs(np.atleast_1d(length), mu).value[0]),
-            self.eps * held,
+            self.eps * slopes,
             self.eps**2 / (mu + s),
-            self.eps * rank,
-            lambda step: held + self.eps * step / (mu + s) - rank * (rank @ (self.eps * step)),
+            self.eps * rank_one,
+            lambda step: slopes + self.eps * step / (mu + s) - rank_one * (rank_one @ (self.eps * step)),
         )
 
-    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
+    def project(self, v: np.ndarray, scale: float) -> np.ndarray:
         free = np.where(self.eps > 0, v, 0.0)
-        return _pulled_in(self, times, free, lambda theta: free * self.eps**2 / (self.eps**2 + theta))
+        return _onto_boundary(self, scale, free, lambda theta: free * self.eps**2 / (self.eps**2 + theta))
 
-    def inside(self, slope: np.ndarray) -> np.ndarray:
+    def feasible_move(self, slope: np.ndarray) -> np.ndarray:
         return self.eps * slope / max(float(np.linalg.norm(slope)), 1.0)
 
-    def _reach(self, v: np.ndarray) -> float:
+    def _norm(self, v: np.ndarray) -> float:
         return float(np.linalg.norm(v))
 
 
@@ -172,54 +173,56 @@ class AgainstL1(Gauge):
     def value(self, w: np.ndarray) -> float:
         return float((self.eps * np.abs(w)).max(initial=0.0))
 
-    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> Smoothed:
+    def smoothed(self, w: np.ndarray, mu: float, slope: np.ndarray | None = None) -> SmoothedGain:
         mu = mu / max(len(w), 1)
         a = self.eps * w
         top = float(np.abs(a).max(initial=0.0))
         z = _barrier_slack(top - np.abs(a), top, mu)
         room = z + np.stack([top - a, top + a])  # t - a and t + a, t = top + z, without cancellation
-        held = mu / room
-        curvature = (held if slope is None else np.maximum(held, slope)) / room
+        slopes = mu / room
+        curvature = (slopes if slope is None else np.maximum(slopes, slope)) / room
         both, pull = curvature.sum(0), curvature[0] - curvature[1]
         total = both.sum()
 
-        def after(step: np.ndarray) -> np.ndarray:
+        def predicted(step: np.ndarray) -> np.ndarray:
             da = self.eps * step
             dt = (pull @ da) / total
-            return np.maximum(held - curvature * np.stack([dt - da, dt + da]), 0)
+            return np.maximum(slopes - curvature * np.stack([dt - da, dt + da]), 0)
 
-        return Smoothed(
+        return SmoothedGain(
             top + z - mu * float(np.log(room / (2 * mu * len(w))).sum()) - 2 * mu * len(w),
-            self.eps * (held[0] - held[1]),
+            self.eps * (slopes[0] - slopes[1]),
             self.eps**2 * both,
             self.eps * pull / np.sqrt(total),
-            after,
+            predicted,
         )
 
-    def nearest(self, v: np.ndarray, times: float) -> np.ndarray:
+    def project(self, v: np.ndarray, scale: float) -> np.ndarray:
         free = np.where(self.eps > 0, v, 0.0)
         per = 1 / np.where(self.eps > 0, self.eps, 1.0)
-        return _pulled_in(self, times, free, lambda theta: np.sign(free) * np.maximum(np.abs(free) - theta * per, 0))
+        return _onto_boundary(
+            self, scale, free, lambda theta: np.sign(free) * np.maximum(np.abs(free) - theta * per, 0)
+        )
 
-    def inside(self, slope: np.ndarray) -> np.ndarray:
+    def feasible_move(self, slope: np.ndarray) -> np.ndarray:
         return self.eps * (slope[0] - slope[1]) / max(float(slope.sum()), 1.0)
 
-    def _reach(self, v: np.ndarray) -> float:
+    def _norm(self, v: np.ndarray) -> float:
         return float(np.abs(v).sum())
 
 
-def _pulled_in(gauge: Gauge, times: float, v: np.ndarray, at: Callable[[float], np.ndarray]) -> np.ndarray:
-    """v if the ball holds it; else `at`(theta) with the theta >= 0 that brings it to the ball's edge, by bisection."""
-    if gauge.needed(v) <= times:
+def _onto_boundary(gauge: Gauge, scale: float, v: np.ndarray, at: Callable[[float], np.ndarray]) -> np.ndarray:
+    """v if the enlarged ball contains it; else `at`(theta) on its surface, with theta >= 0 found by bisection."""
+    if gauge.scale_to_contain(v) <= scale:
         return v
     low, high = 0.0, float(gauge.eps.max() ** 2 + np.abs(v).max() * gauge.eps.max())
-    while gauge.needed(at(high)) > times and high < 1e300:
+    while gauge.scale_to_contain(at(high)) > scale and high < 1e300:
         high *= 4
     for _ in range(200):
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        low, high = (middle, high) if gauge.needed(at(middle)) > times else (low, middle)
+        low, high = (middle, high) if gauge.scale_to_contain(at(middle)) > scale else (low, middle)
     return at(high)
 
 

@@ -1,7 +1,7 @@
 """Losses of a linear score under its worst perturbation: phi(s, t), s the score, t the attacker's gain.
 
-Each is convex, and rises with t. It is written as the maximum over (theta, beta) of beta t - theta s + a concave
-`dual`, so that the slopes found while minimising bound the optimum from below.
+Each loss is convex, and rises with t. It is the maximum over (theta, beta) of beta t - theta s + a concave `dual`, so
+that the derivatives found while minimising bound the optimum from below.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from epsball.linear.gauge import SoftAbs, soft_abs
 
 
 @dataclass(frozen=True)
-class Slopes:
-    """Per example (n,): the value, theta = -d/ds, beta = d/dt >= 0, and the second derivatives."""
+class SmoothedLoss:
+    """Per example (n,): the value, theta = -d/ds, beta = d/dt >= 0, and the second derivatives.
+
+    `kink` is the smoothed absolute value in the loss, if there is one, with the derivatives of its argument.
+    """
 
     value: np.ndarray
     theta: np.ndarray
@@ -29,13 +32,13 @@ class Slopes:
     kink_s: np.ndarray | float = 0.0
     kink_t: float = 0.0
 
-    def after(self, ds: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray]:
-        """(theta, beta) that a Newton step looks forward to."""
+    def predicted(self, ds: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray]:
+        """(theta, beta) after a step, by linearisation."""
         return self.theta - self.ss * ds - self.st * dt, self.beta + self.st * ds + self.tt * dt
 
-    def slope_after(self, ds: np.ndarray, dt: float) -> np.ndarray | None:
-        """The slope at the kink that a Newton step looks forward to."""
-        return None if self.kink is None else self.kink.after(self.kink_s * ds + self.kink_t * dt)
+    def predicted_kink(self, ds: np.ndarray, dt: float) -> np.ndarray | None:
+        """The slope at the kink after a step, by linearisation."""
+        return None if self.kink is None else self.kink.predicted(self.kink_s * ds + self.kink_t * dt)
 
 
 class Loss(ABC):
@@ -46,12 +49,12 @@ class Loss(ABC):
         """The worst-case loss, exact."""
 
     @abstractmethod
-    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
-        """Value and derivatives, smoothed by `mu` where the loss has a kink."""
+    def smoothed(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> SmoothedLoss:
+        """Value and derivatives, smoothed by `mu` at a kink, whose predicted slope is `slope`."""
 
     @abstractmethod
     def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest slopes that the dual allows."""
+        """The nearest feasible point of the dual."""
 
     @abstractmethod
     def constant(self, y: np.ndarray, p: np.ndarray) -> float:
@@ -68,11 +71,11 @@ class Logistic(Loss):
     def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
         return np.logaddexp(0, t - y * s)
 
-    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
+    def smoothed(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> SmoothedLoss:
         z = t - y * s
         beta = expit(z)
         curvature = beta * expit(-z)
-        return Slopes(np.logaddexp(0, z), y * beta, beta, curvature, -y * curvature, curvature)
+        return SmoothedLoss(np.logaddexp(0, z), y * beta, beta, curvature, -y * curvature, curvature)
 
     def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         beta = np.clip(beta, 0, 1)
@@ -91,11 +94,11 @@ class Hinge(Loss):
     def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
         return np.maximum(0, 1 + t - y * s)
 
-    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
+    def smoothed(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> SmoothedLoss:
         z = 1 + t - y * s
         kink = soft_abs(z, mu, slope)
         beta, curvature = (1 + kink.slope) / 2, kink.curvature / 2
-        return Slopes((z + kink.value) / 2, y * beta, beta, curvature, -y * curvature, curvature, kink, -y, 1.0)
+        return SmoothedLoss((z + kink.value) / 2, y * beta, beta, curvature, -y * curvature, curvature, kink, -y, 1.0)
 
     def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         beta = np.clip(beta, 0, 1)
@@ -114,10 +117,10 @@ class Squared(Loss):
     def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
         return (np.abs(y - s) + t) ** 2
 
-    def slopes(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> Slopes:
+    def smoothed(self, s: np.ndarray, t: float, y: np.ndarray, mu: float, slope: np.ndarray | None) -> SmoothedLoss:
         kink = soft_abs(y - s, mu, slope)
         beta = 2 * (kink.value + t)
-        return Slopes(
+        return SmoothedLoss(
             beta**2 / 4,
             beta * kink.slope,
             beta,
@@ -136,3 +139,6 @@ class Squared(Loss):
 
     def dual(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> np.ndarray:
         return theta * y - beta**2 / 4
+
+
+LOSSES: dict[str, Loss] = {"logistic": Logistic(), "hinge": Hinge(), "squared": Squared()}

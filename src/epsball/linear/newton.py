@@ -1,8 +1,8 @@
-"""Newton's equations of a smoothed robust risk, solved in whichever way is cheapest for the shape of X.
+"""Newton's equations of a smoothed robust risk, solved in the way that is cheapest for the shape of X.
 
-The Hessian over (w, b) is Z' M Z + diag(`diagonal`) - rank rank', Z holding the examples and the gradient of the
-attacker's gain: factorised where the features are few, through the examples where these are fewer (Woodbury), and by
-preconditioned conjugate gradients where both are many.
+The Hessian over (w, b) is Z' M Z + diag(`diagonal`) - rank_one rank_one', where Z holds the examples and the gradient
+of the attacker's gain. It is factorised where the features are few, through the examples where these are fewer
+(Woodbury), and by preconditioned conjugate gradients where both are many.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, lu_factor, lu_solve
 from scipy.sparse.linalg import LinearOperator, cg
 
 Matrix = Any
-"""A dense array or a CSC one, (n, d): both know @, .T, .shape and []."""
+"""A dense or CSC array (n, d): both have @, .T, .shape and []."""
 
 DIRECT = 4096
-"""Up to so many unknowns (or examples) the equations are factorised."""
+"""Equations of up to this many unknowns (or examples) are factorised."""
 
 SQUARE = 1024
-"""Up to so many unknowns they are factorised also where the examples are fewer."""
+"""Up to this many unknowns they are factorised also where the examples are fewer."""
 
 BLOCK = 1 << 20
 """Entries of X that are scaled at a time."""
@@ -33,7 +33,7 @@ BLOCK = 1 << 20
 class Quadratic:
     """The second-order model of a risk: X (n, d), the examples' second derivatives in s and t, and the gauge's parts.
 
-    `ss`, `st` (n,) are weighted by the examples, `tt` is their weighted sum; `gradient`, `diagonal`, `rank` (d,).
+    `ss`, `st` (n,) are weighted by the examples, `tt` is their weighted sum; `gradient`, `diagonal`, `rank_one` (d,).
     """
 
     X: Matrix
@@ -42,7 +42,7 @@ class Quadratic:
     tt: float
     gradient: np.ndarray
     diagonal: np.ndarray
-    rank: np.ndarray
+    rank_one: np.ndarray
     intercept: bool
 
     def step(self, slope_w: np.ndarray, slope_b: float) -> tuple[np.ndarray, float]:
@@ -59,7 +59,7 @@ class Quadratic:
         return found[:d], float(found[d]) if self.intercept else 0.0
 
     def _way(self) -> Literal["features", "examples", "neither"]:
-        """By what is few enough to be factorised, and cheapest."""
+        """What is few enough to be factorised, and cheapest."""
         n, d = self.X.shape
         few = n <= DIRECT and self.diagonal.min(initial=np.inf) > 0
         if d <= DIRECT and (d <= max(2 * n, SQUARE) or not few):
@@ -78,7 +78,7 @@ class Quadratic:
             H[d, :d] = H[:d, d] = self.X.T @ self.ss
             H[d, d] = self.ss.sum()
         H += np.outer(u, g) + np.outer(g, u) + self.tt * np.outer(g, g)
-        H[:d, :d] -= np.outer(self.rank, self.rank)
+        H[:d, :d] -= np.outer(self.rank_one, self.rank_one)
         H[np.arange(d), np.arange(d)] += self.diagonal
         return H
 
@@ -89,7 +89,7 @@ class Quadratic:
         M[np.arange(n), np.arange(n)] = self.ss
         M[:n, n] = M[n, :n] = self.st
         M[n, n], M[n + 1, n + 1] = self.tt, -1.0
-        extra = np.stack([self.gradient, self.rank])
+        extra = np.stack([self.gradient, self.rank_one])
         inverse = 1 / self.diagonal
         K = np.empty((n + 2, n + 2))
         K[:n, :n] = gram(self.X.T, inverse)
@@ -124,7 +124,7 @@ class Quadratic:
             z, t = self.X @ w + b, self.gradient @ w
             q = self.ss * z + self.st * t
             along = self.X.T @ q + self.gradient * (self.st @ z + self.tt * t)
-            along += self.diagonal * w - self.rank * (self.rank @ w)
+            along += self.diagonal * w - self.rank_one * (self.rank_one @ w)
             return np.append(along, q.sum())[: len(right)]
 
         size = len(right)
@@ -133,8 +133,8 @@ class Quadratic:
 
 
 def solve_definite(H: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The solution of H step = right for a positive semidefinite H, which is overwritten; damped as little as does."""
-    dead = ~(H.diagonal() > 1e-250)  # nothing is known of these: they stay
+    """Solve H step = right for a positive semidefinite H, which is overwritten, with as little damping as it takes."""
+    dead = ~(H.diagonal() > 1e-250)  # no curvature: these unknowns stay at zero
     scale = np.sqrt(np.where(dead, 1.0, H.diagonal()))  # features of different units
     right = np.where(dead, 0.0, right)
     H /= np.outer(scale, scale)
@@ -149,7 +149,7 @@ def solve_definite(H: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def operator(size: int, apply: Callable[[np.ndarray], np.ndarray]) -> LinearOperator:
-    """A symmetric matrix (size, size) known by what it does to a vector."""
+    """A symmetric matrix (size, size) given by its product with a vector."""
     return LinearOperator((size, size), matvec=apply, dtype=float)  # pyright: ignore[reportCallIssue]
 
 

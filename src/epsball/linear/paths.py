@@ -1,41 +1,37 @@
-"""Robust linear models over a range of radii, each warm-started from the last, and the radius by cross-validation."""
+"""Robust linear models over a range of radii, each warm-started from the last; a radius chosen by cross-validation."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
 from epsball.common.errors import BadInput
-from epsball.linear.hinge import RobustLinearSVC
 from epsball.linear.logistic import RobustLogisticRegression
 from epsball.linear.radius import eps_max
-from epsball.linear.regression import RobustRegressor
-from epsball.linear.robust import ConstantModelWarning, checked, numbers
-
-Robust = RobustLogisticRegression | RobustLinearSVC | RobustRegressor
+from epsball.linear.robust import ConstantModelWarning, RobustEstimator, radius_array
 
 
 @dataclass(frozen=True, eq=False)
 class EpsPath:
-    """A fitted model for each of m radii, the greatest first, and how well it does on the data it was fitted to.
+    """A fitted model for each of m radii, the greatest first, with losses and accuracies on the data of the fit.
 
     Losses (m,) are means without any penalty, `clean` at the data and `worst` under the worst perturbation of the
     model's own radius; accuracies (m,) likewise, NaN for a regression.
     """
 
     eps: np.ndarray
-    models: tuple[Robust, ...]
+    models: tuple[Any, ...]
     clean_loss: np.ndarray
     worst_loss: np.ndarray
     clean_accuracy: np.ndarray
@@ -53,12 +49,12 @@ class EpsPath:
 
     @property
     def nonzero(self) -> np.ndarray:
-        """How many features each model looks at, (m,)."""
+        """How many features each model uses, (m,)."""
         return (self.coef != 0).any(1).sum(1)
 
     @property
     def gap(self) -> np.ndarray:
-        """How far each objective is above its minimum at most, (m,)."""
+        """The duality gap of each model, (m,)."""
         return np.array([model.dual_gap_ for model in self.models])
 
 
@@ -68,7 +64,7 @@ def eps_path(
     *,
     eps: Sequence[float] | np.ndarray | int = 30,
     ratio: float = 1e-2,
-    estimator: Robust | None = None,
+    estimator: RobustEstimator | None = None,
     sample_weight: Any = None,
 ) -> EpsPath:
     """Fit `estimator` (default: `RobustLogisticRegression()`) at each radius, from the greatest down, warm-started.
@@ -82,35 +78,34 @@ def eps_path(
     >>> path.eps, path.nonzero
     (array([2. , 0.4, 0.1]), array([0, 1, 2]))
     """
-    template = RobustLogisticRegression() if estimator is None else estimator
-    if not isinstance(template, Robust) or isinstance(template, RobustLogisticRegressionCV):
+    template: Any = RobustLogisticRegression() if estimator is None else estimator
+    if not isinstance(template, RobustEstimator) or isinstance(template, RobustLogisticRegressionCV):
         raise BadInput(f"`estimator` must be a robust linear model of epsball, got {type(template).__name__}")
     unit = np.asarray(template.eps, dtype=float) if np.ndim(template.eps) else 1.0
-    asked = radii(template, X, y, eps, ratio, sample_weight)
-    model: Any = clone(template)
-    model.set_params(warm_start=True)
+    eps = radii(template, X, y, eps, ratio, sample_weight)
+    model = clone(template).set_params(warm_start=True)
     models, figures = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantModelWarning)  # a path may begin there
-        for radius in asked:
+        warnings.simplefilter("ignore", ConstantModelWarning)  # the first model of a path may be one
+        for radius in eps:
             model = copy(model).set_params(eps=radius * unit)
             models.append(model.fit(X, y, sample_weight=sample_weight))
-            right = [np.nan, np.nan]
-            if not isinstance(model, RobustRegressor):
-                right = [model.robust_score(X, y, e, sample_weight=sample_weight) for e in (0.0, None)]
-            figures.append([model.worst_loss(X, y, e, sample_weight=sample_weight) for e in (0.0, None)] + right)
+            accuracies = [np.nan, np.nan]
+            if is_classifier(model):
+                accuracies = [model.robust_score(X, y, e, sample_weight=sample_weight) for e in (0.0, None)]
+            figures.append([model.worst_loss(X, y, e, sample_weight=sample_weight) for e in (0.0, None)] + accuracies)
     for fitted in models:
         fitted.set_params(warm_start=template.warm_start)
-    return EpsPath(asked, tuple(models), *np.array(figures).T)
+    return EpsPath(eps, tuple(models), *np.array(figures).T)
 
 
-def radii(template: Robust, X: Any, y: Any, eps: Any, ratio: float, sample_weight: Any) -> np.ndarray:
-    """The radii asked for, the greatest first; or, for a number of them, the geometric grid below `eps_max`."""
+def radii(template: Any, X: Any, y: Any, eps: Any, ratio: float, sample_weight: Any) -> np.ndarray:
+    """The given radii, the greatest first; or, for their number, the geometric grid below `eps_max`."""
     if not isinstance(eps, Integral) or isinstance(eps, bool):
-        asked = np.sort(numbers("eps", eps).ravel())[::-1]
-        if not len(asked):
+        given = np.sort(radius_array("eps", eps).ravel())[::-1]
+        if not len(given):
             raise BadInput(f"`eps` must be radii >= 0, or how many, got {eps!r}; as in eps=[0.01, 0.1] or eps=30")
-        return asked
+        return given
     if eps < 1 or not 0 < ratio < 1:
         raise BadInput(f"`eps` must be at least one radius and `ratio` in (0, 1), got {eps!r} and {ratio!r}")
     if (weights := getattr(template, "class_weight", None)) is not None:
@@ -129,12 +124,13 @@ def radii(template: Robust, X: Any, y: Any, eps: Any, ratio: float, sample_weigh
     return np.geomspace(top, ratio * top, eps)
 
 
+@dataclass(eq=False, repr=False)
 class RobustLogisticRegressionCV(RobustLogisticRegression):
     """Robust logistic regression whose radius is chosen by cross-validation.
 
-    For each fold a path is fitted over the radii; the radius with the greatest mean accuracy on the examples left out,
-    moved by the worst perturbation of radius `attack` (0: unmoved), is chosen, the greatest one where several are, and
-    the model is fitted again to all the data.
+    For each fold a path is fitted over the radii. The radius with the greatest mean accuracy on the held-out examples,
+    under the worst perturbation of radius `attack` (0: without attack), is chosen, the greatest of equals, and the
+    model is fitted again to all the data.
 
     Parameters
     ----------
@@ -160,41 +156,21 @@ class RobustLogisticRegressionCV(RobustLogisticRegression):
     (0.1, array([0.63, 0.8 , 0.05]))
     """
 
-    def __init__(
-        self,
-        eps: Any = 10,
-        *,
-        ratio: float = 1e-2,
-        attack: float = 0.0,
-        cv: Any = None,
-        norm: str = "linf",
-        penalty: str | None = None,
-        C: float = 1.0,
-        fit_intercept: bool = True,
-        class_weight: Any = None,
-        tol: float = 1e-6,
-        max_iter: int = 1000,
-    ) -> None:
-        self.eps = eps
-        self.ratio = ratio
-        self.attack = attack
-        self.cv = cv
-        self.norm = norm
-        self.penalty = penalty
-        self.C = C
-        self.fit_intercept = fit_intercept
-        self.class_weight = class_weight
-        self.tol = tol
-        self.max_iter = max_iter
+    eps: Any = 10
+    _: KW_ONLY
+    ratio: float = 1e-2
+    attack: float = 0.0
+    cv: Any = None
+    warm_start: bool = field(default=False, init=False)  # no parameter: the path warm-starts its fits
 
     @property
-    def _radius(self) -> Any:
+    def trained_eps(self) -> Any:
         return self.eps_
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Fit to X (n, d), dense or sparse, and labels y (n,), each example weighing `sample_weight` (n,) >= 0."""
-        numbers("attack", self.attack)
-        X, y = checked(self, X, y, numeric=False)
+        """Fit to X (n, d), dense or sparse, and labels y (n,), with weights `sample_weight` (n,) >= 0."""
+        radius_array("attack", self.attack)
+        X, y = self._validated(X, y, numeric=False)
         check_classification_targets(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
         names = ("norm", "penalty", "C", "fit_intercept", "class_weight", "tol", "max_iter")
@@ -207,10 +183,9 @@ class RobustLogisticRegressionCV(RobustLogisticRegression):
             part = None if weight is None else weight[train]
             path = eps_path(X[train], y[train], eps=self.radii_, estimator=template, sample_weight=part)
             known = np.isin(y[test], np.unique(y[train]))
-            left = X[test][known], y[test][known]
-            heavy = None if weight is None else weight[test][known]
-            models: Any = path.models
-            scores.append([model.robust_score(*left, self.attack, sample_weight=heavy) for model in models])
+            held_out = X[test][known], y[test][known]
+            part = None if weight is None else weight[test][known]
+            scores.append([model.robust_score(*held_out, self.attack, sample_weight=part) for model in path.models])
         self.scores_ = np.array(scores)
         self.eps_ = float(self.radii_[self.scores_.mean(0).argmax()])
         best = template.set_params(eps=self.eps_).fit(X, y, sample_weight=weight)

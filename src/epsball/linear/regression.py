@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import RegressorMixin
 from sklearn.linear_model._base import LinearModel
-from sklearn.utils.validation import check_is_fitted
 
-from epsball.linear import solver
-from epsball.linear.losses import Squared
-from epsball.linear.robust import begun, checked, column, gauge_of, prepared, report, settings, shares
+from epsball.linear.losses import LOSSES
+from epsball.linear.robust import RobustEstimator, column, example_weights, problem_data, set_results, warm_start
+from epsball.linear.scalar_problem import ScalarProblem
 
 
-class RobustRegressor(RegressorMixin, LinearModel, BaseEstimator):
+class RobustRegressor(RegressorMixin, LinearModel, RobustEstimator):
     """A linear regression that minimises the mean squared error under the worst perturbation of each example.
 
     The minimum over (w, b) of mean (|y - w.x - b| + t)^2, t the attacker's gain (Ribeiro et al., NeurIPS 2023, eq. 4).
@@ -26,61 +25,29 @@ class RobustRegressor(RegressorMixin, LinearModel, BaseEstimator):
     array([1.])
     """
 
-    loss: ClassVar[Literal["logistic", "hinge", "squared"]] = "squared"
-    coef_: np.ndarray
-    intercept_: float
-    n_iter_: int
-    objective_: float
-    dual_gap_: float
-
-    def __init__(
-        self,
-        eps: Any = 0.01,
-        *,
-        norm: str = "linf",
-        penalty: str | None = None,
-        C: float = 1.0,
-        fit_intercept: bool = True,
-        tol: float = 1e-6,
-        max_iter: int = 1000,
-        warm_start: bool = False,
-    ) -> None:
-        self.eps = eps
-        self.norm = norm
-        self.penalty = penalty
-        self.C = C
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.warm_start = warm_start
+    loss = "squared"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fit to X (n, d), dense or sparse, and numbers y (n,), each example weighing `sample_weight` (n,) >= 0."""
-        X, y = checked(self, X, y, numeric=True)
-        weight, _ = shares(X, sample_weight)
-        data = prepared(X, y, weight, bool(self.fit_intercept))
-        chosen = settings(self, data.X.shape[1], data.total)
-        middle = data.p @ data.y if self.fit_intercept else 0.0
-        unit = float(np.sqrt(data.p @ (data.y - middle) ** 2)) or 1.0  # y in units of its spread: the solver's scale
-        parts = (data.p, chosen.gauge, data.spread, chosen.ridge, chosen.lasso / unit, bool(self.fit_intercept))
-        problem = solver.Problem(data.X, (data.y - middle) / unit, Squared(), *parts)
-        start = begun(self, (data.X.shape[1],), data.middle)
-        first = None if start is None else (start[0] / unit, float((start[1] - middle) / unit))
-        solution = solver.solve(problem, tol=self.tol, max_iter=self.max_iter, start=first)
+        """Fit to X (n, d), dense or sparse, and numbers y (n,), with weights `sample_weight` (n,) >= 0."""
+        X, y = self._validated(X, y, numeric=True)
+        data = problem_data(self, X, y, example_weights(X, sample_weight))
+        p, y = data.arguments["p"], data.y
+        centre = p @ y if self.fit_intercept else 0.0
+        unit = float(np.sqrt(p @ (y - centre) ** 2)) or 1.0  # the spread of y: the scale of the solver
+        scaled = {"y": (y - centre) / unit, "lasso": data.arguments["lasso"] / unit, "loss": LOSSES[self.loss]}
+        start = warm_start(self, (X.shape[1],), data.mean)
+        if start is not None:
+            start = start[0] / unit, float((start[1] - centre) / unit)
+        problem = ScalarProblem(**data.arguments | scaled)
+        solution = problem.solve(tol=self.tol, max_iter=self.max_iter, start=start)
         self.coef_ = unit * solution.w
-        self.intercept_ = float(unit * solution.b + middle - self.coef_ @ data.middle)
-        report(self, [solution], unit**2)
+        self.intercept_ = float(unit * solution.b + centre - self.coef_ @ data.mean)
+        set_results(self, [solution], unit**2)
         return self
 
     def worst_loss(self, X: Any, y: Any, eps: Any = None, *, sample_weight: Any = None) -> float:
         """Mean squared error under the worst perturbation of radius `eps` (default: the one trained for). Exact."""
-        check_is_fitted(self)
-        gauge = gauge_of(self.eps if eps is None else eps, self.norm, len(self.coef_))
+        coef, gauge = self._fitted(eps)
         scores = self.predict(X)
-        worst = Squared().value(scores, gauge.value(self.coef_), column("y", y, len(scores)).astype(float))
+        worst = LOSSES[self.loss].value(scores, gauge.value(coef), column("y", y, len(scores)).astype(float))
         return float(np.average(worst, weights=sample_weight))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags

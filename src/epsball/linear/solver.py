@@ -1,83 +1,49 @@
-"""The least worst-case loss of a linear score, to a certified gap.
+"""The least worst-case loss of a linear model, to a certified duality gap: the method, whatever the loss.
 
-minimise over (w, b):  sum_i p_i phi(w.x_i + b, t(w)) + ridge/2 |w|^2 + lasso |w|_1,   t(w) = the attacker's gain
+minimise over (w, b):  sum_i p_i loss_i(w, b) + ridge/2 |w|^2 + lasso |w|_1
 
 Newton's method on a smoothed objective whose smoothing `mu` falls to zero (a log-barrier method; Boyd and Vandenberghe,
-Convex Optimization, 2004, chapter 11), on the features that carry weight: against a max-norm attacker most weights are
-zero at the optimum, and those whose slack says so are left out until the whole gradient is looked at again. The slopes
-of the losses are a feasible point of the dual, so that every stop is a proof.
+Convex Optimization, 2004, chapter 11). The derivatives of the losses are a feasible point of the dual problem, so that
+every iterate has a certified duality gap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from epsball.linear.gauge import AgainstLinf, Gauge, Smoothed, SoftAbs, soft_abs
-from epsball.linear.losses import Loss, Slopes
-from epsball.linear.newton import Matrix, Quadratic
+from epsball.linear.gauge import AgainstLinf, Gauge
+from epsball.linear.newton import Matrix
 
 REACH = 10.0
-"""The gap is a proof against all weights up to so many times those found, where their slopes leave the dual's cone."""
+"""Where the derivatives of the losses leave the dual cone, the gap holds for weights up to REACH times those found."""
 
-SHRINK = 0.2
-"""By how much the smoothing falls once Newton's method has converged."""
+FIRST_MU = 0.1
+WARM_MU = 1e-2
+"""The smoothing to begin with, from zero weights and from a warm start."""
 
-LEAST = 1e-14
+LAST_MU = 1e-14
 """The smoothing at which double precision ends."""
 
-MORE = 64
-"""Features to take in at a time."""
+SHRINK = 0.2
+"""The factor of the smoothing once Newton's method has converged."""
 
-AGAIN = 4
-"""How often a problem is solved again that is smooth enough, but not solved well enough for the gap to be."""
+FIRST_FEATURES = 192
+"""Size of the first working set against a max-norm attacker: the features with the steepest gradient."""
 
-FIRST = 192
-"""Features to begin with, the steepest, against a max-norm attacker."""
+MORE_FEATURES = 64
+"""Features added at a time."""
 
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """`X` (n, d) dense or CSC, `y` (n,), `p` (n,) > 0 with sum 1, `gauge` over d features; `ridge`, `lasso` >= 0.
-
-    `spread` (d,) > 0 is the size of each feature, in its unit.
-    """
-
-    X: Matrix
-    y: np.ndarray
-    loss: Loss
-    p: np.ndarray
-    gauge: Gauge
-    spread: np.ndarray
-    ridge: float = 0.0
-    lasso: float = 0.0
-    intercept: bool = True
-
-    @property
-    def sparse(self) -> bool:
-        """Whether many weights are zero at the optimum."""
-        return isinstance(self.gauge, AgainstLinf) or self.lasso > 0
-
-    def constant(self) -> float:
-        """The best score that looks at no feature."""
-        return self.loss.constant(self.y, self.p) if self.intercept else 0.0
-
-    def objective(self, w: np.ndarray, s: np.ndarray) -> float:
-        """The exact objective at weights w with scores s."""
-        worst = self.p @ self.loss.value(s, self.gauge.value(w), self.y)
-        return float(worst + self.ridge / 2 * (w @ w) + self.lasso * np.abs(w).sum())
-
-    def columns(self, index: np.ndarray) -> Problem:
-        """The problem in some of the features, the others' weights being zero."""
-        return replace(self, X=self.X[:, index], gauge=self.gauge.columns(index), spread=self.spread[index])
+RETRIES = 4
+"""How often the same smoothed problem is solved again where its smoothing is not the reason for a large gap."""
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Weights and intercepts; the exact `objective` and how far it is above the optimum at most; steps; enough?"""
+    """Weights and intercepts, the exact objective, the duality gap, Newton iterations, whether the gap met `tol`."""
 
     w: np.ndarray
     b: Any
@@ -88,215 +54,243 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
-class _Point:
-    """The smoothed problem at (w, b)."""
+class PredictedSlopes:
+    """The slopes at the kinks and the point of the dual after the last Newton step, by linearisation."""
 
-    w: np.ndarray
-    b: float
-    s: np.ndarray
-    value: float
-    slopes: Slopes
-    gain: Smoothed
-    size: SoftAbs  # of w, for the lasso
-    theta: np.ndarray  # the slopes of the losses that the last step looked forward to: a point of the dual
-    beta: np.ndarray
-
-
-def solve(problem: Problem, *, tol: float, max_iter: int, start: tuple[np.ndarray, float] | None = None) -> Solution:
-    """Minimise to a gap of at most `tol` times the objective of the best constant score.
-
-    `start` is (w, b) to begin from. What did not converge in `max_iter` Newton steps says so, with its gap.
-    """
-    w, b, mu = np.zeros(problem.X.shape[1]), problem.constant(), 0.1
-    s = np.full(len(problem.y), b)
-    constant = problem.objective(w, s)
-    enough = tol * constant
-    zero = _at(problem, w, b, s, LEAST)
-    v = problem.X.T @ (problem.p * zero.theta)
-    gap = _gap(problem, zero, v)
-    if gap <= enough:
-        return Solution(w, b, constant, gap, 0, True)
-    if start is not None:
-        scores = problem.X @ start[0] + start[1]
-        if problem.objective(start[0], scores) < constant:  # else it is of other data
-            w, b, mu, s = start[0].copy(), start[1], 1e-2, scores
-    chosen = _first_features(problem, w, v)
-    part = problem.columns(chosen)
-    point = _at(part, w[chosen], b, s, mu)
-    best, objective = (w, b), problem.objective(w, s)
-    bound, came_back = constant - gap, np.zeros(len(w), bool)
-    left_out = ~np.isin(np.arange(len(w)), chosen)
-    taken = again = 0
-    while taken < max_iter and mu > LEAST:
-        point, steps = _centre(part, point, mu, max_iter - taken, enough)
-        taken += steps
-        w = np.zeros(problem.X.shape[1])
-        w[chosen] = point.w
-        v = problem.X.T @ (problem.p * point.theta)
-        here = problem.objective(w, point.s)
-        smoothing = here - point.value
-        bound = max(bound, here - _gap(problem, replace(point, w=w), v))
-        if here <= objective:
-            best, objective = (w, point.b), here
-        if objective - bound <= enough:
-            break
-        missing = _missing(problem, point, chosen, v)
-        came_back[missing] |= ~left_out[missing]
-        kept = chosen if len(missing) else chosen[_carrying(part, point) | came_back[chosen]]
-        if len(missing) or len(kept) < 0.8 * len(chosen):
-            left_out[missing] = False
-            chosen = np.union1d(kept, missing)
-            part = problem.columns(chosen)
-            point = replace(point, w=w[chosen], s=part.X @ w[chosen] + point.b)
-        if not len(missing):
-            finer = smoothing > enough / 4 or again == AGAIN
-            mu, again = (mu * SHRINK, 0) if finer else (mu, again + 1)
-        point = _at(part, point.w, point.b, point.s, mu)
-    if constant - bound <= max(enough, objective - bound):
-        best, objective = (np.zeros(len(w)), problem.constant()), constant
-    gap = objective - bound
-    found = Solution(*best, objective, gap, taken, gap <= enough)
-    if problem.sparse:
-        return tidied(found, np.abs(found.w), lambda w: problem.objective(w, problem.X @ w + found.b), enough)
-    return found
-
-
-def _first_features(problem: Problem, w: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """All features; or, where most will come to nothing, those in use and the steepest at zero weights."""
-    steep = np.abs(v) / np.maximum(problem.gauge.eps, 1e-300)
-    steep[(w != 0) | (problem.gauge.eps == 0)] = np.inf
-    many = max(FIRST, int(np.isinf(steep).sum())) if isinstance(problem.gauge, AgainstLinf) else len(w)
-    return np.sort(np.argsort(-steep, kind="stable")[:many])
-
-
-def _missing(problem: Problem, point: _Point, chosen: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Features left out that would lower the objective, the steepest, `MORE` at most."""
-    excess = np.abs(v) - (problem.p @ point.beta) * problem.gauge.eps - problem.lasso
-    excess[chosen] = 0
-    (missing,) = np.nonzero(excess > 0)
-    return missing[np.argsort(-excess[missing], kind="stable")[:MORE]]
-
-
-def _carrying(problem: Problem, point: _Point) -> np.ndarray:
-    """Which features carry weight, against a max-norm attacker; the others' slopes have slack, and together they make
-    up a hundredth of the attacker's gain."""
-    if not isinstance(problem.gauge, AgainstLinf):
-        return np.ones(len(point.w), bool)
-    gain = problem.gauge.eps * np.abs(point.w)
-    order = np.argsort(gain)
-    small = np.empty(len(gain), bool)
-    small[order] = np.cumsum(gain[order]) <= 0.01 * gain.sum()
-    return ~(small & (np.abs(point.gain.gradient) < 0.5 * problem.gauge.eps))
-
-
-def tidied(found: Solution, size: np.ndarray, objective: Callable[[np.ndarray], float], enough: float) -> Solution:
-    """The smallest weights set to zero, as many features as the gap allows: smoothing leaves none there exactly.
-
-    `size` (d,) is the size of each feature's weights; only those below a thousandth of the greatest are tried.
-    """
-    order = np.argsort(size, kind="stable")
-    low, high = 0, int((size < 1e-3 * size.max()).sum())
-    best = found
-    while low < high:
-        middle = (low + high + 1) // 2
-        w = found.w.copy()
-        w[..., order[:middle]] = 0
-        value = objective(w)
-        gap = found.gap + value - found.objective
-        if gap <= max(enough, found.gap):
-            low, best = middle, replace(found, w=w, objective=value, gap=gap)
-        else:
-            high = middle - 1
-    return best
+    gauge: Any = None
+    loss: np.ndarray | None = None
+    lasso: np.ndarray | None = None
+    dual: Any = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Forward:
-    """The slopes at the kinks of gauge, loss and lasso that the last Newton step looked forward to."""
+class SmoothedPoint:
+    """The smoothed objective's `value` at weights w and intercepts b, with scores s of the examples."""
 
-    gauge: np.ndarray | None = None
-    loss: np.ndarray | None = None
-    lasso: np.ndarray | None = None
-    dual: tuple[np.ndarray, np.ndarray] | None = None
-
-
-def _at(problem: Problem, w: np.ndarray, b: float, s: np.ndarray, mu: float, forward: _Forward = _Forward()) -> _Point:
-    gain = problem.gauge.smoothed(w, mu, forward.gauge)
-    slopes = problem.loss.slopes(s, gain.value, problem.y, mu, forward.loss)
-    size = soft_abs(w, mu, forward.lasso)
-    value = problem.p @ slopes.value + problem.ridge / 2 * (w @ w) + problem.lasso * size.value.sum()
-    dual = (slopes.theta, slopes.beta) if forward.dual is None else forward.dual
-    theta, beta = problem.loss.feasible(*dual, problem.y)
-    return _Point(w, b, s, float(value), slopes, gain, size, theta, beta)
+    w: np.ndarray
+    b: Any
+    s: np.ndarray
+    value: float
 
 
-def _centre(problem: Problem, point: _Point, mu: float, most: int, enough: float) -> tuple[_Point, int]:
-    """Newton's method with backtracking on the smoothed problem, until it is solved as well as it is smoothed."""
-    for taken in range(1, most + 1):
-        p, slopes, gain = problem.p, point.slopes, point.gain
-        burden = float(p @ slopes.beta)
-        slope_w = -(problem.X.T @ (p * slopes.theta)) + burden * gain.gradient + problem.ridge * point.w
-        slope_w += problem.lasso * point.size.slope
-        slope_b = -float(p @ slopes.theta)
-        model = Quadratic(
-            problem.X,
-            p * slopes.ss,
-            p * slopes.st,
-            float(p @ slopes.tt),
-            gain.gradient,
-            burden * gain.diagonal + problem.ridge + problem.lasso * point.size.curvature,
-            np.sqrt(burden) * gain.rank,
-            problem.intercept,
-        )
-        step_w, step_b = model.step(slope_w, slope_b)
-        fall = -(slope_w @ step_w + slope_b * step_b)
-        along = problem.X @ step_w + step_b
-        forward = _Forward(
-            gain.after(step_w),
-            slopes.slope_after(along, float(gain.gradient @ step_w)),
-            point.size.after(step_w),
-            slopes.after(along, float(gain.gradient @ step_w)),
-        )
-        length = 1.0
-        while True:
-            with np.errstate(over="ignore", invalid="ignore"):
-                trial = _at(
-                    problem, point.w + length * step_w, point.b + length * step_b, point.s + length * along, mu, forward
-                )
-            if trial.value <= point.value - 1e-4 * length * fall:
-                break
-            length /= 2
-            if not length > 1e-10:
-                return point, taken  # as far as double precision goes
-        point = trial
-        objective = problem.objective(point.w, point.s)
-        smoothing = objective - point.value
-        if objective <= enough or fall <= 0.1 * smoothing or fall <= 1e-15 * max(1.0, point.value):
-            return point, taken
-    return point, most
+@dataclass(frozen=True, eq=False)
+class NewtonStep:
+    """A step of w, b and the scores, the decrease of the objective to first order, and the slopes it predicts."""
+
+    w: np.ndarray
+    b: Any
+    s: np.ndarray
+    decrease: float
+    predicted: PredictedSlopes
 
 
-def _gap(problem: Problem, point: _Point, v: np.ndarray) -> float:
-    """How far the exact objective can be above the optimum, from the slopes as a point of the dual.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RobustProblem(ABC):
+    """`X` (n, d) dense or CSC, `y` (n,), weights `p` (n,) > 0 with sum 1, `gauge` over d features; penalties >= 0.
 
-    v = X' (p theta) on all features. The bound D + min over w of [burden t(w) - v.w + ridge/2 |w|^2 + lasso |w|_1] has
-    a minimum of zero where the attacker's ball, `burden` times as large, holds v; where it does not quite, the bound is
-    taken over all weights up to `REACH` times those found, or as large as moves the scores by `REACH`.
+    `spread` (d,) > 0 is the size of each feature, in its unit. Weights w are (d,), or (K, d) for K classes; intercepts
+    b a number or (K,); scores s (n,) or (n, K).
     """
-    p, w, eps = problem.p, point.w, problem.gauge.eps
-    burden = float(p @ point.beta)
-    bound = float(p @ problem.loss.dual(point.theta, point.beta, problem.y))
-    bound -= abs(float(p @ point.theta)) * REACH * max(abs(point.b), 1.0) if problem.intercept else 0.0
-    if problem.ridge > 0:
-        rest = _shrunk(v - problem.gauge.nearest(v, burden), problem.lasso)
-        bound -= float(rest @ rest) / (2 * problem.ridge)
-    else:
-        v = _shrunk(v, problem.lasso)
-        over = max(problem.gauge.needed(v) - burden, 0.0)
-        stray = np.abs(v) @ np.where(eps == 0, np.maximum(np.abs(w), 1 / problem.spread), 0)
-        bound -= REACH * (over * max(problem.gauge.value(w), 1.0) + float(stray))
-    return problem.objective(w, point.s) - max(bound, 0.0)
+
+    X: Matrix
+    y: np.ndarray
+    p: np.ndarray
+    gauge: Gauge
+    spread: np.ndarray
+    ridge: float = 0.0
+    lasso: float = 0.0
+    intercept: bool = True
+
+    @abstractmethod
+    def constant(self) -> Any:
+        """The best intercepts where all weights are zero."""
+
+    @abstractmethod
+    def objective(self, w: np.ndarray, s: np.ndarray) -> float:
+        """The exact objective at weights w with scores s."""
+
+    @abstractmethod
+    def smoothed_at(self, w: np.ndarray, b: Any, s: np.ndarray, mu: float, predicted: PredictedSlopes) -> Any:
+        """The objective smoothed by `mu`, with its derivatives and a feasible point of the dual."""
+
+    @abstractmethod
+    def newton_step(self, point: Any, accuracy: float) -> NewtonStep:
+        """Newton's step from a point; `accuracy` is that of the linear solver where it iterates."""
+
+    @abstractmethod
+    def pull(self, point: Any) -> np.ndarray:
+        """Minus the losses' gradient with respect to w, without the attacker's part, at the point of the dual."""
+
+    @abstractmethod
+    def duality_gap(self, point: Any, pull: np.ndarray) -> float:
+        """An upper bound of the exact objective less its optimum; `point` with the weights of all features."""
+
+    @abstractmethod
+    def columns(self, features: np.ndarray) -> Self:
+        """The problem in some of the features, the weights of the others being zero."""
+
+    @abstractmethod
+    def finish(self, solution: Solution, max_gap: float) -> Solution:
+        """The solution in its simplest equivalent form, with a gap of at most `max_gap` or as it was."""
+
+    def scores(self, w: np.ndarray, b: Any) -> np.ndarray:
+        """The scores of the examples."""
+        return self.X @ w.T + b
+
+    def with_small_weights_zero(self, found: Solution, max_gap: float) -> Solution:
+        """The smallest weights set to zero, of as many features as the gap allows: smoothing leaves none there exactly.
+
+        Only features whose weights are below a thousandth of the greatest are tried.
+        """
+        size = np.abs(found.w).reshape(-1, found.w.shape[-1]).max(0)
+        order = np.argsort(size, kind="stable")
+        low, high = 0, int((size < 1e-3 * size.max()).sum())
+        best = found
+        while low < high:
+            middle = (low + high + 1) // 2
+            w = found.w.copy()
+            w[..., order[:middle]] = 0
+            value = self.objective(w, self.scores(w, found.b))
+            gap = found.gap + value - found.objective
+            if gap <= max(max_gap, found.gap):
+                low, best = middle, replace(found, w=w, objective=value, gap=gap)
+            else:
+                high = middle - 1
+        return best
+
+    def solve(self, *, tol: float, max_iter: int, start: tuple[np.ndarray, Any] | None = None) -> Solution:
+        """Minimise to a duality gap of at most `tol` times the objective of the best constant scores.
+
+        `start` is (w, b) to begin from. A solution that did not converge in `max_iter` Newton steps says so, with its
+        gap.
+        """
+        b = self.constant()
+        w, mu = np.zeros((*np.shape(b), self.X.shape[1])), FIRST_MU
+        s = np.broadcast_to(b, (len(self.y), *np.shape(b))).copy()
+        at_zero = self.smoothed_at(w, b, s, LAST_MU, PredictedSlopes())
+        pull = self.pull(at_zero)
+        objective, gap = self.objective(w, s), self.duality_gap(at_zero, pull)
+        max_gap = tol * objective
+        constant = best = Solution(w, b, objective, gap, 0, gap <= max_gap)
+        if constant.converged:
+            return constant
+        if start is not None:
+            scores = self.scores(*start)
+            objective = self.objective(start[0], scores)
+            if objective < constant.objective:  # else the start belongs to other data
+                w, b, s, mu = start[0].copy(), start[1], scores, WARM_MU
+                best = replace(best, w=w, b=b, objective=objective)
+        working = WorkingSet(self, w, pull)
+        point = working.part.smoothed_at(w[..., working.features], b, s, mu, PredictedSlopes())
+        bound = constant.objective - constant.gap
+        taken = retries = 0
+        while taken < max_iter and mu > LAST_MU:
+            point, steps = working.part.minimise_smoothed(point, mu, max_iter - taken, max_gap)
+            taken += steps
+            w = working.embed(point.w)
+            pull, objective = self.pull(point), self.objective(w, point.s)
+            smoothing = objective - point.value
+            bound = max(bound, objective - self.duality_gap(replace(point, w=w), pull))
+            if objective <= best.objective:
+                best = replace(best, w=w, b=point.b, objective=objective)
+            if best.objective - bound <= max_gap:
+                break
+            point, complete = working.update(point, pull)
+            if complete:
+                finer = smoothing > max_gap / 4 or retries == RETRIES
+                mu, retries = (mu * SHRINK, 0) if finer else (mu, retries + 1)
+            point = working.part.smoothed_at(point.w, point.b, point.s, mu, PredictedSlopes())
+        if constant.objective - bound <= max(max_gap, best.objective - bound):
+            best = constant
+        gap = best.objective - bound
+        return self.finish(replace(best, gap=gap, n_iter=taken, converged=gap <= max_gap), max_gap)
+
+    def minimise_smoothed(self, point: Any, mu: float, max_iter: int, max_gap: float) -> tuple[Any, int]:
+        """Newton's method with backtracking on the smoothed problem, until its error is below that of the smoothing.
+
+        Returns the last point and the steps taken.
+        """
+        smoothing = self.objective(point.w, point.s) - point.value
+        for taken in range(1, max_iter + 1):
+            step = self.newton_step(point, 1e-3 if smoothing > max_gap else 1e-8)
+            length = 1.0
+            while True:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    w, b, s = point.w + length * step.w, point.b + length * step.b, point.s + length * step.s
+                    trial = self.smoothed_at(w, b, s, mu, step.predicted)
+                if trial.value <= point.value - 1e-4 * length * step.decrease:
+                    break
+                length /= 2
+                if not length > 1e-10:
+                    return point, taken  # double precision ends here
+            point = trial
+            objective = self.objective(point.w, point.s)
+            smoothing = objective - point.value
+            accurate = step.decrease <= max(0.1 * smoothing, 1e-15 * max(1.0, point.value))
+            if objective <= max_gap or accurate:
+                return point, taken
+        return point, max_iter
 
 
-def _shrunk(v: np.ndarray, by: float) -> np.ndarray:
-    return np.sign(v) * np.maximum(np.abs(v) - by, 0)
+class WorkingSet:
+    """The `features` whose weights are free, and the problem `part` in these alone; all other weights are zero.
+
+    Against a max-norm attacker and for one score per example, most weights are zero at the optimum. Features whose
+    derivatives have slack are left out until the whole gradient is computed again.
+    """
+
+    def __init__(self, problem: RobustProblem, w: np.ndarray, pull: np.ndarray) -> None:
+        """For a start at weights w; `pull` is that of zero weights."""
+        self.problem, self.features = problem, np.arange(w.shape[-1])
+        self._partial = w.ndim == 1 and isinstance(problem.gauge, AgainstLinf)
+        if self._partial:
+            eps = problem.gauge.eps
+            steepness = np.abs(pull) / np.maximum(eps, 1e-300)
+            steepness[(w != 0) | (eps == 0)] = np.inf
+            count = max(FIRST_FEATURES, int(np.isinf(steepness).sum()))
+            self.features = np.sort(np.argsort(-steepness, kind="stable")[:count])
+        self.part = problem.columns(self.features)
+        self._left_out = ~np.isin(np.arange(w.shape[-1]), self.features)
+        self._came_back = np.zeros(w.shape[-1], bool)
+
+    def embed(self, w: np.ndarray) -> np.ndarray:
+        """The weights of all features."""
+        whole = np.zeros((*w.shape[:-1], len(self._left_out)))
+        whole[..., self.features] = w
+        return whole
+
+    def update(self, point: Any, pull: np.ndarray) -> tuple[Any, bool]:
+        """Exchange features; the point in the new ones (its smoothed parts stale), and whether none was missing."""
+        if not self._partial:
+            return point, True
+        missing = self._missing(point, pull)
+        self._came_back[missing] |= ~self._left_out[missing]
+        kept = self.features
+        if not len(missing):
+            kept = kept[self._carrying(point) | self._came_back[kept]]
+        if len(missing) or len(kept) < 0.8 * len(self.features):
+            self._left_out[missing] = False
+            w = self.embed(point.w)
+            self.features = np.union1d(kept, missing)
+            self.part = self.problem.columns(self.features)
+            w = w[self.features]
+            point = replace(point, w=w, s=self.part.scores(w, point.b))
+        return point, not len(missing)
+
+    def _missing(self, point: Any, pull: np.ndarray) -> np.ndarray:
+        """Features left out that would lower the objective, the steepest, at most `MORE_FEATURES`."""
+        problem = self.problem
+        excess = np.abs(pull) - (problem.p @ point.beta) * problem.gauge.eps - problem.lasso
+        excess[self.features] = 0
+        (missing,) = np.nonzero(excess > 0)
+        return missing[np.argsort(-excess[missing], kind="stable")[:MORE_FEATURES]]
+
+    def _carrying(self, point: Any) -> np.ndarray:
+        """Which features carry weight. The derivatives of the others have slack, and together they make up at most a
+        hundredth of the attacker's gain."""
+        eps = self.part.gauge.eps
+        gain = eps * np.abs(point.w)
+        order = np.argsort(gain)
+        small = np.empty(len(gain), bool)
+        small[order] = np.cumsum(gain[order]) <= 0.01 * gain.sum()
+        return ~(small & (np.abs(point.gain.gradient) < 0.5 * eps))
