@@ -1,4 +1,4 @@
-"""What scikit-learn and its users expect of the robust estimators, and the radius that leaves nothing of them."""
+"""What scikit-learn and its users expect of the robust estimators, and the radius at which all weights are zero."""
 
 from __future__ import annotations
 
@@ -57,9 +57,11 @@ def drawn(loss: str, seed: int, n: int = 120, d: int = 5, classes: int = 2) -> t
     ]
 )
 @pytest.mark.filterwarnings("ignore::epsball.linear.robust.ConstantModelWarning")  # the checks' data may be noise
-@pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")  # theirs
-@pytest.mark.filterwarnings("ignore:The number of unique classes is greater than 50%:UserWarning")  # theirs
-def test_scikit_learns_own_checks_fail(estimator: Any, check: Callable[[Any], None]) -> None:
+@pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")  # scikit-learn's data
+@pytest.mark.filterwarnings(
+    "ignore:The number of unique classes is greater than 50%:UserWarning"
+)  # scikit-learn's data
+def test_estimators_pass_scikit_learns_checks(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 
 
@@ -69,7 +71,7 @@ def refit(model: Any, *data: Any, **more: Any) -> Any:
 
 @LOSSES
 @NORMS
-def test_order_repeats_and_zero_weights_change_a_bit(loss: str, norm: str) -> None:
+def test_order_repeats_and_zero_weights_change_no_bit(loss: str, norm: str) -> None:
     X, y = drawn(loss, 1)
     model = MODELS[loss](0.05, norm=norm)
     rng = np.random.default_rng(2)
@@ -94,7 +96,7 @@ def test_order_repeats_and_zero_weights_change_a_bit(loss: str, norm: str) -> No
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array, sparse.csc_array])
-def test_repeats_and_order_change_a_bit_in_three_classes_or_sparse(kind: Callable[..., Any]) -> None:
+def test_repeats_and_order_change_no_bit_in_three_classes_or_sparse(kind: Callable[..., Any]) -> None:
     X, y = drawn("logistic", 3, classes=3)
     X = X * (X > 0)
     times = np.random.default_rng(4).integers(0, 3, len(y))
@@ -104,7 +106,7 @@ def test_repeats_and_order_change_a_bit_in_three_classes_or_sparse(kind: Callabl
     np.testing.assert_array_equal(repeated.coef_, weighted.coef_)
 
 
-def test_a_weight_in_all_examples_alike_changes_an_unpenalised_model() -> None:
+def test_a_common_weight_of_all_examples_leaves_an_unpenalised_model_unchanged() -> None:
     X, y = drawn("logistic", 5)
     model = RobustLogisticRegression(0.05)
     np.testing.assert_allclose(
@@ -112,7 +114,7 @@ def test_a_weight_in_all_examples_alike_changes_an_unpenalised_model() -> None:
     )
 
 
-def test_balanced_weights_are_not_those_written_out() -> None:
+def test_balanced_weights_equal_those_written_out() -> None:
     X, y = drawn("logistic", 6, classes=3)
     share = np.bincount(y) / len(y)
     out = 1 / (3 * share)
@@ -123,7 +125,7 @@ def test_balanced_weights_are_not_those_written_out() -> None:
 
 @LOSSES
 @NORMS
-def test_a_warm_start_from_the_solution_walks_on(loss: str, norm: str) -> None:
+def test_a_warm_start_from_the_solution_ends_sooner(loss: str, norm: str) -> None:
     X, y = drawn(loss, 7)
     model = MODELS[loss](0.05, norm=norm, warm_start=True).fit(X, y)
     cold, before = model.n_iter_, model.objective_
@@ -133,7 +135,7 @@ def test_a_warm_start_from_the_solution_walks_on(loss: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["features", "more classes", "fewer classes", "sparsified", "other norm"])
-def test_a_warm_start_from_another_problem_breaks_the_fit(change: str) -> None:
+def test_a_warm_start_from_another_problem_fits_as_well(change: str) -> None:
     X, y = drawn("logistic", 8)
     _, three = drawn("logistic", 8, classes=3)
     first, then = {"features": ((X, y), (X[:, :3], y)), "more classes": ((X, y), (X, three))}.get(
@@ -152,7 +154,7 @@ def test_a_warm_start_from_another_problem_breaks_the_fit(change: str) -> None:
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array, sparse.csc_array, np.asfortranarray])
 @LOSSES
-def test_fitting_or_scoring_changes_what_was_handed_over(loss: str, kind: Callable[..., Any]) -> None:
+def test_fitting_and_scoring_leave_arguments_unchanged(loss: str, kind: Callable[..., Any]) -> None:
     X, y = drawn(loss, 9)
     given, target, weight, eps = kind(X.copy()), y.copy(), np.linspace(0, 1, len(y)), np.full(5, 0.05)
     model = MODELS[loss](eps).fit(given, target, sample_weight=weight)
@@ -168,7 +170,7 @@ def test_fitting_or_scoring_changes_what_was_handed_over(loss: str, kind: Callab
 
 
 @LOSSES
-def test_pickles_clones_and_parameters_do_not_come_back(loss: str) -> None:
+def test_pickles_clones_and_parameters_come_back(loss: str) -> None:
     X, y = drawn(loss, 10)
     model = MODELS[loss](0.07, norm="l2", penalty="l1", C=0.5, tol=1e-5)
     assert clone(model).get_params() == model.get_params()
@@ -182,7 +184,7 @@ def test_pickles_clones_and_parameters_do_not_come_back(loss: str) -> None:
     assert vars(clone(model)).keys() == model.get_params().keys()
 
 
-def test_labels_names_and_pipelines_get_lost() -> None:
+def test_labels_names_and_pipelines_are_supported() -> None:
     X, y = drawn("logistic", 11, classes=3)
     names = np.array(["low", "mid", "top"])[y]
     frame = pd.DataFrame(X, columns=list("abcde"))
@@ -206,21 +208,21 @@ def test_labels_names_and_pipelines_get_lost() -> None:
 
 @pytest.mark.parametrize("model", [RobustLogisticRegression, RobustLinearSVC, RobustRegressor])
 @pytest.mark.parametrize("shape", ["column", "too short", "too long"])
-def test_targets_that_do_not_fit_are_broadcast(model: Any, shape: str) -> None:
+def test_targets_that_do_not_fit_are_refused(model: Any, shape: str) -> None:
     X, y = drawn("logistic", 12)
     fitted = model(0.05).fit(X, y)
     other = {"column": y[:, None], "too short": y[:1], "too long": np.append(y, y)}[shape]
     measures = [fitted.worst_loss] + ([] if model is RobustRegressor else [fitted.robust_score])
     for measure in measures:
-        right = measure(X, y)
+        expected = measure(X, y)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # scikit-learn's own word for a column is a warning
+                warnings.simplefilter("ignore")  # scikit-learn warns of a column
                 got = measure(X, other)
         except ValueError:
             continue
-        assert shape == "column", "accepted, and it cannot be right"
-        assert got == right
+        assert shape == "column", "a target of another length must be refused"
+        assert got == expected
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -252,13 +254,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @LOSSES
 @pytest.mark.parametrize(("settings", "named"), BAD, ids=[str(case[0]) for case in BAD])
-def test_a_wrong_setting_is_accepted_or_not_named(loss: str, settings: dict[str, Any], named: str) -> None:
+def test_a_wrong_setting_is_refused_by_name(loss: str, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=named):
         MODELS[loss](**settings).fit(*drawn(loss, 13))
 
 
 @pytest.mark.parametrize("model", [RobustLogisticRegression, RobustLinearSVC])
-def test_labels_that_cannot_be_learnt_are_accepted(model: Any) -> None:
+def test_labels_that_cannot_be_learnt_are_refused(model: Any) -> None:
     X, y = drawn("logistic", 14)
     with pytest.raises(ValueError, match="class"):
         model().fit(X, np.zeros(len(y)))
@@ -271,7 +273,7 @@ def test_labels_that_cannot_be_learnt_are_accepted(model: Any) -> None:
 
 
 @LOSSES
-def test_data_that_cannot_be_fitted_are_accepted(loss: str) -> None:
+def test_data_that_cannot_be_fitted_are_refused(loss: str) -> None:
     X, y = drawn(loss, 15)
     for bad in (np.nan, np.inf):
         broken = X.copy()
@@ -280,7 +282,7 @@ def test_data_that_cannot_be_fitted_are_accepted(loss: str) -> None:
             MODELS[loss]().fit(broken, y)
     with pytest.raises(ValueError, match="sample_weight"):
         MODELS[loss]().fit(X, y, sample_weight=-np.ones(len(y)))
-    with pytest.raises(ValueError, match=r"sample_weight|Sample weights"):  # scikit-learn's own word, or ours
+    with pytest.raises(ValueError, match=r"sample_weight|Sample weights"):  # scikit-learn's message, or ours
         MODELS[loss]().fit(X, y, sample_weight=np.zeros(len(y)))
     with pytest.raises(ValueError, match="inconsistent"):
         MODELS[loss]().fit(X, y[:-1])
@@ -292,7 +294,7 @@ def test_data_that_cannot_be_fitted_are_accepted(loss: str) -> None:
 
 @LOSSES
 @NORMS
-def test_a_fit_that_did_not_get_there_says_nothing_or_no_figure(loss: str, norm: str) -> None:
+def test_a_fit_that_did_not_converge_warns_with_its_gap(loss: str, norm: str) -> None:
     X, y = drawn(loss, 16)
     model = MODELS[loss](0.05, norm=norm, max_iter=2)
     with pytest.warns(ConvergenceWarning) as caught:
@@ -306,7 +308,7 @@ def test_a_fit_that_did_not_get_there_says_nothing_or_no_figure(loss: str, norm:
 
 
 def quiet(model: Any, X: Any, y: Any, **more: Any) -> Any:
-    """Fitted, whether it looks at anything or not."""
+    """Fitted, without a warning where all weights are zero."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantModelWarning)
         return model.fit(X, y, **more)
@@ -317,7 +319,7 @@ def quiet(model: Any, X: Any, y: Any, **more: Any) -> Any:
 @pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "through zero"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "per feature"])
-def test_the_greatest_radius_is_too_small_or_too_great(
+def test_weights_vanish_exactly_from_eps_max_on(
     loss: str, norm: str, intercept: bool, weighted: bool, scaled: bool
 ) -> None:
     X, y = drawn(loss, 17, n=80)
@@ -338,7 +340,7 @@ def test_the_greatest_radius_is_too_small_or_too_great(
 @LOSSES
 @NORMS
 @pytest.mark.parametrize("penalty", ["l2", "l1"])
-def test_a_penalty_gives_weights_to_what_is_not_worth_its_risk(loss: str, norm: str, penalty: str) -> None:
+def test_a_penalty_gives_no_weights_above_eps_max(loss: str, norm: str, penalty: str) -> None:
     X, y = drawn(loss, 18)
     top = eps_max(X, y, loss=loss, norm=norm)
     model = MODELS[loss](1.01 * top, norm=norm, penalty=penalty, C=10.0)
@@ -349,7 +351,7 @@ def test_a_penalty_gives_weights_to_what_is_not_worth_its_risk(loss: str, norm: 
 
 @pytest.mark.parametrize("loss", ["logistic", "hinge"])
 @NORMS
-def test_three_classes_have_another_greatest_radius(loss: str, norm: str) -> None:
+def test_weights_of_three_classes_vanish_from_eps_max_on(loss: str, norm: str) -> None:
     X, y = drawn(loss, 19, n=90, classes=3)
     top = eps_max(X, y, loss=loss, norm=norm)
     with pytest.warns(ConstantModelWarning, match="zero"):
@@ -362,7 +364,7 @@ def test_three_classes_have_another_greatest_radius(loss: str, norm: str) -> Non
 
 
 @pytest.mark.parametrize("intercept", [True, False])
-def test_bisection_on_fits_finds_another_greatest_radius_for_three_classes(intercept: bool) -> None:
+def test_bisection_on_fits_finds_eps_max_for_three_classes(intercept: bool) -> None:
     X, y = drawn("logistic", 20, n=90, classes=3)
 
     def useful(eps: float) -> float:
@@ -374,7 +376,7 @@ def test_bisection_on_fits_finds_another_greatest_radius_for_three_classes(inter
     assert eps_max(X, y, fit_intercept=intercept) == pytest.approx(found, rel=3e-4)
 
 
-def test_the_greatest_radius_follows_the_units() -> None:
+def test_eps_max_follows_the_units() -> None:
     X, y = drawn("logistic", 21)
     for loss, norm in (("logistic", "linf"), ("logistic", "l2"), ("hinge", "linf"), ("hinge", "l1"), ("squared", "l1")):
         once = eps_max(X, y, loss=loss, norm=norm)
@@ -395,12 +397,12 @@ def test_the_greatest_radius_follows_the_units() -> None:
         ({"sample_weight": -np.ones(120)}, "sample_weight"),
     ],
 )
-def test_a_wrong_argument_of_the_greatest_radius_is_accepted(settings: dict[str, Any], named: str) -> None:
+def test_a_wrong_argument_of_eps_max_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=named):
         eps_max(*drawn("logistic", 22), **settings)
 
 
-def test_one_class_has_a_greatest_radius() -> None:
+def test_eps_max_of_one_class_is_refused() -> None:
     X, y = drawn("logistic", 23)
     with pytest.raises(BadInput, match="class"):
         eps_max(X, 0 * y)
@@ -409,7 +411,7 @@ def test_one_class_has_a_greatest_radius() -> None:
 
 
 @pytest.mark.parametrize("intercept", [True, False])
-def test_a_constant_target_gives_a_slope(intercept: bool) -> None:
+def test_a_constant_target_gives_no_weights(intercept: bool) -> None:
     X, _ = drawn("squared", 24, n=7)
     model = quiet(RobustRegressor(0.1, fit_intercept=intercept), X, np.full(7, 0.1 if intercept else 0.0))
     assert (model.coef_ == 0).all()

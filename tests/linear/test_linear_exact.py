@@ -52,14 +52,14 @@ class Scene:
         return minimal_eps(self.weight, self.bias, self.x, self.y, self.ball, self.target)
 
     def rows_of_scores(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and biases with a single logit as two classes, in extended precision."""
+        """Weights and biases in extended precision, a single logit as two classes."""
         weight, bias = wide(self.weight), wide(self.bias)
         if len(weight) == 1:
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         return weight, bias
 
     def pairs(self, row: int) -> list[tuple[int, int]]:
-        """(own class, rival) of which the smallest worst margin counts."""
+        """(own class, rival) of which the smallest worst margin is the margin."""
         weight, bias = self.rows_of_scores()
         y = int(self.y[row])
         if self.target is None:
@@ -75,7 +75,7 @@ def wide(tensor: torch.Tensor) -> np.ndarray:
 
 
 def scene(norm: str, classes: int, box: str, targeted: bool, *, d: int = D, per_row: bool = False) -> Scene:
-    """Offset data, some on the faces of the box; weights with zeros and ties; y mostly right, target sometimes y."""
+    """Offset data, some on the faces of the box; weights with zeros and ties; y mostly predicted, target at times y."""
     draw = torch.Generator().manual_seed(classes + 100 * len(box) + 1000 * targeted + 10_000 * per_row)
 
     def rand(*shape: int) -> torch.Tensor:
@@ -96,8 +96,8 @@ def scene(norm: str, classes: int, box: str, targeted: bool, *, d: int = D, per_
     bias = 0.3 * torch.randn(classes, generator=draw, dtype=torch.float64)
     scores = x @ weight.T + bias
     known = max(2, classes)
-    right = scores.argmax(1) if classes > 1 else (scores[:, 0] > 0).long()
-    y = torch.where(rand(N) < 0.8, right, torch.randint(known, (N,), generator=draw))
+    predicted = scores.argmax(1) if classes > 1 else (scores[:, 0] > 0).long()
+    y = torch.where(rand(N) < 0.8, predicted, torch.randint(known, (N,), generator=draw))
     target = torch.randint(known, (N,), generator=draw) if targeted else None
     return Scene(weight, bias, x, y, target, ball)
 
@@ -135,10 +135,8 @@ def candidates(norm: str, low: np.ndarray, high: np.ndarray, eps: np.longdouble)
     return np.array(points)
 
 
-def greatest_gain(norm: str, grad: np.ndarray, low: np.ndarray, high: np.ndarray, eps: np.longdouble) -> np.longdouble:
+def greatest_gain_l2(grad: np.ndarray, low: np.ndarray, high: np.ndarray, eps: np.longdouble) -> np.longdouble:
     """max <grad, v> over the displacements v, in extended precision."""
-    if norm != "l2":
-        return (candidates(norm, low, high, eps) @ grad).max()
 
     def path(mu: np.longdouble) -> np.ndarray:
         return np.clip(mu * grad, low, high)
@@ -154,11 +152,12 @@ def reference(case: Scene, row: int) -> float:
     """The worst margin of one example."""
     weight, bias = case.rows_of_scores()
     low, high, eps = ends(case, row)
+    vertices = None if case.ball.name == "l2" else candidates(case.ball.name, low, high, eps)
     margins = []
     for own, rival in case.pairs(row):
         grad = weight[rival] - weight[own]
         margins.append(bias[own] - bias[rival] - grad @ wide(case.x[row]))
-        margins[-1] -= greatest_gain(case.ball.name, grad, low, high, eps)
+        margins[-1] -= greatest_gain_l2(grad, low, high, eps) if vertices is None else (vertices @ grad).max()
     return float(min(margins))
 
 
@@ -167,7 +166,7 @@ def reference(case: Scene, row: int) -> float:
 @BOXES
 @TARGETS
 @pytest.mark.parametrize("per_row", [False, True], ids=["one eps", "eps per row"])
-def test_margin_is_not_the_worst_of_all_vertices(norm: str, classes: int, box: str, targeted: bool, per_row: bool):
+def test_margin_is_the_worst_of_all_vertices(norm: str, classes: int, box: str, targeted: bool, per_row: bool):
     case = scene(norm, classes, box, targeted, per_row=per_row)
     best = case.optimum()
     rows = range(N) if classes < 10 or norm != "l2" else range(0, N, 3)
@@ -210,7 +209,7 @@ def check_point(case: Scene, best: Optimum) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("classes", [1, 10])
 @TARGETS
-def test_cvxpy_finds_a_worse_margin(norm: str, classes: int, targeted: bool) -> None:
+def test_cvxpy_finds_the_same_margin(norm: str, classes: int, targeted: bool) -> None:
     case = scene(norm, classes, "box and mask", targeted, d=7)
     best = case.optimum()
     weight, bias = (part.astype(float) for part in case.rows_of_scores())
@@ -233,7 +232,7 @@ def test_cvxpy_finds_a_worse_margin(norm: str, classes: int, targeted: bool) -> 
 @CLASSES
 @BOXES
 @TARGETS
-def test_minimal_eps_does_not_flip_or_less_does(norm: str, classes: int, box: str, targeted: bool) -> None:
+def test_minimal_eps_flips_and_less_does_not(norm: str, classes: int, box: str, targeted: bool) -> None:
     case = scene(norm, classes, box, targeted)
     radius = case.minimal_eps()
     assert radius.dtype == torch.float64
@@ -247,7 +246,7 @@ def test_minimal_eps_does_not_flip_or_less_does(norm: str, classes: int, box: st
     above = case.optimum(case.ball.with_eps(torch.where(finite, more, everywhere)))
     below = case.optimum(case.ball.with_eps(torch.where(finite, less, everywhere)))
     assert (above.margin <= 0)[finite].all()
-    assert (below.margin > 0)[radius > 0].all(), "a smaller radius, or no radius at all, flips it"
+    assert (below.margin > 0)[radius > 0].all(), "a smaller radius must not change the prediction"
     if not targeted:
         assert above.fooled[finite].all()
         assert below.robust[radius > 0].all()
@@ -256,7 +255,7 @@ def test_minimal_eps_does_not_flip_or_less_does(norm: str, classes: int, box: st
         assert not below.reached[radius > 0].any()
 
 
-def test_minimal_eps_is_never_infinite_where_the_box_is_narrow() -> None:
+def test_minimal_eps_is_infinite_where_the_box_is_narrow() -> None:
     case = scene("l2", 3, "mask", False)
     case.ball = L2(eps=9, lo=case.x - 0.05, hi=case.x + 0.05)
     radius = case.minimal_eps()
@@ -264,7 +263,7 @@ def test_minimal_eps_is_never_infinite_where_the_box_is_narrow() -> None:
     assert torch.equal(radius.isinf(), case.optimum().robust)
 
 
-def test_tie_is_decided_otherwise_than_by_the_first_class() -> None:
+def test_a_tie_goes_to_the_first_class() -> None:
     weight, x = torch.eye(2).double(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
     y = torch.tensor([0, 1])
     best = optimum(weight, None, x, y, Linf(eps=0.5))
@@ -277,10 +276,10 @@ def test_tie_is_decided_otherwise_than_by_the_first_class() -> None:
     z = torch.zeros(2, 1).double()
     assert minimal_eps([1.0], 0.0, z, y, Linf(eps=0)).tolist() == [0, 0]
     assert optimum([1.0], 0.0, z, y, Linf(eps=0)).fooled.tolist() == [False, True]
-    assert minimal_eps([1.0], 0.0, z, y, Linf(eps=0, hi=0)).tolist() == [math.inf, 0], "the score cannot rise"
+    assert minimal_eps([1.0], 0.0, z, y, Linf(eps=0, hi=0)).tolist() == [math.inf, 0], "the score cannot increase"
 
 
-def test_worked_example_has_other_numbers() -> None:
+def test_worked_example_has_the_published_numbers() -> None:
     x, w = np.array([[-2.0, 2, 1, -3, 1]]), np.array([3.0, 2, -1, 1, 4])
     for eps, y, after in ((0.3, 0, 0.7858349830425586), (1.0, 0, 0.9998766)):
         best = optimum(w, None, x, [y], Linf(eps=eps))
@@ -298,7 +297,7 @@ def test_worked_example_has_other_numbers() -> None:
 
 
 @NORMS
-def test_rows_blocks_or_shapes_change_the_answer(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_shapes_leave_the_result_unchanged(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for targeted in (False, True):
         case = scene(norm, 3, "box and mask", targeted, d=6, per_row=True)
         whole, radius = case.optimum(), case.minimal_eps()
@@ -324,7 +323,7 @@ def test_rows_blocks_or_shapes_change_the_answer(norm: str, monkeypatch: pytest.
 
 @NORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_verdict_is_not_that_of_the_stored_point(norm: str, dtype: torch.dtype) -> None:
+def test_predictions_are_those_at_the_stored_input(norm: str, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(4)
     x = (0.2 + torch.rand(200, 50, generator=draw)).to(dtype)
     weight, bias = 0.1 * torch.randn(10, 50, generator=draw), torch.randn(10, generator=draw) / 10
@@ -347,7 +346,7 @@ def exact_margin(
     return optimum(weight.double(), bias.double(), x.double(), y, ball).margin
 
 
-def test_arguments_are_changed_or_gradients_kept() -> None:
+def test_arguments_are_unchanged_and_no_gradient_is_stored() -> None:
     case = scene("l1", 3, "box", False)
     case.weight.requires_grad_(True)
     case.x.requires_grad_(True)
@@ -362,7 +361,7 @@ def test_arguments_are_changed_or_gradients_kept() -> None:
     assert torch.equal(optimum(copies[0], copies[1], read_only, case.y, case.ball).margin, best.margin)
 
 
-def test_no_examples_at_all_fail() -> None:
+def test_no_examples_give_empty_results() -> None:
     for target in (None, 1):
         best = optimum(torch.ones(3, 4), None, torch.zeros(0, 4), torch.zeros(0).long(), Linf(eps=1), target)
         assert best.x_adv.shape == (0, 4)
@@ -385,7 +384,7 @@ MODELS = {
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_estimator_predicts_otherwise_at_the_optimum(name: str, classes: int) -> None:
+def test_estimator_predicts_the_same_at_the_optimum(name: str, classes: int) -> None:
     kept = np.flatnonzero(np.isin(NAMES, np.unique(NAMES)[-classes:]))
     frame, y = IRIS.data.iloc[kept], NAMES[kept]
     model = MODELS[name].fit(frame, y)
@@ -408,7 +407,7 @@ def test_estimator_predicts_otherwise_at_the_optimum(name: str, classes: int) ->
     assert best.accuracy == model.score(frame, y)
 
 
-def test_torch_module_is_not_its_weights() -> None:
+def test_torch_module_equals_its_weights() -> None:
     case = scene("linf", 3, "box", True)
     layer = nn.Linear(D, 3).double()
     layer.load_state_dict({"weight": case.weight, "bias": case.bias})
@@ -419,7 +418,7 @@ def test_torch_module_is_not_its_weights() -> None:
         assert torch.equal(minimal_eps(model, None, case.x, case.y, ball, case.target), case.minimal_eps())
 
 
-def test_whole_numbers_are_refused_with_an_estimator() -> None:
+def test_whole_numbers_become_floats_with_an_estimator() -> None:
     model = RidgeClassifier().fit(IRIS.data, IRIS.target)
     whole = (IRIS.data * 10).round().astype(int)
     best = optimum(model, None, whole, IRIS.target, Linf(eps=1))
@@ -458,23 +457,23 @@ WRONG = {
     ),
     "target is no class": ({"target": 3}, r"`target` must be among the classes 0, 1, 2, got 3"),
     "target of three": ({"target": [0, 1, 2]}, r"`target` must be \(2,\)"),
-    "no ball": ({"ball": 0.1}, r"`ball` must be a ball, got float"),
+    "no ball": ({"ball": 0.1}, r"`ball` must be of type Ball, got float"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_mistake_passes_or_is_not_named(name: str) -> None:
+def test_a_wrong_argument_is_refused_by_name(name: str) -> None:
     given, words = WRONG[name]
     for function in (optimum, minimal_eps):
         with np.errstate(all="ignore"), pytest.raises(BadInput, match=words):
             function(*(GIVEN | given).values())
 
 
-def test_unbounded_radius_or_radius_per_feature_passes() -> None:
+def test_unbounded_radius_and_radius_per_feature_are_refused() -> None:
     with pytest.raises(BadInput, match="`eps` must be finite where the box is not"):
         optimum(W, None, X, Y, Linf(eps=math.inf, lo=0))
     ball = Linf(eps=torch.tensor([[0.1, 0.2]]))
-    with pytest.raises(BadInput, match="`eps` must not be one per feature where one radius is searched for"):
+    with pytest.raises(BadInput, match="`eps` must not be one per feature where one radius is wanted"):
         minimal_eps(W, None, X, Y, ball)
     best = optimum(W, None, X, Y, ball)
     torch.testing.assert_close(best.delta.abs(), torch.tensor([[0.1, 0.2]] * 2), rtol=0, atol=1e-7)

@@ -1,4 +1,4 @@
-"""The folded weights against what the model itself computes; steps that are not affine are refused by name."""
+"""The folded weights against the model's own scores; steps that are not affine are refused by name."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def agrees(model, x: np.ndarray = X, rtol: float = 1e-9) -> None:
     [(name, classes) for name in CLASSIFIERS for classes in (2, 3) if (name, classes) != ("liblinear", 3)],
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:Liblinear failed:UserWarning")
-def test_weights_of_a_classifier_are_not_its_decision(name: str, classes: int) -> None:
+def test_weights_of_a_classifier_give_its_decision(name: str, classes: int) -> None:
     kept = np.flatnonzero(np.isin(Y, np.unique(Y)[:classes]))[::-1]
     x = StandardScaler().fit_transform(X)[kept]
     agrees(copy.deepcopy(CLASSIFIERS[name]).fit(x, Y[kept]), x)
@@ -88,18 +88,18 @@ def test_weights_of_a_classifier_are_not_its_decision(name: str, classes: int) -
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", ["logistic", "lda"])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_folded_pipeline_is_not_its_decision_on_raw_data(name: str, steps: str) -> None:
+def test_folded_pipeline_gives_its_decision_on_raw_data(name: str, steps: str) -> None:
     agrees(make_pipeline(*STEPS[steps](), copy.deepcopy(CLASSIFIERS[name])).fit(X, Y))
 
 
-def test_sparse_weights_or_a_search_are_refused() -> None:
+def test_sparse_weights_and_a_search_are_folded() -> None:
     x = StandardScaler().fit_transform(X)
     agrees(LogisticRegression(l1_ratio=1.0, solver="saga", C=0.05, max_iter=2000).fit(x, Y).sparsify(), x)
     search = GridSearchCV(make_pipeline(StandardScaler(), RidgeClassifier()), {"ridgeclassifier__alpha": [0.1, 10]})
     agrees(search.fit(X, Y))
 
 
-def test_weights_share_memory_with_the_model() -> None:
+def test_weights_share_no_memory_with_the_model() -> None:
     model = LogisticRegression().fit(StandardScaler().fit_transform(X), Y)
     layer = nn.Linear(3, 2).double()
     for found, own in ((affine(model), model.coef_), (affine(layer), layer.weight.detach().numpy())):
@@ -148,14 +148,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_step_that_is_not_affine_is_folded_or_not_named(name: str) -> None:
+def test_step_that_is_not_affine_is_refused_by_name(name: str) -> None:
     make, words = REFUSED[name]
     model = make().fit(StandardScaler().fit_transform(X)[:100], Y[:100])
     with pytest.raises(BadInput, match=f"`model` must be affine, but .*{words}.*; use `epsball.evaluate`"):
         affine(model)
 
 
-def test_model_that_is_none_or_not_fitted_is_folded() -> None:
+def test_model_that_is_not_fitted_or_not_linear_is_refused() -> None:
     with pytest.raises(BadInput, match=r"must be fitted, but this LogisticRegression is not; call `fit`"):
         affine(LogisticRegression())
     fitted = RidgeClassifier().fit(X, Y)
@@ -211,7 +211,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_folded_layers_are_not_the_network(net: str) -> None:
+def test_folded_layers_equal_the_network(net: str) -> None:
     make, shape = NETS[net]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -254,6 +254,6 @@ class Residual(nn.Sequential):
     ],
     ids=str,
 )
-def test_layer_that_is_not_affine_is_folded_or_not_named(model: nn.Module, words: str) -> None:
+def test_layer_that_is_not_affine_is_refused_by_name(model: nn.Module, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         affine(model)

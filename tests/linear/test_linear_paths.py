@@ -1,4 +1,4 @@
-"""The path over radii against separate fits, and the radius by cross-validation against scores made by hand."""
+"""The path over radii against separate fits, and the radius by cross-validation against scores computed by hand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fitted(estimator: Any, eps: Any, *data: Any, **more: Any) -> Any:
 
 @CASES
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_path_strays_from_separate_fits(estimator: Any, weighted: bool) -> None:
+def test_a_path_agrees_with_separate_fits(estimator: Any, weighted: bool) -> None:
     X, y = drawn(1)
     weight = np.linspace(0.1, 2, len(y)) if weighted else None
     before = dict(estimator.get_params())
@@ -75,7 +75,7 @@ def test_a_path_strays_from_separate_fits(estimator: Any, weighted: bool) -> Non
 
 
 @NORMS
-def test_the_worst_loss_does_not_rise_with_the_radius(norm: str) -> None:
+def test_the_worst_loss_increases_with_the_radius(norm: str) -> None:
     X, y = drawn(2)
     path = eps_path(X, y, eps=12, estimator=RobustLogisticRegression(norm=norm))
     assert (np.diff(path.eps) < 0).all()
@@ -87,7 +87,7 @@ def test_the_worst_loss_does_not_rise_with_the_radius(norm: str) -> None:
 
 
 @pytest.mark.parametrize("estimator", [RobustLogisticRegression(), RobustLinearSVC(), RobustRegressor()])
-def test_the_grid_does_not_begin_where_the_weights_vanish(estimator: Any) -> None:
+def test_the_grid_begins_at_eps_max(estimator: Any) -> None:
     X, y = drawn(3)
     weight = np.linspace(0.5, 1.5, len(y))
     path = eps_path(X, y, eps=5, ratio=0.1, estimator=estimator, sample_weight=weight)
@@ -97,7 +97,7 @@ def test_the_grid_does_not_begin_where_the_weights_vanish(estimator: Any) -> Non
     assert path.nonzero[1] > 0
 
 
-def test_class_weights_do_not_move_the_grid() -> None:
+def test_class_weights_move_the_grid() -> None:
     X, y = drawn(4)
     estimator = RobustLogisticRegression(class_weight={0: 1.0, 1: 5.0})
     path = eps_path(X, y, eps=3, estimator=estimator)
@@ -105,7 +105,7 @@ def test_class_weights_do_not_move_the_grid() -> None:
     assert path.nonzero[0] == 0
 
 
-def test_radii_per_feature_are_not_the_unit_of_the_path() -> None:
+def test_radii_per_feature_are_the_unit_of_the_path() -> None:
     X, y = drawn(5)
     unit = X.std(0)
     path = eps_path(X, y, eps=[0.2, 0.05], estimator=RobustLogisticRegression(eps=unit))
@@ -117,7 +117,7 @@ def test_radii_per_feature_are_not_the_unit_of_the_path() -> None:
     assert grid.nonzero[0] == 0
 
 
-def test_three_classes_or_sparse_data_have_no_path() -> None:
+def test_three_classes_and_sparse_data_have_a_path() -> None:
     X, y = drawn(6, classes=3)
     path = eps_path(X, y, eps=4)
     assert path.coef.shape == (4, 3, 8)
@@ -145,31 +145,31 @@ def test_three_classes_or_sparse_data_have_no_path() -> None:
     ],
     ids=str,
 )
-def test_a_wrong_argument_of_a_path_is_accepted(settings: dict[str, Any], named: str) -> None:
+def test_a_wrong_argument_of_a_path_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=named):
         eps_path(*drawn(7), **settings)
 
 
 @pytest.mark.parametrize("attack", [0.0, 0.3])
-def test_cross_validation_chooses_another_radius_than_its_scores(attack: float) -> None:
-    """Fold by fold and radius by radius again, with fits that know nothing of each other."""
+def test_cross_validation_chooses_the_radius_of_its_best_score(attack: float) -> None:
+    """Scores computed again, fold by fold and radius by radius, with independent fits."""
     X, y = drawn(8)
     names = np.array(["no", "yes"])[y]
-    asked = [0.6, 0.2, 0.02]
+    radii = [0.6, 0.2, 0.02]
     folds = StratifiedKFold(3)
-    model = RobustLogisticRegressionCV(asked, attack=attack, cv=folds, norm="l2").fit(X, names)
-    assert list(model.radii_) == asked
+    model = RobustLogisticRegressionCV(radii, attack=attack, cv=folds, norm="l2").fit(X, names)
+    assert list(model.radii_) == radii
     by_hand = np.array(
         [
             [
                 RobustLogisticRegression(eps, norm="l2").fit(X[train], y[train]).robust_score(X[test], y[test], attack)
-                for eps in asked
+                for eps in radii
             ]
             for train, test in folds.split(X, y)
         ]
     )
     np.testing.assert_allclose(model.scores_, by_hand, atol=0.021)  # one example of fifty may lie on the boundary
-    assert model.eps_ == asked[int(model.scores_.mean(0).argmax())]
+    assert model.eps_ == radii[int(model.scores_.mean(0).argmax())]
     alone = RobustLogisticRegression(model.eps_, norm="l2").fit(X, names)
     np.testing.assert_array_equal(model.coef_, alone.coef_)
     assert model.objective_ == alone.objective_
@@ -179,15 +179,15 @@ def test_cross_validation_chooses_another_radius_than_its_scores(attack: float) 
     assert list(model.classes_) == ["no", "yes"]
 
 
-def test_an_attack_when_scoring_changes_nothing() -> None:
+def test_an_attack_when_scoring_lowers_the_scores() -> None:
     X, y = drawn(9)
-    calm, attacked = (RobustLogisticRegressionCV([0.5, 0.1, 0.01], attack=a, cv=3).fit(X, y) for a in (0.0, 0.4))
-    assert (attacked.scores_ <= calm.scores_).all()
-    assert (attacked.scores_ < calm.scores_).any()
-    assert attacked.eps_ >= calm.eps_
+    clean, attacked = (RobustLogisticRegressionCV([0.5, 0.1, 0.01], attack=a, cv=3).fit(X, y) for a in (0.0, 0.4))
+    assert (attacked.scores_ <= clean.scores_).all()
+    assert (attacked.scores_ < clean.scores_).any()
+    assert attacked.eps_ >= clean.eps_
 
 
-def test_of_equal_scores_a_smaller_radius_is_chosen() -> None:
+def test_of_equal_scores_the_greatest_radius_is_chosen() -> None:
     X = np.array([[-2.0], [-1.9], [-2.1], [2.0], [1.9], [2.1]] * 2) + 7
     y = (X[:, 0] > 7).astype(int)
     model = RobustLogisticRegressionCV([0.1, 0.3, 0.2], cv=2).fit(X, y)
@@ -195,7 +195,7 @@ def test_of_equal_scores_a_smaller_radius_is_chosen() -> None:
     assert model.eps_ == 0.3
 
 
-def test_the_grid_of_a_cross_validation_is_not_that_of_the_path() -> None:
+def test_the_grid_of_a_cross_validation_is_that_of_the_path() -> None:
     X, y = drawn(10, n=90)
     model = RobustLogisticRegressionCV(4, ratio=0.05, cv=2, class_weight="balanced").fit(X, y)
     np.testing.assert_allclose(
@@ -212,6 +212,6 @@ def test_the_grid_of_a_cross_validation_is_not_that_of_the_path() -> None:
 @pytest.mark.parametrize(
     "settings", [{"attack": -0.1}, {"eps": [-1.0]}, {"ratio": 2.0}, {"C": 0}, {"norm": "lin"}], ids=str
 )
-def test_a_wrong_setting_of_a_cross_validation_is_accepted(settings: dict[str, Any]) -> None:
+def test_a_wrong_setting_of_a_cross_validation_is_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=next(iter(settings))):
         RobustLogisticRegressionCV(**{"cv": 2, "eps": 3} | settings).fit(*drawn(11, n=60))

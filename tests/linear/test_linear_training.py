@@ -78,7 +78,7 @@ def risk(loss: str, table: Table, W: Any, b: Any, eps: Any, norm: str, weight: A
 
 
 def of_constant(loss: str, table: Table, weight: Any, intercept: bool) -> float:
-    """The objective of the best model that looks at no feature."""
+    """The objective of the best model without weights."""
     weight = np.ones(len(table.y)) if weight is None else weight
     if loss == "logistic":
         share = np.bincount(table.y, weight) / weight.sum()
@@ -126,7 +126,7 @@ def reference(
     extra = {None: 0, "l2": cp.sum_squares(W) / 2, "l1": cp.sum(cp.abs(W))}[penalty]
     problem = cp.Problem(cp.Minimize(worst + extra / (C * weight.sum())), [] if intercept else [b == 0])
     with warnings.catch_warnings():
-        # It may stop a little short of 1e-10 and says so; `compare` evaluates the point that it returns.
+        # It may stop a little short of 1e-10 and warns; `compare` evaluates the point that it returns.
         warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
         problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
     assert problem.status in ("optimal", "optimal_inaccurate")
@@ -140,7 +140,7 @@ def radius(kind: str, d: int) -> Any:
 
 
 def compare(loss: str, table: Table, norm: str, penalty: Any, kind: str, weighted: str, intercept: bool) -> None:
-    """A fit against the cone solver: same objective to six digits, and a gap that tells the truth."""
+    """A fit against the cone solver: the same objective to six digits, and a gap that is an upper bound."""
     n, d = table.X.shape
     rng = np.random.default_rng(n + d)
     weight = rng.uniform(0.2, 3.0, n) if weighted == "examples" else None
@@ -161,9 +161,9 @@ def compare(loss: str, table: Table, norm: str, penalty: Any, kind: str, weighte
     assert best < 0.98 * constant, "the case must not be trivial"
     assert model.objective_ == pytest.approx(objective(model.coef_, model.intercept_), rel=1e-12)
     assert model.objective_ == pytest.approx(best, abs=TOL * constant)
-    slack = 1e-8 * constant  # what the reference itself is short of the optimum by
-    assert model.objective_ - model.dual_gap_ <= best, "the gap claims a bound above a value that is attained"
-    assert best <= model.objective_ + slack, "below the optimum: the objective is not what it says"
+    slack = 1e-8 * constant  # the error of the reference
+    assert model.objective_ - model.dual_gap_ <= best, "the lower bound must be below every objective"
+    assert best <= model.objective_ + slack, "no objective is below the optimum"
     assert 0 <= model.dual_gap_ <= TOL * constant
     assert intercept or np.all(model.intercept_ == 0)
 
@@ -171,7 +171,7 @@ def compare(loss: str, table: Table, norm: str, penalty: Any, kind: str, weighte
 @LOSSES
 @NORMS
 @PENALTIES
-def test_a_wrong_solver_misses_the_optimum_that_a_cone_solver_finds(loss: str, norm: str, penalty: str | None) -> None:
+def test_fits_reach_the_optimum_that_a_cone_solver_finds(loss: str, norm: str, penalty: str | None) -> None:
     compare(loss, Table.for_loss(loss, 3), norm, penalty, "number", "none", True)
 
 
@@ -179,7 +179,7 @@ def test_a_wrong_solver_misses_the_optimum_that_a_cone_solver_finds(loss: str, n
 @pytest.mark.parametrize("kind", ["number", "per feature", "some zero"])
 @pytest.mark.parametrize("weighted", ["none", "examples", "classes"])
 @pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "through zero"])
-def test_radii_weights_and_intercepts_do_not_move_the_optimum(
+def test_radii_weights_and_intercepts_reach_the_cone_solvers_optimum(
     loss: str, kind: str, weighted: str, intercept: bool
 ) -> None:
     place = ["none", "examples", "classes"].index(weighted) + ["number", "per feature", "some zero"].index(kind)
@@ -222,8 +222,8 @@ def test_a_tiny_radius_is_no_harder_than_none_at_all(norm: str, eps: float, clas
 
 
 @NORMS
-def test_the_weights_of_many_classes_do_not_drift_along_what_no_loss_sees(norm: str) -> None:
-    """Adding one vector to all classes changes nothing; without a hold the weights run off along it."""
+def test_the_weights_of_many_classes_do_not_drift_along_a_common_shift(norm: str) -> None:
+    """Adding one vector to all classes changes no loss; the weights must not grow along it."""
     table = Table.drawn(8, 200, 5, 3)
     coef = RobustLogisticRegression(0.05, norm=norm).fit(table.X, table.y).coef_
     apart = max(np.abs(coef[k] - coef[j]).max() for k, j in itertools.combinations(range(3), 2))
@@ -251,11 +251,11 @@ def test_the_objective_is_the_mean_loss_at_the_worst_corner(loss: str) -> None:
     weight = np.linspace(0.0, 2.0, 60)
     assert model.worst_loss(table.X, table.y, sample_weight=weight) == pytest.approx(np.average(worst, weights=weight))
     if loss != "squared":
-        right = ((sign * scores).min(1) > 0).astype(float)
-        assert 0 < right.mean() < 1
-        assert model.robust_score(table.X, table.y) == right.mean()
+        robust = ((sign * scores).min(1) > 0).astype(float)
+        assert 0 < robust.mean() < 1
+        assert model.robust_score(table.X, table.y) == robust.mean()
         assert model.robust_score(table.X, table.y, sample_weight=weight) == pytest.approx(
-            np.average(right, weights=weight)
+            np.average(robust, weights=weight)
         )
 
 
@@ -269,9 +269,9 @@ def test_many_classes_bound_the_worst_cross_entropy_from_above() -> None:
     per_rival = losses("logistic", table.X, table.y, model.coef_, model.intercept_, 0.15, "linf")
     assert (per_rival >= cross.max(1) - 1e-12).all()
     assert model.worst_loss(table.X, table.y) == pytest.approx(per_rival.mean(), rel=1e-12)
-    right = (scores.argmax(2) == table.y[:, None]).all(1)
-    assert 0 < right.mean() < 1
-    assert model.robust_score(table.X, table.y) == right.mean()
+    robust = (scores.argmax(2) == table.y[:, None]).all(1)
+    assert 0 < robust.mean() < 1
+    assert model.robust_score(table.X, table.y) == robust.mean()
 
 
 @NORMS
@@ -291,7 +291,7 @@ def test_scores_agree_with_the_exact_optimum_of_the_attacker(model: Any, classes
 
 
 @pytest.mark.parametrize("model", [RobustLogisticRegression, RobustLinearSVC])
-def test_a_tie_goes_to_another_class_than_the_first(model: Any) -> None:
+def test_a_tie_goes_to_the_first_class(model: Any) -> None:
     """Every example lies exactly as far from the boundary as the attacker reaches."""
     X, y = np.array([[-0.5], [0.5], [-0.5], [0.5]]), np.array([0, 1, 0, 1])
     fitted = model(0.5).fit(np.array([[-2.0], [2.0]]), np.array([0, 1]))
@@ -416,7 +416,7 @@ def test_one_feature_in_another_unit_changes_nothing(case: str, eps: float) -> N
     constant = np.var(table.y) if loss == "squared" else 1.0
     assert other.objective_ == pytest.approx(model.objective_, abs=4 * TOL * constant)
     np.testing.assert_allclose(other.coef_ * units, model.coef_, atol=0.02)
-    assert ((other.coef_ != 0) == (model.coef_ != 0)).all(), "which features are zero must not hang on their unit"
+    assert ((other.coef_ != 0) == (model.coef_ != 0)).all(), "which features are zero must not depend on their unit"
 
 
 @pytest.mark.parametrize("offset", [100.0, 1e4])
@@ -487,7 +487,7 @@ def test_two_examples_are_enough(loss: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_features_go_out_and_come_back_for_ever(seed: int) -> None:
+def test_the_working_set_settles_on_data_with_many_ties(seed: int) -> None:
     """Zeros and ones: many ties; the best point and the best bound may be of different steps."""
     rng = np.random.default_rng(seed)
     X, y = (rng.normal(size=(50, 10)) > 1).astype(float), rng.integers(0, 2, 50)
@@ -499,7 +499,7 @@ def test_features_go_out_and_come_back_for_ever(seed: int) -> None:
     "move", [lambda X: X + 10, lambda X: X * 100, lambda X: X + 1000], ids=["+10", "x100", "+1000"]
 )
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_warm_start_from_other_data_leads_astray(move: Any, classes: int) -> None:
+def test_a_warm_start_from_other_data_fits_as_well(move: Any, classes: int) -> None:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(classes), 30)
     X = rng.normal(size=(len(y), 5)) + y[:, None]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib import import_module
 
 from epsball.balls.ball import Ball
+from epsball.balls.radius import parse_radius
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.common.lazy import names_in
@@ -39,16 +40,3 @@ def parse(text: str, *, lo: float = -math.inf, hi: float = math.inf) -> Ball:
             f"`ball` must be one of {', '.join(BALLS)}, a colon and a radius, got {text!r}; as in linf:8/255"
         )
     return BALLS[name](eps=parse_radius(radius), lo=lo, hi=hi)
-
-
-def parse_radius(text: str) -> float:
-    """A radius written as a number or a fraction.
-
-    >>> parse_radius("8/255")
-    0.03137254901960784
-    """
-    above, slash, below = text.partition("/")
-    try:
-        return float(above) / float(below) if slash else float(above)
-    except (ValueError, ZeroDivisionError) as error:
-        raise BadInput(f"`eps` must be a number or a fraction such as 8/255, got {text!r}") from error

@@ -13,19 +13,21 @@ from rich.table import Table as Grid
 
 from epsball.cli.common import Json
 from epsball.cli.tabular import Rows, grid, print_json, print_lines
-from epsball.linear.table_settings import AttackSettings
+from epsball.linear.table_config import AttackConfig
 
 if TYPE_CHECKING:
     from epsball.linear.table_attack import TableAttack
 
 SHOWN = 5
 
+DEFAULT = AttackConfig()
+
 
 def attack(
     *,
     model: Path,
     rows: Rows,
-    settings: Annotated[AttackSettings, Parameter(name="*")],
+    options: Annotated[AttackConfig, Parameter(name="*")] = DEFAULT,
     out: Path = Path("adversarial.parquet"),
     json: Json = False,
 ) -> None:
@@ -50,7 +52,7 @@ def attack(
     output_kind(out, (".parquet", ".csv"))
     fitted = load(model)
     table = rows.read(features_of(fitted))
-    found = attack_table(fitted, table, settings)
+    found = attack_table(fitted, table, options)
     found.save(out)
     figures = found.summary()
     if json:
@@ -58,10 +60,10 @@ def attack(
         return
     console = Console(highlight=False)
     model_line = f"{escape(str(model))}: {type(fitted).__name__}"
-    print_lines(console, ("model", model_line), rows.described(table), ("ball", _ball(found, settings)))
+    print_lines(console, ("model", model_line), rows.described(table), ("ball", _ball(found, options)))
     console.print()
     console.print(f"accuracy {figures['clean_accuracy']:.2%} before, [bold]{figures['accuracy']:.2%} after[/]")
-    toward, whose = settings.toward, "correctly classified rows"
+    toward, whose = options.toward, "correctly classified rows"
     if toward is not None:
         before, after, whose = figures["at_target"], figures["at_target_after"], "all rows"
         console.print(f"predicted as {escape(toward)}: {before:.2%} before, [bold]{after:.2%} after[/]")
@@ -73,12 +75,12 @@ def attack(
     console.print(f"\n[dim]written: {escape(str(out))}[/]", soft_wrap=True)
 
 
-def _ball(found: TableAttack, settings: AttackSettings) -> str:
+def _ball(found: TableAttack, config: AttackConfig) -> str:
     ball = "the radii trained for" if found.unit == "trained" else f"eps {_radius(found.eps, found)}"
     ball = f"{found.norm}, {ball}{' of each feature' if found.unit == 'std' else ''}"
-    if math.isfinite(settings.lo) or math.isfinite(settings.hi):
-        ball += f", in [{settings.lo:g}, {settings.hi:g}]"
-    return ball + (f", fixed: {escape(', '.join(settings.fixed))}" if settings.fixed else "")
+    if math.isfinite(options.lo) or math.isfinite(options.hi):
+        ball += f", in [{options.lo:g}, {options.hi:g}]"
+    return ball + (f", fixed: {escape(', '.join(options.fixed))}" if options.fixed else "")
 
 
 def _radius(value: float, found: TableAttack) -> str:

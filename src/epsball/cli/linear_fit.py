@@ -12,16 +12,22 @@ from rich.table import Table as Grid
 
 from epsball.cli.common import Json
 from epsball.cli.tabular import Rows, grid, print_json, print_lines
-from epsball.linear.table_settings import FitSettings
+from epsball.linear.table_config import FitConfig
 
 if TYPE_CHECKING:
     from epsball.linear.table_fit import TableFit
 
 SHOWN = 10
 
+DEFAULT = FitConfig()
+
 
 def fit(
-    *, rows: Rows, settings: Annotated[FitSettings, Parameter(name="*")], out: Path | None = None, json: Json = False
+    *,
+    rows: Rows,
+    options: Annotated[FitConfig, Parameter(name="*")] = DEFAULT,
+    out: Path | None = None,
+    json: Json = False,
 ) -> None:
     """Fit a linear model that minimises the mean loss under the worst perturbation of each row, exactly.
 
@@ -41,14 +47,14 @@ def fit(
     from epsball.linear.table_fit import fit_table
 
     table = rows.read()
-    found = fit_table(table, settings)
+    found = fit_table(table, options)
     if out is not None:
         from epsball.linear.storage import save
 
         save(found.model, out, features=found.features)
     if json:
-        asked = {"data": table.name, "target": table.target, "penalty": settings.penalty, "C": settings.C}
-        print_json(asked | {"seed": settings.seed} | found.summary() | {"out": None if out is None else str(out)})
+        asked = {"data": table.name, "target": table.target, "penalty": options.penalty, "C": options.C}
+        print_json(asked | {"seed": options.seed} | found.summary() | {"out": None if out is None else str(out)})
         return
     console = Console(highlight=False)
     print_lines(console, rows.described(table), ("model", _model(found)), *_chosen(found), ("fit", _optimality(found)))

@@ -15,7 +15,7 @@ from epsball.cli.common import Json
 from epsball.cli.tabular import Rows, grid, print_json, print_lines
 from epsball.common.atomic_files import write_whole
 from epsball.common.checks import check_one_of
-from epsball.linear.table_settings import Names, PathSettings
+from epsball.linear.table_config import Names, PathConfig
 
 if TYPE_CHECKING:
     from epsball.linear.table_fit import TablePath
@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 UNITS = {"std": "std of each feature", "raw": "units of the columns"}
 WEIGHT_UNITS = {"std": "standard deviation", "raw": "unit of the column"}
 
+DEFAULT = PathConfig()
+
 
 def path(
-    *, rows: Rows, settings: Annotated[PathSettings, Parameter(name="*")], out: Names = (), json: Json = False
+    *,
+    rows: Rows,
+    options: Annotated[PathConfig, Parameter(name="*")] = DEFAULT,
+    out: Names = (),
+    json: Json = False,
 ) -> None:
     """Fit a model at each of several radii: which weights survive, and what robustness costs.
 
@@ -45,7 +51,7 @@ def path(
     from epsball.data.tables import write_table
     from epsball.linear.table_fit import fit_path
 
-    found = fit_path(rows.read(), settings)
+    found = fit_path(rows.read(), options)
     for file in files:
         if file.suffix == ".json":
             write_whole(file, lambda draft: draft.write_text(encoder.dumps(found.summary(), indent=2)))
@@ -57,7 +63,7 @@ def path(
         print_json(found.summary())
         return
     console = Console(highlight=False)
-    model = f"{type(found.path.models[0]).__name__}, {settings.norm}, eps in {UNITS[settings.unit]}"
+    model = f"{type(found.path.models[0]).__name__}, {options.norm}, eps in {UNITS[options.unit]}"
     print_lines(console, rows.described(found.table), ("model", model))
     console.print("", _radii(found), sep="\n")
     if files:
@@ -82,7 +88,7 @@ def _draw(file: Path, found: TablePath) -> None:
     from epsball.common.version import __version__
     from epsball.report.radii import draw_path
 
-    path, table, settings = found.path, found.table, found.settings
+    path, table, options = found.path, found.table, found.options
     draw_path(
         file,
         path.eps,
@@ -91,7 +97,7 @@ def _draw(file: Path, found: TablePath) -> None:
         [f"{label}{name}" for label in found.classes for name in table.features],
         losses=np.stack([path.clean_loss, path.worst_loss]),
         accuracies=None if found.loss == "squared" else np.stack([path.clean_accuracy, path.worst_accuracy]),
-        unit=f"eps, in {UNITS[settings.unit]}",
-        note=f"{Path(table.name).name}: {len(table)} rows, target {table.target}; {found.loss} loss, {settings.norm}; "
-        f"weights per {WEIGHT_UNITS[settings.unit]}; epsball {__version__}",
+        unit=f"eps, in {UNITS[options.unit]}",
+        note=f"{Path(table.name).name}: {len(table)} rows, target {table.target}; {found.loss} loss, {options.norm}; "
+        f"weights per {WEIGHT_UNITS[options.unit]}; epsball {__version__}",
     )

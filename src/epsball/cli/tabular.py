@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from epsball.linear.table_settings import Names
+from epsball.linear.table_config import Names
 
 if TYPE_CHECKING:
     from epsball.data.tables import Table
@@ -33,12 +33,15 @@ class Rows:
         Columns to leave out.
     limit
         Take only the first rows.
+    config
+        A TOML file with the values of options left out.
     """
 
     data: Path
     target: str | None = None
     drop: Names = ()
     limit: int | None = None
+    config: Path | None = None
 
     def read(self, features: tuple[str, ...] | None = None) -> Table:
         """The table; only the columns `features`, where they are known."""

@@ -18,7 +18,7 @@ from epsball.data.tables import Table, write_table
 from epsball.linear.classifier import RobustClassifier
 from epsball.linear.exact import minimal_eps, optimum
 from epsball.linear.folding import affine
-from epsball.linear.table_settings import AttackSettings
+from epsball.linear.table_config import AttackConfig, Radius
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class TableAttack:
         return [(self.table.features[j], float(delta[j])) for j in order.tolist() if effect[j] > 0]
 
     def summary(self) -> dict[str, Any]:
-        """The figures, as JSON can hold them. The median is over the rows predicted correctly; with a target, over all."""
+        """The figures, as JSON can hold them; the median over the correctly predicted rows, with a target over all."""
         before, after = self.prediction, self.adversarial_prediction
         minimal_eps = self.minimal_eps[before == self.y] if self.target is None else self.minimal_eps
         median = float(np.median(minimal_eps)) if len(minimal_eps) else np.inf
@@ -114,13 +114,13 @@ def features_of(model: BaseEstimator) -> tuple[str, ...] | None:
     return None if names is None else tuple(str(name) for name in names)
 
 
-def attack_table(model: BaseEstimator, table: Table, settings: AttackSettings) -> TableAttack:
+def attack_table(model: BaseEstimator, table: Table, config: AttackConfig) -> TableAttack:
     """The exact worst input for each row in a ball around it, in the box, the `fixed` columns unchanged.
 
     Raises `BadInput`.
     """
     trained = model if isinstance(model, RobustClassifier) else None
-    if settings.radius is None and trained is None:
+    if config.eps is None and trained is None:
         raise BadInput(f"`eps` must be given: a {type(model).__name__} was trained for no radius; as in --eps 0.1std")
     folded = affine(model)
     weight, bias, d = folded.weight, folded.bias, len(table.features)
@@ -128,17 +128,17 @@ def attack_table(model: BaseEstimator, table: Table, settings: AttackSettings) -
         raise BadInput(
             f"`data` must have the {weight.shape[1]} columns of the model, got {d}; use --drop, or name them"
         )
-    norm = check_one_of("norm", settings.norm or (trained.norm if trained is not None else "linf"), BALLS)
-    unit, eps, unit_name = _scale(trained, table, settings, norm)
-    for name in settings.fixed:
+    norm = check_one_of("norm", config.norm or (trained.norm if trained is not None else "linf"), BALLS)
+    unit, eps, unit_name = _scale(trained, table, config, norm)
+    for name in config.fixed:
         check_one_of("fixed", name, table.features)
-    mask = np.array([name not in settings.fixed for name in table.features]) & (unit > 0)
+    mask = np.array([name not in config.fixed for name in table.features]) & (unit > 0)
     unit = np.where(unit > 0, unit, 1.0)
-    lo, hi = settings.lo, settings.hi
+    lo, hi = config.lo, config.hi
     _check_box(table, lo, hi)
     labels = folded.classes.tolist()
     y, texts = _indices(table, labels), [*map(str, labels)]
-    target = None if settings.toward is None else texts.index(check_one_of("toward", settings.toward, texts))
+    target = None if config.toward is None else texts.index(check_one_of("toward", config.toward, texts))
     scale = torch.from_numpy(unit)[None]
     raw = bool((unit == 1).all())
     ball = BALLS[norm](
@@ -168,15 +168,16 @@ def attack_table(model: BaseEstimator, table: Table, settings: AttackSettings) -
         norm=norm,
         eps=eps,
         unit=unit_name,
-        target=settings.toward,
+        target=config.toward,
     )
 
 
 def _scale(
-    trained: RobustClassifier | None, table: Table, settings: AttackSettings, norm: str
+    trained: RobustClassifier | None, table: Table, config: AttackConfig, norm: str
 ) -> tuple[Float[np.ndarray, " d"], float, str]:
     """A radius of one in each column, the radius as a multiple of it, and the name of that unit."""
-    if (radius := settings.radius) is not None:
+    if config.eps is not None:
+        radius = Radius.parse(config.eps)
         if "count" in BALLS[norm].traits and radius.per_std:
             raise BadInput("`eps` must be a number of columns in l0, got std; as in --eps 2")
         return radius.unit(table.x), radius.value, radius.unit_name

@@ -18,7 +18,7 @@ from epsball.linear.paths import EpsPath, RobustLogisticRegressionCV, eps_path
 from epsball.linear.radius import eps_max
 from epsball.linear.regression import RobustRegressor
 from epsball.linear.robust import ConstantModelWarning
-from epsball.linear.table_settings import FitSettings, PathSettings, Radius
+from epsball.linear.table_config import FitConfig, PathConfig, Radius
 
 ESTIMATORS: dict[str, type[Any]] = {
     model.loss: model for model in (RobustLogisticRegression, RobustLinearSVC, RobustRegressor)
@@ -147,35 +147,35 @@ def split(y: np.ndarray, share: float, seed: int, *, labels: bool) -> tuple[np.n
     return np.setdiff1d(np.arange(len(y)), test), test
 
 
-def fit_table(table: Table, settings: FitSettings) -> TableFit:
-    """Fit the robust model of `settings` to the rows that are not held out.
+def fit_table(table: Table, config: FitConfig) -> TableFit:
+    """Fit the robust model of `config` to the rows that are not held out.
 
-    With `cv` the radius of `settings` is the attacker's when scoring, and the radius trained for is the one with the
+    With `cv` the radius of `config` is the attacker's when scoring, and the radius trained for is the one with the
     greatest accuracy under that attack over five folds. Raises `BadInput`.
     """
-    loss, table = loss_for(table, settings.loss)
-    radius = attack = settings.radius
-    if settings.cv and loss != "logistic":
+    loss, table = loss_for(table, config.loss)
+    radius = attack = Radius.parse(config.eps)
+    if config.cv and loss != "logistic":
         raise BadInput(f"`cv` must go with --loss logistic, got {loss!r}; give --eps")
-    if settings.cv and settings.penalty is not None and radius.per_std:
+    if config.cv and config.penalty is not None and radius.per_std:
         raise BadInput("`cv` with eps in std must go without a penalty, whose unit is another; write --eps without std")
-    train, test = split(table.y, settings.test_share, settings.seed, labels=loss != "squared")
+    train, test = split(table.y, config.test_share, config.seed, labels=loss != "squared")
     x, y = table.x[train], table.y[train]
     unit = radius.unit(x)
     scores: tuple[tuple[float, float], ...] = ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantModelWarning)  # `nonzero` and `eps_max` show it
-        if settings.cv:
+        if config.cv:
             rarest = int(np.unique(y, return_counts=True)[1].min())
             if rarest < 2:
                 raise BadInput(
                     f"`cv` needs two fitted rows of each class of {table.target!r}, got {rarest}; give --eps"
                 )
-            search = RobustLogisticRegressionCV(attack=radius.value, cv=min(FOLDS, rarest), **settings.estimator)
+            search = RobustLogisticRegressionCV(attack=radius.value, cv=min(FOLDS, rarest), **config.estimator)
             search.fit(x / unit, y)
             scores = tuple(zip(search.radii_.tolist(), search.scores_.mean(0).tolist(), strict=True))
             radius = replace(radius, value=search.eps_)
-        model = ESTIMATORS[loss](eps=radius.eps(unit), **settings.estimator).fit(x, y)
+        model = ESTIMATORS[loss](eps=radius.eps(unit), **config.estimator).fit(x, y)
     return TableFit(
         model=model,
         features=table.features,
@@ -183,7 +183,7 @@ def fit_table(table: Table, settings: FitSettings) -> TableFit:
         attack=attack,
         fitted=_performance(model, x, y, attack.eps(unit)),
         held_out=_performance(model, table.x[test], table.y[test], attack.eps(unit)) if len(test) else None,
-        eps_max=_eps_max(x, y, loss, settings.norm, unit),
+        eps_max=_eps_max(x, y, loss, config.norm, unit),
         deviation=x.std(axis=0),
         constant=tuple(name for name, ends in zip(table.features, np.ptp(x, axis=0), strict=True) if ends == 0),
         scores=scores,
@@ -211,7 +211,7 @@ class TablePath:
     """Models of a table over radii. `scale` (d,) is a radius of one in each column."""
 
     table: Table
-    settings: PathSettings
+    config: PathConfig
     loss: str
     path: EpsPath
     scale: Float[np.ndarray, " d"]
@@ -233,7 +233,7 @@ class TablePath:
         return columns
 
     def summary(self) -> dict[str, Any]:
-        """The settings and a row per radius, as JSON can hold them."""
+        """The config and a row per radius, as JSON can hold them."""
         columns = self.columns()
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
@@ -241,18 +241,18 @@ class TablePath:
             "target": self.table.target,
             "rows": len(self.table),
             "loss": self.loss,
-            "norm": self.settings.norm,
-            "eps_unit": self.settings.unit,
-            "penalty": self.settings.penalty,
-            "C": self.settings.C,
+            "norm": self.config.norm,
+            "eps_unit": self.config.unit,
+            "penalty": self.config.penalty,
+            "C": self.config.C,
             "path": [dict(zip(columns, row, strict=True)) for row in rows],
         }
 
 
-def fit_path(table: Table, settings: PathSettings) -> TablePath:
+def fit_path(table: Table, config: PathConfig) -> TablePath:
     """Fit a model to all rows at each radius, from `eps_max` down. Raises `BadInput`."""
-    loss, table = loss_for(table, settings.loss)
-    scale = Radius(1.0, settings.unit == "std").unit(table.x)
-    template = ESTIMATORS[loss](eps=scale, **settings.estimator)
-    path = eps_path(table.x, table.y, eps=settings.radii, ratio=settings.ratio, estimator=template)
-    return TablePath(table, settings, loss, path, scale)
+    loss, table = loss_for(table, config.loss)
+    scale = Radius(1.0, config.unit == "std").unit(table.x)
+    template = ESTIMATORS[loss](eps=scale, **config.estimator)
+    path = eps_path(table.x, table.y, eps=config.radii, ratio=config.ratio, estimator=template)
+    return TablePath(table, config, loss, path, scale)
