@@ -65,7 +65,15 @@ class Loss(ABC):
         """The concave part: phi(s, t) >= beta t - theta s + dual, for every s and t."""
 
 
-class Logistic(Loss):
+class _MarginLoss(Loss):
+    """A loss of z = t - y s, y in {-1, 1}."""
+
+    def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        beta = np.clip(beta, 0, 1)
+        return y * beta, beta
+
+
+class Logistic(_MarginLoss):
     """softplus(t - y s), y in {-1, 1}: Goodfellow et al. 2015, section 5, with its slip for y = -1 corrected."""
 
     def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
@@ -77,10 +85,6 @@ class Logistic(Loss):
         curvature = beta * expit(-z)
         return SmoothedLoss(np.logaddexp(0, z), y * beta, beta, curvature, -y * curvature, curvature)
 
-    def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        beta = np.clip(beta, 0, 1)
-        return y * beta, beta
-
     def constant(self, y: np.ndarray, p: np.ndarray) -> float:
         return float(np.log(p[y > 0].sum() / p[y < 0].sum()))
 
@@ -88,7 +92,7 @@ class Logistic(Loss):
         return -xlogy(beta, beta) - xlogy(1 - beta, 1 - beta)
 
 
-class Hinge(Loss):
+class Hinge(_MarginLoss):
     """max(0, 1 + t - y s), y in {-1, 1}."""
 
     def value(self, s: np.ndarray, t: float, y: np.ndarray) -> np.ndarray:
@@ -99,10 +103,6 @@ class Hinge(Loss):
         kink = soft_abs(z, mu, slope)
         beta, curvature = (1 + kink.slope) / 2, kink.curvature / 2
         return SmoothedLoss((z + kink.value) / 2, y * beta, beta, curvature, -y * curvature, curvature, kink, -y, 1.0)
-
-    def feasible(self, theta: np.ndarray, beta: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        beta = np.clip(beta, 0, 1)
-        return y * beta, beta
 
     def constant(self, y: np.ndarray, p: np.ndarray) -> float:
         return float(np.sign(p @ y))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -12,8 +13,9 @@ from sklearn.utils.validation import check_X_y
 
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.linear.gauge import GAUGES
+from epsball.linear.gauge import GAUGES, AgainstL1, AgainstL2, AgainstLinf, Gauge
 from epsball.linear.losses import LOSSES
+from epsball.linear.newton import Matrix
 from epsball.linear.robust import example_weights, gauge_of
 from epsball.linear.scalar_problem import ScalarProblem
 
@@ -52,7 +54,7 @@ def eps_max(
     weight = example_weights(X, sample_weight)
     p = weight / weight.sum()
     gauge = gauge_of(scale, norm, X.shape[1], name="scale")
-    if not (radius := gauge.eps).all():
+    if not gauge.eps.all():
         raise BadInput(f"`scale` must be > 0, got {scale!r}; leave out features that cannot be attacked")
     if loss == "squared":
         residual = y - (p @ y if fit_intercept else 0.0)
@@ -64,9 +66,9 @@ def eps_max(
     if loss == "hinge":
         X = X.toarray() if issparse(X) else X
         one = [1] if len(classes) == 2 else range(len(classes))
-        return max(_for_hinge(X, np.where(index == k, 1.0, -1.0), p, norm, radius, fit_intercept) for k in one)
+        return max(_for_hinge(X, np.where(index == k, 1.0, -1.0), p, gauge, fit_intercept) for k in one)
     if len(classes) > 2:
-        return _for_many_classes(X, index, p, norm, radius, fit_intercept)
+        return _for_many_classes(X, index, p, gauge, fit_intercept)
     sign = np.where(index == 1, 1.0, -1.0)
     up = p[sign > 0].sum() if fit_intercept else 0.5
     slope = p * np.where(sign > 0, 1 - up, up)
@@ -77,25 +79,21 @@ def _quotient(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else 0.0
 
 
-def _for_many_classes(
-    X: np.ndarray, index: np.ndarray, p: np.ndarray, norm: str, radius: np.ndarray, fit_intercept: bool
-) -> float:
+def _for_many_classes(X: Matrix, index: np.ndarray, p: np.ndarray, gauge: Gauge, fit_intercept: bool) -> float:
     """The least eps at which, in each feature, the gradients of the classes are a flow within the pairs' capacities."""
     classes = int(index.max()) + 1
-    if norm != "linf":
+    if not isinstance(gauge, AgainstLinf):
         if not fit_intercept:
             raise BadInput(
-                f"`norm` must be 'linf' for {classes} classes without an intercept, got {norm!r}; "
-                "give radii instead: eps=[0.01, 0.1]"
+                f"`norm` must be 'linf' for {classes} classes without an intercept; give radii instead: eps=[0.01, 0.1]"
             )
         means = [(X.T @ (p * (index == k))) / p[index == k].sum() for k in range(classes)]
-        gauge = GAUGES[norm](radius)
         return max(gauge.scale_to_contain((one - other) / 2) for one, other in combinations(means, 2))
     label = np.zeros((classes, len(p)))
     label[index, np.arange(len(p))] = p
     share = label.sum(1)
     predicted = share if fit_intercept else np.full(classes, 1 / classes)
-    pull = ((X.T @ label.T).T - predicted[:, None] * (X.T @ p)) / radius  # (K, d), with sum zero
+    pull = ((X.T @ label.T).T - predicted[:, None] * (X.T @ p)) / gauge.eps  # (K, d), with sum zero
     capacity = np.outer(share, predicted) + np.outer(predicted, share)
     np.fill_diagonal(capacity, 0)
     if classes > 16:
@@ -110,9 +108,7 @@ def _for_many_classes(
     return greatest
 
 
-def _for_hinge(
-    X: np.ndarray, sign: np.ndarray, p: np.ndarray, norm: str, radius: np.ndarray, fit_intercept: bool
-) -> float:
+def _for_hinge(X: np.ndarray, sign: np.ndarray, p: np.ndarray, gauge: Gauge, fit_intercept: bool) -> float:
     """At w = 0 examples of the rarer class have slope one, the others as much as balances it (all: no intercept)."""
     balance = float(p @ sign)
     rare = (sign * balance <= 0) if fit_intercept else np.ones(len(p), bool)
@@ -121,14 +117,13 @@ def _for_hinge(
         rare, total_slope = np.ones(len(p), bool), 1.0
     fixed = X[rare].T @ (p[rare] * sign[rare])
     if rare.all():
-        return GAUGES[norm](radius).scale_to_contain(fixed) / total_slope
+        return gauge.scale_to_contain(fixed) / total_slope
     free = X[~rare].T * (p[~rare] * sign[~rare])
-    if norm == "l2":
-        return _by_bisection(X, sign, p, radius)
+    if isinstance(gauge, AgainstL2):
+        return _by_bisection(X, sign, p, gauge)
     d, n = free.shape
     # Variables: the n slopes in [0, 1], then the move per feature (l1) or one bound for all (linf).
-    moves = d if norm == "l1" else 1
-    bound = np.diag(radius) if norm == "l1" else radius[:, None]
+    moves, bound = (d, np.diag(gauge.eps)) if isinstance(gauge, AgainstL1) else (1, gauge.eps[:, None])
     found = linprog(
         np.concatenate([np.zeros(n), np.ones(moves)]),
         A_ub=np.block([[free, -bound], [-free, -bound]]),
@@ -143,18 +138,18 @@ def _for_hinge(
     return float(found.fun) / total_slope
 
 
-def _by_bisection(X: np.ndarray, sign: np.ndarray, p: np.ndarray, radius: np.ndarray) -> float:
+def _by_bisection(X: np.ndarray, sign: np.ndarray, p: np.ndarray, gauge: Gauge) -> float:
     def is_constant(eps: float) -> bool:
         """Whether no weights are certified to be better than none."""
-        gauge = GAUGES["l2"](eps * radius)
-        problem = ScalarProblem(X=X, y=sign, loss=LOSSES["hinge"], p=p, gauge=gauge, spread=spread)
+        scaled = replace(gauge, eps=eps * gauge.eps)
+        problem = ScalarProblem(X=X, y=sign, loss=LOSSES["hinge"], p=p, gauge=scaled, spread=spread)
         found = problem.solve(tol=1e-9, max_iter=500)
         return found.objective - found.gap >= constant * (1 - 2e-9)
 
     spread = X.std(0)
     spread[spread == 0] = 1
     constant = 2 * min(float(p[sign > 0].sum()), float(p[sign < 0].sum()))
-    low, high = 0.0, GAUGES["l2"](radius).scale_to_contain(np.abs(X - X.mean(0)).max(0))
+    low, high = 0.0, gauge.scale_to_contain(np.abs(X - X.mean(0)).max(0))
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if is_constant(middle) else (middle, high)

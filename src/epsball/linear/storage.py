@@ -1,7 +1,7 @@
 """A fitted linear model as a file, with skops: reading it runs no code of the file, unlike a pickle.
 
-A skops file names the types that it is made of. They are compared with the literal list below before anything is built;
-skops then audits the file once more, with only those of the list that it does not trust by itself.
+A skops file names the types that it is made of. They are compared with the literal lists below before anything is built,
+then skops audits the file once more, with only those types that it does not trust by itself.
 """
 
 from __future__ import annotations
@@ -27,62 +27,44 @@ OWN = (
     "epsball.linear.paths.RobustLogisticRegressionCV",
     "epsball.linear.regression.RobustRegressor",
 )
-# The functions that score features are named, never called, when a model is read.
 SCORES = tuple(
-    f"sklearn.feature_selection.{place}"
+    f"sklearn.feature_selection._{place}"
     for place in (
-        "_univariate_selection.f_classif",
-        "_univariate_selection.chi2",
-        "_univariate_selection.f_regression",
-        "_mutual_info.mutual_info_classif",
+        "univariate_selection.f_classif",
+        "univariate_selection.chi2",
+        "univariate_selection.f_regression",
+        "mutual_info.mutual_info_classif",
     )
 )
-TRUSTED = frozenset(
-    {
-        *OWN,
-        *SCORES,
-        *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-        *(f"numpy.{name}" for name in ("bool", "float32", "float64", "int32", "int64", "ndarray", "str_")),
-        *(
-            f"sklearn.{place}"
-            for place in (
-                "decomposition._pca.PCA",
-                "decomposition._truncated_svd.TruncatedSVD",
-                "discriminant_analysis.LinearDiscriminantAnalysis",
-                "feature_selection._from_model.SelectFromModel",
-                "feature_selection._rfe.RFE",
-                "feature_selection._univariate_selection.SelectKBest",
-                "feature_selection._univariate_selection.SelectPercentile",
-                "feature_selection._variance_threshold.VarianceThreshold",
-                "linear_model._logistic.LogisticRegression",
-                "linear_model._logistic.LogisticRegressionCV",
-                "linear_model._passive_aggressive.PassiveAggressiveClassifier",
-                "linear_model._perceptron.Perceptron",
-                "linear_model._ridge.RidgeClassifier",
-                "linear_model._ridge.RidgeClassifierCV",
-                "linear_model._sgd_fast.Hinge",
-                "linear_model._sgd_fast.ModifiedHuber",
-                "linear_model._sgd_fast.SquaredHinge",
-                "linear_model._stochastic_gradient.SGDClassifier",
-                "pipeline.Pipeline",
-                "preprocessing._data.MaxAbsScaler",
-                "preprocessing._data.MinMaxScaler",
-                "preprocessing._data.RobustScaler",
-                "preprocessing._data.StandardScaler",
-                "preprocessing._label.LabelBinarizer",
-                "svm._classes.LinearSVC",
-            )
-        ),
-    }
-)
-"""Every type that a file may hold: what `epsball.linear.affine` folds, and what that is made of."""
+"""Functions that score features: named in a file, never called when it is read."""
+
+TYPES = {
+    "builtins": "bool dict float int list str tuple",
+    "numpy": "bool float32 float64 int32 int64 ndarray str_",
+    "sklearn.decomposition": "_pca.PCA _truncated_svd.TruncatedSVD",
+    "sklearn.discriminant_analysis": "LinearDiscriminantAnalysis",
+    "sklearn.feature_selection._univariate_selection": "SelectKBest SelectPercentile",
+    "sklearn.feature_selection": "_from_model.SelectFromModel _rfe.RFE _variance_threshold.VarianceThreshold",
+    "sklearn.linear_model._logistic": "LogisticRegression LogisticRegressionCV",
+    "sklearn.linear_model._passive_aggressive": "PassiveAggressiveClassifier",
+    "sklearn.linear_model._perceptron": "Perceptron",
+    "sklearn.linear_model._ridge": "RidgeClassifier RidgeClassifierCV",
+    "sklearn.linear_model._sgd_fast": "Hinge ModifiedHuber SquaredHinge",
+    "sklearn.linear_model._stochastic_gradient": "SGDClassifier",
+    "sklearn.pipeline": "Pipeline",
+    "sklearn.preprocessing._data": "MaxAbsScaler MinMaxScaler RobustScaler StandardScaler",
+    "sklearn.preprocessing._label": "LabelBinarizer",
+    "sklearn.svm._classes": "LinearSVC",
+}
+TRUSTED = frozenset({*OWN, *SCORES, *(f"{place}.{name}" for place in TYPES for name in TYPES[place].split())})
+"""Every type that a file may hold: what `epsball.linear.affine` folds, and the parts of these."""
 
 
 def save(model: BaseEstimator, path: str | Path, *, features: Sequence[str] | None = None) -> None:
     """Write a fitted model to a `.skops` file, the whole file or none.
 
-    `features` are the d names of its columns, kept as scikit-learn does in `feature_names_in_`; the model handed over
-    stays as it is. Raises `BadInput` for another ending, and for what `load` would refuse.
+    `features` are the d names of its columns, stored as scikit-learn's `feature_names_in_`; the caller's model is not
+    changed. Raises `BadInput` for another ending, and for what `load` would refuse.
     """
     import skops.io
 
@@ -126,7 +108,7 @@ def load(path: str | Path) -> BaseEstimator:
 
     try:
         model = skops.io.load(path, trusted=sorted({*OWN, *SCORES} & named))
-    except Exception as error:  # whatever skops and numpy stumble over in a file that was changed
+    except Exception as error:  # whatever skops and numpy raise for a file that was changed
         raise _broken(path, error) from error
     if not isinstance(model, BaseEstimator):
         raise BadInput(f"`model` must be an estimator, but {str(path)!r} holds {type(model).__name__}")
@@ -134,16 +116,16 @@ def load(path: str | Path) -> BaseEstimator:
 
 
 def check_ending(argument: str, path: Path) -> None:
-    """Refuse a file that is not called what it is."""
+    """Refuse a file name with another ending than `.skops`."""
     if path.suffix != ENDING:
         raise BadInput(
-            f"`{argument}` must end in {ENDING}, got {str(path)!r}; models are kept with skops, since a pickle can run "
-            "code when it is read"
+            f"`{argument}` must end in {ENDING}, got {str(path)!r}; models are stored with skops, since a pickle can "
+            "run code when it is read"
         )
 
 
 def _types(node: Any) -> set[str]:
-    """The types that a schema names, anywhere in it."""
+    """The types that a schema names at any depth."""
     found, waiting = set(), [node]
     while waiting:
         part = waiting.pop()
