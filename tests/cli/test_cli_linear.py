@@ -50,9 +50,7 @@ class Run:
 
 
 @pytest.fixture
-def linear(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Run]:
+def linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
     """Run `epsball linear` in `tmp_path`, in a terminal of 80 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
@@ -371,7 +369,7 @@ def test_the_radius_chosen_by_cross_validation_is_the_best_of_those_tried():
         (["fit", "--target", "tree", "--out", "m.pkl"], "must end in .skops"),
         (["fit", "--target", "tree", "--cv", "--loss", "hinge"], "`--cv` must go with --loss logistic"),
         (["fit", "--target", "row", "--drop", "tree"], "at most 100 classes, but 'row' has 120"),
-        (["fit", "--target", "tree", "--C", "0"], "`C` must be a number > 0"),
+        (["fit", "--target", "tree", "--C", "0"], "`--C` must be a number > 0"),
         (["path", "--target", "tree", "--unit", "standard"], "`--unit` must be one of std, raw"),
         (["path", "--target", "tree", "--out", "p.pdf"], "`--out` must be one of .csv"),
         (["path", "--target", "tree", "--radii", "0"], "`--radii` must be a whole number >= 1"),

@@ -75,7 +75,7 @@ def attack(
     console.print(f"\n[dim]written: {escape(str(out))}[/]", soft_wrap=True)
 
 
-def _ball(found: TableAttack, config: AttackConfig) -> str:
+def _ball(found: TableAttack, options: AttackConfig) -> str:
     ball = "the radii trained for" if found.unit == "trained" else f"eps {_radius(found.eps, found)}"
     ball = f"{found.norm}, {ball}{' of each feature' if found.unit == 'std' else ''}"
     if math.isfinite(options.lo) or math.isfinite(options.hi):

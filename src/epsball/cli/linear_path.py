@@ -88,7 +88,7 @@ def _draw(file: Path, found: TablePath) -> None:
     from epsball.common.version import __version__
     from epsball.report.radii import draw_path
 
-    path, table, options = found.path, found.table, found.options
+    path, table, options = found.path, found.table, found.config
     draw_path(
         file,
         path.eps,

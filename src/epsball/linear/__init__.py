@@ -1,4 +1,4 @@
-"""Linear models, where everything is known exactly: the worst point, the radius that flips, and robust training.
+"""Linear models, where everything is known exactly: the worst input, the distance to the boundary, robust training.
 
 Networks are attacked in `attacks`; `linear` and `attacks` never import each other.
 """

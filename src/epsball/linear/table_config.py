@@ -84,9 +84,9 @@ class ModelConfig(Config):
         Inverse strength of the penalty.
     """
 
-    norm: Annotated[str, Rule(check_one_of, ("linf", "l2", "l1"))] = "linf"
+    norm: str = "linf"
     loss: Annotated[str | None, Rule(check_one_of, ("logistic", "hinge", "squared"))] = None
-    penalty: Annotated[str | None, Rule(check_one_of, ("l1", "l2"))] = None
+    penalty: str | None = None
     C: Annotated[float, Parameter(name=("--C", "--c"))] = 1.0
 
     @property

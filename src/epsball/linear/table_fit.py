@@ -233,7 +233,7 @@ class TablePath:
         return columns
 
     def summary(self) -> dict[str, Any]:
-        """The config and a row per radius, as JSON can hold them."""
+        """The configuration and a row per radius, as JSON can hold them."""
         columns = self.columns()
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
