@@ -1,7 +1,7 @@
 """A fitted linear model as a file, with skops: reading it runs no code of the file, unlike a pickle.
 
-A skops file names the types that it is made of. They are compared with the literal lists below before anything is built,
-then skops audits the file once more, with only those types that it does not trust by itself.
+A skops file names the types that it is made of. They are compared with the literal lists below before anything is
+built. Then skops audits the file once more, with only those types that it does not trust by itself.
 """
 
 from __future__ import annotations
