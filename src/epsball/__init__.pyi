@@ -8,7 +8,7 @@ from epsball import training as training
 from epsball.acceleration.accelerate import Accelerated as Accelerated
 from epsball.acceleration.accelerate import accelerate as accelerate
 from epsball.attacks import *
-from epsball.attacks.starting_points import References as References
+from epsball.attacks.decision_based import References as References
 from epsball.balls import *
 from epsball.common.errors import BadInput as BadInput
 from epsball.common.version import __version__ as __version__

@@ -13,7 +13,7 @@ from nets import weighted as scored
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.attacks.fab import hyperplanes
+from epsball.attacks.boundary import logit_gaps
 from epsball.attacks.registry import parse
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
@@ -53,7 +53,9 @@ def weights(model: nn.Module, classes: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("classes", [1, 2, 3, 10])
 @pytest.mark.parametrize("d", [1, 2, 40])
 @every_norm
-def test_least_radius_of_a_linear_model_is_missed_or_beaten(norm: str, d: int, classes: int, n_targets: int) -> None:
+def test_succeeds_within_a_fiftieth_of_the_least_radius_of_a_linear_model_and_never_below_it(
+    norm: str, d: int, classes: int, n_targets: int
+) -> None:
     for lo, hi in BOXES:
         model, x, y, share = both(*case(d, classes, lo, hi))
         free = torch.rand(x.shape, generator=rng(d)) < 0.7
@@ -70,7 +72,9 @@ def test_least_radius_of_a_linear_model_is_missed_or_beaten(norm: str, d: int, c
 @pytest.mark.parametrize("classes", [1, 2])
 @pytest.mark.parametrize("d", [1, 2, 40])
 @every_norm
-def test_targeted_misses_or_beats_the_least_radius(norm: str, d: int, classes: int) -> None:
+def test_targeted_succeeds_within_a_fiftieth_of_the_least_radius_and_never_below_it(
+    norm: str, d: int, classes: int
+) -> None:
     model, x, y, share = both(*case(d, classes, -1.0, 0.5))
     ball = BALLS[norm](eps=0, lo=-1, hi=0.5)
     least = minimal_eps(*weights(model, classes), x, y, ball, target=1 - y)
@@ -80,7 +84,7 @@ def test_targeted_misses_or_beats_the_least_radius(norm: str, d: int, classes: i
 
 
 @every_norm
-def test_targeted_ends_in_a_class_that_nobody_asked_for(norm: str) -> None:
+def test_targeted_reaches_its_class_among_ten(norm: str) -> None:
     model, x, y = case(40, 10, -1.0, 0.5)
     target = (y + 3) % 10
     ball = BALLS[norm](eps=40.0, lo=-1, hi=0.5)
@@ -133,7 +137,7 @@ def walk(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, steps: int, attack:
 )
 @pytest.mark.parametrize("classes", [2, 4])
 @every_norm
-def test_walk_departs_from_algorithm_1(norm: str, classes: int, attack: eb.FAB) -> None:
+def test_steps_are_those_of_algorithm_1(norm: str, classes: int, attack: eb.FAB) -> None:
     x = batch(6, (7,), lo=-0.5, hi=1.5)
     x[:3, 0], x[2, 1:4] = -0.5, 1.5
     net = mlp((7,), classes, seed=2)
@@ -151,7 +155,7 @@ def test_walk_departs_from_algorithm_1(norm: str, classes: int, attack: eb.FAB) 
 
 
 @every_norm
-def test_minimum_norm_is_not_near_the_least_or_not_the_nearest_point_seen(norm: str) -> None:
+def test_minimum_norm_is_near_the_least_and_the_nearest_example_seen(norm: str) -> None:
     for classes in (2, 10):
         model, x, y = case(40, classes, -1.0, 0.5)
         everywhere = BALLS[norm](eps=math.inf, lo=-1, hi=0.5)
@@ -172,7 +176,7 @@ def test_minimum_norm_is_not_near_the_least_or_not_the_nearest_point_seen(norm: 
         assert small.contains(eb.FAB(steps=10, minimise=True)(model, x, y, small), x).all()
 
 
-def test_wrong_example_is_moved_or_costs_more_than_a_look() -> None:
+def test_misclassified_example_is_returned_after_one_evaluation() -> None:
     for attack in (eb.FAB(), eb.FAB(minimise=True), eb.FAB(eta=2.0)):
         model, x, y = case(5, 3, 0.0, 1.0)
         counting = Counting(model)
@@ -185,7 +189,7 @@ def test_wrong_example_is_moved_or_costs_more_than_a_look() -> None:
 @pytest.mark.parametrize(
     ("classes", "n_targets", "backwards"), [(1, 0, 1), (2, 0, 1), (3, 0, 2), (10, 0, 9), (10, 9, 1)]
 )
-def test_pass_costs_a_backward_more_than_there_are_borders(classes: int, n_targets: int, backwards: int) -> None:
+def test_step_costs_one_backward_pass_for_each_boundary(classes: int, n_targets: int, backwards: int) -> None:
     model = Counting(mlp((5,), classes))
     x = batch(6, (5,))
     y = predicted(model.model, x)
@@ -198,7 +202,7 @@ def test_pass_costs_a_backward_more_than_there_are_borders(classes: int, n_targe
     assert model.calls == 8  # one looks at the end
 
 
-def test_fooling_point_at_the_very_border_is_taken_for_one_outside() -> None:
+def test_adversarial_example_at_the_edge_of_the_ball_counts_as_inside() -> None:
     """Logit 3 (x - 1): from 0 the walk lands on 1.05; just less than that is reached from a step back."""
     model = Recording(scored(torch.tensor([3.0]), -3.0).float())
     x, y = torch.zeros(1, 1), torch.zeros(1, dtype=torch.long)
@@ -214,7 +218,7 @@ def test_fooling_point_at_the_very_border_is_taken_for_one_outside() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("n_targets", [0, 9])
 @every_norm
-def test_success_lies_in_the_slack_of_the_ball(norm: str, n_targets: int, dtype: torch.dtype) -> None:
+def test_success_lies_in_the_ball_without_its_slack(norm: str, n_targets: int, dtype: torch.dtype) -> None:
     """In bfloat16 the slack at 1 is .031, as much as the radius; only what rounding adds to x + eps may be beyond."""
     first, second = (torch.randn(*shape, generator=rng(1)) for shape in ((8, 32), (32, 5)))
     model = lambda z: (torch.sin(3 * (z.double() - 0.5) @ first.double()) @ second.double()).to(dtype)  # noqa: E731
@@ -229,7 +233,7 @@ def test_success_lies_in_the_slack_of_the_ball(norm: str, n_targets: int, dtype:
     assert torch.equal(ball.project(direct, x), direct)
 
 
-def test_last_point_is_thrown_away_unseen() -> None:
+def test_last_point_is_returned_projected_into_the_ball() -> None:
     model = Recording(scored(torch.tensor([3.0]).double(), -3.0))
     x, y = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     for eps, end in ((2.0, 1.05), (1.02, 1.02), (0.5, 0.5)):  # beyond the ball: its projection
@@ -239,7 +243,7 @@ def test_last_point_is_thrown_away_unseen() -> None:
         assert x_adv.item() == pytest.approx(end, rel=1e-6)
 
 
-def test_plane_that_the_box_puts_out_of_reach_is_gone_to_for_ever() -> None:
+def test_boundary_beyond_the_box_is_passed_over_for_one_in_reach() -> None:
     """The border of class 1 is 0.1 beyond the box, that of class 2 is 0.6 away: the paper's rule stays in a corner."""
     weight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     bias = torch.tensor([0.0, -1.1, -0.6], dtype=torch.float64)
@@ -250,7 +254,7 @@ def test_plane_that_the_box_puts_out_of_reach_is_gone_to_for_ever() -> None:
         assert (x_adv @ weight.T + bias).argmax(1).item() == 2
 
 
-def test_dearest_coordinate_without_room_hides_the_nearer_plane_in_l1() -> None:
+def test_nearest_boundary_in_l1_takes_the_room_in_the_box_into_account() -> None:
     """To class 1 by a coordinate that has room for a tenth of the way, to class 2 by one that has it for all."""
     weight = torch.tensor([[0.0, 0, 0], [2.0, 0.1, 0], [0.0, 0, 1]], dtype=torch.float64)
     bias = torch.tensor([0.0, -2.1, -0.7], dtype=torch.float64)
@@ -267,14 +271,14 @@ def test_dearest_coordinate_without_room_hides_the_nearer_plane_in_l1() -> None:
 
 @pytest.mark.parametrize("slope", [0.0, 1e-12, 1e-30])
 @every_norm
-def test_flat_place_throws_the_point_out_of_the_numbers(norm: str, slope: float) -> None:
+def test_points_stay_in_range_where_the_model_is_flat(norm: str, slope: float) -> None:
     model = Recording(nn.Sequential(nn.Linear(3, 2), nn.Tanh()).requires_grad_(False))
     with torch.no_grad():
         model.model[0].weight.copy_(slope * torch.tensor([[1.0, 2.0, -1.0], [0.0, 1.0, 1.0]]))
         model.model[0].bias.copy_(torch.tensor([2.0, -1.0]))
     x, y = torch.tensor([[0.3, -0.4, 0.5], [30.0, 0.0, -7.0]]), torch.tensor([0, 0])
     ball = BALLS[norm](eps=0.5)
-    with Objective(model, hyperplanes, careful=True) as objective:
+    with Objective(model, logit_gaps, careful=True) as objective:
         objective._fresh = False
         found = queue.run(eb.FAB(steps=6), objective, task_of(x, y, ball), QueueOptions(batch_size=32))
     seen = torch.cat(model.seen)
@@ -290,7 +294,7 @@ def test_flat_place_throws_the_point_out_of_the_numbers(norm: str, slope: float)
     ids=["all", "n_targets", "minimise", "restarts"],
 )
 @every_norm
-def test_answer_depends_on_the_batch_or_the_queue(norm: str, attack: eb.FAB) -> None:
+def test_result_is_the_same_alone_in_a_batch_and_in_the_queue(norm: str, attack: eb.FAB) -> None:
     n = 40
     x, model = batch(n, (6,), lo=-1.0, hi=1.0), Steady(6, 4)
     y = model(x).argmax(1)
@@ -309,7 +313,7 @@ def test_answer_depends_on_the_batch_or_the_queue(norm: str, attack: eb.FAB) -> 
         fooled = (model(whole).argmax(1) != y) if target is None else model(whole).argmax(1) == target
         assert 0.1 < fooled.double().mean() < 0.95 or target is not None
         for batch_size in (32, 64):
-            with Objective(model, hyperplanes) as objective:
+            with Objective(model, logit_gaps) as objective:
                 found = queue.run(attack, objective, _with_clean(task, model), QueueOptions(batch_size=batch_size))
             assert torch.equal(found.fooled, fooled)
             assert torch.equal(found.x_adv[fooled], whole[fooled])
@@ -322,7 +326,7 @@ def _with_clean(task, model):
 
 
 @every_norm
-def test_second_start_is_x_again_or_the_same_for_all(norm: str) -> None:
+def test_restarts_start_at_random_points_of_their_own_near_x(norm: str) -> None:
     model = Recording(linear((6,), 3))
     x = batch(5, (6,), lo=-1.0, hi=1.0)
     y = predicted(model.model, x)
@@ -338,7 +342,7 @@ def test_second_start_is_x_again_or_the_same_for_all(norm: str) -> None:
         assert len((z - x)[:, 0].unique()) == 5
 
 
-def test_features_with_a_radius_of_their_own_are_not_measured_by_it() -> None:
+def test_radius_per_feature_is_the_unit_of_distance() -> None:
     model, x, y = case(8, 3, -1.0, 0.5)
     scale = torch.tensor([0.1, 0.5, 1.0, 2.0, 0.3, 0.0, 0.2, 1.0], dtype=torch.float64)
     weight, bias = weights(model, 3)
@@ -354,18 +358,18 @@ def test_features_with_a_radius_of_their_own_are_not_measured_by_it() -> None:
             assert (predicted(model, x_adv) != y[i, None]).item() == (share > 1)
 
 
-def test_hyperplanes_are_other_differences() -> None:
+def test_logit_gaps_are_zero_on_the_boundaries() -> None:
     logits = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.5, 8.0]])
     x, y = torch.zeros(2, 1), torch.tensor([1, 0])
     away = task_of(x, y, eb.Linf(eps=1))
-    assert hyperplanes(logits, away).tolist() == [[-4.0, -3.0], [-3.5, 4.0]]
-    assert hyperplanes(logits[:, :2], away).tolist() == [-4.0, -3.5]
+    assert logit_gaps(logits, away).tolist() == [[-4.0, -3.0], [-3.5, 4.0]]
+    assert logit_gaps(logits[:, :2], away).tolist() == [-4.0, -3.5]
     aimed = away.with_jobs(away.noise.restart, torch.tensor([2, 1]))
     assert (aimed.target == AWAY).all()
-    assert hyperplanes(logits, aimed).tolist() == [-3.0, -3.5]
+    assert logit_gaps(logits, aimed).tolist() == [-3.0, -3.5]
     targeted = task_of(x, y, eb.Linf(eps=1), target=torch.tensor([2, 2]))
-    assert hyperplanes(logits, targeted).tolist() == [-3.0, 4.0]
-    assert hyperplanes(logits, task_of(x, y, eb.Linf(eps=1), target=torch.tensor([0, 1]))).tolist() == [-4.0, -7.5]
+    assert logit_gaps(logits, targeted).tolist() == [-3.0, 4.0]
+    assert logit_gaps(logits, task_of(x, y, eb.Linf(eps=1), target=torch.tensor([0, 1]))).tolist() == [-4.0, -7.5]
 
 
 @pytest.mark.parametrize(
@@ -374,27 +378,27 @@ def test_hyperplanes_are_other_differences() -> None:
         (lambda: parse("fab:loss=margin"), "`fab option` must be one of"),
         (lambda: eb.FAB(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: eb.FAB(eta=0.9), "`eta` must be >= 1"),
-        (lambda: eb.FAB(alpha_max=1.5), "`alpha_max` must be from 0 to 1, got 1.5"),
-        (lambda: eb.FAB(beta=math.nan), "`beta` must be from 0 to 1, got nan"),
+        (lambda: eb.FAB(alpha_max=1.5), "`alpha_max` must be in [0, 1], got 1.5"),
+        (lambda: eb.FAB(beta=math.nan), "`beta` must be in [0, 1], got nan"),
         (
             lambda: eb.FAB()(linear((3,), 2), batch(1, (3,)), torch.tensor([0]), eb.L0(eps=1, lo=0, hi=1)),
             "`ball` must be linf or l2 or l1 for FAB, got l0",
         ),
     ],
 )
-def test_error_has_no_remedy(make: Callable[[], object], told: str) -> None:
+def test_errors_name_argument_and_rule(make: Callable[[], object], told: str) -> None:
     with pytest.raises(eb.BadInput) as error:
         make()
     assert told in str(error.value)
 
 
-def test_short_form_or_the_name_of_the_literature_is_misread() -> None:
+def test_short_form_and_the_name_of_the_literature_are_understood() -> None:
     assert parse("fab") == eb.FAB()
     assert parse("fab-t:steps=20") == eb.FAB(steps=20, n_targets=9)
     assert parse("fab:eta=1.1,alpha-max=.2,minimise=true") == eb.FAB(eta=1.1, alpha_max=0.2, minimise=True)
 
 
-def test_job_without_hope_goes_on_or_one_that_comes_nearer_is_given_up() -> None:
+def test_early_stopping_saves_backward_passes_and_changes_no_result() -> None:
     """On linear models the nearest border is found within ten passes: beyond the radius nothing is left to early_stop for."""
     model, x, y = case(12, 4, 0.0, 1.0, n=64)
     for name, eps in (("linf", 0.6), ("l2", 1.4), ("l1", 3.8)):
@@ -406,7 +410,7 @@ def test_job_without_hope_goes_on_or_one_that_comes_nearer_is_given_up() -> None
         assert hoping.stages[1].backwards < 0.9 * full.stages[1].backwards  # aims out of reach are not given up
 
 
-def test_hope_of_the_minimum_norm_is_accepted_or_a_wrong_one() -> None:
+def test_early_stopping_is_refused_for_the_minimum_norm_and_below_zero() -> None:
     with pytest.raises(BadInput, match="`early_stop` must be left out with `minimise`"):
         eb.FAB(minimise=True, early_stop=2)
     with pytest.raises(BadInput, match="`early_stop` must be >= 0, got -1"):

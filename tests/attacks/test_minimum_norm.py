@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.attacks.attack import Attack
-from epsball.attacks.deepfool import NEAR, Candidates
+from epsball.attacks.deepfool import CLOSE, LargestGaps
 from epsball.attacks.fmn import FMN, most
 from epsball.attacks.registry import ATTACKS, attack_class, parse
 from epsball.balls.ball import Ball
@@ -61,7 +61,7 @@ SEES_EVERY_BORDER = (eb.DeepFool, eb.FAB)
 """The others climb towards one class at a time: the nearest border of several is sought with an aim for each."""
 
 
-def nearest_of_all(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+def nearest_of_all_jobs(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
     """Through the queue, which keeps the nearest point of an example's jobs."""
     with Objective(model, attack.loss, needs=attack.needs) as objective:
         task = replace(task_of(x, y, ball), clean=objective.forward(x))
@@ -74,9 +74,7 @@ def everywhere(norm: str, lo: float = 0.0, hi: float = 1.0, **more: object) -> B
 
 @pytest.mark.parametrize("classes", [1, 3, 10])
 @every_one
-def test_distance_on_a_linear_model_is_not_within_a_hundredth_of_the_least(
-    attack: Attack, norm: str, classes: int
-) -> None:
+def test_distance_on_a_linear_model_is_within_a_hundredth_of_the_least(attack: Attack, norm: str, classes: int) -> None:
     if classes > 2 and not isinstance(attack, SEES_EVERY_BORDER):
         attack = replace(attack, n_targets=classes - 1)
     for lo, hi in BOXES[: 2 if norm == "l0" else 3]:
@@ -85,7 +83,7 @@ def test_distance_on_a_linear_model_is_not_within_a_hundredth_of_the_least(
         ball = everywhere(norm, lo, hi, mask=mask)
         least = minimal_eps(*weights(model, classes), x, y, ball)
         reachable = least.isfinite()
-        x_adv = nearest_of_all(attack, model, x, y, ball)
+        x_adv = nearest_of_all_jobs(attack, model, x, y, ball)
         assert ball.contains(x_adv, x).all()
         assert (predicted(model, x_adv) != y)[reachable].all()
         distance = ball.norm(x_adv - x)[reachable]
@@ -99,7 +97,7 @@ def test_distance_on_a_linear_model_is_not_within_a_hundredth_of_the_least(
 
 @pytest.mark.parametrize("classes", [1, 2])
 @every_one
-def test_targeted_distance_is_not_within_a_hundredth_of_the_least(attack: Attack, norm: str, classes: int) -> None:
+def test_targeted_distance_is_within_a_hundredth_of_the_least(attack: Attack, norm: str, classes: int) -> None:
     model, x, y = case(12, classes, -1.0, 0.5)
     ball = everywhere(norm, -1.0, 0.5)
     least = minimal_eps(*weights(model, classes), x, y, ball, target=1 - y)
@@ -111,7 +109,7 @@ def test_targeted_distance_is_not_within_a_hundredth_of_the_least(attack: Attack
 
 
 @every_one
-def test_target_among_ten_is_not_reached(attack: Attack, norm: str) -> None:
+def test_target_among_ten_is_reached(attack: Attack, norm: str) -> None:
     model, x, y = case(40, 10, -1.0, 0.5)
     target = (y + 3) % 10
     x_adv = attack(model, x, y, everywhere(norm, -1.0, 0.5), target=target)
@@ -119,7 +117,7 @@ def test_target_among_ten_is_not_reached(attack: Attack, norm: str) -> None:
 
 
 @every_one
-def test_wrong_example_is_moved_or_costs_more_than_a_look(attack: Attack, norm: str) -> None:
+def test_misclassified_example_is_returned_after_one_evaluation(attack: Attack, norm: str) -> None:
     model, x, y = case(5, 3, 0.0, 1.0)
     counting = Counting(model)
     for ball in (everywhere(norm), BALLS[norm](eps=1.0, lo=0, hi=1)):
@@ -129,7 +127,7 @@ def test_wrong_example_is_moved_or_costs_more_than_a_look(attack: Attack, norm: 
 
 
 @each_of_three
-def test_answer_depends_on_the_batch_or_the_queue(attack: Attack, norm: str) -> None:
+def test_result_is_the_same_alone_in_a_batch_and_in_the_queue(attack: Attack, norm: str) -> None:
     n = 40
     x, model = batch(n, (6,), lo=-1.0, hi=1.0), Steady(6, 4)
     y = model(x).argmax(1)
@@ -156,7 +154,7 @@ def test_answer_depends_on_the_batch_or_the_queue(attack: Attack, norm: str) -> 
 
 
 @each_of_three
-def test_nearest_point_seen_is_not_handed_over(attack: Attack, norm: str) -> None:
+def test_nearest_adversarial_example_seen_is_returned(attack: Attack, norm: str) -> None:
     net, x = mlp((8,), 4, seed=3), batch(20, (8,), seed=1)
     y = predicted(net, x)
     recording, ball = Recording(net), everywhere(norm)
@@ -173,7 +171,7 @@ def test_nearest_point_seen_is_not_handed_over(attack: Attack, norm: str) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @each_of_three
-def test_half_precision_or_a_logit_of_another_kind_stalls_it(attack: Attack, norm: str, dtype: torch.dtype) -> None:
+def test_half_precision_of_inputs_or_logits_does_not_stall_it(attack: Attack, norm: str, dtype: torch.dtype) -> None:
     net = linear((5,), 3, scale=1.5)
     x = batch(40, (5,)).to(dtype)
     ball = everywhere(norm)
@@ -189,7 +187,7 @@ def test_half_precision_or_a_logit_of_another_kind_stalls_it(attack: Attack, nor
 
 
 @each_of_three
-def test_flat_or_hidden_gradient_moves_the_point_out_of_the_numbers(attack: Attack, norm: str) -> None:
+def test_input_is_returned_where_gradients_are_zero(attack: Attack, norm: str) -> None:
     model, x, y = case(6, 3, 0.0, 1.0)
     flat_everywhere = lambda z: 0 * z.sum(1, keepdim=True) + torch.tensor([2.0, 0.0, 0.0])  # noqa: E731
     hidden = Staircase(model)
@@ -205,7 +203,7 @@ def test_flat_or_hidden_gradient_moves_the_point_out_of_the_numbers(attack: Atta
 
 
 @each_of_three
-def test_vanishing_gradient_without_a_box_throws_the_point_out_of_the_numbers(attack: Attack, norm: str) -> None:
+def test_points_stay_in_range_without_a_box_where_gradients_vanish(attack: Attack, norm: str) -> None:
     if norm == "l0":
         pytest.skip("needs a box")
     model = Recording(nn.Sequential(nn.Linear(3, 2), nn.Tanh()).requires_grad_(False))
@@ -222,7 +220,7 @@ def test_vanishing_gradient_without_a_box_throws_the_point_out_of_the_numbers(at
 
 
 @each_of_three
-def test_finite_radius_is_left_or_a_success_in_it_missed(attack: Attack, norm: str) -> None:
+def test_result_is_in_a_finite_ball_and_adversarial_where_one_exists(attack: Attack, norm: str) -> None:
     model, x, y = case(40, 2, 0.0, 1.0)
     least = minimal_eps(*weights(model, 2), x, y, everywhere(norm))
     for share in (1.02, 0.98) if norm != "l0" else (1.0, 0.7):
@@ -236,7 +234,7 @@ def test_finite_radius_is_left_or_a_success_in_it_missed(attack: Attack, norm: s
 @pytest.mark.parametrize(
     ("classes", "most_", "backwards"), [(1, 10, 1), (2, 10, 1), (10, 10, 9), (10, 3, 3), (10, 1, 1)]
 )
-def test_deepfool_makes_a_backward_more_than_there_are_candidates(classes: int, most_: int, backwards: int) -> None:
+def test_deepfool_makes_one_backward_pass_for_each_candidate(classes: int, most_: int, backwards: int) -> None:
     counting = Counting(mlp((5,), classes))
     x = batch(6, (5,))
     y = predicted(counting.model, x)
@@ -266,7 +264,7 @@ def paper_walk(model: nn.Module, x: Tensor, y: int, ball: Ball, overshoot: float
 
 
 @pytest.mark.parametrize("norm", eb.DeepFool.norms())
-def test_deepfool_departs_from_algorithm_2(norm: str) -> None:
+def test_deepfool_with_full_steps_is_algorithm_2(norm: str) -> None:
     net, x = mlp((7,), 4, seed=2), batch(8, (7,), lo=-0.5, hi=1.5)
     x[:3, 0], x[2, 1:4] = -0.5, 1.5
     y, ball = predicted(net, x), everywhere(norm, -0.5, 1.5)
@@ -276,18 +274,18 @@ def test_deepfool_departs_from_algorithm_2(norm: str) -> None:
     assert (predicted(net, x_adv) != y).all()
 
 
-def test_deepfool_steps_are_not_half_of_the_way_until_the_border_is_near() -> None:
-    """Logit 2 (x - 1) from 0: .5, .75, .875 of the way; from there a last step, whose share is below `NEAR`."""
+def test_deepfool_steps_go_half_of_the_way_until_the_boundary_is_close() -> None:
+    """Logit 2 (x - 1) from 0: .5, .75, .875 of the way; from there a last step, whose share is below `CLOSE`."""
     model = Recording(scored(torch.tensor([2.0]), -2.0))
     x, y = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     x_adv = eb.DeepFool(overshoot=0.1)(model, x, y, eb.L2(eps=math.inf))
     seen = [z.item() for z in model.seen]
-    assert NEAR == 0.25
+    assert CLOSE == 0.25
     assert seen == pytest.approx([0, 0.5, 0.75, 1.025], abs=1e-9)
     assert x_adv.item() == seen[-1]
 
 
-def test_deepfool_on_a_bent_logit_ends_no_nearer_than_with_the_papers_steps() -> None:
+def test_deepfool_on_a_network_ends_nearer_than_with_the_papers_steps() -> None:
     net, x = mlp((20,), 5, seed=4), batch(40, (20,), seed=2)
     y = predicted(net, x)
     for norm in eb.DeepFool.norms():
@@ -296,18 +294,18 @@ def test_deepfool_on_a_bent_logit_ends_no_nearer_than_with_the_papers_steps() ->
         assert ours.mean() < papers.mean()
 
 
-def test_deepfools_candidates_are_others_than_the_nearest_logits() -> None:
+def test_deepfools_candidates_have_the_largest_logits() -> None:
     logits = torch.tensor([[1.0, 5.0, 2.0, 4.0], [9.0, 0.5, 8.0, 7.0]])
     task = task_of(torch.zeros(2, 1), torch.tensor([1, 0]), eb.Linf(eps=1))
-    assert Candidates(2)(logits, task).tolist() == [[-1.0, -3.0], [-1.0, -2.0]]
-    assert Candidates(1)(logits, task).tolist() == [-1.0, -1.0]
-    assert Candidates(3)(logits, task).tolist() == [[-4.0, -3.0, -1.0], [-8.5, -1.0, -2.0]]
+    assert LargestGaps(2)(logits, task).tolist() == [[-1.0, -3.0], [-1.0, -2.0]]
+    assert LargestGaps(1)(logits, task).tolist() == [-1.0, -1.0]
+    assert LargestGaps(3)(logits, task).tolist() == [[-4.0, -3.0, -1.0], [-8.5, -1.0, -2.0]]
     targeted = task_of(torch.zeros(2, 1), torch.tensor([1, 0]), eb.Linf(eps=1), target=torch.tensor([2, 2]))
-    assert Candidates(2)(logits, targeted).tolist() == [-3.0, -1.0]
+    assert LargestGaps(2)(logits, targeted).tolist() == [-3.0, -1.0]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
-def test_fmn_radius_does_not_follow_the_border_or_is_left(norm: str) -> None:
+def test_fmn_radius_follows_the_boundary_and_points_stay_in_it(norm: str) -> None:
     net, x = mlp((10,), 3, seed=8), batch(30, (10,))
     y, ball, attack = predicted(net, x), everywhere(norm), eb.FMN(steps=40, gamma=0.3)
     task = task_of(x, y, ball)
@@ -341,7 +339,7 @@ def test_fmn_radius_does_not_follow_the_border_or_is_left(norm: str) -> None:
     assert state.done.all()
 
 
-def test_ddn_leaves_the_sphere_where_the_box_does_not_make_it() -> None:
+def test_ddn_stays_on_the_sphere_without_a_box() -> None:
     net, x = mlp((10,), 3, seed=8), batch(30, (10,), lo=-1.0, hi=1.0)
     y, ball, attack = predicted(net, x), eb.L2(eps=math.inf), eb.DDN(steps=25)
     task = task_of(x, y, ball)
@@ -353,7 +351,7 @@ def test_ddn_leaves_the_sphere_where_the_box_does_not_make_it() -> None:
 
 
 @pytest.mark.parametrize("attack", [eb.FMN(steps=30), eb.DDN(steps=30)], ids=["fmn", "ddn"])
-def test_walk_costs_more_than_its_steps(attack: Attack) -> None:
+def test_cost_is_one_model_call_a_step(attack: Attack) -> None:
     counting = Counting(mlp((5,), 4))
     x = batch(6, (5,))
     y = predicted(counting.model, x)
@@ -363,7 +361,7 @@ def test_walk_costs_more_than_its_steps(attack: Attack) -> None:
     assert counting.backwards == 6 * 30
 
 
-def test_scale_of_the_data_changes_the_walk() -> None:
+def test_scale_of_the_data_does_not_change_the_result() -> None:
     """Nothing is in absolute units: data in [0, 255] end where data in [0, 1] end, 255 times as far."""
     net, x = mlp((10,), 3, seed=8), batch(20, (10,))
     y = predicted(net, x)
@@ -374,7 +372,7 @@ def test_scale_of_the_data_changes_the_walk() -> None:
         torch.testing.assert_close(far / 256, near, rtol=0, atol=1e-9)
 
 
-def test_fab_does_not_say_that_it_minimises() -> None:
+def test_attacks_say_whether_they_minimise() -> None:
     assert eb.FAB(minimise=True).minimises
     assert not eb.FAB().minimises
     assert all(attack.minimises for attack in OURS.values())
@@ -384,7 +382,7 @@ def test_fab_does_not_say_that_it_minimises() -> None:
     ("make", "told"),
     [
         (lambda: eb.DeepFool(overshoot=-0.1), "`overshoot` must be >= 0"),
-        (lambda: eb.DeepFool(step_size=0), "`step_size` must be > 0 and <= 1, got 0"),
+        (lambda: eb.DeepFool(step_size=0), "`step_size` must be in (0, 1], got 0"),
         (lambda: eb.DeepFool(candidates=0), "`candidates` must be a whole number >= 1, got 0"),
         (lambda: eb.DeepFool(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: eb.FMN(step_size=math.inf), "`step_size` must be > 0 and finite, got inf"),
@@ -396,13 +394,13 @@ def test_fab_does_not_say_that_it_minimises() -> None:
         ),
     ],
 )
-def test_error_has_no_remedy(make: Callable[[], object], told: str) -> None:
+def test_errors_name_argument_and_rule(make: Callable[[], object], told: str) -> None:
     with pytest.raises(BadInput) as error:
         make()
     assert told in str(error.value)
 
 
-def test_short_form_is_misread() -> None:
+def test_short_form_is_understood() -> None:
     assert parse("deepfool:candidates=4,overshoot=.05") == eb.DeepFool(candidates=4, overshoot=0.05)
     assert replace(eb.DeepFool(), candidates=4) == eb.DeepFool(candidates=4)
     assert parse("fmn:steps=20,gamma=.05") == eb.FMN(steps=20, gamma=0.05)

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.attacks.attack import Attack
+from epsball.attacks.boundary import boundary_distance
 from epsball.attacks.goal_distance import goal_logits, goal_probability
-from epsball.attacks.lbfgs import log_chance
-from epsball.attacks.penalty import POLISH, adam, reaching, tightened
+from epsball.attacks.lbfgs import log_probability
+from epsball.attacks.optimisers import Adam, ConstantSearch
+from epsball.attacks.penalty import POLISH
 from epsball.attacks.registry import parse
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
@@ -83,7 +85,7 @@ def weights(model: nn.Module) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("classes", [1, 2])
 @pytest.mark.parametrize("d", [1, 2, 40])
 @every_one_in_l2
-def test_distance_to_the_border_of_a_linear_model_is_not_the_least(attack: Attack, d: int, classes: int) -> None:
+def test_distance_to_the_boundary_of_a_linear_model_is_the_least(attack: Attack, d: int, classes: int) -> None:
     for lo, hi in BOXES:
         model, x, y = case(d, classes, lo, hi)
         for mask in (None, torch.rand(x.shape, generator=rng(d)) < 0.8):
@@ -103,7 +105,7 @@ def test_distance_to_the_border_of_a_linear_model_is_not_the_least(attack: Attac
 
 
 @pytest.mark.parametrize("classes", [1, 2])
-def test_sigma_zero_changes_more_coordinates_than_a_linear_model_needs(classes: int) -> None:
+def test_sigma_zero_changes_as_few_coordinates_as_a_linear_model_needs(classes: int) -> None:
     """In a box and with a mask, not one."""
     for lo, hi in BOXES[:2]:
         model, x, y = case(40, classes, lo, hi, n=24)
@@ -117,7 +119,7 @@ def test_sigma_zero_changes_more_coordinates_than_a_linear_model_needs(classes: 
 
 
 @every_one
-def test_target_among_five_is_not_reached_or_far(attack: Attack) -> None:
+def test_target_among_five_is_reached(attack: Attack) -> None:
     model, x, y = case(20, 5, 0.0, 1.0)
     attack = eb.GoalDistance() if isinstance(attack, eb.GoalDistance) else attack
     ball, target = everywhere(attack), (y + 2) % 5
@@ -131,7 +133,7 @@ def test_target_among_five_is_not_reached_or_far(attack: Attack) -> None:
         assert (ball.norm(found - x)[reached] <= 1.1 * least[reached]).all()
 
 
-def test_nearest_of_several_classes_is_not_the_nearest_of_the_aims() -> None:
+def test_nearest_of_several_classes_is_the_nearest_of_the_targets() -> None:
     model, x, y = case(20, 4, 0.0, 1.0)
     ball = eb.L2(eps=math.inf, lo=0, hi=1)
     least = minimal_eps(*weights(model), x, y, ball)
@@ -148,7 +150,7 @@ def test_nearest_of_several_classes_is_not_the_nearest_of_the_aims() -> None:
 
 
 @every_one
-def test_pixels_at_an_end_of_the_box_are_frozen(attack: Attack) -> None:
+def test_pixels_at_an_end_of_the_box_are_not_frozen(attack: Attack) -> None:
     """All of x is at 0 or at 1, as most of a digit is, and every coordinate helps if it moves inwards."""
     x = (torch.arange(30) % 2)[None].double().expand(2, 30).clone()
     model = scored((1 - 2 * x[0]).double(), 15.0 - 4.5)  # x scores -4.5; every coordinate can give 1
@@ -166,7 +168,7 @@ def test_pixels_at_an_end_of_the_box_are_frozen(attack: Attack) -> None:
 
 
 @every_one
-def test_box_with_sides_per_feature_is_left_or_not_used(attack: Attack) -> None:
+def test_box_with_sides_per_feature_is_kept_and_used(attack: Attack) -> None:
     lo, hi = torch.tensor([[-3.0, 0.0, 10.0, 0.5]]).double(), torch.tensor([[-2.0, 100.0, 10.5, 0.5]]).double()
     x = (lo + hi) / 2
     model = scored(torch.tensor([1.0, 0.01, 2.0, 5.0]).double(), -22.0)
@@ -180,7 +182,7 @@ def test_box_with_sides_per_feature_is_left_or_not_used(attack: Attack) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @every_one
-def test_dtype_is_not_kept_or_too_coarse(attack: Attack, dtype: torch.dtype) -> None:
+def test_dtype_is_kept_and_fine_enough(attack: Attack, dtype: torch.dtype) -> None:
     model, x, y = case(12, 2, 0.0, 1.0)
     with torch.no_grad():
         model[1].bias.sub_(model(x).mean(0))
@@ -201,7 +203,7 @@ def test_dtype_is_not_kept_or_too_coarse(attack: Attack, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3, 3)], ids=["dim 1", "dim 2", "dim 4"])
 @pytest.mark.parametrize(("classes", "squeeze"), [(1, True), (1, False), (3, False)])
 @every_one
-def test_shape_or_a_single_logit_is_not_understood(
+def test_shapes_and_a_single_logit_are_understood(
     attack: Attack, shape: tuple[int, ...], classes: int, squeeze: bool
 ) -> None:
     model = linear(shape, classes, squeeze=squeeze)
@@ -216,7 +218,7 @@ def test_shape_or_a_single_logit_is_not_understood(
 
 
 @every_one
-def test_answer_depends_on_the_batch_or_the_queue(attack: Attack) -> None:
+def test_result_is_the_same_alone_in_a_batch_and_in_the_queue(attack: Attack) -> None:
     n = 40
     x = batch(n, (6,))
     model = Balanced(Steady(6, 4), x)
@@ -243,7 +245,7 @@ def test_answer_depends_on_the_batch_or_the_queue(attack: Attack) -> None:
 
 
 @every_one
-def test_point_handed_over_is_not_the_nearest_that_was_seen(attack: Attack) -> None:
+def test_nearest_adversarial_example_seen_is_returned(attack: Attack) -> None:
     net, x, y = bent(6, 3, 12)
     model, ball = Recording(net), everywhere(attack)
     found = attack(model, x, y, ball)
@@ -258,7 +260,7 @@ def test_point_handed_over_is_not_the_nearest_that_was_seen(attack: Attack) -> N
 
 
 @every_one
-def test_wrong_example_is_moved_or_costs_more_than_a_look(attack: Attack) -> None:
+def test_misclassified_example_is_returned_after_one_evaluation(attack: Attack) -> None:
     model, x, y = case(5, 3, 0.0, 1.0)
     counting = Counting(model)
     found = attack(counting, x, (y + 1) % 3, everywhere(attack))
@@ -267,7 +269,7 @@ def test_wrong_example_is_moved_or_costs_more_than_a_look(attack: Attack) -> Non
 
 
 @every_one
-def test_finite_radius_is_left(attack: Attack) -> None:
+def test_result_is_in_a_finite_ball(attack: Attack) -> None:
     model, x, y = bent(6, 3, 12)
     free = attack(model, x, y, everywhere(attack))
     even = torch.arange(12) % 2 == 0
@@ -280,7 +282,7 @@ def test_finite_radius_is_left(attack: Attack) -> None:
 
 
 @every_one
-def test_gradient_of_zero_costs_more_than_a_look_or_moves_the_point(attack: Attack) -> None:
+def test_gradient_of_zero_ends_the_job_at_the_input(attack: Attack) -> None:
     model = Counting(Staircase(mlp((6,), 3)))
     x = batch(8, (6,))
     y = predicted(model.model, x)
@@ -292,7 +294,7 @@ def test_gradient_of_zero_costs_more_than_a_look_or_moves_the_point(attack: Atta
 
 @pytest.mark.parametrize("slope", [1e-12, 1e-30])
 @every_one_in_l2
-def test_vanishing_gradient_throws_the_point_out_of_the_numbers(attack: Attack, slope: float) -> None:
+def test_points_stay_in_range_where_gradients_vanish(attack: Attack, slope: float) -> None:
     weight = slope * torch.tensor([[1.0, 2.0, -1.0], [0.0, 1.0, 1.0]])
     model = Recording(lambda z: z @ weight.T + torch.tensor([2.0, -1.0]))
     x = torch.tensor([[0.3, -0.4, 0.5], [30.0, 0.0, -7.0]])
@@ -303,7 +305,7 @@ def test_vanishing_gradient_throws_the_point_out_of_the_numbers(attack: Attack, 
 
 
 @every_one
-def test_logits_that_are_not_numbers_count_as_success(attack: Attack) -> None:
+def test_logits_that_are_not_numbers_count_as_no_success(attack: Attack) -> None:
     net, x, y = bent(6, 3, 24)
     x = x.clamp_max(0.9)
     model, y = Broken(net, 0.95), predicted(net, x)
@@ -316,7 +318,7 @@ def test_logits_that_are_not_numbers_count_as_success(attack: Attack) -> None:
 
 
 @every_one
-def test_scale_of_the_data_or_of_the_logits_changes_the_answer(attack: Attack) -> None:
+def test_scale_of_the_data_or_of_the_logits_does_not_change_the_result(attack: Attack) -> None:
     """A power of two changes no bit; only CW has no use for the scale of the logits."""
     net, x, y = bent(6, 2, 10)
     found = attack(net, x, y, everywhere(attack))
@@ -328,7 +330,7 @@ def test_scale_of_the_data_or_of_the_logits_changes_the_answer(attack: Attack) -
 
 
 @every_one
-def test_second_start_is_the_first_again(attack: Attack) -> None:
+def test_second_restart_starts_elsewhere(attack: Attack) -> None:
     model = Recording(linear((6,), 3))
     x = batch(5, (6,))
     y, ball = predicted(model.model, x), everywhere(attack)
@@ -343,17 +345,17 @@ def test_second_start_is_the_first_again(attack: Attack) -> None:
 # What a pass is spent on.
 
 
-def test_cw_round_costs_more_than_its_steps() -> None:
+def test_cw_costs_at_most_its_steps_a_round() -> None:
     net, x, y = bent(6, 3, 9)
     model, ball = Counting(net), eb.L2(eps=math.inf, lo=0, hi=1)
     for rounds, steps in ((1, 100), (3, 30)):
         model.calls = 0
         attack = eb.CW(steps=steps, binary_steps=rounds, early=False)
         attack(model, x, y, ball)
-        assert rounds * attack.length < model.calls <= rounds * attack.length + POLISH <= rounds * steps
+        assert rounds * attack.round_length < model.calls <= rounds * attack.round_length + POLISH <= rounds * steps
 
 
-def test_cw_that_ends_early_is_no_cheaper_or_much_farther_away() -> None:
+def test_cw_that_ends_early_is_cheaper_and_hardly_farther_away() -> None:
     net, x, y = bent(10, 3, 24)
     ball = eb.L2(eps=math.inf, lo=0, hi=1)
     cost, distance = [], []
@@ -366,7 +368,7 @@ def test_cw_that_ends_early_is_no_cheaper_or_much_farther_away() -> None:
     assert (distance[1] <= 1.02 * distance[0]).double().mean() >= 0.9
 
 
-def test_cw_row_waits_for_its_neighbours() -> None:
+def test_cw_rows_in_the_queue_do_not_wait_for_each_other() -> None:
     """A row that is done costs the queue nothing more: the passes of a record are its own."""
     model, x, y = case(10, 3, 0.0, 1.0, n=40)
     found = eb.evaluate(model, (x, y), eb.L2(eps=9.0, lo=0, hi=1), "cw:steps=60")
@@ -375,7 +377,7 @@ def test_cw_row_waits_for_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("kappa", [0.0, 2.0])
-def test_cw_confidence_is_not_reached_or_exceeded(kappa: float) -> None:
+def test_cw_confidence_is_reached_at_the_least_distance(kappa: float) -> None:
     model, x, y = case(12, 2, 0.0, 1.0)
     weight, _ = weights(model)
     ball = eb.L2(eps=math.inf, lo=0, hi=1)
@@ -393,7 +395,7 @@ def test_cw_confidence_is_not_reached_or_exceeded(kappa: float) -> None:
     assert torch.equal(found[~reached], x[~reached])
 
 
-def test_cw_is_nearer_with_fewer_binary_steps_on_a_bent_network() -> None:
+def test_cw_is_nearer_with_more_binary_steps_on_a_network() -> None:
     net, x, y = bent(12, 4, 32)
     ball = eb.L2(eps=math.inf, lo=0, hi=1)
     one, nine = (ball.norm(eb.CW(steps=60, binary_steps=b)(net, x, y, ball) - x) for b in (1, 9))
@@ -401,51 +403,51 @@ def test_cw_is_nearer_with_fewer_binary_steps_on_a_bent_network() -> None:
     assert nine.mean() < one.mean()
 
 
-def test_bracket_of_the_constant_loses_the_answer() -> None:
-    c, low, high = torch.tensor([4.0]), torch.zeros(1), torch.full((1,), math.inf)
-    for _ in range(16):  # rounds fool from 0.37 on
-        c, low, high = tightened(c, low, high, c >= 0.37)
-        assert low < 0.37 <= high
-    assert high / low < 1.01
+def test_bracket_of_the_constant_closes_on_the_answer() -> None:
+    search = ConstantSearch.start(torch.tensor([4.0]))
+    for _ in range(16):  # rounds succeed from 0.37 on
+        search = search.next(search.c >= 0.37)
+        assert search.low < 0.37 <= search.high
+    assert search.closed(1.01)
 
 
-def test_adam_departs_from_the_optimiser_of_torch() -> None:
+def test_adam_is_that_of_torch() -> None:
     start = batch(3, (4,), seed=1)
     leaf = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([leaf], lr=0.1)
-    z, first, second = start.clone(), torch.zeros(3, 4).double(), torch.zeros(3, 4).double()
-    for t in range(7):
+    z, adam = start.clone(), Adam.start(start)
+    for _ in range(7):
         leaf.grad = (leaf.detach() - 3) ** 3
-        z, first, second = adam(z, first, second, (z - 3) ** 3, torch.full((3,), t), torch.full((3,), 0.1))
+        z, adam = adam.step(z, (z - 3) ** 3, torch.full((3,), 0.1))
         optimiser.step()
         torch.testing.assert_close(z, leaf.detach(), rtol=0, atol=1e-6)
 
 
-def test_linearisation_is_measured_beyond_the_box() -> None:
+def test_boundary_distance_is_at_most_that_to_the_corner_of_the_box() -> None:
     x = torch.tensor([[0.25, 0.5]])
     grad = torch.tensor([[1e-9, 0.0]])
     inside = task_of(x, 0, eb.L2(eps=math.inf, lo=0, hi=1))
-    reach, slope, count = reaching(torch.tensor([-3.0]), grad, inside)
-    assert reach.item() == pytest.approx(math.hypot(0.75, 0.5))
+    distance, slope, count = boundary_distance(torch.tensor([-3.0]), grad, inside)
+    assert distance.item() == pytest.approx(math.hypot(0.75, 0.5))
     assert (slope.item(), count.item()) == (pytest.approx(1e-9), 1)
 
 
 # L-BFGS.
 
 
-def test_log_chance_is_another_loss() -> None:
+def test_log_probability_is_that_of_softmax() -> None:
     logits = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.5, 8.0]])
     x, y = torch.zeros(2, 1), torch.tensor([1, 0])
     away, towards = task_of(x, y, eb.L2(eps=1)), task_of(x, y, eb.L2(eps=1), target=torch.tensor([0, 2]))
     p = logits.softmax(1)
-    torch.testing.assert_close(log_chance(logits, away), (1 - p[[0, 1], y]).log())
-    torch.testing.assert_close(log_chance(logits, towards), p[[0, 1], [0, 2]].log())
+    torch.testing.assert_close(log_probability(logits, away), (1 - p[[0, 1], y]).log())
+    torch.testing.assert_close(log_probability(logits, towards), p[[0, 1], [0, 2]].log())
     aimed = away.with_jobs(away.noise.restart, torch.tensor([2, 1]))
-    torch.testing.assert_close(log_chance(logits, aimed), torch.tensor([-3.0, -3.5]).sigmoid().log())
-    assert log_chance(1e6 * logits, away).isfinite().all()
+    torch.testing.assert_close(log_probability(logits, aimed), torch.tensor([-3.0, -3.5]).sigmoid().log())
+    assert log_probability(1e6 * logits, away).isfinite().all()
 
 
-def test_lbfgs_converges_no_faster_than_descent() -> None:
+def test_lbfgs_converges_faster_with_a_longer_memory() -> None:
     """With a memory of one step against six on an ill-conditioned score: passes until the jobs end."""
     weight = torch.logspace(0, 2, 30).double()
     model = Counting(lambda z: torch.stack([0 * z[:, 0], (z * weight).tanh().sum(1) - 12], 1))
@@ -465,7 +467,7 @@ def test_lbfgs_converges_no_faster_than_descent() -> None:
 # Goal against distance.
 
 
-def test_goal_losses_are_other_squares() -> None:
+def test_goal_losses_are_squared_distances_to_the_goal() -> None:
     logits = torch.tensor([[1.0, 5.0, 2.0]])
     x, y, t = torch.zeros(1, 1), torch.tensor([1]), torch.tensor([2])
     task = task_of(x, y, eb.L2(eps=1), target=t)
@@ -481,7 +483,7 @@ def test_goal_losses_are_other_squares() -> None:
 
 
 @pytest.mark.parametrize("output", ["probability", "logits"])
-def test_weighted_loss_is_not_at_its_least(output: str) -> None:
+def test_weighted_loss_is_at_its_least(output: str) -> None:
     """The gradient is about zero, on a smooth network; the less the weight, the farther."""
     net, x, y = bent(5, 3, 8)
     target = (y + 1) % 3
@@ -507,7 +509,7 @@ def test_weighted_loss_is_not_at_its_least(output: str) -> None:
     assert (far[0] >= far[1] - 1e-2).all()
 
 
-def test_reference_or_noise_is_not_what_the_answer_looks_like() -> None:
+def test_result_is_near_the_reference_wherever_it_starts() -> None:
     """UserAttack the target, it looks like the reference, wherever it came from."""
     net, x, y = bent(8, 3, 4, seed=1)
     target, reference = (y + 1) % 3, batch(9, (8,), seed=5)
@@ -528,7 +530,7 @@ def test_reference_or_noise_is_not_what_the_answer_looks_like() -> None:
     assert ((noisy - reference[ids]).norm(dim=1) < near + 0.1).all()
 
 
-def test_weighted_point_leaves_its_ball_or_prefers_one_that_does_not_fool() -> None:
+def test_weighted_result_is_in_its_ball_and_adversarial_if_any_point_was() -> None:
     net, x, y = bent(8, 3, 12)
     for mask in (None, torch.tensor([[True] * 6 + [False] * 2])):
         ball = eb.L2(eps=0.4, lo=0, hi=1, mask=mask)
@@ -544,7 +546,7 @@ def test_weighted_point_leaves_its_ball_or_prefers_one_that_does_not_fool() -> N
 # Words and errors.
 
 
-def test_short_form_is_misread() -> None:
+def test_short_form_is_understood() -> None:
     assert parse("cw:steps=20,binary-steps=3,kappa=1,loss=dlr,early=false") == eb.CW(
         steps=20, binary_steps=3, kappa=1.0, loss=dlr, early=False
     )
@@ -571,7 +573,7 @@ def test_short_form_is_misread() -> None:
         (lambda: eb.BoxLBFGS(memory=0), "`memory` must be a whole number >= 1"),
         (lambda: eb.BoxLBFGS(c=0), "`c` must be > 0"),
         (lambda: eb.SigmaZero(sigma=0), "`sigma` must be > 0"),
-        (lambda: eb.SigmaZero(threshold=2), "`threshold` must be from 0 to 1"),
+        (lambda: eb.SigmaZero(threshold=2), "`threshold` must be in [0, 1], got 2"),
         (lambda: eb.SigmaZero(loss=cross_entropy), "`loss` must be margin or dlr for SigmaZero"),
         (lambda: parse("goal-distance:output=softmax"), "did you mean|must be one of"),
         (lambda: parse("goal-distance:reference=3"), "`goal-distance:reference` must be left out in words"),
@@ -583,7 +585,7 @@ def test_short_form_is_misread() -> None:
         ),
     ],
 )
-def test_error_has_no_remedy(make: Callable[[], object], told: str) -> None:
+def test_errors_name_argument_and_rule(make: Callable[[], object], told: str) -> None:
     with pytest.raises(BadInput) as error:
         make()
     assert any(part in str(error.value) for part in told.split("|"))

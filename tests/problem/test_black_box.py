@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.attacks import normals
+from epsball.attacks.decision_based import NormalEstimate, dot, unit
 from epsball.common.errors import BadInput
 from epsball.data.load import load_data
 from epsball.engine import queue
@@ -23,7 +23,7 @@ from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
 from epsball.problem.black_box import Questions, objective_for
 from epsball.problem.objective import Objective
-from epsball.problem.task import task_of
+from epsball.problem.task import Task, task_of
 
 NORMS = ("linf", "l2")
 every_norm = pytest.mark.parametrize("norm", NORMS)
@@ -62,7 +62,7 @@ def centred(d: int, classes: int, lo: float, hi: float, seed: int = 0) -> nn.Mod
 
 @pytest.mark.parametrize(("d", "classes"), [(1, 2), (2, 1), (20, 2), (40, 3)])
 @every_norm
-def test_labels_alone_miss_the_exact_distance_of_a_linear_model(norm: str, d: int, classes: int) -> None:
+def test_labels_alone_give_the_exact_distance_of_a_linear_model(norm: str, d: int, classes: int) -> None:
     """With and without box and mask: never nearer than the optimum, within a hundredth of it in the median."""
     for lo, hi, masked in ((0.0, 1.0, False), (-1.0, 0.5, True), (-math.inf, math.inf, True)):
         low, high = max(lo, -1.0), min(hi, 1.0)
@@ -85,7 +85,7 @@ def test_labels_alone_miss_the_exact_distance_of_a_linear_model(norm: str, d: in
 
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-math.inf, math.inf)], ids=["box", "free"])
-def test_two_thousand_labels_of_784_coordinates_end_beyond_a_tenth_of_the_optimum(box: tuple[float, float]) -> None:
+def test_two_thousand_labels_of_784_coordinates_end_within_a_tenth_of_the_optimum(box: tuple[float, float]) -> None:
     model = linear((784,), 2, seed=7)
     x = batch(8, (784,), seed=3)
     y = predicted(model, x)
@@ -97,7 +97,7 @@ def test_two_thousand_labels_of_784_coordinates_end_beyond_a_tenth_of_the_optimu
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 333])
-def test_an_example_costs_more_queries_than_its_steps(steps: int) -> None:
+def test_an_example_costs_one_query_a_step(steps: int) -> None:
     model = Labels(mlp((6,), 3))
     x = batch(5, (6,))
     y = predicted(model.model, x)
@@ -106,7 +106,7 @@ def test_an_example_costs_more_queries_than_its_steps(steps: int) -> None:
 
 
 @every_norm
-def test_queue_and_direct_call_differ_or_a_row_changes_another(norm: str) -> None:
+def test_result_is_the_same_alone_in_a_batch_and_in_the_queue(norm: str) -> None:
     x, net = batch(40, (6,)), Steady(6, 3)
     y, ball = predicted(net, x), BALLS[norm](eps=math.inf, lo=0, hi=1)
     attack, model = HSJ(steps=120), LabelOnly(net)
@@ -120,7 +120,7 @@ def test_queue_and_direct_call_differ_or_a_row_changes_another(norm: str) -> Non
 
 
 @every_norm
-def test_example_that_is_wrong_already_is_moved_or_costs_more_than_a_look(norm: str) -> None:
+def test_misclassified_example_is_returned_after_one_query(norm: str) -> None:
     x, net = batch(6, (5,)), mlp((5,), 3)
     model = Labels(net)
     x_adv = HSJ(steps=40)(model, x, (predicted(net, x) + 1) % 3, BALLS[norm](eps=math.inf, lo=0, hi=1))
@@ -129,7 +129,7 @@ def test_example_that_is_wrong_already_is_moved_or_costs_more_than_a_look(norm: 
 
 
 @every_norm
-def test_target_is_not_reached_from_references_of_its_class(norm: str) -> None:
+def test_target_is_reached_from_references_of_its_class(norm: str) -> None:
     net = mlp((8,), 4, seed=5)
     pool = batch(400, (8,), lo=-0.5, hi=0.9, seed=9)
     seen = predicted(net, pool)
@@ -147,7 +147,9 @@ def test_target_is_not_reached_from_references_of_its_class(norm: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 3)], ids=["dim 1", "dim 2", "dim 4"])
 @every_norm
-def test_shape_dtype_or_per_example_mask_breaks_it(norm: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_shapes_dtypes_and_masks_per_example_are_understood(
+    norm: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     model = linear(shape, 2).to(dtype)
     x = batch(6, shape, lo=-1, hi=2).to(dtype)
     y = predicted(model, x)
@@ -157,7 +159,7 @@ def test_shape_dtype_or_per_example_mask_breaks_it(norm: str, shape: tuple[int, 
         assert_inside(x_adv, x, norm, math.inf, -1, 2, mask)
 
 
-def test_radius_per_feature_is_not_the_unit_of_distance() -> None:
+def test_radius_per_feature_is_the_unit_of_distance() -> None:
     """Twice the radius in a feature is half the distance in it."""
     model, x = linear((12,), 2, seed=4), batch(8, (12,), lo=0.2, hi=0.8)
     y = predicted(model, x)
@@ -175,7 +177,7 @@ def test_radius_per_feature_is_not_the_unit_of_distance() -> None:
     assert (predicted(model, x_adv) != y)[inside].all()
 
 
-def test_no_fooling_point_is_made_up_where_there_is_none() -> None:
+def test_input_is_returned_where_there_is_no_adversarial_example() -> None:
     x = batch(4, (5,))
     y = torch.zeros(4, dtype=torch.long)
     for ball in (eb.L2(eps=math.inf, lo=0, hi=1), eb.Linf(eps=math.inf)):
@@ -183,7 +185,7 @@ def test_no_fooling_point_is_made_up_where_there_is_none() -> None:
         assert torch.equal(x_adv, x)
 
 
-def test_later_attack_does_not_go_on_from_the_points_before_it() -> None:
+def test_warm_start_begins_at_the_points_of_attacks_before_it() -> None:
     net, x = centred(6, 3, 0, 1), batch(30, (6,))
     y, ball = predicted(net, x), eb.L2(eps=math.inf, lo=0, hi=1)
     attack = HSJ(steps=30, warm_start=True)
@@ -201,50 +203,60 @@ def test_later_attack_does_not_go_on_from_the_points_before_it() -> None:
     assert torch.equal(state.best[found], near[found])
 
 
-# What the answers tell of the normal
+# The estimate of the normal
 
 
-def test_questions_tell_less_of_the_normal_than_their_signs_hold() -> None:
+def estimate(task: Task, direction: Tensor) -> NormalEstimate:
+    """An estimate at the origin, whose questions are at the distance of one."""
+    n = len(direction)
+    return NormalEstimate(
+        centre=torch.zeros_like(direction),
+        reach=torch.ones(n),
+        direction=direction,
+        spread=NormalEstimate.first_spread(task),
+        probe=torch.zeros_like(direction),
+        asked=torch.zeros(n, dtype=torch.long),
+    )
+
+
+def test_questions_tell_of_the_normal_what_their_signs_hold() -> None:
     """Two sweeps leave .17 of the squared error at most; an average of as many signs leaves .44."""
     d, n = 200, 6
     x = torch.zeros(n, d, dtype=torch.float64)
     task = task_of(x, torch.zeros(n, dtype=torch.long), eb.L2(eps=1.0), seed=3)
-    true = normals.unit(torch.randn(n, d, generator=rng(2), dtype=torch.float64))
-    normal = normals.unit(true + 4 * normals.unit(torch.randn(n, d, generator=rng(3), dtype=torch.float64)))
-    spread, asked = normals.unknown(task), torch.zeros(n, dtype=torch.long)
+    true = unit(torch.randn(n, d, generator=rng(2), dtype=torch.float64))
+    normal = estimate(task, unit(true + 4 * unit(torch.randn(n, d, generator=rng(3), dtype=torch.float64))))
     for _ in range(2 * d):
-        probe, way = normals.question(normal, spread, asked, task)
-        assert normals.dot(probe, normal).abs().max() < 1e-9
-        assert (normals.dot(probe, probe) - 1).abs().max() < 1e-9
-        answer = normals.dot(way, true) > 0
-        normal, spread = normals.learnt(normal, spread, probe, asked, answer, task)
-        asked = asked + 1
-    lost = 1 - normals.dot(normal, true).square()
-    assert lost.mean() <= 0.2
-    # What it believes to lack is what it lacks.
-    believed = spread.square() * d
-    assert (believed / (1 + believed) / lost).log2().abs().mean() < 1
+        normal, z = normal.question(task)
+        assert dot(normal.probe, normal.direction).abs().max() < 1e-9
+        assert (dot(normal.probe, normal.probe) - 1).abs().max() < 1e-9
+        normal = normal.learn(dot(z, true) > 0, task)
+    error = 1 - dot(normal.direction, true).square()
+    assert error.mean() <= 0.2
+    # The error that it expects is the one it has.
+    square = normal.spread.square() * d
+    assert (square / (1 + square) / error).log2().abs().mean() < 1
 
 
-def test_border_that_turns_is_not_followed() -> None:
+def test_boundary_that_turns_is_followed() -> None:
     """The normal is another one from one question on; what is believed to be lacking grows until it is found again."""
     d, n = 60, 8
     x = torch.zeros(n, d, dtype=torch.float64)
     task = task_of(x, torch.zeros(n, dtype=torch.long), eb.L2(eps=1.0), seed=3)
-    first, second = (normals.unit(torch.randn(n, d, generator=rng(k), dtype=torch.float64)) for k in (2, 3))
-    second = normals.unit(second + first)  # 45 degrees away
-    normal, spread, asked = first, normals.unknown(task) / 40, torch.zeros(n, dtype=torch.long)
+    first, second = (unit(torch.randn(n, d, generator=rng(k), dtype=torch.float64)) for k in (2, 3))
+    second = unit(second + first)  # 45 degrees away
+    normal = estimate(task, first)
+    normal = replace(normal, spread=normal.spread / 40)
     for _ in range(10 * d):
-        probe, way = normals.question(normal, spread, asked, task)
-        normal, spread = normals.learnt(normal, spread, probe, asked, normals.dot(way, second) > 0, task)
-        asked = asked + 1
-    assert normals.dot(normal, second).median() > 0.97
+        normal, z = normal.question(task)
+        normal = normal.learn(dot(z, second) > 0, task)
+    assert dot(normal.direction, second).median() > 0.97
 
 
 # The black box
 
 
-def test_function_is_asked_twice_about_the_same_input_or_forgets_too_early() -> None:
+def test_answers_are_remembered_up_to_the_memory() -> None:
     shown: list[np.ndarray] = []
 
     def function(x: np.ndarray) -> np.ndarray:
@@ -271,7 +283,7 @@ def test_function_is_asked_twice_about_the_same_input_or_forgets_too_early() -> 
     assert box.total == 11
 
 
-def test_example_asks_beyond_its_budget() -> None:
+def test_queries_of_an_example_end_with_its_budget() -> None:
     box = eb.BlackBox(function=lambda x: x, budget=2)
     one, other = torch.tensor([3]), torch.tensor([8])
     for value in (0.0, 1.0):
@@ -287,7 +299,7 @@ def test_example_asks_beyond_its_budget() -> None:
 
 
 @pytest.mark.parametrize("attack", [HSJ(steps=500), eb.Square(steps=500)], ids=["hopskipjump", "square"])
-def test_queue_asks_more_than_the_budget_of_an_example(attack: HSJ | eb.Square) -> None:
+def test_queue_keeps_to_the_budget_of_an_example(attack: HSJ | eb.Square) -> None:
     net, x = centred(9, 3, 0, 1), batch(40, (9,))
     y, ball = predicted(net, x), eb.L2(eps=0.4, lo=0, hi=1)
     asked: list[Tensor] = []
@@ -318,14 +330,14 @@ def test_queue_asks_more_than_the_budget_of_an_example(attack: HSJ | eb.Square) 
     assert (predicted(net, found.x_adv[hit]) != y[hit]).all()
 
 
-def test_gradient_is_asked_of_a_black_box() -> None:
+def test_gradient_of_a_black_box_is_refused() -> None:
     box = eb.BlackBox(function=lambda x: x)
     with pytest.raises(BadInput, match="square needs logits, hopskipjump labels"):
         objective_for(box, eb.PGD().loss)
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities", "labels", "names"])
-def test_estimator_is_no_black_box(kind: str) -> None:
+def test_estimators_of_scikit_learn_are_black_boxes(kind: str) -> None:
     digits = load_data("digits", split="train")
     x, y = digits.x.flatten(1), digits.y
     small = y < 3
@@ -360,7 +372,7 @@ def test_estimator_is_no_black_box(kind: str) -> None:
         ({"function": len, "classes": ["a"]}, "`classes` must be left out"),
     ],
 )
-def test_wrong_argument_is_taken(how: dict[str, object], told: str) -> None:
+def test_wrong_arguments_are_refused(how: dict[str, object], told: str) -> None:
     with pytest.raises(BadInput, match=told):
         eb.BlackBox(**how)  # pyright: ignore
 
@@ -379,19 +391,19 @@ def test_wrong_argument_is_taken(how: dict[str, object], told: str) -> None:
         ),
     ],
 )
-def test_answer_that_cannot_be_understood_is_taken(how: dict[str, object], told: str) -> None:
+def test_answers_that_cannot_be_understood_are_refused(how: dict[str, object], told: str) -> None:
     with pytest.raises(BadInput, match=told):
         eb.BlackBox(**how)(torch.arange(6.0).reshape(3, 2))  # pyright: ignore
 
 
-def test_probability_of_one_class_is_no_logit() -> None:
+def test_probability_of_one_class_becomes_a_logit() -> None:
     box = eb.BlackBox(function=lambda x: np.array([0.25, 0.5, 1.0, 0.0]), answers="probabilities")
     found = box(torch.zeros(4, 1) + torch.arange(4)[:, None])
     torch.testing.assert_close(found[:2], torch.tensor([math.log(1 / 3), 0.0]))
     assert found.isfinite().all()
 
 
-def test_caller_gets_back_another_model() -> None:
+def test_model_comes_back_as_it_was() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Dropout(0.5)).double()
     net.train()
     box = eb.BlackBox(function=net, takes="torch")
@@ -414,7 +426,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor, LogisticRegression]:
 
 
 @pytest.mark.parametrize("answers", ["labels", "probabilities"])
-def test_transfer_from_a_surrogate_is_no_better_than_noise(
+def test_transfer_from_a_surrogate_is_stronger_than_noise(
     digits: tuple[Tensor, Tensor, Tensor, Tensor, LogisticRegression], answers: str
 ) -> None:
     own, x, y, _, fitted = digits
@@ -440,7 +452,7 @@ def test_transfer_from_a_surrogate_is_no_better_than_noise(
     assert found.robust_accuracy < 0.6
 
 
-def test_surrogate_depends_on_global_randomness() -> None:
+def test_surrogate_does_not_depend_on_global_randomness() -> None:
     net, x = linear((6,), 3), batch(60, (6,)).float()
     ball = eb.L2(eps=0.3, lo=0, hi=1)
 
@@ -455,7 +467,7 @@ def test_surrogate_depends_on_global_randomness() -> None:
     assert torch.equal(made(), first)
 
 
-def test_surrogate_of_what_cannot_be_imitated_is_made() -> None:
+def test_surrogate_of_what_cannot_be_imitated_is_refused() -> None:
     x, ball = batch(20, (4,)).float(), eb.Linf(eps=0.1, lo=0, hi=1)
     with pytest.raises(BadInput, match="wrap it: BlackBox"):
         eb.surrogate(lambda z: z, x, ball)  # pyright: ignore
@@ -472,19 +484,19 @@ def test_surrogate_of_what_cannot_be_imitated_is_made() -> None:
 @pytest.mark.parametrize(
     ("x", "y"), [(torch.zeros(0, 3), torch.zeros(0).long()), (torch.zeros(2, 3), torch.zeros(3).long())]
 )
-def test_references_without_labels_are_taken(x: Tensor, y: Tensor) -> None:
+def test_references_without_labels_are_refused(x: Tensor, y: Tensor) -> None:
     with pytest.raises(BadInput, match="`references` must be points"):
         eb.References(x, y)
 
 
-def test_references_of_another_shape_are_taken() -> None:
+def test_references_of_another_shape_are_refused() -> None:
     attack = HSJ(references=eb.References(torch.zeros(2, 3), torch.tensor([0, 1])))
     with pytest.raises(BadInput, match=r"shape \(5,\), got \(3,\)"):
         attack(Counting(linear((5,), 2)), batch(2, (5,)), torch.tensor([0, 0]), eb.L2(eps=1.0))
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 17])
-def test_spent_budget_loses_what_an_evaluation_found(memory: int) -> None:
+def test_spent_budget_keeps_what_an_evaluation_found(memory: int) -> None:
     net, x = centred(9, 3, 0, 1), batch(20, (9,))
     box = eb.BlackBox(function=lambda z: predicted(net, z), answers="labels", takes="torch", budget=120, memory=memory)
     found = eb.evaluate(box, (x, predicted(net, x)), eb.L2(eps=2, lo=0, hi=1), [HSJ(steps=1000)])

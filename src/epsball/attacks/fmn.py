@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from epsball.attacks.boundary import linear_change
 from epsball.attacks.l1_apgd import sparse_sign
-from epsball.attacks.nearest import MinimumNorm, Nearest, unseen
-from epsball.attacks.planes import rise
+from epsball.attacks.minimum_norm import MinimumNorm, MinimumNormState
 from epsball.balls.ball import Ball, Trait
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, finite, flat
@@ -74,7 +74,7 @@ def soft_margin(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tensor,
 
 
 @dataclass(frozen=True, eq=False)
-class Walking(Nearest):
+class Walking(MinimumNormState):
     """With the radius that the row climbs in, infinite before its first pass."""
 
     eps: Float[Tensor, " n"]
@@ -210,11 +210,12 @@ class FMN(MinimumNorm[Walking]):
             )
 
     def init(self, task: Task) -> Walking:
-        far = unseen(task)
-        return Walking.at(task.x, distance=far, eps=far)
+        far = torch.full_like(task.y, math.inf, dtype=torch.promote_types(task.x.dtype, torch.float32))
+        return Walking.start(task.x, task, eps=far)
 
     def step(self, state: Walking, point: Point, task: Task) -> Walking:
-        best, distance = self.seen(state, point, task)
+        state = self.keep_nearest(state, point, task)
+        best, distance = state.best, state.distance
         x, walk, ndim = task.x, walk_in(task.ball), task.x.ndim
         late = (state.t.to(distance) / self.steps).clamp_max(1)  # rows that only fill a pool go on
         falling = (1 + torch.cos(math.pi * late)) / 2
@@ -249,7 +250,7 @@ class FMN(MinimumNorm[Walking]):
         """
         rows = wanted.nonzero().squeeze(1)
         x, grad, ball = task.x[rows], point.grad[rows], task.ball.rows(rows)
-        gain = rise(grad, x, z[rows]) - margin(point.logits, task)[rows]
+        gain = linear_change(grad, x, z[rows]) - margin(point.logits, task)[rows]
         gain = gain + BEYOND * gain.abs()
         eps = ball.min_eps(gain, grad, x).to(distance)
         better = (eps > 0) & (eps < distance[rows]) & (eps <= torch.as_tensor(ball.eps).to(eps))
