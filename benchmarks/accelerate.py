@@ -63,7 +63,7 @@ def passes(rounds: int, compile: bool) -> list[dict[str, object]]:
             ratios = [new / old for old, new in zip(times["LIMIT"], times[which], strict=True)]
             plan = network.plan
             assert isinstance(plan, AccelerationPlan)
-            row[which] = {"over_limit": quartiles(ratios), "plan": plan.to_dict()}
+            row[which] = {"over_limit": quartiles(ratios), "plan": plan.to_record()}
             print(name, batch, which, row["limit_ms"], "ms", quartiles(ratios), plan, flush=True)
         rows.append(row)
     return rows
@@ -111,7 +111,7 @@ def evaluations(rounds: int) -> list[dict[str, object]]:
             plan = found[1].config["acceleration"]
             assert found[0].records["status"].equals(found[1].records["status"])
             ratios.append(took[1] / took[0])
-        kept = plan and AccelerationPlan.from_dict(plan)
+        kept = plan and AccelerationPlan.from_record(plan)
         again = [eb.evaluate(model, examples, ball, "pgd", accelerate=kept) for _ in range(2)] if kept else []
         assert all(one.records.equals(again[0].records) for one in again)
         rows.append(

@@ -14,8 +14,8 @@ from epsball.common.errors import BadInput as BadInput
 from epsball.common.version import __version__ as __version__
 from epsball.data.examples import Examples as Examples
 from epsball.diagnosis.binarization_test import binarization_test as binarization_test
-from epsball.diagnosis.record import Diagnosis as Diagnosis
-from epsball.diagnosis.whole import diagnose as diagnose
+from epsball.diagnosis.diagnosis_record import Diagnosis as Diagnosis
+from epsball.diagnosis.diagnose import diagnose as diagnose
 from epsball.evaluation.compare import compare as compare
 from epsball.evaluation.evaluate import evaluate as evaluate
 from epsball.diagnosis.binarization_record import BinarizationTest as BinarizationTest

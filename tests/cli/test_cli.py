@@ -358,7 +358,7 @@ def test_a_run_interrupted_in_its_binarization_test_can_be_verified_and_resumed(
     out = tmp_path / "run"
     arguments = ["evaluate", *QUICK, "--attacks", "fgsm", "--binarization-test", "4", "--out", str(out)]
     with warnings.catch_warnings(), monkeypatch.context() as patched:  # the command line takes over how they are shown
-        patched.setattr("epsball.evaluation.evaluate.examined", interrupted)
+        patched.setattr("epsball.evaluation.evaluate.run_binarization_test", interrupted)
         assert cli.run(arguments) == 130
     capsys.readouterr()
     kept = (out / "command.json").read_text()

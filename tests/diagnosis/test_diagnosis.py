@@ -1,10 +1,9 @@
-"""Is every fault found under its own name, and none where there is none? And what is done about it."""
+"""Every broken defence fails its own reliability check, sound networks fail none; and how protocols adapt."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import broken_defences
 import nets
@@ -17,10 +16,11 @@ from epsball.attacks.apgd import APGD
 from epsball.attacks.pgd import PGD
 from epsball.attacks.registry import parse
 from epsball.common.errors import BadInput
+from epsball.diagnosis.diagnose import probe
+from epsball.diagnosis.diagnosis_record import Diagnosis
+from epsball.diagnosis.indicators import INDICATORS, Indicator, indicator
 from epsball.diagnosis.reaction import DRAWS, Reaction, Tempered, react
-from epsball.diagnosis.record import INDICATORS, Diagnosis, Indicator, indicator
 from epsball.diagnosis.trace import trace
-from epsball.diagnosis.whole import probe
 from epsball.models.broken_defences import BROKEN_DEFENCES, broken_defence
 from epsball.problem.losses import margin
 from epsball.problem.objective import Objective
@@ -30,31 +30,31 @@ BALL = eb.Linf(eps=broken_defences.EPS, lo=0, hi=1)
 N = 100
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
 @pytest.mark.parametrize("name", BROKEN_DEFENCES)
-def test_every_fault_is_named_and_sound_networks_raise_no_alarm(name: str, seed: int):
+def test_every_broken_defence_fails_its_check_and_sound_networks_fail_none(name: str, seed: int):
     found = eb.diagnose(broken_defences.network(name, seed), broken_defences.digits("test"), BALL, n=N, seed=seed)
     fault = BROKEN_DEFENCES[name].indicator
     assert found.correct > 0.7 * N
     if fault is None:
-        assert found.names == ()
+        assert found.failed_names == ()
     else:
-        assert fault in found.names
+        assert fault in found.failed_names
 
 
 @pytest.mark.parametrize("name", BROKEN_DEFENCES)
-def test_a_dozen_passes_name_the_faults_that_need_no_attack(name: str):
+def test_the_probes_alone_find_the_faults_that_need_no_attack(name: str):
     found = probe(broken_defences.network(name, 0), broken_defences.digits("test"), BALL)
     fault = BROKEN_DEFENCES[name].indicator
     assert found.forwards + found.backwards < 2 * 20 * 64
     if fault in {one.name for one in found.indicators}:
-        assert fault in found.raised
+        assert fault in found.failed_names
     if fault is None:
-        assert found.raised == ()
+        assert found.failed_names == ()
 
 
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
-def test_a_saturated_model_falls_once_its_logits_are_tempered():
+def test_attacks_break_a_saturated_model_once_its_logits_are_divided():
     model, data = broken_defences.network("scaled", 0), broken_defences.digits("test").rows(slice(64))
     change = react(probe(model, data, BALL), BALL)
     assert change.temperature > 100
@@ -69,7 +69,7 @@ def test_a_saturated_model_falls_once_its_logits_are_tempered():
     assert fell[2] >= int((same(sound).argmax(1) != data.y).sum()) - 2
 
 
-def test_a_reaction_names_eot_and_search_and_leaves_sound_models_alone():
+def test_a_reaction_adds_averaging_and_search_and_changes_nothing_for_sound_models():
     data = broken_defences.digits("test")
     noisy = react(probe(broken_defences.network("noise", 0), data, BALL), BALL)
     assert (noisy.eot, noisy.search) == (DRAWS, False)
@@ -80,7 +80,7 @@ def test_a_reaction_names_eot_and_search_and_leaves_sound_models_alone():
     assert [name for name, _ in applied] == ["pgd", "mine", "square:steps=5000,restarts=2"]
     assert applied[1][1] is callable_attack
     assert isinstance(applied[2][1], eb.Square)
-    assert Reaction.from_dict(json.loads(json.dumps(asdict(rounded)))) == rounded
+    assert Reaction.from_json(rounded.to_json()) == rounded
     assert not react(
         probe(broken_defences.network("quantised", 0), data, BALL), eb.L0(eps=1, lo=0, hi=1)
     ).search  # Square has no L0
@@ -88,7 +88,7 @@ def test_a_reaction_names_eot_and_search_and_leaves_sound_models_alone():
         assert react(probe(broken_defences.network(name, 0), data, BALL), BALL) == Reaction()
 
 
-def test_tempered_keeps_margins_and_other_losses_are_left_as_they_are():
+def test_only_the_cross_entropy_is_divided_by_the_temperature():
     logits = torch.tensor([[3000.0, 1000.0, -500.0]])
     task = task_of(torch.zeros(1, 1), 0, eb.Linf(eps=1.0))
     assert Tempered(margin, 1000.0)(logits, task).item() == -2
@@ -112,11 +112,11 @@ def test_a_trace_ends_where_the_attack_itself_ends(text: str, squeeze: bool):
     with Objective(model, attack.loss, needs=attack.needs) as objective:
         found = trace(attack, objective, task)
     assert torch.equal(found.x_adv, attack(model, x, y, ball))
-    assert torch.equal(found.fell, nets.predicted(model, found.x_adv) != y)
+    assert torch.equal(found.broken, nets.predicted(model, found.x_adv) != y)
     assert bool(task.ball.contains(found.x_adv, x).all())
 
 
-def test_a_trace_costs_no_pass_for_rows_that_have_fallen():
+def test_a_trace_makes_no_model_call_for_rows_that_are_broken():
     x, y = nets.batch_of(16, (5,), 3)
 
     counted = nets.Counting(nets.mlp((5,), 3))
@@ -124,16 +124,15 @@ def test_a_trace_costs_no_pass_for_rows_that_have_fallen():
     with Objective(counted, attack.loss) as objective:
         found = trace(attack, objective, task)
     assert counted.backwards == int((~found.loss.isnan()).sum())
-    assert bool(found.fell.any())
-    assert torch.equal(found.fooled.any(0) | found.fell, found.fell)
+    assert bool(found.broken.any())
 
 
-def test_backslide_is_nothing_for_a_climb_and_half_for_a_saw():
+def test_backslide_is_0_for_an_ascent_and_half_for_an_oscillation():
     x = torch.zeros(2, 1)
     with Objective(nets.weighted(torch.ones(1)).float(), margin) as objective:
         found = trace(PGD(steps=2), objective, task_of(x, torch.tensor([0, 0]), eb.Linf(eps=0.1)))
-    climb, saw = torch.arange(9.0), torch.tensor([0.0, 1, 0, 1, 0, 1, 0, 1, 0])
-    both = replace(found, loss=torch.stack([climb, saw], 1))
+    ascent, oscillation = torch.arange(9.0), torch.tensor([0.0, 1, 0, 1, 0, 1, 0, 1, 0])
+    both = replace(found, loss=torch.stack([ascent, oscillation], 1))
     assert both.backslide.tolist() == [0, 0.5]
 
 
@@ -142,13 +141,15 @@ def test_backslide_is_nothing_for_a_climb_and_half_for_a_saw():
 
 @pytest.mark.parametrize("norm", [eb.Linf, eb.L2, eb.L1, eb.L0], ids=lambda norm: norm.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_sound_network_raises_no_alarm_in_any_norm(norm: type, dtype: torch.dtype):
+def test_a_sound_network_passes_its_checks_in_every_norm(norm: type, dtype: torch.dtype):
     model = nets.mlp((2, 3, 3), 4).to(dtype)
     x = nets.batch(40, (2, 3, 3)).to(dtype)
     eps = {"linf": 0.05, "l2": 0.2, "l1": 0.5, "l0": 2}[norm.name]
     found = eb.diagnose(model, (x, model(x).argmax(1)), norm(eps=eps, lo=0, hi=1), ("pgd", "apgd"))
-    assert {"zero-gradients", "shattered-gradients", "vanishing-gradients", "saturated-logits"}.isdisjoint(found.names)
-    assert {"stochastic-forward", "softmax-outputs", "loss-not-monotone"}.isdisjoint(found.names)
+    assert {"zero-gradients", "shattered-gradients", "vanishing-gradients", "saturated-logits"}.isdisjoint(
+        found.failed_names
+    )
+    assert {"stochastic-forward", "softmax-outputs", "loss-not-monotone"}.isdisjoint(found.failed_names)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +171,13 @@ def test_any_ball_can_be_diagnosed_also_with_one_logit(ball: eb.Linf):
     assert found == Diagnosis.from_json(found.to_json())
 
 
-def test_a_sigmoid_at_the_end_is_told_from_one_logit():
+def test_a_final_sigmoid_is_distinguished_from_one_logit():
     model = nets.linear((5,), 1, squeeze=True)
     x = nets.batch(20, (5,))
     y = nets.predicted(model, x)
     ball = eb.Linf(eps=0.05)
-    assert "softmax-outputs" not in eb.diagnose(model, (x, y), ball).names
-    assert "softmax-outputs" in eb.diagnose(lambda z: model(z).sigmoid(), (x, torch.ones_like(y)), ball).names
+    assert "softmax-outputs" not in eb.diagnose(model, (x, y), ball).failed_names
+    assert "softmax-outputs" in eb.diagnose(lambda z: model(z).sigmoid(), (x, torch.ones_like(y)), ball).failed_names
 
 
 def test_a_model_without_gradients_is_diagnosed_and_one_of_labels_refused():
@@ -188,24 +189,24 @@ def test_a_model_without_gradients_is_diagnosed_and_one_of_labels_refused():
         return model(z.detach()).detach()
 
     found = eb.diagnose(hidden, (x, y), eb.Linf(eps=0.2, lo=0, hi=1))
-    assert "zero-gradients" in found.names
-    assert "black-box-stronger" in found.names
+    assert "zero-gradients" in found.failed_names
+    assert "black-box-stronger" in found.failed_names
     with pytest.raises(BadInput, match="must return logits"):
         eb.diagnose(lambda z: model(z).argmax(1), (x, y), eb.Linf(eps=0.1))
 
 
-def test_nothing_that_is_classified_correctly_leaves_nothing_to_say():
+def test_no_check_fails_where_nothing_is_classified_correctly():
     model = nets.mlp((4,), 3)
     x = nets.batch(8, (4,))
     found = eb.diagnose(model, (x, (model(x).argmax(1) + 1) % 3), eb.Linf(eps=0.1))
-    assert (found.correct, found.names) == (0, ())
-    assert "says little" in found.sentence
+    assert (found.correct, found.failed_names) == (0, ())
+    assert "none of 8 sampled examples is classified correctly" in found.sentence
 
 
-# The record, and what is left behind
+# The record, and side effects
 
 
-def test_the_model_and_the_generators_come_back_as_they_were_and_a_seed_repeats():
+def test_the_model_and_the_generators_are_not_changed_and_a_seed_repeats_the_result():
     model = broken_defences.network("noise", 0).train()
     first = next(model.parameters())
     first.requires_grad_(False)
@@ -224,43 +225,43 @@ def test_the_model_and_the_generators_come_back_as_they_were_and_a_seed_repeats(
         model.eval()
 
 
-def test_what_a_run_keeps_loads_equal_and_what_is_damaged_is_refused(tmp_path):
+def test_a_kept_diagnosis_loads_equal_and_a_damaged_one_is_refused(tmp_path):
     found = eb.diagnose(broken_defences.network("quantised", 0), broken_defences.digits("test"), BALL, "fgsm", n=30)
-    assert Diagnosis.load(tmp_path) is None
-    found.save(tmp_path)
-    assert Diagnosis.load(tmp_path) == found
+    assert Diagnosis.kept(tmp_path) is None
+    found.keep(tmp_path)
+    assert Diagnosis.kept(tmp_path) == found
     assert "zero-gradients" in found.text
     assert "BPDA" in found.text
     (tmp_path / "diagnosis.json").write_text("{}")
     with pytest.raises(BadInput, match="damaged"):
-        Diagnosis.load(tmp_path)
+        Diagnosis.kept(tmp_path)
 
 
-def test_every_indicator_says_whence_it_comes_and_what_to_do():
+def test_every_indicator_has_a_source_and_a_remedy():
     for name, known in INDICATORS.items():
         one = indicator(name, 2.0)
-        assert one.raised
+        assert one.failed
         assert name in one.text
         assert known.remedy in one.text
         assert any(char.isdigit() for char in known.source)
-    assert not indicator("zero-gradients", None).raised
+    assert not indicator("zero-gradients", None).failed
     assert isinstance(indicator("zero-gradients", 0.05), Indicator)
-    assert not indicator("zero-gradients", 0.05).raised
+    assert not indicator("zero-gradients", 0.05).failed
 
 
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
-def test_what_an_evaluation_found_without_gradients_and_its_active_test_are_looked_at():
+def test_a_diagnosis_uses_what_an_evaluation_found_without_gradients_and_its_binarization_test():
     model, data = broken_defences.network("step", 0), broken_defences.digits("test").rows(slice(48))
     ev = eb.evaluate(model, data, BALL, ("pgd:steps=5", "square:steps=150"), binarization_test=6)
     found = eb.diagnose(model, data, BALL, ("pgd:steps=5", "square:steps=150"), evaluation=ev)
-    assert "black-box-stronger" in found.names
+    assert "black-box-stronger" in found.failed_names
     assert ev.binarization_test is not None
     if ev.binarization_test.too_weak:
-        assert "binarization-test-failed" in found.names
+        assert "binarization-test-failed" in found.failed_names
 
 
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
-def test_attacks_are_traced_as_the_protocol_names_them_and_callables_left_out():
+def test_attacks_are_traced_under_their_names_and_callables_are_not():
     model, data = broken_defences.network("linear", 0), broken_defences.digits("test")
     found = eb.diagnose(model, data, BALL, (APGD(steps=5), lambda m, x, y, b: x, "square:steps=9"), n=20)
     assert found.attacks == ("apgd",)
@@ -286,7 +287,7 @@ def test_broken_defences_take_any_shape_and_are_built_by_name(name: str, shape: 
     assert isinstance(model, nn.Module)
 
 
-def test_an_unknown_fault_is_refused_with_the_nearest():
+def test_an_unknown_fault_is_refused_with_the_most_similar_name():
     with pytest.raises(BadInput, match="did you mean 'kwinners'"):
         broken_defence((4,), 3, "kwiners")
 
@@ -300,15 +301,15 @@ def test_block_rounding_keeps_what_it_does_not_round():
     assert torch.allclose(BlockRounding()(near), flat, atol=1e-6)
 
 
-def test_cross_entropy_alone_is_tempered():
+def test_attacks_on_other_losses_are_not_changed():
     assert Reaction(temperature=5.0).applied([("pgd", PGD(loss=margin))]) == [("pgd", PGD(loss=margin))]
     assert Reaction().applied([("pgd", PGD())]) == [("pgd", PGD())]
 
 
-def test_a_class_that_few_examples_happen_not_to_show_is_no_rejection():
+def test_a_class_without_examples_in_a_small_sample_is_no_rejection_class():
     model = nets.linear((5,), 3)
     x = nets.batch(40, (5,))
     y = model(x).argmax(1)
     some = y < 2  # most of what is attacked ends in class 2
     found = eb.diagnose(model, (x[some], y[some]), eb.Linf(eps=0.2, lo=0, hi=1))
-    assert "rejection-class" not in found.names
+    assert "rejection-class" not in found.failed_names

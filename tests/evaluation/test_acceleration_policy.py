@@ -48,7 +48,7 @@ def test_acceleration_changes_a_verdict_or_the_count(digits, attacks: list[str],
     assert 0.1 < plain.robust_accuracy < 0.9
     assert fast.records["status"].equals(plain.records["status"])
     assert plain.config["acceleration"] is None
-    assert AccelerationPlan.from_dict(fast.config["acceleration"]) == FORCED
+    assert AccelerationPlan.from_record(fast.config["acceleration"]) == FORCED
     assert model.training
     again = eb.evaluate(model, (x, y), BALL, attacks, accelerate=FORCED, storage=storage, batch_size=32)
     assert again.records.equals(fast.records)

@@ -410,7 +410,7 @@ def test_a_damaged_table_is_named_and_its_remedy_mends_the_run(net, digits, tmp_
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
 @pytest.mark.parametrize(
-    ("file", "remedy"), [("config.json", "new directory"), ("binarization_test.json", "only the active test")]
+    ("file", "remedy"), [("config.json", "new directory"), ("binarization_test.json", "only the binarization test")]
 )
 def test_a_damaged_json_file_is_named_with_a_remedy(net, digits, tmp_path, file, remedy, text):
     arguments = (net, digits.rows(torch.arange(20)), eb.Linf(eps=0.05, **BOX), "fgsm")

@@ -328,7 +328,7 @@ def test_where_all_fell_at_a_smaller_radius_the_curve_goes_on_at_nothing(tmp_pat
 def test_without_a_diagnosis_it_says_how_to_get_one(tmp_path: Path) -> None:
     said = texts(of_run(made(tmp_path, 4, attacks="fgsm", diagnose=0)))
     assert "There is no diagnosis in this run" in said
-    assert "The active test was not made" in said
+    assert "The binarization test was not run" in said
     assert "as the run kept no command line" in said
 
 
@@ -357,7 +357,7 @@ def test_a_verdict_that_is_not_to_be_believed_says_so_beside_the_figure(tmp_path
     head = of_run(one).partition("</header>")[0]
     assert "zero-gradients" in one.found.diagnosis.names
     assert "Not to be believed yet." in texts(head)
-    assert "Indicators of attack failure are raised." in markdown(one)
+    assert "Reliability checks failed." in markdown(one)
     assert robustbench(one)["unreliable"] is True
 
 

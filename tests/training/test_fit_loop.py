@@ -604,7 +604,7 @@ def test_an_accelerated_training_resumes_with_its_plan(digits, tmp_path, monkeyp
     again = build("small-cnn", (1, 8, 8), 10)
     result = fit(again, digits, BALL, out=tmp_path, **options)
     assert plans == [None, None, plan]
-    assert result.config["acceleration"] == plan.to_dict()
+    assert result.config["acceleration"] == plan.to_record()
     assert same(again, whole)
 
 

@@ -1,4 +1,4 @@
-"""Attacks in lower precision first: a draft, whose successes the model itself confirms, then the rest in full."""
+"""Attacks in lower precision first: a draft, whose successes the model itself confirms; then the rest in full."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Draft:
         return output.to(x.dtype) if output.is_floating_point() else output
 
 
-def check_draft(asked: str | None, device: torch.device) -> None:
-    """Raise `BadInput` for a precision that there is none of, and on a CPU, where it is slower than single precision.
+def check_draft(draft: str | None, device: torch.device) -> None:
+    """Raise `BadInput` for an unknown precision, and on a CPU, where lower precision is slower than single precision.
 
     There it also flips the sign of up to 18 % of a gradient's coordinates (measured on small CNNs).
     """
-    if asked is None:
+    if draft is None:
         return
-    precision = cast(Precision, check_one_of("draft", asked, PRECISIONS))
+    precision = cast(Precision, check_one_of("draft", draft, PRECISIONS))
     if not drafts_pay(device):
         raise BadInput(
             f"`draft` must be left out on a {device.type}, got {precision!r}: it is slower there than single "

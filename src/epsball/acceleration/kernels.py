@@ -1,10 +1,10 @@
-"""The backward-data of a convolution, written as forwards that CPU libraries run fast.
+"""The backward-data of a convolution, expressed as forward operations that CPU libraries compute fast.
 
-The gradient of a strided convolution with respect to its input is a transposed convolution, for which oneDNN has slow
-kernels where there are few channels. An input pixel at i = s q + r - p is touched by the taps k = s t + r alone: so
-for each of the s x s phases r the gradient is a plain convolution (stride 1) of the output's gradient with a part of
-the kernel, mirrored; all phases together are one convolution to s s C channels, and `pixel_shuffle` puts them in their
-places. Or the gradient at the output is multiplied by the kernel, a matrix, and folded (`col2im`).
+The gradient of a strided convolution with respect to its input is a transposed convolution, whose oneDNN kernels are
+slow for few channels. Only the taps k = s t + r reach the input pixel i = s q + r - p: so for each of the s x s phases
+r the gradient is a plain convolution (stride 1) of the output's gradient with a part of the kernel, mirrored; all
+phases together are one convolution to s s C channels, which are then interleaved. Or the gradient at the output is
+multiplied by the kernel, a matrix, and folded (`col2im`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers that compute what torch's do, with cheaper gradients; they share the parameters of those they stand for."""
+"""Layers that compute what torch's do, with cheaper gradients; they share the parameters of those they replace."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Convolution(nn.Conv2d):
-    """A convolution whose backward-data is computed by `method`; with `rectified` also the ReLU behind it.
+    """A convolution whose backward-data is computed by `method`; with `rectified`, also the ReLU after it.
 
     Made by `convolution`, which keeps the class's attributes. Frozen, its kernels are rearranged once; trainable, at
-    each backward, so that parameter gradients flow. `fresh` says that what comes back to the ReLU is nobody else's.
+    each backward, so that parameter gradients flow. `exclusive` says that nothing else reads the ReLU's incoming
+    gradient.
     """
 
     name: str
     method: Method
     rectified: bool
-    fresh: bool
+    exclusive: bool
     trainable: bool
     kernels: Tensor | None
 
@@ -42,7 +43,7 @@ class Convolution(nn.Conv2d):
 
 
 def rewritable(layer: nn.Module) -> bool:
-    """Whether `convolution` may stand for this layer: a plain Conv2d without groups, dilation or odd padding."""
+    """Whether `convolution` may replace this layer: a plain Conv2d without groups, dilation or odd padding."""
     return (
         type(layer) is nn.Conv2d
         and layer.groups == 1
@@ -62,11 +63,11 @@ def convolution(
     trainable: bool = False,
     channels_last: bool = False,
 ) -> Convolution:
-    """A convolution that stands for `layer` and shares its parameters (channels-last: a rearranged copy)."""
+    """The replacement of `layer`, which shares its parameters (channels-last: a rearranged copy)."""
     made = cast(Convolution, clone(layer, frozen=not trainable))
     made.__class__ = Convolution
     made.name, made.method, made.trainable, made.kernels = name, method, trainable, None
-    made.rectified, made.fresh = rectified, False
+    made.rectified, made.exclusive = rectified, False
     if trainable:
         return made
     if channels_last:
@@ -81,7 +82,7 @@ def clone(module: nn.Module, *, frozen: bool) -> nn.Module:
     """A module of the same class with flags and dictionaries of its own; its tensors are the same memory.
 
     Frozen, its parameters are aliases that need no gradient, and it is in eval mode; otherwise it has the module's own
-    parameters and buffers, and sees another one that is put in their place.
+    parameters and buffers, also those that replace them later.
     """
     made = object.__new__(type(module))  # copy.copy asks __getstate__, which parametrized layers refuse
     made.__dict__.update(vars(module))
@@ -96,13 +97,13 @@ def clone(module: nn.Module, *, frozen: bool) -> nn.Module:
         made.training = False
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                setattr(made, name, nn.Parameter(parameter.detach(), False))  # an LSTM takes note of it
+                setattr(made, name, nn.Parameter(parameter.detach(), False))  # an LSTM keeps a list of them
     return made
 
 
-def _through_relu(grad: Tensor, found: Tensor, fresh: bool) -> Tensor:
-    """The gradient before a ReLU that gave `found`; a fresh one is overwritten, which saves a third of the traffic."""
-    if fresh and not torch.is_grad_enabled():  # with create_graph it is needed again
+def _through_relu(grad: Tensor, found: Tensor, exclusive: bool) -> Tensor:
+    """The gradient before a ReLU whose output is `found`; an exclusive one is overwritten, a third less traffic."""
+    if exclusive and not torch.is_grad_enabled():  # with create_graph it is needed again
         return torch.ops.aten.threshold_backward.grad_input(grad, found, 0, grad_input=grad)
     return torch.ops.aten.threshold_backward(grad, found, 0)
 
@@ -130,7 +131,7 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,), layer = grads, ctx.layer
         if layer.rectified:
-            grad = _through_relu(grad, ctx.saved_tensors[0], layer.fresh)
+            grad = _through_relu(grad, ctx.saved_tensors[0], layer.exclusive)
         return _backward_data(grad, layer.weight, layer.kernels, layer, ctx.size), None
 
 
@@ -166,16 +167,16 @@ class _Trainable(torch.autograd.Function):
         return data, by_weight, by_bias, None
 
 
-class Affine(nn.Module):
-    """BatchNorm in eval mode, x * scale + shift per channel; with `rectified` also the ReLU behind it."""
+class FoldedBatchNorm(nn.Module):
+    """BatchNorm in eval mode, x * scale + shift per channel; with `rectified`, also the ReLU after it."""
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm, *, rectified: bool) -> None:
         super().__init__()
-        assert norm.running_mean is not None, "there are statistics to take"
-        assert norm.running_var is not None, "there are statistics to take"
+        assert norm.running_mean is not None, "it has statistics"
+        assert norm.running_var is not None, "it has statistics"
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = scale * norm.weight.detach()
@@ -184,21 +185,21 @@ class Affine(nn.Module):
             shift = shift + norm.bias.detach()
         self.register_buffer("scale", scale.to(norm.running_mean))
         self.register_buffer("shift", shift.to(norm.running_mean))
-        self.rectified, self.fresh = rectified, False
+        self.rectified, self.exclusive = rectified, False
 
     def forward(self, x: Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
         scale, shift = (part.reshape(-1, *[1] * (x.ndim - 2)) for part in (self.scale, self.shift))
         if self.rectified:
-            return cast(Tensor, _AffineReLU.apply(x, scale, shift, self.fresh))
+            return cast(Tensor, _FoldedBatchNormReLU.apply(x, scale, shift, self.exclusive))
         return torch.addcmul(shift, x, scale)
 
 
-class _AffineReLU(torch.autograd.Function):
+class _FoldedBatchNormReLU(torch.autograd.Function):
     """relu(x * scale + shift) in two passes over the memory, where torch's BatchNorm and ReLU make four."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, fresh: bool) -> Tensor:
-        ctx.fresh = fresh
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, exclusive: bool) -> Tensor:
+        ctx.exclusive = exclusive
         found = torch.addcmul(shift, x, scale).relu_()
         ctx.save_for_backward(found, scale)
         return found
@@ -206,4 +207,4 @@ class _AffineReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         found, scale = ctx.saved_tensors
-        return _through_relu(grads[0], found, ctx.fresh).mul_(scale), None, None, None
+        return _through_relu(grads[0], found, ctx.exclusive).mul_(scale), None, None, None

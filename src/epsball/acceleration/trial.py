@@ -20,11 +20,11 @@ from epsball.acceleration.layers import METHODS, Convolution, Method
 from epsball.acceleration.plan import WINS
 
 ROUNDS = (3, 9)
-"""So many rounds of timing are made at least; and at most, where the first ones do not agree."""
+"""The fewest rounds of timing, and the most, which are made where the first ones do not agree."""
 KERNEL_ROWS = 32
-"""The rows that kernels are timed with: they are chosen by the shape of a layer, not by the size of a batch."""
+"""Kernels are timed with so many rows: they are chosen by the shape of a layer, not by the size of a batch."""
 TOLERANCE = {torch.float64: (1e-9, 1e-6), torch.float32: (1e-4, 1e-3)}
-"""By dtype, how far logits and gradients may be apart, as shares of the original's largest logit and gradient norm."""
+"""By dtype, the largest relative differences of logits (to the largest logit) and gradients (in norm)."""
 
 Network = Callable[[Tensor], Tensor]
 
@@ -35,7 +35,7 @@ class Different(Exception):
 
 @contextmanager
 def runnable() -> Iterator[None]:
-    """Whatever a network's forward or backward raises, it is not one to use."""
+    """Whatever a network's forward or backward raises becomes `Different`: the network cannot be used."""
     try:
         yield
     except Different:
@@ -46,7 +46,7 @@ def runnable() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two networks are apart, as shares of the original's largest logit, and gradient's norm."""
+    """The differences of two networks, relative to the original's largest logit and its gradient's norm."""
 
     logits: float
     gradients: float
@@ -62,37 +62,39 @@ def gradient_pass(network: Network, x: Float[Tensor, "n *shape"]) -> tuple[Tenso
 
 
 def compared(original: Network, other: Network, x: Float[Tensor, "n *shape"]) -> Difference:
-    """How far `other` is from `original` on batches of several sizes: at x, around it, and upside down.
+    """How far `other` is from `original` on batches of several sizes: at x, around it, and a single example.
 
     Raises `Different` where that is more than `TOLERANCE`, or `other` cannot be run.
     """
     generator = torch.Generator(device=x.device).manual_seed(0)
     spread = 0.1 * float(x.amax() - x.amin()) or 0.1
     noisy = x + spread * torch.randn(x.shape, generator=generator, device=x.device, dtype=torch.float32).to(x)
+    tolerances = TOLERANCE.get(x.dtype, (0.05, 0.1))
     worst = [0.0, 0.0]
     for batch in (x, noisy[: len(x) // 2 + 1], x.flip(0)[:1]):
         with runnable():
             expected, found = gradient_pass(original, batch), gradient_pass(other, batch)
-        for place, (one, two, share) in enumerate(zip(expected, found, _tolerance(x), strict=True)):
+        for one, two in zip(expected, found, strict=True):
             if one.shape != two.shape or one.dtype != two.dtype:
                 raise Different(f"it returns {tuple(two.shape)}, {two.dtype} and not {tuple(one.shape)}, {one.dtype}")
-            one, two = one.double(), two.double()
-            size = one.abs().amax() if place == 0 else one.norm()
-            apart = float(((two - one).abs().amax() if place == 0 else (two - one).norm()) / size.clamp_min(1e-30))
-            if not apart <= share:
-                raise Different(f"its {('logits', 'gradients')[place]} differ by {apart:.1e} of the original's")
-            worst[place] = max(worst[place], apart)
+        (logits, grad), (other_logits, other_grad) = ([part.double() for part in pair] for pair in (expected, found))
+        apart = (
+            (other_logits - logits).abs().amax() / logits.abs().amax().clamp_min(1e-30),
+            (other_grad - grad).norm() / grad.norm().clamp_min(1e-30),
+        )
+        for place, (what, difference, tolerance) in enumerate(
+            zip(("logits", "gradients"), map(float, apart), tolerances, strict=True)
+        ):
+            if not difference <= tolerance:
+                raise Different(f"its {what} differ by {difference:.1e} of the original's")
+            worst[place] = max(worst[place], difference)
     return Difference(*worst)
 
 
-def _tolerance(x: Tensor) -> tuple[float, float]:
-    return TOLERANCE.get(x.dtype, (0.05, 0.1))
-
-
 def check_apart(original: nn.Module, other: nn.Module, x: Float[Tensor, "n *shape"]) -> None:
-    """Raise `Different` where `other` calls a layer of the original, whose mode and needs of gradients may change.
+    """Raise `Different` where `other` calls a layer of the original, whose mode and `requires_grad` may change.
 
-    That happens where a forward reaches layers by other ways than as a module's children.
+    That happens where a forward reaches layers otherwise than as a module's children.
     """
     originals = set(original.modules())
 
@@ -109,7 +111,7 @@ def check_apart(original: nn.Module, other: nn.Module, x: Float[Tensor, "n *shap
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds of one run, on the device to its end."""
+    """Seconds of one run, until the device has finished it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -119,56 +121,54 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def faster(original: Callable[[], object], others: Sequence[Callable[[], object]]) -> list[list[float]]:
-    """Times over the original's, of each of the others, round by round, interleaved.
+def time_ratios(original: Callable[[], object], others: Sequence[Callable[[], object]]) -> list[list[float]]:
+    """The times of each of the others relative to the original's, round by round, interleaved.
 
     After the fewest rounds it stops, unless the best of the others won some rounds and lost some.
     """
     ratios: list[list[float]] = [[] for _ in others]
     for turn in range(ROUNDS[1]):
         unit = timed(original)
-        for place, other in enumerate(others):
-            ratios[place].append(timed(other) / unit)
+        for rounds, other in zip(ratios, others, strict=True):
+            rounds.append(timed(other) / unit)
         best = min(ratios, key=median)
         if turn + 1 >= ROUNDS[0] and (max(best) < WINS or min(best) >= WINS):
             break
     return ratios
 
 
-@contextmanager
-def shapes_of(network: nn.Module) -> Iterator[dict[Convolution, tuple[int, ...]]]:
-    """While it is open, passes note the shape of what goes into each convolution."""
+def _input_shapes(network: nn.Module, x: Float[Tensor, "n *shape"]) -> dict[Convolution, tuple[int, ...]]:
+    """The shape of what goes into each convolution in a forward pass at x."""
     shapes: dict[Convolution, tuple[int, ...]] = {}
-    layers = [part for part in network.modules() if isinstance(part, Convolution)]
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shapes[cast(Convolution, layer)] = tuple(inputs[0].shape)
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    hooks = [part.register_forward_pre_hook(note) for part in network.modules() if isinstance(part, Convolution)]
     try:
-        yield shapes
+        with torch.no_grad():
+            network(x)
     finally:
         for hook in hooks:
             hook.remove()
+    return shapes
 
 
 def best_kernels(network: nn.Module, x: Float[Tensor, "n *shape"], *, channels_last: bool) -> dict[Convolution, Method]:
-    """For each convolution that a pass at x reaches the method whose backward-data is fastest; torch's on a tie."""
-    with shapes_of(network) as shapes, torch.no_grad():
-        network(x[:KERNEL_ROWS])
+    """For each convolution that a forward pass at x calls, the fastest method of its backward-data; torch's on a tie."""
     known: dict[object, Method] = {}
     chosen: dict[Convolution, Method] = {}
-    for layer, shape in shapes.items():
+    for layer, shape in _input_shapes(network, x[:KERNEL_ROWS]).items():
         if len(shape) != 4:
             continue
         key = (shape, layer.weight.shape, layer.stride, layer.padding)
         if key not in known:
-            known[key] = _fastest(layer, shape, channels_last)
+            known[key] = _fastest_method(layer, shape, channels_last)
         chosen[layer] = known[key]
     return chosen
 
 
-def _fastest(layer: Convolution, shape: tuple[int, ...], channels_last: bool) -> Method:
+def _fastest_method(layer: Convolution, shape: tuple[int, ...], channels_last: bool) -> Method:
     stride, padding, size = cast(Size, layer.stride), cast(Size, layer.padding), cast(Size, shape[2:])
     layout = torch.channels_last if channels_last else torch.contiguous_format
     weight = layer.weight.detach().contiguous(memory_format=layout)
@@ -176,16 +176,16 @@ def _fastest(layer: Convolution, shape: tuple[int, ...], channels_last: bool) ->
         x = weight.new_zeros(shape).contiguous(memory_format=layout)
         grad = torch.ones_like(F.conv2d(x, weight, None, stride, padding))
         kernels = phases(weight, stride).contiguous(memory_format=layout)
-        ways: dict[Method, Callable[[], Tensor]] = {
+        runs: dict[Method, Callable[[], Tensor]] = {
             "native": lambda: torch.ops.aten.convolution_backward(
                 grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [True, False, False]
             )[0],
             "phases": lambda: by_phases(grad, kernels, stride, padding, size).contiguous(memory_format=layout),
             "folding": lambda: by_folding(grad, weight, stride, padding, (1, 1), size).contiguous(memory_format=layout),
         }
-        for way in ways.values():
-            way()
+        for run in runs.values():
+            run()
         others = METHODS[1:]
-        ratios = [median(rounds) for rounds in faster(ways["native"], [ways[method] for method in others])]
-    best = min(range(len(others)), key=ratios.__getitem__)
-    return others[best] if ratios[best] < WINS else "native"
+        ratios = [median(rounds) for rounds in time_ratios(runs["native"], [runs[method] for method in others])]
+    ratio, best = min(zip(ratios, others, strict=True), key=lambda pair: pair[0])
+    return best if ratio < WINS else "native"

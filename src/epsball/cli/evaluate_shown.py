@@ -53,16 +53,16 @@ def _show_reliability(found: Evaluation, console: Console) -> None:
     from epsball.acceleration.plan import AccelerationPlan
 
     if (record := found.config.get("acceleration")) is not None:
-        console.print(f"[dim]gradients: {AccelerationPlan.from_dict(record)}[/]", soft_wrap=True)
+        console.print(f"[dim]gradients: {AccelerationPlan.from_record(record)}[/]", soft_wrap=True)
     if (test := found.binarization_test) is not None:
         console.print(f"[{'green' if test.passed else 'yellow'}]{test.sentence}[/]")
     if (reaction := found.config["reaction"]) is not None:
         for because in reaction["because"]:
             console.print(f"[yellow]{because}[/]")
     if (diagnosis := found.diagnosis) is not None:
-        console.print(f"[{'yellow' if diagnosis.speaks_against else 'dim'}]{diagnosis.sentence}[/]")
-        for one in diagnosis.raised:
-            if one.name not in diagnosis.answered:
+        console.print(f"[{'yellow' if diagnosis.unreliable else 'dim'}]{diagnosis.sentence}[/]")
+        for one in diagnosis.failed:
+            if one.name not in diagnosis.mitigated:
                 console.print(Padding(escape(one.text), (0, 0, 0, 2)))
 
 

@@ -1,4 +1,4 @@
-"""Is an evaluation reliable? Indicators of a failed evaluation, each with its threshold, its source and a remedy.
+"""Is an evaluation reliable? Checks for the known signs of attack failure, each with threshold, source and remedy.
 
-Probes, traces, controls and the binarization test; `record` is what they find, and needs no torch.
+Probes, traces, control attacks and the binarization test; `diagnosis_record` and `binarization_record` need no torch.
 """

@@ -1,9 +1,9 @@
-"""The active test: does the protocol find an adversarial example where there surely is one?
+"""The binarization test: do the attacks find an adversarial example where one certainly exists?
 
 An evaluation that finds nothing has shown that the model is robust, or that its attacks are too weak for this model.
-To tell the two apart, some examples get a head for which an adversarial example exists in the ball (hiding.py), and the
-same attacks with the same budgets are run on these. Random points of the ball are the control: where they find as much,
-the task was too easy to say anything.
+To tell the two apart, some examples get a head for which an adversarial example exists in the ball
+(`planted_examples`), and the same attacks with the same budgets are run on these. Random points of the ball are the
+control: if they find as many, the task was too easy to be conclusive.
 
 Zimmermann, Brendel, Tramer and Carlini, "Increasing Confidence in Adversarial Robustness Evaluations" (NeurIPS 2022).
 """
@@ -12,37 +12,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from operator import index
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
-from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
-from epsball.diagnosis.binary_heads import Featured, Headed, Heads, OneHead, last_linear
+from epsball.diagnosis.binary_heads import Backbone, Headed, Heads, OneHead, last_linear
 from epsball.diagnosis.planted_examples import make_heads, repeated, scattered
+from epsball.diagnosis.sample import examples_of, task_in_id_order
 from epsball.engine import queue, user_attack
 from epsball.engine.batches import forward_rows
 from epsball.engine.outcome import AttackOutcome
 from epsball.engine.queue import QueueOptions
 from epsball.engine.stages import Asked, Named, named
-from epsball.engine.user_attack import UserAttack
 from epsball.problem.losses import cross_entropy, margin
 from epsball.problem.objective import Model, Objective, check_labels, frozen
-from epsball.problem.task import AWAY, Task, task_of
+from epsball.problem.task import AWAY, Task
 
 FEWEST_DRAWS, MOST_DRAWS = 200, 2000
-"""Random points that an example is tried with at least (the authors' number) and at most."""
-RANDOM_RANK = 3 << 20
-"""The restart_indices of their noise, which no attack's start and no head was made of."""
+"""Random points per example: the authors' number, or as many as the attacks' forward passes, up to a limit."""
+RANDOM_RESTART = 3 << 20
+"""The first restart index of their noise: no attack's start and no head was drawn from it."""
 
 
 def binarization_test(
@@ -56,173 +54,176 @@ def binarization_test(
     eot: int = 1,
     batch_size: int = 128,
 ) -> BinarizationTest:
-    """Is this list of attacks strong enough for this model? What it finds of `n` hidden adversarial examples.
+    """Are these attacks strong enough for this model? How many of `n` planted adversarial examples they find.
 
-    Model, data, ball, attacks, `eot` and `batch_size` are those of `evaluate`. The first `n` examples (by id) that the model
-    classifies correctly take part; where no edge point of the ball can be separated, the example is left out and
+    Model, data, ball, attacks, `eot` and `batch_size` are those of `evaluate`. The first `n` examples (by id) that the
+    model classifies correctly take part; where no edge point of the ball can be separated, the example is skipped and
     counted. The same seed gives the same result.
 
-    Raises `BadInput` for arguments that do not fit, and for a model that returns labels only. The model comes back as
-    it was.
+    Raises `BadInput` for arguments that do not fit, and for a model that returns labels only. The model is not changed.
 
     >>> from epsball import Linf
     >>> _ = torch.manual_seed(0)
     >>> x = torch.rand(8, 20)
     >>> net = torch.nn.Sequential(torch.nn.Linear(20, 60), torch.nn.ReLU(), torch.nn.Linear(60, 3))
     >>> binarization_test(net, (x, net(x).argmax(1)), Linf(eps=0.1, lo=0, hi=1), "pgd", n=8).sentence
-    'active test: 8 of 8 hidden adversarial examples found (random search: 0)'
+    'Binarization test: passed: 8 of 8 planted adversarial examples found (random search: 0).'
     """
     check_whole("n", n, 1)
     check_whole("batch_size", batch_size, 1)
     check_whole("eot", eot, 1)
-    examples = data if isinstance(data, Examples) else from_arrays(*data)
-    if not len(examples):
-        raise BadInput("`data` must hold at least one example, got none; look at its split and limit")
-    order = examples.ids.argsort(stable=True)
-    if len(examples.ids.unique()) < len(order):
+    task = task_in_id_order(examples_of(data), ball, seed)
+    if len(task.noise.ids.unique()) < len(task.x):
         raise BadInput("`ids` must be distinct, got some twice; number the rows of the unshuffled data")
-    x, y, ids = (part[order] for part in (examples.x, examples.y, examples.ids))
-    task = task_of(x, y, ball.bind(examples.x).rows(order), ids=ids, seed=index(seed))
-    return examined(model, task, named(attacks, ball), n=n, eot=eot, batch_size=batch_size)
+    return run_binarization_test(model, task, named(attacks, ball), n=n, eot=eot, batch_size=batch_size)
 
 
-def examined(
+def run_binarization_test(
     model: Model, task: Task, attacks: Sequence[Named], *, n: int, eot: int, batch_size: int
 ) -> BinarizationTest:
-    """`binarization_test` of checked arguments; `task` holds all examples in the order of their ids, without targets."""
+    """`binarization_test` of checked arguments; `task` holds all examples in the order of their ids, untargeted."""
     began = time.perf_counter()
     with frozen(model):
-        rows, logits = _correct(model, task, n, eot, batch_size)
-        part = task.rows(rows)
-        layer = last_linear(model, part.x[:1]) if len(rows) else None
-        heads, kept = None, rows[:0]
-        if len(rows):
-            with Featured(model, layer, eot=eot) as featured:
-                heads, kept = make_heads(featured, part, margin(logits, part).neg(), batch_size=batch_size)
-        asked, part = len(rows), _binary(part.rows(kept))
-        found, caught, spent, draws = torch.zeros(0, dtype=torch.bool), [0] * len(attacks), [0, 0], 0
-        random = found
-        if heads is not None:
-            heads, part = _verified(model, layer, heads, part, eot, batch_size)
-            found, caught, spent, most = _attacked(model, layer, heads, part, attacks, eot, batch_size)
-            draws = min(max(most, FEWEST_DRAWS), MOST_DRAWS)
-            random = _random(model, layer, heads, part, draws, eot, batch_size)
+        correct, logits = _first_correct(model, task, n, eot, batch_size)
+        layer = last_linear(model, correct.x[:1]) if len(correct.x) else None
+        backbone = Backbone(model, layer, eot, batch_size)
+        planted = _planted(backbone, correct, logits)
+        found = planted.attacked(attacks)
+        draws = min(max(found.forwards_per_example, FEWEST_DRAWS), MOST_DRAWS) if planted.heads is not None else 0
+        random = planted.broken_at_random(draws)
+    ids = planted.task.noise.ids
     return BinarizationTest(
-        n=len(found),
-        found=int(found.sum()),
+        n=len(planted),
+        found=int(found.broken.sum()),
         random=int(random.sum()),
-        skipped=asked - len(found),
-        missed=tuple(part.noise.ids[(~found).to(part.noise.ids.device)].tolist()) if len(found) else (),
-        caught=tuple((name, count) for (name, _), count in zip(attacks, caught, strict=True)),
+        skipped=len(correct.x) - len(planted),
+        missed=tuple(ids[(~found.broken).to(ids.device)].tolist()),
+        found_by=tuple((name, count) for (name, _), count in zip(attacks, found.by_attack, strict=True)),
         features="logits" if layer is None else f"input of the last layer, {layer}",
         draws=draws,
-        asked=n,
+        requested=n,
         seed=task.noise.seed,
-        forwards=spent[0],
-        backwards=spent[1],
+        forwards=found.forwards,
+        backwards=found.backwards,
         seconds=time.perf_counter() - began,
     )
 
 
-def _correct(
+def _first_correct(
     model: Model, task: Task, n: int, eot: int, batch_size: int
-) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m classes"]]:
+) -> tuple[Task, Float[Tensor, "m classes"]]:
     """The first `n` rows that are classified correctly, or as many as there are, and their logits."""
-    rows, kept = [task.y[:0]], []
+    rows, logits = [], []
     with Objective(model, cross_entropy, eot=eot) as objective:
-        for some in torch.arange(len(task.x), device=task.x.device).split(batch_size):
-            part = task.rows(some)
+        for batch in torch.arange(len(task.x), device=task.x.device).split(batch_size):
+            part = task.rows(batch)
             output = forward_rows(objective, part, part.x, batch_size)
             if not output.is_floating_point():
                 raise BadInput(
-                    "`model` must return logits for the active test, got labels: it needs features to act on"
+                    "`model` must return logits for the binarization test, got labels: it needs features to act on"
                 )
             check_labels(output, part)
-            good = (output.argmax(1) == part.y) & output.isfinite().all(1)
-            rows.append(some[good])
-            kept.append(output[good])
+            correct = (output.argmax(1) == part.y) & output.isfinite().all(1)
+            rows.append(batch[correct])
+            logits.append(output[correct])
             if sum(map(len, rows)) >= n:
                 break
-    return torch.cat(rows)[:n], torch.cat(kept)[:n]
+    return task.rows(torch.cat(rows)[:n]), torch.cat(logits)[:n]
 
 
-def _binary(task: Task) -> Task:
-    """The same rows as examples of class 0, to be driven away from it; their logits come with the heads."""
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a list of attacks found: which examples are `broken`, how many `by_attack`, and its model calls in rows."""
+
+    broken: Bool[Tensor, " n"]
+    by_attack: list[int]
+    forwards: int
+    backwards: int
+    forwards_per_example: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Planted:
+    """Examples of class 0 with the heads that make a point of their ball class 1; `task` has their logits."""
+
+    backbone: Backbone
+    heads: Heads | None
+    task: Task
+
+    def __len__(self) -> int:
+        return len(self.task.x)
+
+    def attacked(self, attacks: Sequence[Named]) -> _Found:
+        """What the attacks find, each working on what those before it have not found."""
+        broken = torch.zeros(len(self), dtype=torch.bool)
+        forwards, backwards, by_attack = torch.zeros(len(self), dtype=torch.long), 0, [0] * len(attacks)
+        for place, (_, attack) in enumerate(attacks):
+            robust = (~broken).nonzero().squeeze(1)
+            if not len(robust):
+                break
+            success, outcomes = self._attacked_once(attack, self.task.rows(robust.to(self.task.x.device)))
+            broken[robust[success]] = True
+            by_attack[place] = int(success.sum())
+            forwards[robust] += torch.cat([outcome.forwards for outcome in outcomes])
+            backwards += sum(int(outcome.backwards.sum()) for outcome in outcomes)
+        return _Found(broken, by_attack, int(forwards.sum()), backwards, int(forwards.max()) if len(self) else 0)
+
+    def _attacked_once(self, attack: Attack | user_attack.UserAttack, task: Task) -> tuple[Tensor, list[AttackOutcome]]:
+        """Where one attack succeeds on the rows of `task`, looked at again, and its outcomes."""
+        assert self.heads is not None, "there are rows to attack"
+        batch_size = self.backbone.batch_size
+        loss, needs = (attack.loss, attack.needs) if isinstance(attack, Attack) else (cross_entropy, "grad")
+        with self.backbone.headed(self.heads, loss, needs) as headed:
+            if isinstance(attack, Attack):
+                outcomes = [queue.run(attack, headed, task, QueueOptions(batch_size=batch_size))]
+            else:
+                outcomes = [_called(attack, headed, task, row, batch_size) for row in range(len(task.x))]
+            x_adv = torch.cat([outcome.x_adv for outcome in outcomes])
+            success = headed.succeeds(forward_rows(headed, task, x_adv, batch_size), task)
+            success = (success & task.ball.contains(x_adv, task.x)).cpu()
+        return success & torch.cat([outcome.fooled for outcome in outcomes]), outcomes
+
+    def broken_at_random(self, draws: int) -> Bool[Tensor, " n"]:
+        """Where one of `draws` random points of the ball succeeds, every other one at its edge."""
+        broken = torch.zeros(len(self), dtype=torch.bool)
+        if self.heads is None:
+            return broken
+        batch_size = self.backbone.batch_size
+        restarts = RANDOM_RESTART + torch.arange(draws, device=self.task.x.device)
+        with self.backbone.headed(self.heads, needs="logits") as headed:
+            for row in range(len(broken)):
+                for batch in restarts.split(batch_size):
+                    copies = repeated(self.task, row, batch)
+                    output = forward_rows(headed, copies, scattered(copies), batch_size)
+                    if bool(headed.succeeds(output, copies).any()):
+                        broken[row] = True
+                        break
+        return broken
+
+
+def _planted(backbone: Backbone, task: Task, logits: Float[Tensor, "n classes"]) -> _Planted:
+    """Adversarial examples in the balls of the rows that can have one.
+
+    Kept are the rows whose head predicts 0 at the example and 1 at the edge point, as an attack would see it.
+    """
+    rows, heads = torch.zeros(0, dtype=torch.long, device=task.x.device), None
+    if len(task.x):
+        with backbone.featured() as featured:
+            heads, rows = make_heads(featured, task, margin(logits, task).neg(), batch_size=backbone.batch_size)
     y = torch.zeros_like(task.y)
     away = torch.full_like(y, AWAY)
-    return Task(task.x, y, target=away, aim=away, clean=None, ball=task.ball, noise=task.noise)
+    task = replace(task, y=y, target=away, aim=away, clean=None, warm_start=None).rows(rows)
+    if heads is None:
+        return _Planted(backbone, None, task)
+    with backbone.headed(heads) as headed:
+        clean = forward_rows(headed, task, task.x, backbone.batch_size)
+        edge = forward_rows(headed, task, heads.edge, backbone.batch_size)
+        as_planned = ~headed.succeeds(clean, task) & headed.succeeds(edge, task) & clean.isfinite().all(1)
+    rows = as_planned.nonzero().squeeze(1)
+    return _Planted(backbone, heads.rows(rows), replace(task, clean=clean).rows(rows))
 
 
-def _verified(
-    model: Model, layer: nn.Linear | None, heads: Heads, task: Task, eot: int, batch_size: int
-) -> tuple[Heads, Task]:
-    """The heads that call the example 0 and the edge point 1 as an attack would see it, and their task, with logits."""
-    with Headed(model, layer, heads, eot=eot) as headed:
-        clean = forward_rows(headed, task, task.x, batch_size)
-        edge = forward_rows(headed, task, heads.edge, batch_size)
-        good = ~headed.succeeds(clean, task) & headed.succeeds(edge, task) & clean.isfinite().all(1)
-    kept = good.nonzero().squeeze(1)
-    task = Task(task.x, task.y, task.target, task.aim, clean, task.ball, task.noise)
-    return heads.rows(kept), task.rows(kept)
-
-
-def _attacked(
-    model: Model,
-    layer: nn.Linear | None,
-    heads: Heads,
-    task: Task,
-    attacks: Sequence[Named],
-    eot: int,
-    batch_size: int,
-) -> tuple[Bool[Tensor, " n"], list[int], list[int], int]:
-    """Where the protocol succeeds, how often each attack did, its passes in rows, and the most forwards of a row."""
-    found = torch.zeros(len(task.x), dtype=torch.bool)
-    forwards, backwards = torch.zeros(len(found), dtype=torch.long), 0
-    caught = [0] * len(attacks)
-    for place, (_, attack) in enumerate(attacks):
-        standing = (~found).nonzero().squeeze(1)
-        if not len(standing):
-            break
-        part = task.rows(standing.to(task.x.device))
-        with ExitStack() as stack:
-            loss, needs = (attack.loss, attack.needs) if isinstance(attack, Attack) else (cross_entropy, "grad")
-            headed = stack.enter_context(Headed(model, layer, heads, loss, needs=needs, eot=eot))
-            outcomes = (
-                [queue.run(attack, headed, part, QueueOptions(batch_size=batch_size))]
-                if isinstance(attack, Attack)
-                else [_called(attack, headed, part, row, batch_size) for row in range(len(part.x))]
-            )
-            x_adv = torch.cat([outcome.x_adv for outcome in outcomes])
-            output = forward_rows(headed, part, x_adv, batch_size)
-            good = headed.succeeds(output, part) & part.ball.contains(x_adv, part.x)
-        good = good.cpu() & torch.cat([outcome.fooled for outcome in outcomes])
-        found[standing[good]] = True
-        caught[place] = int(good.sum())
-        forwards[standing] += torch.cat([outcome.forwards for outcome in outcomes])
-        backwards += sum(int(outcome.backwards.sum()) for outcome in outcomes)
-    return found, caught, [int(forwards.sum()), backwards], int(forwards.max()) if len(forwards) else 0
-
-
-def _called(attack: UserAttack, headed: Headed, task: Task, row: int, batch_size: int) -> AttackOutcome:
-    """A user's callable on one example: it is handed a model that has this example's head."""
+def _called(attack: user_attack.UserAttack, headed: Headed, task: Task, row: int, batch_size: int) -> AttackOutcome:
+    """A user's callable on one example: its model has this example's head."""
     one = task.rows(torch.tensor([row], device=task.x.device))
-    return user_attack.run(
-        attack, OneHead(headed, one), headed, one, batch_size=batch_size, on_turn=lambda fallen: None
-    )
-
-
-def _random(
-    model: Model, layer: nn.Linear | None, heads: Heads, task: Task, draws: int, eot: int, batch_size: int
-) -> Bool[Tensor, " n"]:
-    """Where one of `draws` random points of the ball succeeds, every other one at its edge."""
-    found = torch.zeros(len(task.x), dtype=torch.bool)
-    restart_indices = RANDOM_RANK + torch.arange(draws, device=task.x.device)
-    with Headed(model, layer, heads, needs="logits", eot=eot) as headed:
-        for row in range(len(found)):
-            for some in restart_indices.split(batch_size):
-                many = repeated(task, row, some)
-                output = forward_rows(headed, many, scattered(many), batch_size)
-                if bool(headed.succeeds(output, many).any()):
-                    found[row] = True
-                    break
-    return found
+    return user_attack.run(attack, OneHead(headed, one), headed, one, batch_size=batch_size, on_turn=lambda _: None)

@@ -1,12 +1,12 @@
-"""A head of its own for each row, in the place of the last layer of a network.
+"""A two-class head of its own for each row, in place of the last layer of a network.
 
-A network is features and a linear head. The active test replaces the head by one of two classes per example; a pool
-holds rows of many examples, and each row gets the head that belongs to its id.
+A network is features and a linear head. The binarization test replaces the head by one of two classes per example; a
+pool holds rows of many examples, and each row gets the head that belongs to its id.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -23,27 +23,27 @@ from epsball.problem.task import Task
 def last_linear(model: Model, x: Float[Tensor, "n *shape"]) -> nn.Linear | None:
     """The linear layer whose output is what the model returns, None where there is none.
 
-    It is the last one that a pass at `x` calls. Where the model does something else to its output, what comes before
-    the layer would not be the model that was attacked, and the logits are the features.
+    It is the last one that a forward pass at `x` calls. Where the model transforms its output, the features before the
+    layer would leave out a part of the model, and the logits are the features.
     """
     if not isinstance(model, nn.Module):
         return None
-    seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    last: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
-    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def remember(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         assert isinstance(module, nn.Linear)
-        seen[:] = [(module, inputs[0], output.detach().clone())]
+        last[:] = [(module, inputs[0], output.detach().clone())]
 
-    hooks = [module.register_forward_hook(keep) for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_hook(remember) for module in model.modules() if isinstance(module, nn.Linear)]
     try:
         with torch.no_grad():
             output = model(x)
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen or not isinstance(output, Tensor):
+    if not last or not isinstance(output, Tensor):
         return None
-    layer, features, returned = seen[0]
+    layer, features, returned = last[0]
     same = len(features) == len(returned) == len(x) and torch.equal(returned.reshape(-1), output.reshape(-1))
     return layer if same else None
 
@@ -51,7 +51,7 @@ def last_linear(model: Model, x: Float[Tensor, "n *shape"]) -> nn.Linear | None:
 class Featured(Objective):
     """The model without its head: `forward(z)` gives the features (n, d), the input of `layer`, or else the logits.
 
-    To be used in a `with` statement, as an Objective; then the hook on the layer is gone again.
+    To be used in a `with` statement, as an Objective; on leaving, the hook on the layer is removed.
     """
 
     def __init__(
@@ -59,26 +59,26 @@ class Featured(Objective):
     ) -> None:
         super().__init__(model, loss, needs=needs, careful=True, eot=eot)
         self.layer = layer
-        self._seen: Tensor | None = None
+        self._inputs: Tensor | None = None
 
     def __enter__(self) -> Self:
         super().__enter__()
         if self.layer is not None:
-            self._stack.callback(self.layer.register_forward_hook(self._keep).remove)
+            self._stack.callback(self.layer.register_forward_hook(self._remember).remove)
         return self
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._seen = inputs[0]
+    def _remember(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._inputs = inputs[0]
 
     def features(self, z: Tensor, task: Task | None) -> Float[Tensor, "n d"]:
-        """The features at z, with their graph where gradients are recorded; not counted."""
+        """The features at z, with their graph where gradients are recorded; the model call is not counted."""
         output = super()._run(z, task)
         if self.layer is None:
             return output
-        seen, self._seen = self._seen, None
-        if seen is None or len(seen) != len(z):
+        features, self._inputs = self._inputs, None
+        if features is None or len(features) != len(z):
             raise BadInput("`model` must call the same last layer on every pass, got one without it; fix its branches")
-        return seen.flatten(1)
+        return features.flatten(1)
 
     def _run(self, z: Tensor, task: Task | None) -> Tensor:
         return self.features(z, task)
@@ -88,7 +88,7 @@ class Featured(Objective):
 class Heads:
     """One linear score per example: <weight, features - origin> + bias, above 0 for class 1.
 
-    `ids` (m,) rising; `weight`, `origin` (m, d), `bias` (m,); `edge` (m, *shape) the points made class 1.
+    `ids` (m,) ascending; `weight`, `origin` (m, d), `bias` (m,); `edge` (m, *shape) the points that are class 1.
     """
 
     ids: Int64[Tensor, " m"]
@@ -99,7 +99,7 @@ class Heads:
 
     def rows(self, index: Tensor) -> Heads:
         """Some of the heads."""
-        return Heads(self.ids[index], self.weight[index], self.origin[index], self.bias[index], self.edge[index])
+        return Heads(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n 2"]:
         """The two columns of one head per row."""
@@ -108,7 +108,7 @@ class Heads:
 
 
 class Headed(Featured):
-    """The model with the head of each row in the place of its own; the rows are known by the ids of their noise."""
+    """The model with the head of each row in place of its own; a row's head is found by the id of its noise."""
 
     def __init__(
         self,
@@ -141,3 +141,24 @@ class OneHead(nn.Module):
 
     def forward(self, z: Float[Tensor, "n *shape"]) -> Float[Tensor, "n 2"]:
         return self.headed._run(z, self.task.rows(torch.zeros(len(z), dtype=torch.long, device=z.device)))
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A model without its last linear `layer` (None: its logits are the features), and how it is evaluated.
+
+    `eot` forward passes are averaged, `batch_size` rows share a pass.
+    """
+
+    model: Model
+    layer: nn.Linear | None
+    eot: int
+    batch_size: int
+
+    def featured(self) -> Featured:
+        """The objective that gives the features; to be opened."""
+        return Featured(self.model, self.layer, eot=self.eot)
+
+    def headed(self, heads: Heads, loss: Loss = cross_entropy, needs: Needs = "grad") -> Headed:
+        """The objective with `heads`; to be opened."""
+        return Headed(self.model, self.layer, heads, loss, needs=needs, eot=self.eot)

@@ -1,16 +1,15 @@
-"""What attacks find of each other: the traces of those with gradients, held against controls that should find less.
+"""Comparisons between attacks: the traces of those with gradients, against control attacks that should find less.
 
-Only examples that stand are tried again, so that a model that falls costs little.
+Control attacks run only on examples that are robust so far, so that a model that is not robust costs little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from epsball.attacks.attack import Attack
@@ -20,9 +19,10 @@ from epsball.attacks.pgd import PGD
 from epsball.attacks.sign_noise import SignNoise
 from epsball.attacks.square import Square
 from epsball.attacks.uniform_noise import UniformNoise
-from epsball.diagnosis.probes import everywhere, few
+from epsball.diagnosis.indicators import Indicator, indicator
+from epsball.diagnosis.probes import chance_level
 from epsball.diagnosis.reaction import Reaction
-from epsball.diagnosis.record import Indicator, Name, indicator
+from epsball.diagnosis.sample import everywhere
 from epsball.diagnosis.trace import Trace, trace
 from epsball.engine import queue
 from epsball.engine.queue import QueueOptions
@@ -33,146 +33,134 @@ from epsball.problem.task import Task
 QUERIES, DRAWS = 300, 10
 """Queries of the black-box control, and random points of each kind."""
 DOWN = 0.25
-"""The share of its way that a climb may lead down."""
+"""The share of the loss's total variation that may be decrease."""
 SOME = 0.1
-"""The share of examples that has to fall before it is asked what single steps miss of them."""
+"""The share of examples that iterated attacks have to break before single steps are compared with them."""
 REFERENCE = PGD()
-"""Takes the place of iterated attacks where none is asked for."""
+"""Takes the place of iterated attacks where none is among the attacks."""
 
 
 @dataclass(eq=False)
 class Controls:
-    """The attacks of one diagnosis on the rows of `task`, all classified correctly; passes are counted here."""
+    """The attacks of one diagnosis on the rows of `task`, all classified correctly; model calls are counted here.
+
+    `differentiable` says whether the model has gradients at all; control attacks adapt to the model as the `reaction`
+    says, like the attacks themselves.
+    """
 
     model: Model
     task: Task
-    classes: int
     eot: int
     batch_size: int
     attacks: Sequence[tuple[str, Attack]]
-    through: bool
-    """Whether the model has gradients at all."""
-    reaction: Reaction = Reaction()  # noqa: RUF009 - it is frozen
-    """What is done about the model's logits: controls do as the attacks do."""
-    forwards: int = 0
-    backwards: int = 0
-    traces: dict[str, Trace] = field(default_factory=dict)
+    differentiable: bool
+    reaction: Reaction
+    forwards: int = field(default=0, init=False)
+    backwards: int = field(default=0, init=False)
+    traces: dict[str, Trace] = field(default_factory=dict, init=False)
 
-    def fallen(self, attack: Attack, rows: Bool[Tensor, " n"], *, eps: Task | None = None) -> Bool[Tensor, " n"]:
-        """Which of `rows` all jobs of an attack fool, on the task `eps` where it is another one."""
-        found, at = torch.zeros_like(rows), rows.nonzero().squeeze(1)
+    def broken_by(self, attack: Attack, rows: Bool[Tensor, " n"], task: Task | None = None) -> Bool[Tensor, " n"]:
+        """Which of `rows` an attack breaks, with all its jobs; on `task`, the rows in another ball, if it is given."""
+        broken, index = torch.zeros_like(rows), rows.nonzero().squeeze(1)
         attack = self.reaction.tempered(attack)
-        if not len(at) or (attack.needs == "grad" and not self.through):
-            return found
+        if not len(index) or (attack.needs == "grad" and not self.differentiable):
+            return broken
         with Objective(self.model, attack.loss, needs=attack.needs, careful=True, eot=self.eot) as objective:
-            outcome = queue.run(
-                attack, objective, (eps or self.task).rows(at), QueueOptions(batch_size=self.batch_size)
-            )
-            self.forwards += objective.forwards
-            self.backwards += objective.backwards
-        found[at] = outcome.fooled.to(found.device)
-        return found
+            rows_task = (task or self.task).rows(index)
+            outcome = queue.run(attack, objective, rows_task, QueueOptions(batch_size=self.batch_size))
+            self._count(objective)
+        broken[index] = outcome.fooled.to(broken.device)
+        return broken
 
     def traced(self, attack: Attack, rows: Bool[Tensor, " n"]) -> Trace:
-        """The trace of an attack on `rows`, widened to all: the others have no path, and end where they begin."""
-        at, attack = rows.nonzero().squeeze(1), self.reaction.tempered(attack)
+        """The trace of an attack on `rows`, in the shape of all rows: the others have no loss and are not broken."""
+        index, attack = rows.nonzero().squeeze(1), self.reaction.tempered(attack)
         with Objective(self.model, attack.loss, needs=attack.needs, careful=True, eot=self.eot) as objective:
-            part = trace(attack, objective, self.task.rows(at))
-            self.forwards += objective.forwards
-            self.backwards += objective.backwards
-        passes, n = len(part.loss), len(rows)
-        wide = [part.loss.new_full((passes, n), torch.nan) for _ in range(3)]
-        for whole, seen in zip(wide, (part.loss, part.size, part.distance), strict=True):
-            whole[:, at] = seen
-        fooled, fell = rows.new_zeros(passes, n), torch.zeros_like(rows)
-        x_adv = self.task.x.clone()
-        fooled[:, at], fell[at], x_adv[at] = part.fooled, part.fell, part.x_adv
-        return Trace(wide[0], wide[1], wide[2], fooled, x_adv, fell)
+            part = trace(attack, objective, self.task.rows(index))
+            self._count(objective)
+        loss = part.loss.new_full((len(part.loss), len(rows)), torch.nan)
+        x_adv, broken = self.task.x.clone(), torch.zeros_like(rows)
+        loss[:, index], x_adv[index], broken[index] = part.loss, part.x_adv, part.broken
+        return Trace(loss, x_adv, broken)
 
-    def measured(self, looked: Bool[Tensor, " n"], known: Bool[Tensor, " n"]) -> tuple[Indicator, ...]:
+    def indicators(self, broken_without_gradients: Tensor, labelled: Tensor) -> tuple[Indicator, ...]:
         """All indicators that compare attacks.
 
-        `looked` are rows that the evaluation fooled without gradients or by a transfer, `known` (classes,) says which
-        classes are some example's label.
+        `broken_without_gradients` (n,) are rows that an evaluation broke without gradients or by a transfer, `labelled`
+        (classes,) says which classes are some example's label.
         """
         n = len(self.task.x)
         everyone = torch.ones(n, dtype=torch.bool, device=self.task.x.device)
-        none = ~everyone
-
-        def share(rows: Bool[Tensor, " n"]) -> float:
-            return float(rows.double().mean())
-
-        def told(name: Name, value: float | None) -> Indicator:
-            return indicator(name, value, least=few(n))
-
-        iterated, stood = none, everyone
-        if self.through:
-            for name, attack in self.listed():
+        no_one = ~everyone
+        iterated, robust = no_one, everyone
+        if self.differentiable:
+            for name, attack in self._gradient_attacks():
                 self.traces[name] = found = self.traced(attack, everyone if attack.max_steps == 1 else ~iterated)
-                stood = stood & ~found.fell
-                iterated = iterated if attack.max_steps == 1 else iterated | found.fell
-        single = self.traced(FGSM(), everyone).fell if self.through else none
-        path = self.traced(BIM(steps=10, step_size=0.1, loss=margin), everyone) if self.through else None
-        longer = self.fallen(PGD(steps=100, step_size=0.1, loss=margin), stood)
-        restarts = self.fallen(PGD(restarts=4), stood)
-        missed = stood & ~longer & ~restarts  # by all that follows gradients, stronger ones than were asked for too
-        noise = self.fallen(UniformNoise(restarts=DRAWS), missed)
-        noise |= self.fallen(SignNoise(restarts=DRAWS), missed & ~noise)
+                robust = robust & ~found.broken
+                iterated = iterated if attack.max_steps == 1 else iterated | found.broken
+        single = self.traced(FGSM(), everyone).broken if self.differentiable else no_one
+        ascent = self.traced(BIM(steps=10, step_size=0.1, loss=margin), everyone) if self.differentiable else None
+        longer = self.broken_by(PGD(steps=100, step_size=0.1, loss=margin), robust)
+        restarts = self.broken_by(PGD(restarts=4), robust)
+        missed = robust & ~longer & ~restarts  # by gradients, also where more steps or restarts are spent
+        noise = self.broken_by(UniformNoise(restarts=DRAWS), missed)
+        noise |= self.broken_by(SignNoise(restarts=DRAWS), missed & ~noise)
         square = Square(steps=QUERIES)
-        has_square = square.fits(self.task.ball)
-        black = (self.fallen(square, missed) if has_square else none) | (looked & missed)
-        enough = share(iterated) >= max(SOME, few(n))
-        return (
-            told("loss-not-monotone", None if path is None else share(path.backslide > DOWN)),
-            told("single-step-stronger", share(single & ~iterated) if self.through else None),
-            told("masked-single-step", float((~single)[iterated].double().mean()) if enough else None),
-            told("noise-stronger", share(noise)),
-            told("black-box-stronger", share(black)),
-            told("more-steps-help", share(longer) if self.through else None),
-            told("restarts-help", share(restarts) if self.through else None),
-            told("larger-eps-weaker", self.weaker(iterated) if self.through else None),
-            told("unbounded-fails", self.unbounded(stood)),
-            indicator("rejection-class", self.rejected(known)),
-        )
+        by_square = self.broken_by(square, missed) if square.fits(self.task.ball) else no_one
+        black_box = by_square | (broken_without_gradients & missed)
+        chance = chance_level(n)
+        values: dict[str, float | None] = {"noise-stronger": _share(noise), "black-box-stronger": _share(black_box)}
+        values["restarts-help"] = _share(restarts)
+        if ascent is not None:
+            values["loss-not-monotone"] = _share(ascent.backslide > DOWN)
+            values["single-step-stronger"] = _share(single & ~iterated)
+            values["more-steps-help"] = _share(longer)
+            values["larger-eps-weaker"] = self._robust_in_larger_ball(iterated)
+            if _share(iterated) >= max(SOME, chance):
+                values["masked-single-step"] = _share((~single)[iterated])
+        values["unbounded-fails"] = self._robust_without_bound(robust)
+        found = [indicator(name, value, least=chance) for name, value in values.items()]
+        return (*found, indicator("rejection-class", self._share_of_rejection_class(labelled)))
 
-    def listed(self) -> list[tuple[str, Attack]]:
+    def _count(self, objective: Objective) -> None:
+        self.forwards += objective.forwards
+        self.backwards += objective.backwards
+
+    def _gradient_attacks(self) -> list[tuple[str, Attack]]:
         """The attacks with gradients, and an iterated one where there is none among them."""
         own = [(name, attack) for name, attack in self.attacks if attack.needs == "grad"]
         if all(attack.max_steps == 1 for _, attack in own):
             own.append(("pgd (reference)", REFERENCE))
         return own
 
-    def weaker(self, fell: Bool[Tensor, " n"]) -> float:
-        """The share of rows that fell and stand the same iterated attacks in a ball of twice the radius."""
-        eps = self.task.ball.eps
-        larger = replace(self.task, ball=self.task.ball.with_eps(2 * eps).bind(self.task.x))
-        left = fell
-        for _, attack in self.listed():
+    def _robust_in_larger_ball(self, broken: Bool[Tensor, " n"]) -> float:
+        """The share of rows that are broken, but by none of the same iterated attacks at twice the radius."""
+        larger = replace(self.task, ball=self.task.ball.with_eps(2 * self.task.ball.eps).bind(self.task.x))
+        robust = broken
+        for _, attack in self._gradient_attacks():
             if attack.max_steps != 1:
-                left = left & ~self.fallen(replace(attack, restarts=1), left, eps=larger)
-        return float(left.double().mean())
+                robust = robust & ~self.broken_by(replace(attack, restarts=1), robust, larger)
+        return _share(robust)
 
-    def unbounded(self, stood: Bool[Tensor, " n"]) -> float | None:
-        """The share of rows that stand where all of the data's range is allowed; with a mask it may be right to."""
+    def _robust_without_bound(self, robust: Bool[Tensor, " n"]) -> float | None:
+        """The share of rows that stay robust in the data's whole range; not measured where a mask may be the reason."""
         if self.task.ball.mask is not None:
             return None
-        largest = replace(self.task, ball=everywhere(self.task.ball, self.task.x).bind(self.task.x))
-        climb = BIM(steps=40, step_size=0.05)
-        return float((stood & ~self.fallen(climb, stood, eps=largest)).double().mean())
+        unbounded = replace(self.task, ball=everywhere(self.task.ball, self.task.x).bind(self.task.x))
+        return _share(robust & ~self.broken_by(BIM(steps=40, step_size=0.05), robust, unbounded))
 
-    def rejected(self, known: Bool[Tensor, " classes"]) -> float | None:
-        """The share of the points where attacks ended, wrongly classified, that one class without a label takes."""
-        if not bool((~known).any()) or int(known.sum()) < 2:
+    def _share_of_rejection_class(self, labelled: Bool[Tensor, " classes"]) -> float:
+        """Of the points where attacks ended and are misclassified, the share in the largest class without a label."""
+        if bool(labelled.all()) or int(labelled.sum()) < 2:
             return 0.0
-        ends: list[Int64[Tensor, " m"]] = []
-        with ExitStack() as stack:
-            objective = stack.enter_context(Objective(self.model, margin, needs="logits", eot=self.eot))
+        counts = torch.zeros(len(labelled), dtype=torch.long, device=labelled.device)
+        with Objective(self.model, margin, needs="logits", eot=self.eot) as objective:
             for found in self.traces.values():
-                ends.append(self._ends(objective, found.x_adv))
+                predicted = objective.forward(found.x_adv).argmax(1)
+                counts += predicted[predicted != self.task.y].bincount(minlength=len(labelled))
             self.forwards += objective.forwards
-        counts = torch.cat(ends).bincount(minlength=self.classes) if ends else torch.zeros(self.classes)
-        return float(counts[~known].max() / counts.sum()) if int(counts.sum()) > 2 else 0.0
+        return float(counts[~labelled].max() / counts.sum()) if int(counts.sum()) > 2 else 0.0
 
-    def _ends(self, objective: Objective, z: Float[Tensor, "n *shape"]) -> Int64[Tensor, " m"]:
-        predicted = objective.forward(z).argmax(1)
-        return predicted[predicted != self.task.y]
+
+def _share(rows: Bool[Tensor, " m"] | Float[Tensor, " m"]) -> float:
+    return float(rows.double().mean())

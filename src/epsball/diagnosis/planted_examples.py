@@ -1,16 +1,16 @@
-"""What is hidden: a head for each example, whose second class surely exists in the example's ball.
+"""Planted adversarial examples: a head for each example, whose second class certainly exists in the example's ball.
 
-In the space of the features of one ball, an inner part of the ball is one class and a point at its edge the other; the
-widest-margin hyperplane between them, moved close to the edge point, is the new head. So the edge point is an
-adversarial example by construction, and an attack has to find it or another.
+In the space of the features, an inner part of the ball is one class and a point at its edge the other; the hyperplane
+of widest margin between them, moved close to the edge point, is the new head. So the edge point is an adversarial
+example by construction, and an attack has to find it or another one.
 
 Zimmermann, Brendel, Tramer and Carlini, "Increasing Confidence in Adversarial Robustness Evaluations" (NeurIPS 2022),
-the binarization test; what is said of the authors' numbers is that of their code for its case studies.
+the binarization test. The authors' numbers are those of their code for its case studies.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import nnls
 from torch import Tensor
 
+from epsball.balls.ball import Ball
 from epsball.common.shapes import column
 from epsball.diagnosis.binary_heads import Featured, Heads
 from epsball.engine.batches import forward_rows
@@ -25,24 +26,24 @@ from epsball.problem.task import Task
 
 INNER = 99
 """Inner points of a head, beside the example itself (in the authors' case studies 49 to 999), half of them at the edge
-of the inner ball: with none there, corners are told from inner points as such, and random corners find the hidden one
-(on networks of `benchmarks/nets.py` in 17 to 62 of 64 cases)."""
-SHARE = 0.95
+of the inner ball: without those, the head separates corners from inner points in general, and random corners find the
+planted one (on networks of `benchmarks/nets.py` in 17 to 62 of 64 cases)."""
+INNER_RADIUS = 0.95
 """The radius of the inner points, in units of eps; the authors' gap of .05."""
 EDGES = 10
-"""Points at the edge, of which the one with the widest gap is hidden. With the first that has a gap, random search
+"""Points at the edge, of which the one with the widest gap is planted. With the first that has a gap, random search
 finds 0 to 52 of 64 there, with the widest 0 to 30."""
 CLOSENESS = 0.999
-"""Where the border lies on the way from the nearest inner point's half-way plane (0) to the edge point (1)."""
+"""Where the decision boundary lies between the half-way plane (0) of the nearest inner point and the edge point (1)."""
 REREADS = 5
-"""How often the features of the edge point are read again where the model draws random numbers: the border lies below
-the lowest score; as in the authors' case studies."""
+"""How often the features of the edge point are computed again if the model draws random numbers: the boundary lies
+below the lowest score, as in the authors' case studies."""
 LEAST_GAP = 1e-5
-"""A gap below this share of the features' spread is none: single precision would not tell the sides apart."""
+"""A gap below this share of the features' spread is none: single precision would not separate the sides."""
 LEAST_MARGIN = 1e-3
-"""A tie at the example leaves no margin to give the head."""
-INNER_RANK, EDGE_RANK = 1 << 20, 2 << 20
-"""Ranks of the noise, above those of any attack's jobs: an attack does not start at a point that a head was made of."""
+"""The margin of the head where the model's own margin at the example is smaller, as at a tie."""
+INNER_RESTART, EDGE_RESTART = 1 << 20, 2 << 20
+"""First restart indices of their noise, above those of any attack: no attack starts at a point that made a head."""
 
 
 def separate(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] | None:
@@ -61,14 +62,14 @@ def separate(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] |
     if not 0 < spread < np.inf:
         return None
     scaled = differences / spread
-    if scaled.shape[1] > len(scaled):  # a rotation leaves the problem as it is, and makes it small
+    if scaled.shape[1] > len(scaled):  # a rotation reduces the dimensions and does not change the problem
         rotation, reduced = np.linalg.qr(scaled.T)
     else:
         rotation, reduced = None, scaled.T
     system = np.vstack([reduced, np.ones(len(scaled))])
     try:
         weights, _ = nnls(system, np.append(np.zeros(len(reduced)), 1.0), maxiter=10 * len(scaled))
-    except RuntimeError:  # out of iterations: the caller tries another point, or counts the example as left out
+    except RuntimeError:  # out of iterations: the caller tries another point, or skips the example
         return None
     normal = reduced @ weights
     normal = normal if rotation is None else rotation @ normal
@@ -80,10 +81,10 @@ def separate(inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, float] |
     return (normal, float(gap * spread)) if gap > LEAST_GAP else None
 
 
-def repeated(task: Task, row: int, restart_indices: Int64[Tensor, " k"]) -> Task:
-    """One row of the task, once for each restart of the noise."""
-    many = task.rows(torch.full_like(restart_indices, row))
-    return many.with_jobs(restart_indices, many.aim)
+def repeated(task: Task, row: int, restarts: Int64[Tensor, " k"]) -> Task:
+    """One row of the task, once for each restart index of the noise."""
+    copies = task.rows(torch.full_like(restarts, row))
+    return copies.with_jobs(restarts, copies.aim)
 
 
 def at_edge(task: Task) -> Float[Tensor, "n *shape"]:
@@ -101,63 +102,81 @@ def scattered(task: Task) -> Float[Tensor, "n *shape"]:
     return torch.where(column(task.noise.restart % 2 == 0, points.ndim), points, edge)
 
 
-def widest(features: np.ndarray, edges: np.ndarray) -> tuple[int, np.ndarray, float] | None:
-    """Of the points `edges` (k, d) the one with the widest gap to `features` (m, d): its place, the normal, the gap."""
-    planes = [(place, plane) for place, outer in enumerate(edges) if (plane := separate(features, outer)) is not None]
-    if not planes:
-        return None
-    place, (normal, gap) = max(planes, key=lambda pair: pair[1][1])
-    return place, normal, gap
-
-
 def make_heads(
     featured: Featured, task: Task, margin: Float[Tensor, " n"], *, batch_size: int
 ) -> tuple[Heads | None, Int64[Tensor, " m"]]:
     """A head for each row of `task` that can have one, and the rows that they belong to.
 
-    `margin` (n,) is by how much the label's own logit leads at each example: the score there is its negative, so that
-    a loss saturates on the head where it does on the model. (The authors give the head the range of all logits, which
-    saturates earlier.) Features are not standardised, as with the authors: one that is zero inside would outweigh all.
+    `margin` (n,) is that of the label's logit at each example: the score there is its negative, so that a loss
+    saturates on the head where it does on the model. (The authors give the head the range of all logits, which
+    saturates earlier.) Features are not standardised, as with the authors: one that is zero inside would dominate.
     """
-    inner_ranks = INNER_RANK + torch.arange(INNER, device=task.x.device)
-    edge_ranks = EDGE_RANK + torch.arange(EDGES, device=task.x.device)
-    inside = task.ball.with_eps(task.ball.eps * SHARE).bind(task.x)
-    rows, weights, origins, biases, ends = [], [], [], [], []
+    inner_ball = task.ball.with_eps(task.ball.eps * INNER_RADIUS).bind(task.x)
+    rows, planes, points = [], [], []
     dtype = task.x.dtype
     for row in range(len(task.x)):
-        inner, edge = repeated(task, row, inner_ranks), repeated(task, row, edge_ranks)
-        within, outside = scattered(replace(inner, ball=inside.rows(torch.full_like(inner.y, row)))), at_edge(edge)
-        outside = outside[edge.ball.contains(outside, edge.x)]
-        points = torch.cat([task.x[row : row + 1], within, outside])
-        read = forward_rows(featured, task.rows(points.new_full((len(points),), row).long()), points, batch_size)
-        dtype = torch.promote_types(read.dtype, torch.float32)
-        features = read.double().cpu().numpy()
-        if not np.isfinite(features).all():
-            continue
-        features, edges = features[: INNER + 1], features[INNER + 1 :]
-        plane = widest(features, edges)
-        if plane is None:
-            continue
-        place, normal, gap = plane
-        if featured.eot > 1:  # the point has to stay hidden in the noise of the model
-            again = [featured.forward(outside[place : place + 1]) for _ in range(REREADS)]
-            lowest = ((torch.cat(again).double().cpu().numpy() - edges[place]) @ normal).min()
-        else:
-            lowest = 0.0
-        bias = (1 - CLOSENESS) * (gap + lowest) / 2 - lowest
-        depth = normal @ (edges[place] - features[0]) - bias
-        if not depth > gap / 2:
-            continue
-        scale = max(margin[row].item(), LEAST_MARGIN) / depth
-        rows.append(row)
-        weights.append(normal * scale)
-        origins.append(edges[place])
-        biases.append(bias * scale)
-        ends.append(outside[place])
+        candidates = _candidates(task, inner_ball, row)
+        copies = task.rows(torch.full((len(candidates),), row, device=task.x.device))
+        features = forward_rows(featured, copies, candidates, batch_size)
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        plane = _plane(featured, features, candidates)
+        if plane is not None:
+            rows.append(row)
+            planes.append(plane.scaled(max(margin[row].item(), LEAST_MARGIN)))
+            points.append(candidates[plane.place])
     kept = torch.tensor(rows, dtype=torch.long, device=task.x.device)
     if not rows:
         return None, kept
     weight, origin, bias = (
-        torch.tensor(np.stack(part), dtype=dtype, device=task.x.device) for part in (weights, origins, biases)
+        torch.tensor(np.stack(part), dtype=dtype, device=task.x.device) for part in zip(*planes, strict=True)
     )
-    return Heads(task.noise.ids[kept], weight, origin, bias, torch.stack(ends)), kept
+    return Heads(task.noise.ids[kept], weight, origin, bias, torch.stack(points)), kept
+
+
+def _candidates(task: Task, inner_ball: Ball, row: int) -> Float[Tensor, "k *shape"]:
+    """The example, `INNER` points of the inner ball, and up to `EDGES` points at the edge of the ball."""
+    device = task.x.device
+    inner = repeated(task, row, INNER_RESTART + torch.arange(INNER, device=device))
+    inner = replace(inner, ball=inner_ball.rows(torch.full_like(inner.y, row)))
+    edge = repeated(task, row, EDGE_RESTART + torch.arange(EDGES, device=device))
+    edge_points = at_edge(edge)
+    return torch.cat([task.x[row : row + 1], scattered(inner), edge_points[edge.ball.contains(edge_points, edge.x)]])
+
+
+@dataclass(frozen=True, eq=False)
+class _Plane:
+    """A hyperplane that separates the candidate at `place` from the inner ones: its unit normal towards the candidate.
+
+    The score <normal, features - origin> + bias is 0 on it, and `-depth` at the example.
+    """
+
+    place: int
+    normal: np.ndarray
+    origin: np.ndarray
+    bias: float
+    depth: float
+
+    def scaled(self, margin: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """Weight, origin and bias of the head whose score at the example is `-margin`."""
+        scale = margin / self.depth
+        return self.normal * scale, self.origin, self.bias * scale
+
+
+def _plane(featured: Featured, features: Float[Tensor, "k d"], candidates: Tensor) -> _Plane | None:
+    """The head of one example, not scaled yet: for the edge point with the widest gap; None where no gap exists."""
+    points = features.double().cpu().numpy()
+    if not np.isfinite(points).all():
+        return None
+    inner, edges = points[: INNER + 1], points[INNER + 1 :]
+    found = [(place, plane) for place, point in enumerate(edges) if (plane := separate(inner, point)) is not None]
+    if not found:
+        return None
+    place, (normal, gap) = max(found, key=lambda pair: pair[1][1])
+    edge, lowest = edges[place], 0.0
+    place += INNER + 1
+    if featured.eot > 1:  # the point has to be adversarial in spite of the model's noise
+        again = [featured.forward(candidates[place : place + 1]) for _ in range(REREADS)]
+        lowest = ((torch.cat(again).double().cpu().numpy() - edge) @ normal).min()
+    bias = (1 - CLOSENESS) * (gap + lowest) / 2 - lowest
+    depth = normal @ (edge - inner[0]) - bias
+    return _Plane(place, normal, edge, bias, depth) if depth > gap / 2 else None

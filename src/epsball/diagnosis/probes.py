@@ -1,4 +1,4 @@
-"""What can be seen of a model in a dozen passes, before any attack: outputs, random numbers, gradients, precision."""
+"""Indicators that need no attack, from a dozen model calls: outputs, random numbers, gradients, precision."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epsball.attacks.early_stopping import success_margin
-from epsball.balls.ball import Ball
 from epsball.balls.linf import Linf
 from epsball.common.shapes import flat
-from epsball.diagnosis.record import Indicator, indicator
+from epsball.diagnosis.indicators import Indicator, indicator
+from epsball.diagnosis.sample import everywhere, span_of
 from epsball.problem.losses import margin
 from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
 
 SHORT, STEPS = 1e-3, 8
-"""A short step as a share of the data's range, and how many are made."""
+"""The length of a short step as a share of the data's range, and the number of steps."""
 OFF = 0.5
-"""By how much of what the gradient promises a step may be off."""
+"""The relative error of a step's predicted gain above which the gradient counts as shattered."""
 NEXT_TO_NOTHING = 0.01
-"""The share of the way to a wrong class below which the gradient, followed across all of the range, is no help."""
-TALL = 8.0
-"""The lead of the label that a temperature brings large logits down to: cross-entropy has a slope there."""
+"""A gradient vanishes if, followed across the data's range, it changes the margin by less than this share of it."""
+TARGET_MARGIN = 8.0
+"""A temperature brings large margins of the logits down to this one, where the cross-entropy has a gradient."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """What the probes found: their indicators, and what a reaction needs to know.
 
-    `temperature` is what brings the median lead of the label down to `TALL`, 1 where it is below. `differentiable` says
-    whether the output depends on the input through torch at all.
+    `temperature` brings the median margin of the logits down to `TARGET_MARGIN`; it is 1 if the median is smaller.
+    `differentiable` says whether the output depends on the input through torch at all.
     """
 
     indicators: tuple[Indicator, ...]
@@ -43,49 +43,39 @@ class Probe:
     backwards: int
 
     @property
-    def raised(self) -> tuple[str, ...]:
-        """The names of the indicators that are raised."""
-        return tuple(one.name for one in self.indicators if one.raised)
+    def failed_names(self) -> tuple[str, ...]:
+        """The names of the indicators whose check failed."""
+        return tuple(one.name for one in self.indicators if one.failed)
 
 
-def span_of(ball: Ball, x: Float[Tensor, "n *shape"]) -> float:
-    """The range of the data: the widest side of the box where it is finite, else that of the values in `x`."""
-    width = float((torch.as_tensor(ball.hi, dtype=torch.float64) - torch.as_tensor(ball.lo)).amax())
-    return width if width < torch.inf else max(float(x.amax() - x.amin()), torch.finfo(x.dtype).tiny)
+def run_probes(model: Model, task: Task, logits: Float[Tensor, "n classes"], eot: int) -> Probe:
+    """The probes of checked rows, all classified correctly, whose `logits` are those of one forward pass.
 
-
-def everywhere(ball: Ball, x: Float[Tensor, "n *shape"]) -> Ball:
-    """The ball of the same norm that holds the data's whole range."""
-    return ball.with_eps(float(ball.norm(torch.full_like(x[:1], span_of(ball, x)).double())))
-
-
-def probed(model: Model, task: Task, logits: Float[Tensor, "n classes"], eot: int) -> Probe:
-    """The probes of checked rows, all classified correctly, whose `logits` are those of one pass.
-
-    `STEPS` + 1 passes with a gradient and two without.
+    They make `STEPS` + 1 model calls with a gradient and two without.
     """
     if not len(task.x):
         return Probe((), 1.0, True, 0, 0)
     with Objective(model, margin, careful=True, eot=eot) as objective:
         again = objective.forward(task.x)
-        through = _differentiable(model, task.x[:1])
-        gap = -success_margin(logits, task).double()
-        zero, vanishing, shattered = _gradients(objective, task, gap) if through else (1.0, None, None)
+        differentiable = _differentiable(model, task.x[:1])
+        margins = -success_margin(logits, task).double()
+        zero, vanishing, shattered = _gradients(objective, task, margins) if differentiable else (1.0, None, None)
         forwards, backwards = objective.forwards, objective.backwards
     scale = logits.double().abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
-    chance = few(len(task.x))
+    chance = chance_level(len(task.x))
     found = (
         indicator("softmax-outputs", float(_sums_to_one(logits).double().mean())),
         indicator("stochastic-forward", float((again.double() - logits.double()).abs().amax() / scale)),
         indicator("zero-gradients", zero, least=chance),
         indicator("vanishing-gradients", vanishing, least=chance),
         indicator("shattered-gradients", shattered, least=chance),
-        indicator("saturated-logits", _flat_share(logits, task), least=chance),
+        indicator("saturated-logits", _saturated_share(logits, task), least=chance),
     )
-    return Probe(found, max(1.0, float(gap.median()) / TALL), through, forwards + 1, backwards)
+    temperature = max(1.0, float(margins.median()) / TARGET_MARGIN)
+    return Probe(found, temperature, differentiable, forwards + 1, backwards)
 
 
-def few(n: int) -> float:
+def chance_level(n: int) -> float:
     """The share that two of `n` examples are: what happens to no more of them may be chance."""
     return 2 / n
 
@@ -98,34 +88,34 @@ def _differentiable(model: Model, x: Float[Tensor, "n *shape"]) -> bool:
 
 
 def _sums_to_one(logits: Float[Tensor, "n classes"]) -> Bool[Tensor, " n"]:
-    """Rows that look like probabilities; a sigmoid's (0, p) among them, where no row is outside [0, 1]."""
+    """Rows that look like probabilities; a sigmoid's (0, p) among them, if all rows are in [0, 1]."""
     positive = (logits >= 0).all(1)
-    single = logits.shape[1] == 2 and bool((logits[:, 0] == 0).all()) and bool((positive & (logits[:, 1] <= 1)).all())
-    return positive & (((logits.sum(1) - 1).abs() < 1e-3) | single)
+    sigmoid = logits.shape[1] == 2 and bool((logits[:, 0] == 0).all()) and bool((positive & (logits[:, 1] <= 1)).all())
+    return positive & (((logits.sum(1) - 1).abs() < 1e-3) | sigmoid)
 
 
-def _flat_share(logits: Float[Tensor, "n classes"], task: Task) -> float:
+def _saturated_share(logits: Float[Tensor, "n classes"], task: Task) -> float:
     """The share of rows where the cross-entropy's gradient is zero in the logits' precision."""
     with torch.enable_grad():
         leaf = logits.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(F.cross_entropy(leaf, task.y, reduction="sum"), leaf)
-    return float((slope == 0).all(1).double().mean())
+        (grad,) = torch.autograd.grad(F.cross_entropy(leaf, task.y, reduction="sum"), leaf)
+    return float((grad == 0).all(1).double().mean())
 
 
-def _gradients(objective: Objective, task: Task, gap: Float[Tensor, " n"]) -> tuple[float, float, float]:
-    """The shares of rows whose gradient is zero, next to nothing, and not that of the function."""
-    near = Linf(eps=SHORT * span_of(task.ball, task.x), lo=task.ball.lo, hi=task.ball.hi, mask=task.ball.mask)
+def _gradients(objective: Objective, task: Task, margins: Float[Tensor, " n"]) -> tuple[float, float, float]:
+    """The shares of rows whose gradient is zero, vanishing, and shattered."""
+    short = Linf(eps=SHORT * span_of(task.ball, task.x), lo=task.ball.lo, hi=task.ball.hi, mask=task.ball.mask)
     point = objective(task.x, task)
     zero = (flat(point.grad) == 0).all(1)
-    reach = everywhere(task.ball, task.x).max_gain(point.grad, task.x).double()
-    vanishing = ~zero & (reach < NEXT_TO_NOTHING * gap)
-    broken = torch.zeros_like(zero)
+    max_gain = everywhere(task.ball, task.x).max_gain(point.grad, task.x).double()
+    vanishing = ~zero & (max_gain < NEXT_TO_NOTHING * margins)
+    shattered = torch.zeros_like(zero)
     for _ in range(STEPS):
-        z = near.argmax(point.grad, point.z)
-        promised = flat(point.grad.double() * (z.double() - point.z.double())).sum(1)
+        z = short.argmax(point.grad, point.z)
+        predicted = flat(point.grad.double() * (z.double() - point.z.double())).sum(1)
         after = objective(z, task)
         gained = after.loss.double() - point.loss.double()
         rounding = 64 * torch.finfo(task.x.dtype).eps * after.logits.double().abs().amax(1)
-        broken |= (promised > rounding) & ((gained - promised).abs() > OFF * promised + rounding)
+        shattered |= (predicted > rounding) & ((gained - predicted).abs() > OFF * predicted + rounding)
         point = after
-    return float(zero.double().mean()), float(vanishing.double().mean()), float(broken.double().mean())
+    return float(zero.double().mean()), float(vanishing.double().mean()), float(shattered.double().mean())

@@ -1,13 +1,13 @@
-"""What a protocol does about what the probes found, before it begins: a temperature, several passes, more search.
+"""How a protocol adapts to what the probes found, before it begins: a temperature, averaged passes, random search.
 
-Pure: from a `Probe` to a `Reaction`, which says what to change and why.
+`react` is a pure function from a `Probe` to a `Reaction`, which says what to change and why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,8 @@ from epsball.attacks.registry import parse
 from epsball.attacks.square import Square
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_at_least
+from epsball.common.record import Record
 from epsball.diagnosis.probes import Probe
-from epsball.diagnosis.record import Name
 from epsball.problem.losses import Loss, cross_entropy
 from epsball.problem.task import Task
 
@@ -29,14 +29,14 @@ MASKED = ("zero-gradients", "vanishing-gradients", "shattered-gradients")
 DRAWS = 20
 """Passes that are averaged for a stochastic model."""
 SEARCH = "square:steps=5000,restarts=2"
-"""The search that is added for a model whose gradients are masked; no job is given up."""
+"""The search that is added for a model whose gradients are masked; it does not stop early."""
 
 
 @dataclass(frozen=True)
 class Tempered:
     """A loss of the logits divided by a `temperature` >= 1, in double precision: large logits do not saturate it.
 
-    The order of the classes, and so the verdict, is that of the logits themselves.
+    The predictions, and so the successes, are those of the logits themselves.
 
     >>> from epsball.balls.linf import Linf
     >>> from epsball.problem.task import task_of
@@ -57,11 +57,11 @@ class Tempered:
 
 
 @dataclass(frozen=True)
-class Reaction:
-    """What to change in a protocol: nothing where all is as by default, and `because` is empty.
+class Reaction(Record):
+    """What to change in a protocol; by default nothing, and `because` is empty.
 
-    `temperature` > 1 divides the logits in cross-entropy, `eot` passes are averaged, `search` adds random search that
-    gives no job up. `because` has a sentence for each change.
+    `temperature` > 1 divides the logits in cross-entropy, `eot` passes are averaged, `search` adds random search
+    without early stopping. `because` has a sentence for each change.
     """
 
     temperature: float = 1.0
@@ -71,54 +71,49 @@ class Reaction:
 
     @property
     def text(self) -> str:
-        """What was done, in a line; empty where nothing was."""
+        """What was changed, in a line; empty where nothing was."""
         return "; ".join(self.because)
 
     def applied(self, attacks: Sequence[tuple[str, A]]) -> list[tuple[str, A | Attack]]:
         """The named attacks of a protocol as they are to be run; `eot` is the evaluation's own argument.
 
-        A callable stays as it is.
+        A callable is not changed.
         """
         changed = [(name, self.tempered(attack)) for name, attack in attacks]
-        added = [(SEARCH, parse(SEARCH))] if self.search else []
-        return [*changed, *added]
+        return [*changed, (SEARCH, parse(SEARCH))] if self.search else [*changed]
 
     @property
-    def answers(self) -> tuple[Name, ...]:
-        """The indicators that it does something about, so that they no longer speak against the verdict."""
+    def mitigated(self) -> tuple[str, ...]:
+        """The indicators that it adapts the attacks to, so that they no longer make the evaluation unreliable."""
         return ("saturated-logits",) * (self.temperature > 1) + ("stochastic-forward",) * (self.eot > 1)
 
     def tempered(self, attack: A) -> A | Attack:
-        """The attack with large logits made small for its cross-entropy, where that is part of the reaction."""
+        """The attack; if there is a temperature, with the cross-entropy of the logits divided by it."""
         if self.temperature == 1 or not isinstance(attack, LossAttack) or attack.loss is not cross_entropy:
             return attack
         return replace(attack, loss=Tempered(attack.loss, self.temperature))
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any] | None) -> Reaction:
-        """What `dataclasses.asdict` made of a reaction; None is none."""
-        return cls() if record is None else cls(**{**record, "because": tuple(record["because"])})
-
 
 def react(probe: Probe, ball: Ball, eot: int = 1) -> Reaction:
-    """What to do about what the probes found, in such balls, where `eot` passes are averaged already.
+    """How to adapt to what the probes found, in such balls, where `eot` passes are averaged already.
 
     >>> from epsball.balls.linf import Linf
     >>> react(Probe((), 1.0, True, 0, 0), Linf(eps=0.1)) == Reaction()
     True
     """
-    raised, because = probe.raised, []
+    failed, because = probe.failed_names, []
     temperature, draws, search = 1.0, eot, False
-    if "saturated-logits" in raised:
+    if "saturated-logits" in failed:
         temperature = probe.temperature
         because.append(
-            f"the logits saturate: cross-entropy climbs them divided by {temperature:.3g}, in double precision"
+            f"the logits saturate: attacks maximise the cross-entropy of the logits divided by {temperature:.3g}, in "
+            "double precision"
         )
-    if "stochastic-forward" in raised and eot == 1:
+    if "stochastic-forward" in failed and eot == 1:
         draws = DRAWS
-        because.append(f"the model is stochastic: the mean of {DRAWS} passes is attacked and judged")
-    masked = [name for name in MASKED if name in raised]
-    if masked and "stochastic-forward" not in raised and Square.fits(ball):
+        because.append(f"the model is stochastic: the mean of {DRAWS} passes is attacked and evaluated")
+    masked = [name for name in MASKED if name in failed]
+    if masked and "stochastic-forward" not in failed and Square.fits(ball):
         search = True
-        because.append(f"{', '.join(masked)}: {SEARCH} is added, random search that gives no example up")
+        because.append(f"{', '.join(masked)}: {SEARCH} is added, random search without early stopping")
     return Reaction(temperature, draws, search, tuple(because))

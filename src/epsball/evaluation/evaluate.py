@@ -30,7 +30,7 @@ from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
-from epsball.diagnosis.binarization_test import examined
+from epsball.diagnosis.binarization_test import run_binarization_test
 from epsball.engine.batches import forward_rows
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
@@ -183,16 +183,16 @@ def _report(on_progress: OnProgress, before: Progress, stage: str, robust: int) 
 def _binarization_test(plan: EvaluationPlan, directory: RunDir | None) -> BinarizationTest | None:
     """The binarization test at the largest radius: the one that the run's directory holds, or made now."""
     n = plan.settings.binarization_test
-    before = None if directory is None else BinarizationTest.load(directory.path)
-    if not n or (before is not None and before.asked == n):
+    before = None if directory is None else BinarizationTest.kept(directory.path)
+    if not n or (before is not None and before.requested == n):
         return before
-    away = torch.full_like(plan.task.y, AWAY)  # what is hidden is another class, whatever the run's target is
+    away = torch.full_like(plan.task.y, AWAY)  # what is planted is another class, whatever the run's target is
     task = replace(plan.task, target=away, aim=away)  # its ball is that of the largest radius
     last = plan.stages[-1].eps
     attacks = [(stage.label, stage.attack) for stage in plan.stages if stage.eps == last and not stage.draft]
-    found = examined(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size)
+    found = run_binarization_test(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size)
     if directory is not None:
-        found.save(directory.path)
+        found.keep(directory.path)
     return found
 
 

@@ -227,7 +227,7 @@ def _record(plan: EvaluationPlan, inputs: EvaluationInputs, reaction: Reaction) 
         "protocol": [name_of(one) for one in listed(inputs.attacks)],
         "attacks": [fingerprint.described(attack) for attack in plan.attacks],
         "stages": [stage.described() for stage in plan.stages],
-        "reaction": asdict(reaction) if reaction.because else None,
+        "reaction": reaction.to_record() if reaction.because else None,
         "success": fingerprint.described(plan.success),
         "storage": asdict(plan.storage),
     }
@@ -247,7 +247,7 @@ def with_acceleration(
     before = None
     if run_dir is not None and (Path(run_dir) / "config.json").exists():
         record = read_config(Path(run_dir)).get("acceleration")
-        before = None if record is None else AccelerationPlan.from_dict(record)
+        before = None if record is None else AccelerationPlan.from_record(record)
         asked = False if asked is None and record is None else asked
     made = accelerated(
         plan.model if plan.source is None else plan.source,
@@ -258,7 +258,7 @@ def with_acceleration(
         before=before,
         batch_size=plan.batch_size,
     )
-    plan.record["acceleration"] = None if made is None else made.plan.to_dict()
+    plan.record["acceleration"] = None if made is None else made.plan.to_record()
     return replace(plan, accelerated=None if made is None or made.plan.rewriting == "none" else made)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from epsball.common.errors import BadInput
+from epsball.diagnosis.diagnose import probe, run_diagnosis, with_binarization_test
+from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.reaction import Reaction, react
-from epsball.diagnosis.record import Diagnosis
-from epsball.diagnosis.whole import diagnosed, probe, with_active
 from epsball.engine.stages import listed
 from epsball.evaluation.config import EvaluationConfig
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan
@@ -39,7 +38,7 @@ def reaction_to(
     if inputs.source is not None or not reacting:
         return Reaction(), 0
     if run_dir is not None and (Path(run_dir) / "config.json").exists():
-        return Reaction.from_dict(read_config(Path(run_dir)).get("reaction")), 0
+        return Reaction.from_record(read_config(Path(run_dir)).get("reaction") or {}), 0
     options = {"seed": settings.seed, "eot": settings.eot, "batch_size": settings.batch_size}
     try:
         found = probe(inputs.model, inputs.examples, inputs.ball, n=PROBED, **options)
@@ -51,20 +50,20 @@ def reaction_to(
 
 def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluation) -> Diagnosis | None:
     """The reliability checks of the run: those that its directory holds, or made now; None where there are none."""
-    before = None if directory is None else Diagnosis.load(directory.path)
+    before = None if directory is None else Diagnosis.kept(directory.path)
     n = plan.settings.diagnose
     if n == 0 or plan.source is not None:
         return None
     if before is not None and (n is None or min(n, len(plan.task.x)) == before.examples):
-        return replace(before, indicators=with_active(before.indicators, found.binarization_test))
+        return with_binarization_test(before, found.binarization_test)
     if n is None:
         n = min(int((found.forwards + found.backwards) / 4 / COST), MOST)
         if n < FEWEST:
             return None
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
-    reaction = Reaction.from_dict(plan.record["reaction"])
+    reaction = Reaction.from_record(plan.record["reaction"] or {})
     options = {"eot": plan.eot, "batch_size": plan.batch_size, "classes": plan.classes}
-    made = diagnosed(plan.model, plan.task, attacks, n=n, evaluation=found, reaction=reaction, **options)
+    made = run_diagnosis(plan.model, plan.task, attacks, n=n, evaluation=found, reaction=reaction, **options)
     if directory is not None and made is not None:
-        made.save(directory.path)
+        made.keep(directory.path)
     return made

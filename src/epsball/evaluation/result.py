@@ -14,7 +14,7 @@ import pyarrow as pa
 from epsball.common.errors import BadInput
 from epsball.common.record import Record
 from epsball.diagnosis.binarization_record import BinarizationTest
-from epsball.diagnosis.record import Diagnosis
+from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import Storage
 
@@ -241,7 +241,7 @@ class Evaluation:
             [run_directory.load(file) for file in files],
             lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
         )
-        return replace(found, binarization_test=BinarizationTest.load(path), diagnosis=Diagnosis.load(path))
+        return replace(found, binarization_test=BinarizationTest.kept(path), diagnosis=Diagnosis.kept(path))
 
 
 def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:

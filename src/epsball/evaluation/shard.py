@@ -23,7 +23,7 @@ from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.balls.registry import distances
-from epsball.diagnosis.probes import everywhere
+from epsball.diagnosis.sample import everywhere
 from epsball.engine.batches import forward_rows
 from epsball.engine.stages import PlannedStage
 from epsball.evaluation import run_directory

@@ -82,7 +82,7 @@ def robustbench(run: Run) -> dict[str, Any]:
         "reported": robust,
         "autoattack_acc": robust if standard else None,
         "external": None,
-        "unreliable": None if run.diagnosis is None else run.diagnosis.speaks_against,
+        "unreliable": None if run.diagnosis is None else run.diagnosis.unreliable,
         "footnote": f"Measured by epsball {config['epsball']} on {counted(len(found))} examples, seed "
         f"{config['seed']}: worst case of {made}.",
     }

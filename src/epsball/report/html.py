@@ -225,7 +225,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("seed", config["seed"]),
         ("rows that share a pass", config["batch_size"]),
         ("drafts", config.get("draft")),
-        ("accelerated", None if plan is None else f"{plan['rewriting']}, {plan['ratio']:.2f} of a pass's time"),
+        ("accelerated", None if plan is None else f"{plan['rewriting']}, {plan['ratio']:.2f} of the original's time"),
         ("machine", config["machine"]),
         ("versions", f"epsball {config['epsball']}, torch {config['torch']}"),
         ("directory", run.path.resolve()),

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from epsball.balls.written import ball_text, radius_text
 from epsball.common.json_files import read_json
-from epsball.diagnosis.record import Diagnosis
+from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.evaluation.result import Evaluation, Stage, Status
 from epsball.report.page import counted, percent
 
@@ -222,12 +222,12 @@ class Run:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What speaks against the verdict, a sentence each."""
+        """Why the evaluation may be unreliable, a sentence each."""
         said = []
-        if self.diagnosis is not None and self.diagnosis.speaks_against:
-            said.append("Indicators of attack failure are raised.")
+        if self.diagnosis is not None and self.diagnosis.unreliable:
+            said.append("Reliability checks failed.")
         if self.found.binarization_test is not None and self.found.binarization_test.too_weak:
-            said.append("The attacks miss adversarial examples that were hidden for them.")
+            said.append("The attacks miss planted adversarial examples.")
         return tuple(said)
 
     def distances(self, column: str) -> np.ndarray:

@@ -225,9 +225,9 @@ class TrainingLoop:
         if not wanted:
             return
         rows = max(1, config.batch_size // (distributed.world_size() * config.accumulate))
-        plan = None if state.plan is None else AccelerationPlan.from_dict(state.plan)
+        plan = None if state.plan is None else AccelerationPlan.from_record(state.plan)
         accelerated = accelerate(state.model, examples.x[:rows].to(self.device), plan=plan, trainable=True)
-        state.plan = accelerated.plan.to_dict()
+        state.plan = accelerated.plan.to_record()
         if accelerated.plan.rewriting != "none":
             self.network = accelerated
         log.info("accelerated: %s", accelerated.plan)

@@ -1,0 +1,230 @@
+"""`epsball.diagnose`: probes, traces and control attacks on a sample of the examples, put together."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from epsball.attacks.attack import Attack
+from epsball.balls.ball import Ball
+from epsball.common.checks import check_whole
+from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
+from epsball.diagnosis.binarization_record import BinarizationTest
+from epsball.diagnosis.controls import Controls
+from epsball.diagnosis.diagnosis_record import Diagnosis
+from epsball.diagnosis.indicators import INDICATORS, Indicator, indicator
+from epsball.diagnosis.probes import Probe, run_probes
+from epsball.diagnosis.reaction import Reaction
+from epsball.diagnosis.sample import correct_rows, examples_of, sampled, task_in_id_order
+from epsball.engine.stages import Asked, Named, named
+from epsball.problem.objective import Model, ModelWarning, frozen
+from epsball.problem.task import Task
+
+PROBED = 64
+"""Examples that `probe` looks at."""
+LABELS_ONLY = "`model` must return logits for a diagnosis, got labels: there is no loss to maximise"
+FEW_CLASSES, ENOUGH = 3, 1000
+"""With fewer classes, so many examples per class are needed before a class without any counts as a rejection class."""
+
+
+class Finished(Protocol):
+    """What a diagnosis reads of a finished evaluation (`epsball.Evaluation`)."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def records(self) -> pa.Table: ...
+    @property
+    def binarization_test(self) -> BinarizationTest | None: ...
+
+
+def diagnose(
+    model: Model,
+    data: Examples | tuple[Any, Any],
+    ball: Ball,
+    attacks: Asked | Sequence[Asked] = ("fgsm", "pgd"),
+    *,
+    n: int = 128,
+    seed: int = 0,
+    eot: int = 1,
+    batch_size: int = 128,
+    evaluation: Finished | None = None,
+) -> Diagnosis:
+    """Is an evaluation of `model` by `attacks` in `ball` reliable? Checks for the known signs of attack failure.
+
+    Model, data, ball, attacks, `eot` and `batch_size` are those of `evaluate`; attacks without gradients, and
+    callables, are not traced. The first `n` examples by id are sampled, and those that are classified correctly are
+    attacked: up to a hundred steps of each attack's first job, some three hundred more of control attacks on examples
+    that are robust so far, and `QUERIES` queries of random search. With the `evaluation`, its successes without
+    gradients and its binarization test are used too. The same seed gives the same result, also for a model that draws
+    from torch's generator.
+
+    Raises `BadInput` for arguments that do not fit, and for a model that returns labels only. The model and torch's
+    generators are not changed.
+
+    >>> from epsball import Linf
+    >>> _ = torch.manual_seed(0)
+    >>> x = torch.rand(32, 20)
+    >>> net = torch.nn.Linear(20, 3)
+    >>> y = net(x).argmax(1)
+    >>> ball, attack = Linf(eps=0.1, lo=0, hi=1), "pgd:loss=margin"
+    >>> diagnose(net, (x, y), ball, attack).sentence
+    'Reliability checks: 16 of 16 passed (on 32 correctly classified of 32 sampled examples).'
+    >>> diagnose(lambda x: net(x).softmax(1), (x, y), ball, attack).failed_names
+    ('softmax-outputs',)
+    """
+    check_whole("n", n, 1)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("eot", eot, 1)
+    examples = examples_of(data)
+    found = run_diagnosis(
+        model,
+        task_in_id_order(examples, ball, seed),
+        named(attacks, ball),
+        n=n,
+        eot=eot,
+        batch_size=batch_size,
+        evaluation=evaluation,
+        classes=examples.classes,
+    )
+    if found is None:
+        raise BadInput(LABELS_ONLY)
+    return found
+
+
+def run_diagnosis(
+    model: Model,
+    task: Task,
+    attacks: Sequence[Named],
+    *,
+    n: int,
+    eot: int,
+    batch_size: int,
+    evaluation: Finished | None = None,
+    classes: int = 0,
+    reaction: Reaction = Reaction(),  # noqa: B008 - it is frozen
+) -> Diagnosis | None:
+    """`diagnose` of checked arguments; `task` holds all examples in the order of their ids.
+
+    Targets are ignored: the question is whether attacks can change the prediction. `classes` are those of the data,
+    where that is known; `reaction` is what the attacks were changed by. None for a model of labels.
+    """
+    began = time.perf_counter()
+    library_attacks = [(name, attack) for name, attack in attacks if isinstance(attack, Attack)]
+    sample = sampled(task, n)
+    with frozen(model), _quiet(task.x, task.noise.seed):
+        correct = correct_rows(model, sample, eot, batch_size)
+        if correct is None:
+            return None
+        probes = run_probes(model, correct.task, correct.logits, eot)
+        controls = Controls(
+            model, correct.task, eot, batch_size, library_attacks, differentiable=probes.differentiable,
+            reaction=reaction,
+        )  # fmt: skip
+        found: list[Indicator] = list(probes.indicators)
+        if len(correct.task.x):
+            labelled = _labelled_classes(task.y, correct.logits.shape[1], classes)
+            found += controls.indicators(_broken_without_gradients(evaluation, correct.task, library_attacks), labelled)
+    found.append(_of_binarization_test(None if evaluation is None else evaluation.binarization_test))
+    measured = {one.name: one for one in found}
+    return Diagnosis(
+        indicators=tuple(measured.get(name, unmeasured) for name, unmeasured in INDICATORS.items()),
+        attacks=tuple(controls.traces),
+        examples=len(sample.x),
+        correct=len(correct.task.x),
+        seed=task.noise.seed,
+        forwards=correct.forwards + probes.forwards + controls.forwards,
+        backwards=probes.backwards + controls.backwards,
+        mitigated=tuple(dict.fromkeys((*reaction.mitigated, *(("stochastic-forward",) * (eot > 1))))),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def probe(
+    model: Model,
+    data: Examples | tuple[Any, Any],
+    ball: Ball,
+    *,
+    n: int = PROBED,
+    seed: int = 0,
+    eot: int = 1,
+    batch_size: int = 128,
+) -> Probe:
+    """The indicators that need no attack, in a dozen model calls over `n` examples: what a protocol can react to.
+
+    Arguments and errors as in `diagnose`.
+    """
+    check_whole("n", n, 1)
+    check_whole("eot", eot, 1)
+    sample = sampled(task_in_id_order(examples_of(data), ball, seed), n)
+    with frozen(model), _quiet(sample.x, seed):
+        correct = correct_rows(model, sample, eot, batch_size)
+        if correct is None:
+            raise BadInput(LABELS_ONLY)
+        found = run_probes(model, correct.task, correct.logits, eot)
+    return replace(found, forwards=found.forwards + correct.forwards)
+
+
+@contextmanager
+def _quiet(x: Tensor, seed: int) -> Iterator[None]:
+    """Torch's generators seeded, and restored on leaving; no warnings of what the indicators say themselves."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)
+        torch.manual_seed(seed)
+        yield
+
+
+def _labelled_classes(labels: Tensor, n_logits: int, classes: int) -> Bool[Tensor, " n_logits"]:
+    """Which classes are known to be labels; all of them where there are too few data to tell."""
+    known = torch.zeros(n_logits, dtype=torch.bool, device=labels.device)
+    known[: max(classes, int(labels.max()) + 1)] = True
+    if known.sum() < FEW_CLASSES and len(labels) < ENOUGH * known.sum():
+        known[:] = True
+    return known
+
+
+def _broken_without_gradients(
+    evaluation: Finished | None, task: Task, attacks: Sequence[tuple[str, Attack]]
+) -> Bool[Tensor, " n"]:
+    """The rows that an evaluation broke by a transfer, or by an attack that uses no gradient."""
+    broken = torch.zeros(len(task.x), dtype=torch.bool, device=task.x.device)
+    if evaluation is None:
+        return broken
+    gradient_free = {name for name, attack in attacks if attack.needs != "grad"}
+    transfer = evaluation.config.get("source") is not None
+    records = evaluation.records.select(["id", "status", "attack", "distance"]).to_pylist()
+    distances = {
+        one["id"]: one["distance"]
+        for one in records
+        if one["status"] == "fooled" and (transfer or one["attack"] in gradient_free)
+    }
+    eps = torch.as_tensor(task.ball.eps, dtype=torch.float64)
+    radii = (eps if eps.ndim == 1 else eps.amax()).expand(len(task.x)).tolist()  # one per feature: its widest
+    within = [
+        identity in distances and distances[identity] <= radius * (1 + 1e-6)
+        for identity, radius in zip(task.noise.ids.tolist(), radii, strict=True)
+    ]
+    return torch.tensor(within, dtype=torch.bool, device=task.x.device)
+
+
+def with_binarization_test(found: Diagnosis, test: BinarizationTest | None) -> Diagnosis:
+    """An earlier diagnosis with the indicator of the binarization test that there is now."""
+    now = _of_binarization_test(test)
+    return replace(found, indicators=tuple(now if one.name == now.name else one for one in found.indicators))
+
+
+def _of_binarization_test(test: BinarizationTest | None) -> Indicator:
+    """The share of planted examples that were missed; not measured where the test is inconclusive."""
+    measured = test is not None and not test.inconclusive
+    return indicator("binarization-test-failed", 1 - test.found / test.n if measured else None)
