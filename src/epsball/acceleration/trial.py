@@ -155,7 +155,7 @@ def _input_shapes(network: nn.Module, x: Float[Tensor, "n *shape"]) -> dict[Conv
 
 
 def best_kernels(network: nn.Module, x: Float[Tensor, "n *shape"], *, channels_last: bool) -> dict[Convolution, Method]:
-    """For each convolution that a forward pass at x calls, the fastest method of its backward-data; torch's on a tie."""
+    """For each convolution that a forward pass at x calls, the fastest backward-data method; torch's on a tie."""
     known: dict[object, Method] = {}
     chosen: dict[Convolution, Method] = {}
     for layer, shape in _input_shapes(network, x[:KERNEL_ROWS]).items():

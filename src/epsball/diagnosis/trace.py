@@ -66,7 +66,7 @@ def trace(attack: Attack[S], objective: Objective, task: Task, *, max_steps: int
         losses.append(loss)
         success = point.fooled if attack.until == "fooled" else torch.zeros_like(point.fooled)
         x_adv[rows[success]], broken[rows[success]] = point.z[success], True
-        ended = (torch.from_numpy(driver.ended).to(success.device) | (len(losses) == max_steps)) & ~success
+        ended = (torch.tensor(driver.ended, device=success.device) | (len(losses) == max_steps)) & ~success
         if bool(ended.any()):
             index = ended.nonzero().squeeze(1)
             answers = driver.answers[index]
