@@ -42,7 +42,7 @@ def assert_drawn(found, path: Path) -> None:
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def assert_kept(found) -> None:
+def assert_survives_json(found) -> None:
     """The record comes back from JSON as it was, and says its sentence again."""
     again = type(found).from_json(found.to_json())
     assert again == found
@@ -55,13 +55,13 @@ def assert_untouched(analysis: Callable[[nn.Module], object], shape: Sequence[in
     model[2].eval()
     next(model.parameters()).requires_grad_(False)
     flags = [m.training for m in model.modules()]
-    asked = [p.requires_grad for p in model.parameters()]
+    wants_grad = [p.requires_grad for p in model.parameters()]
     state = {name: part.clone() for name, part in model.state_dict().items()}
     analysis(model)
     with pytest.raises(RuntimeError, match="out of memory"):
         analysis(RaisesAt(model, raises_at))
     assert [m.training for m in model.modules()] == flags
-    assert [p.requires_grad for p in model.parameters()] == asked
+    assert [p.requires_grad for p in model.parameters()] == wants_grad
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(torch.equal(part, state[name]) for name, part in model.state_dict().items())

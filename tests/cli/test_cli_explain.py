@@ -58,10 +58,10 @@ def test_json_is_alone_on_stdout(tmp_path: Path):
     options = ["growth", "--sides", "4", "8", "--eps", "8/255", "--draws", "2", "--pair", "1", "0", "--json"]
     done = run(*options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["config"]["eps"] == 8 / 255
-    assert said["config"]["pair"] == [1, 0]
-    assert [rung["n"] for rung in said["sizes"]] == [16, 16, 16, 64, 64, 64]
+    printed = json.loads(done.stdout)
+    assert printed["config"]["eps"] == 8 / 255
+    assert printed["config"]["pair"] == [1, 0]
+    assert [size["n"] for size in printed["sizes"]] == [16, 16, 16, 64, 64, 64]
 
 
 def test_a_users_own_linear_model_has_no_gap_in_the_margin(tmp_path: Path):
@@ -88,14 +88,14 @@ def test_images_without_another_split_are_halved(tmp_path: Path):
     )
     done = run("growth", "--data", "pictures.npz", "--sides", "3", "6", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["config"]["rows"], said["config"]["fit_rows"]) == (20, 20)
-    assert said["config"]["box"] == [None, None]
-    assert all(rung["boxed"] == rung["measured"] for rung in said["sizes"])
+    printed = json.loads(done.stdout)
+    assert (printed["config"]["rows"], printed["config"]["fit_rows"]) == (20, 20)
+    assert printed["config"]["box"] == [None, None]
+    assert all(size["boxed"] == size["measured"] for size in printed["sizes"])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (["growth", "--pair", "3", "12"], "`--pair` must be two different labels"),
         (["growth", "--eps", "a"], "`--eps` must be a number or a fraction"),
@@ -109,11 +109,11 @@ def test_images_without_another_split_are_halved(tmp_path: Path):
         (["tailor"], "taylor"),
     ],
 )
-def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], printed: str, tmp_path: Path):
     np.savez(tmp_path / "table.npz", x=np.eye(4, dtype=np.float32), y=np.arange(4) % 2)
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert printed in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "explain").exists()

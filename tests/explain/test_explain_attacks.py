@@ -68,7 +68,7 @@ def test_the_model_and_the_examples_are_returned_unchanged(name: str):
     wants = [p.requires_grad for p in model.parameters()]
     state = {key: part.clone() for key, part in model.state_dict().items()}
     data = examples()
-    kept, random = data.x.clone(), torch.random.get_rng_state()
+    before, random = data.x.clone(), torch.random.get_rng_state()
     ANALYSES[name](model, data, eb.Linf(eps=0.1, lo=0, hi=1))
     for calls in (1, 4):
         with pytest.raises(RuntimeError, match="out of memory"):
@@ -77,7 +77,7 @@ def test_the_model_and_the_examples_are_returned_unchanged(name: str):
     assert [p.requires_grad for p in model.parameters()] == wants
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(part, state[key]) for key, part in model.state_dict().items())
-    assert torch.equal(data.x, kept)
+    assert torch.equal(data.x, before)
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
@@ -249,10 +249,10 @@ def test_the_sentence_states_how_far_networks_of_one_size_differ():
     found = universal(net(), examples(), ball, sides=(3, 8), networks=2, steps=2, training_steps=4)
     small, large = (replace(found.sizes[0][0], n=n, held_out=h) for n, h in ((9, 0.25), (64, 0.5)))
     known = replace(found, sizes=((small, replace(small, held_out=0.75)), (large, large)))
-    said = (
+    text = (
         "On 2 networks trained at each size it is 50.0 % (25.0 to 75.0 %) in 9 dimensions and 50.0 % (50.0 to 50.0 %)"
     )
-    assert said in known.sentence
+    assert text in known.sentence
 
 
 # the boundary
@@ -339,7 +339,7 @@ def test_a_sigmoid_per_class_is_no_softmax():
 
 
 @pytest.mark.parametrize(
-    ("ask", "said"),
+    ("ask", "message"),
     [
         (lambda m, d, b: targets(m, d, b, eps=(0.0,)), "`eps` must be radii > 0"),
         (lambda m, d, b: targets(m, d, b, rows=0), "`rows` must be a whole number >= 1"),
@@ -363,6 +363,6 @@ def test_a_sigmoid_per_class_is_no_softmax():
         (lambda m, d, b: rubbish(LabelOnly(m), d, b), "must return logits"),
     ],
 )
-def test_a_bad_argument_is_named(ask: Callable, said: str):
-    with pytest.raises(BadInput, match=said):
+def test_a_bad_argument_is_named(ask: Callable, message: str):
+    with pytest.raises(BadInput, match=message):
         ask(net(), examples(), eb.Linf(eps=0.1, lo=0, hi=1))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explain_doubles import assert_drawn, assert_kept, assert_untouched, examples
+from explain_doubles import assert_drawn, assert_survives_json, assert_untouched, examples
 from nets import conv, linear, mlp, rng, seeded
 from torch import Tensor, nn
 
@@ -167,7 +167,7 @@ def test_the_model_is_returned_unchanged():
 
 def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     found = conditioning(conv(3), examples(10, (2, 6, 6), 3), eb.Linf(eps=0.1))
-    assert_kept(found)
+    assert_survives_json(found)
     assert_drawn(found, tmp_path / "conditioning.png")
     assert "3 layers" in found.sentence
     summary = found.summary()

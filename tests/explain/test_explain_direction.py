@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explain_doubles import assert_drawn, assert_kept, assert_untouched, examples, known
+from explain_doubles import assert_drawn, assert_survives_json, assert_untouched, examples, known
 from nets import Staircase, batch, linear, mlp, rng, weighted
 
 import epsball as eb
@@ -87,11 +87,11 @@ def test_transfer_is_what_is_counted_by_hand():
     z = eb.FGSM()(maker, data.x, data.y, ball)
     with torch.no_grad():
         right = [net(data.x).argmax(1) == data.y for net in (maker, evaluator)]
-        said = [net(z).argmax(1) for net in (maker, evaluator)]
-    assert found.transfer[0][1] == pytest.approx((said[1] != data.y)[right[1]].double().mean().item())
-    both = right[0] & right[1] & (said[0] != data.y) & (said[1] != data.y)
+        predicted = [net(z).argmax(1) for net in (maker, evaluator)]
+    assert found.transfer[0][1] == pytest.approx((predicted[1] != data.y)[right[1]].double().mean().item())
+    both = right[0] & right[1] & (predicted[0] != data.y) & (predicted[1] != data.y)
     assert int(both.sum()) > 3
-    assert found.agreement[0][1] == pytest.approx((said[0] == said[1])[both].double().mean().item())
+    assert found.agreement[0][1] == pytest.approx((predicted[0] == predicted[1])[both].double().mean().item())
     assert found.noise[0][1] < found.transfer[0][0]
 
 
@@ -111,7 +111,7 @@ def test_examples_without_a_gradient_form_no_pair():
         found = direction(Staircase(linear((4,), 2)), data, eb.Linf(eps=0.1))
     assert found.pairs[0].gradient_same is None
     assert found.pairs[0].gradient_other is None
-    assert_kept(found)
+    assert_survives_json(found)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
@@ -131,11 +131,11 @@ def test_the_model_is_returned_unchanged():
 def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     data = examples(40, SHAPE, 3)
     several = direction({"a": mlp(SHAPE, 3), "b": mlp(SHAPE, 3, seed=1)}, data, eb.Linf(eps=0.5))
-    assert_kept(several)
+    assert_survives_json(several)
     assert_drawn(several, tmp_path / "several.png")
     assert "by chance" in several.sentence
     one = direction(mlp(SHAPE, 3), data, eb.Linf(eps=0.5))
-    assert_kept(one)
+    assert_survives_json(one)
     assert_drawn(one, tmp_path / "one.png")
     assert "another" not in one.sentence
 

@@ -95,8 +95,8 @@ def test_constant_and_nan_logits_are_reported_without_nan(logits: str, tmp_path:
     case = Case(model=model, data=case.data, train=case.train, ball=case.ball)
     names = ("targets", "universal", "boundary", "linearity", "taylor", "manifold", "rubbish")
     for one in answers(case, names, out=tmp_path):
-        said = one.reason if one.found is None else one.found.sentence
-        assert not re.search(r"\bnan\b|\binf\b|None|Error", said), said
+        text = one.reason if one.found is None else one.found.sentence
+        assert not re.search(r"\bnan\b|\binf\b|None|Error", text), text
         if logits == "nan" and one.name in ("targets", "universal", "boundary", "rubbish"):
             assert "must " in one.reason
 
@@ -141,12 +141,12 @@ def test_the_command_writes_every_file_within_80_columns(tmp_path: Path):
     assert max(map(len, done.stdout.splitlines())) <= 80
     files = sorted(file.name for file in (tmp_path / "o").iterdir())
     assert files == sorted(["index.html", "index.md", *(f"{n}.{end}" for n in only for end in ("json", "png"))])
-    said = " ".join(done.stdout.split())
+    text = " ".join(done.stdout.split())
     for name in only:
         record = json.loads((tmp_path / "o" / f"{name}.json").read_text())
-        assert f"({name}, " in said
+        assert f"({name}, " in text
         if "sentence" in record:
-            assert " ".join(record["sentence"].split()) in said
+            assert " ".join(record["sentence"].split()) in text
 
 
 def test_analyses_of_a_users_own_data_are_made_or_refused(tmp_path: Path):
@@ -171,7 +171,7 @@ def test_analyses_of_a_users_own_data_are_made_or_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["tailor"], "did you mean 'taylor'"),
         (["--only", "tailor"], "did you mean 'taylor'"),
@@ -180,10 +180,10 @@ def test_analyses_of_a_users_own_data_are_made_or_refused(tmp_path: Path):
         (["--data", "digitz"], "did you mean 'digits'"),
     ],
 )
-def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "explain").exists()
 

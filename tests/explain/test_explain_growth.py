@@ -50,11 +50,11 @@ def test_the_measured_change_is_eps_m_n(digits, train, eps: float, box: tuple[fl
     data, fitted = shifted(digits, *box), shifted(train, *box)
     found = growth(data, train=fitted, eps=eps, sides=(7, 8, 20), draws=3)
     assert len(found.sizes) == 9
-    for rung in found.sizes:
-        assert rung.n == rung.side**2
-        assert rung.predicted == pytest.approx(eps * rung.m * rung.n, rel=1e-14)
-        assert rung.measured == pytest.approx(rung.predicted, rel=1e-12)
-        assert 0 < rung.boxed < rung.measured
+    for size in found.sizes:
+        assert size.n == size.side**2
+        assert size.predicted == pytest.approx(eps * size.m * size.n, rel=1e-14)
+        assert size.measured == pytest.approx(size.predicted, rel=1e-12)
+        assert 0 < size.boxed < size.measured
 
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 3.0)])
@@ -62,7 +62,7 @@ def test_the_measured_change_is_eps_m_n(digits, train, eps: float, box: tuple[fl
 def test_the_figures_of_drawn_weights_are_numpys(digits, kind: str, box: tuple[float, float]):
     data, eps, draws, side, seed = shifted(digits, *box), 0.2, 5, 8, 11
     found = growth(data, eps=eps, sides=(side,), draws=draws, seed=seed, rows=10_000, train=data)
-    (rung,) = found.of(kind)
+    (size,) = found.of(kind)
     index = torch.arange(draws)
     noise = Noise(seed, index, torch.zeros_like(index))
     w = noise.normal((64,), step=side, draw=list(KINDS).index(kind), dtype=torch.float64).numpy()
@@ -71,29 +71,29 @@ def test_the_figures_of_drawn_weights_are_numpys(digits, kind: str, box: tuple[f
     even = min((data.y == 3).sum().item(), (data.y == 7).sum().item())
     assert len(x) == found.config["rows"] >= 2 * even
     moved = np.clip(x[:, None] + eps * np.sign(w), *box) - x[:, None]
-    assert rung.m == pytest.approx(np.abs(w).mean(), rel=1e-13)
-    assert rung.boxed == pytest.approx((moved * w).sum(2).mean(), rel=1e-12)
-    assert rung.clean == pytest.approx(np.abs(x @ w.T).mean(), rel=1e-12)
-    assert rung.spread == pytest.approx((x @ w.T).std(0).mean(), rel=1e-12)
-    assert rung.per_clean == pytest.approx(rung.measured / rung.clean)
-    assert rung.per_spread == pytest.approx(rung.measured / rung.spread)
-    assert rung.accuracy is rung.fgsm_accuracy is rung.fgsm_boxed is None
+    assert size.m == pytest.approx(np.abs(w).mean(), rel=1e-13)
+    assert size.boxed == pytest.approx((moved * w).sum(2).mean(), rel=1e-12)
+    assert size.clean == pytest.approx(np.abs(x @ w.T).mean(), rel=1e-12)
+    assert size.spread == pytest.approx((x @ w.T).std(0).mean(), rel=1e-12)
+    assert size.per_clean == pytest.approx(size.measured / size.clean)
+    assert size.per_spread == pytest.approx(size.measured / size.spread)
+    assert size.accuracy is size.fgsm_accuracy is size.fgsm_boxed is None
 
 
 @pytest.mark.parametrize("side", [5, 8, 13])
 def test_the_figures_of_trained_weights_are_those_of_fgsm_on_scikit_learns_classifier(digits, train, side: int):
     found = growth(digits, train=train, eps=0.15, sides=(side,), draws=1, fit_rows=200, C=0.5)
-    (rung,) = found.of("trained")
-    fitted, held = pair_rows(train), pair_rows(digits)
+    (size,) = found.of("trained")
+    fitted, held_out = pair_rows(train), pair_rows(digits)
     first = torch.cat([(fitted.y == label).nonzero().squeeze(1)[:100] for label in (3, 7)]).sort().values
     fitted = fitted.rows(first)
     model = LogisticRegression(C=0.5, max_iter=2000).fit(resized(fitted.x, side), fitted.y == 7)
     net = weighted(torch.from_numpy(model.coef_[0]), float(model.intercept_[0]))
-    x, y = resized(held.x, side), (held.y == 7).long()
-    assert rung.m == pytest.approx(np.abs(model.coef_).mean(), rel=1e-9)
-    assert rung.accuracy == pytest.approx(model.score(x.numpy(), y.numpy()))
-    assert rung.clean == pytest.approx(net(x).abs().mean().item(), rel=1e-9)
-    for ball, share in ((eb.Linf(eps=0.15), rung.fgsm_accuracy), (eb.Linf(eps=0.15, lo=0, hi=1), rung.fgsm_boxed)):
+    x, y = resized(held_out.x, side), (held_out.y == 7).long()
+    assert size.m == pytest.approx(np.abs(model.coef_).mean(), rel=1e-9)
+    assert size.accuracy == pytest.approx(model.score(x.numpy(), y.numpy()))
+    assert size.clean == pytest.approx(net(x).abs().mean().item(), rel=1e-9)
+    for ball, share in ((eb.Linf(eps=0.15), size.fgsm_accuracy), (eb.Linf(eps=0.15, lo=0, hi=1), size.fgsm_boxed)):
         x_adv = eb.FGSM()(net, x, y, ball)
         assert share == pytest.approx(((net(x_adv) > 0).long() == y).double().mean().item())
 
@@ -126,25 +126,25 @@ def test_on_mnist_fgsm_gets_stronger_with_the_dimension():
     folder = shared_data("mnist")
     data, fitted = load_data(folder, limit=2000), load_data(folder, split="train", limit=6000)
     found = growth(data, train=fitted, eps=0.1, sides=(7, 14, 28, 56), draws=8, rows=300)
-    accuracies = [rung.fgsm_accuracy for rung in found.of("trained")]
+    accuracies = [size.fgsm_accuracy for size in found.of("trained")]
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[0] > 0.4 > 0.2 > accuracies[-1]
-    assert all(rung.accuracy > 0.94 for rung in found.of("trained"))
+    assert all(size.accuracy > 0.94 for size in found.of("trained"))
     assert found.exponent("normal", "per_spread") > 0.35
     assert found.exponent("trained", "per_spread") == pytest.approx(0.15, abs=0.1)
 
 
 @pytest.mark.parametrize("exponent", [-0.7, 0.0, 0.5, 1.0])
 def test_the_exponent_of_a_power_law_is_found(exponent: float):
-    rungs = tuple(
+    sizes = tuple(
         GrowthAtSize("normal", side, side**2, 1.0, 1.0, 3.0 * side ** (2 * exponent), 1.0, 1.0, 0.0)
         for side in (16, 4, 9)
     )
-    found = Growth(sizes=rungs, config={})
+    found = Growth(sizes=sizes, config={})
     assert found.exponent("normal", "measured") == pytest.approx(exponent, abs=1e-12)
     assert found.exponent("normal", "spread") is None
     assert found.exponent("trained", "measured") is None
-    assert [rung.n for rung in found.of("normal")] == [16, 81, 256]
+    assert [size.n for size in found.of("normal")] == [16, 81, 256]
 
 
 def test_resizing_down_is_the_mean_of_areas():
@@ -179,8 +179,8 @@ def test_the_order_of_the_training_data_plays_no_part(digits, train):
     found = growth(digits, train=train.rows(order), fit_rows=60, rows=40, **FAST)
     again = growth(digits, train=train, fit_rows=60, rows=40, **FAST)
     assert (found.config["fit_rows"], found.config["rows"]) == (60, 40)
-    for rung, other in zip(found.sizes, again.sizes, strict=True):
-        assert rung.m == pytest.approx(other.m, rel=1e-4)  # the solver sees the same rows in another order
+    for size, other in zip(found.sizes, again.sizes, strict=True):
+        assert size.m == pytest.approx(other.m, rel=1e-4)  # the solver sees the same rows in another order
 
 
 def test_colour_images_are_counted_per_channel():
@@ -189,37 +189,37 @@ def test_colour_images_are_counted_per_channel():
     x = torch.rand(40, 3, 6, 5, generator=generator) * 0.5 + 0.5 * y[:, None, None, None]
     found = growth(from_arrays(x, y, lo=0, hi=1), **FAST)
     assert found.config["pair"] == (0, 1)
-    assert [rung.n for rung in found.of("trained")] == [48, 192, 432]
+    assert [size.n for size in found.of("trained")] == [48, 192, 432]
 
 
 def test_blocks_of_rows_do_not_change_the_figures(digits, train, monkeypatch):
     whole = growth(digits, train=train, **FAST)
     monkeypatch.setattr(resize, "BLOCK", 1000)
-    for rung, other in zip(whole.sizes, growth(digits, train=train, **FAST).sizes, strict=True):
-        for name, value in vars(rung).items():
+    for size, other in zip(whole.sizes, growth(digits, train=train, **FAST).sizes, strict=True):
+        for name, value in vars(size).items():
             same = value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-10)
             assert getattr(other, name) == same
 
 
 def test_random_weights_depend_on_the_seed_alone(digits, train):
     state = torch.random.get_rng_state()
-    kept = digits.x.clone()
+    before = digits.x.clone()
     one, two, other = (growth(digits, train=train, seed=seed, **FAST) for seed in (0, 0, 1))
     assert one == two
     assert one.of("normal") != other.of("normal")
     assert one.of("trained") == other.of("trained")
-    assert torch.equal(digits.x, kept)
+    assert torch.equal(digits.x, before)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_record_survives_json(digits):
     found = growth(digits, **FAST)
     assert Growth.from_json(found.to_json()) == found
-    said = found.summary()
-    assert said["config"]["versions"]["epsball"] == eb.__version__
-    assert said["config"]["seed"] == 0
-    assert said["exponents"]["normal"]["measured"] == found.exponent("normal", "measured")
-    assert len(said["sizes"]) == 9
+    summary = found.summary()
+    assert summary["config"]["versions"]["epsball"] == eb.__version__
+    assert summary["config"]["seed"] == 0
+    assert summary["exponents"]["normal"]["measured"] == found.exponent("normal", "measured")
+    assert len(summary["sizes"]) == 9
 
 
 def test_progress_is_reported(digits):
@@ -242,7 +242,7 @@ def test_the_figure_is_a_picture(digits, tmp_path: Path, sides: tuple[int, ...])
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"eps": 0.0}, "`eps` must be > 0"),
         ({"eps": math.inf}, "`eps` must be > 0"),
@@ -257,8 +257,8 @@ def test_the_figure_is_a_picture(digits, tmp_path: Path, sides: tuple[int, ...])
         ({"pair": (3, 12)}, "`pair` must be two different labels"),
     ],
 )
-def test_a_bad_argument_is_named(digits, options: dict, said: str):
-    with pytest.raises(BadInput, match=said):
+def test_a_bad_argument_is_named(digits, options: dict, message: str):
+    with pytest.raises(BadInput, match=message):
         growth(digits, **options)
 
 

@@ -159,12 +159,12 @@ def test_every_start_leads_to_a_stationary_point(start: str):
     w = {"zero": np.zeros(12), "random": generator.normal(size=12)}.get(start)
     if w is None:
         w = np.array(l1_equivalence(X, y, eps=0.15).of("gradient").weight)
-    kept = w.copy()
+    before = w.copy()
     found = gradient_penalty.fit(X, side, 0.15, (w, 0.0))
     off, off_b = gradient_penalty.residual(found.w, found.b, X, side, 0.15)
     assert found.residual == max(off.max(), off_b) <= 1e-7
     assert found.objective == gradient_penalty.objective(found.w, found.b, X, side, 0.15)
-    assert np.array_equal(w, kept)
+    assert np.array_equal(w, before)
 
 
 def test_a_fit_that_stopped_short_warns(monkeypatch: pytest.MonkeyPatch):
@@ -187,8 +187,8 @@ def test_the_plain_model_is_scikit_learns(case):
 def test_the_figures_are_those_of_the_exact_attack(case):
     X, y, eps, found = case
     cut = len(y) // 2
-    held = l1_equivalence(X[:cut], y[:cut], eps=eps, test=(X[cut:], y[cut:]))
-    for result, rows in ((found, slice(None)), (held, slice(cut, None))):
+    held_out = l1_equivalence(X[:cut], y[:cut], eps=eps, test=(X[cut:], y[cut:]))
+    for result, rows in ((found, slice(None)), (held_out, slice(cut, None))):
         Xt, yt = X[rows], y[rows]
         for fit in result.fits:
             model = RobustLogisticRegression()
@@ -201,7 +201,7 @@ def test_the_figures_are_those_of_the_exact_attack(case):
             assert fit.worst_loss == pytest.approx(best.loss_after.mean().item(), rel=1e-9)
             assert fit.norm == pytest.approx(sum(map(abs, fit.weight)), rel=1e-12)
             assert fit.zeros == fit.weight.count(0.0)
-    assert held.config["test_rows"] == len(y) - cut
+    assert held_out.config["test_rows"] == len(y) - cut
     assert found.config["test_rows"] is None
 
 
@@ -254,14 +254,14 @@ def test_swapped_classes_swap_the_sign():
 
 def test_images_and_tensors_are_the_same_as_their_rows():
     X, y = table("clouds")
-    kept = X.copy()
+    before = X.copy()
     rows = l1_equivalence(X, y, eps=0.15)
-    said: list[tuple[int, int, str]] = []
-    images = l1_equivalence(torch.tensor(X.reshape(-1, 1, 3, 4)), y, eps=0.15, on_progress=lambda *at: said.append(at))
+    calls: list[tuple[int, int, str]] = []
+    images = l1_equivalence(torch.tensor(X.reshape(-1, 1, 3, 4)), y, eps=0.15, on_progress=lambda *at: calls.append(at))
     assert images.fits == rows.fits
     assert images.config["shape"] == (1, 3, 4)
-    assert said == [*((done, 6, name) for done, name in enumerate(MODELS.values())), (6, 6, "")]
-    assert np.array_equal(X, kept)
+    assert calls == [*((done, 6, name) for done, name in enumerate(MODELS.values())), (6, 6, "")]
+    assert np.array_equal(X, before)
 
 
 def test_separable_classes_have_no_minimum():
@@ -309,7 +309,7 @@ def test_the_figure_is_a_picture(tmp_path: Path, shape: tuple[int, ...]):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"eps": 0.0}, "`eps` must be > 0 and finite"),
         ({"eps": math.nan}, "`eps` must be > 0 and finite"),
@@ -325,10 +325,10 @@ def test_the_figure_is_a_picture(tmp_path: Path, shape: tuple[int, ...]):
         ({"X": [["a"] * 12] * 400}, "`X` must hold dense arrays of numbers"),
     ],
 )
-def test_a_bad_argument_is_named(options: dict, said: str):
+def test_a_bad_argument_is_named(options: dict, message: str):
     X, y = table("clouds")
     parts = {"X": X, "y": y, "eps": 0.15} | options
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         l1_equivalence(parts.pop("X"), parts.pop("y"), **parts)
 
 
@@ -376,16 +376,16 @@ def test_a_users_own_rows_are_halved(tmp_path: Path):
     np.savez(tmp_path / "table.npz", x=X, y=(y == "up").astype(int))
     done = run("--data", "table.npz", "--eps", "3/20", "--C", "0.5", "--out", "o", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["config"]["eps"], said["config"]["C"]) == (0.15, 0.5)
-    assert (said["config"]["rows"], said["config"]["test_rows"]) == (200, 200)
+    printed = json.loads(done.stdout)
+    assert (printed["config"]["eps"], printed["config"]["C"]) == (0.15, 0.5)
+    assert (printed["config"]["rows"], printed["config"]["test_rows"]) == (200, 200)
     expected = l1_equivalence(X[::2], y[::2], eps=0.15, C=0.5, test=(X[1::2], y[1::2]))
-    assert [fit["attacked"] for fit in said["fits"]] == [fit.attacked for fit in expected.fits]
+    assert [fit["attacked"] for fit in printed["fits"]] == [fit.attacked for fit in expected.fits]
     assert L1Equivalence.from_json((tmp_path / "o" / "l1.json").read_text()).fits == expected.fits
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--pair", "3", "12"], "`pair` must be two different labels"),
         (["--eps", "a"], "`eps` must be a number or a fraction"),
@@ -394,10 +394,10 @@ def test_a_users_own_rows_are_halved(tmp_path: Path):
         (["--data", "digitz"], "did you mean 'digits'"),
     ],
 )
-def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "explain").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explain_doubles import assert_drawn, assert_kept, assert_untouched, examples, known
+from explain_doubles import assert_drawn, assert_survives_json, assert_untouched, examples, known
 from nets import Broken, Counting, linear, mlp, weighted
 
 import epsball as eb
@@ -136,7 +136,7 @@ def test_logits_that_are_not_finite_leave_the_others():
     assert found.explained["whole"][2] is None
     assert sum(share is None for share in found.explained["whole"]) == 1
     assert found.label[1][2] is not None
-    assert_kept(found)
+    assert_survives_json(found)
 
 
 def test_the_model_is_returned_unchanged():
@@ -146,14 +146,14 @@ def test_the_model_is_returned_unchanged():
 
 def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     found = linearity(mlp(SHAPE, 3), examples(12, SHAPE, 3), eb.Linf(eps=0.2), points=21)
-    assert_kept(found)
+    assert_survives_json(found)
     assert_drawn(found, tmp_path / "linearity.png")
     assert "12 examples" in found.sentence
     assert_drawn(linearity(linear((4,), 1), examples(3, (4,), 1), eb.L2(eps=0.1), points=5), tmp_path / "two.png")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"points": 10}, "`points` must be odd"),
         ({"points": 3}, "`points` must be a whole number >= 5"),
@@ -161,18 +161,18 @@ def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
         ({"rows": 0}, "`rows` must be a whole number >= 1"),
     ],
 )
-def test_a_bad_argument_is_named(options: dict, said: str):
-    with pytest.raises(BadInput, match=said):
+def test_a_bad_argument_is_named(options: dict, message: str):
+    with pytest.raises(BadInput, match=message):
         linearity(mlp(SHAPE, 3), examples(4, SHAPE, 3), eb.Linf(eps=0.1), **options)
 
 
 def test_examples_and_balls_that_do_not_fit_are_named():
     data = examples(4, SHAPE, 3)
-    for bad, said in (
+    for bad, message in (
         (lambda: linearity(mlp(SHAPE, 3), data.rows(slice(0)), eb.Linf(eps=0.1)), "at least one example"),
         (lambda: linearity(mlp(SHAPE, 3), data, eb.Linf(eps=torch.full((4,), 0.1))), "one radius"),
         (lambda: linearity(mlp(SHAPE, 2), examples(4, SHAPE, 3, seed=5), eb.Linf(eps=0.1)), "below the 2 classes"),
         (lambda: linearity(mlp(SHAPE, 3), data, eb.Linf(eps=0.1, lo=0.5)), "must lie in the box"),
     ):
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=message):
             bad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explain_doubles import assert_drawn, assert_kept, assert_untouched, examples, known
+from explain_doubles import assert_drawn, assert_survives_json, assert_untouched, examples, known
 from nets import mlp, weighted
 from torch import nn
 
@@ -87,7 +87,7 @@ def test_a_users_own_network_is_made_at_every_size():
     found = local_growth(make, load_data("digits", limit=80), eb.L2(eps=0.5), sides=(3, 8), steps=1, rows=10)
     assert shapes == [((1, 3, 3), 10), ((1, 8, 8), 10)]
     assert found.config["fit_rows"] == 40
-    assert_kept(found)
+    assert_survives_json(found)
 
 
 def test_exponents_are_those_of_their_powers():
@@ -109,7 +109,7 @@ def test_the_model_is_returned_unchanged():
 
 def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     found = local_growth("small-mlp", load_data("digits", limit=120), eb.Linf(eps=0.1, lo=0, hi=1), **SMALL)
-    assert_kept(found)
+    assert_survives_json(found)
     assert_drawn(found, tmp_path / "local.png")
     one = LocalGrowth(sizes=found.sizes[:1], config=found.config)
     assert_drawn(one, tmp_path / "one.png")
@@ -117,15 +117,15 @@ def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"sides": ()}, "`sides` must name"),
         ({"sides": (0,)}, "`sides` must be a whole number >= 1"),
         ({"steps": 0}, "`steps` must be"),
     ],
 )
-def test_a_bad_argument_is_named(options: dict, said: str):
-    with pytest.raises(BadInput, match=said):
+def test_a_bad_argument_is_named(options: dict, message: str):
+    with pytest.raises(BadInput, match=message):
         local_growth("small-mlp", load_data("digits", limit=20), eb.Linf(eps=0.1), **options)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explain_doubles import assert_drawn, assert_kept, assert_untouched, examples, known
+from explain_doubles import assert_drawn, assert_survives_json, assert_untouched, examples, known
 from nets import mlp, rng, weighted
 
 import epsball as eb
@@ -105,7 +105,7 @@ def test_where_no_example_is_fooled_there_is_no_share(tmp_path: Path):
     assert found.fooled_outside is None
     assert found.fooled_noise is None
     assert "fools" not in found.sentence
-    assert_kept(found)
+    assert_survives_json(found)
     assert_drawn(found, tmp_path / "nobody.png")
 
 
@@ -119,7 +119,7 @@ def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
     found = manifold(model, known(model, examples(40, (2, 3), 3)), eb.Linf(eps=2.0), seed=3)
     assert found.fooled_inside is not None
     assert "part within" in found.sentence
-    assert_kept(found)
+    assert_survives_json(found)
     assert_drawn(found, tmp_path / "manifold.png")
 
 

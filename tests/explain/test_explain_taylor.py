@@ -142,14 +142,14 @@ def test_the_model_and_the_examples_are_returned_unchanged():
     flags = [m.training for m in model.modules()]
     state = {name: part.clone() for name, part in model.state_dict().items()}
     x, y = batch_of(5, SHAPE, 3)
-    kept = x.clone()
+    before = x.clone()
     taylor_gap(model, x, y, eb.Linf(eps=0.1))
     with pytest.raises(RuntimeError, match="out of memory"):
         taylor_gap(RaisesAt(model, 3), x, y, eb.Linf(eps=0.1))
     assert [m.training for m in model.modules()] == flags
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(part, state[name]) for name, part in model.state_dict().items())
-    assert torch.equal(x, kept)
+    assert torch.equal(x, before)
     assert not x.requires_grad
 
 
@@ -233,7 +233,7 @@ def test_the_figure_is_a_picture(tmp_path: Path, case: str):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"eps": ()}, "`eps` must be radii > 0"),
         ({"eps": (0.1, 0.0)}, "`eps` must be radii > 0"),
@@ -242,21 +242,21 @@ def test_the_figure_is_a_picture(tmp_path: Path, case: str):
         ({"loss": lambda logits, task: logits}, "`loss` must give one value per example"),
     ],
 )
-def test_a_bad_argument_is_named(options: dict, said: str):
+def test_a_bad_argument_is_named(options: dict, message: str):
     x, y = batch_of(4, SHAPE, 3)
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         taylor_gap(mlp(SHAPE, 3), x, y, eb.Linf(eps=0.1), **options)
 
 
 def test_bad_examples_are_named():
     x, y = batch_of(4, SHAPE, 3)
     late = torch.tensor([0, 1, 2, 3])
-    for bad, said in (
+    for bad, message in (
         (lambda: taylor_gap(mlp(SHAPE, 3), x, late, eb.Linf(eps=0.1), batch_size=2), "below the 3 classes"),
         (lambda: taylor_gap(mlp(SHAPE, 3), x[:0], y[:0], eb.Linf(eps=0.1)), "at least one example"),
         (lambda: taylor_gap(mlp(SHAPE, 3), x, y, eb.Linf(eps=0.1, lo=0.5)), "must lie in the box"),
         (lambda: taylor_gap(LabelOnly(mlp(SHAPE, 3)), x, y, eb.Linf(eps=0.1)), "returns labels"),
         (lambda: taylor_gap(mlp(SHAPE, 3), x, y, eb.Linf(eps=torch.full((4,), 0.1))), "`eps` must be given"),
     ):
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=message):
             bad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explain_doubles import assert_drawn, assert_kept, assert_untouched, examples, known
+from explain_doubles import assert_drawn, assert_survives_json, assert_untouched, examples, known
 from nets import conv, mlp, weighted
 from torch import nn
 
@@ -56,11 +56,11 @@ def test_the_dual_norm_of_a_linear_model_is_that_of_its_weights(norm: str, dual:
     assert np.allclose(found.plain.margin, np.quantile(gaps, quantiles))
     assert np.allclose(found.plain.radius, np.quantile(gaps, quantiles) / slope)
     assert np.allclose(found.trained.radius, found.plain.radius)
-    standing = float((gaps > 0.1 * slope).mean())
+    robust = float((gaps > 0.1 * slope).mean())
     assert (found.plain.clean, found.plain.fgsm, found.plain.pgd) == (
         1,
-        pytest.approx(standing),
-        pytest.approx(standing),
+        pytest.approx(robust),
+        pytest.approx(robust),
     )
 
 
@@ -69,7 +69,7 @@ def test_one_network_twice_is_unchanged():
     found = training_changed({"a": model, "b": mlp(SHAPE, 3)}, images(model), eb.Linf(eps=0.2, lo=0, hi=1))
     assert found.filters["a"] == found.filters["b"]
     assert found.gradients["a"] == found.gradients["b"]
-    for name in ("clean", "fgsm", "pgd", "slope", "gap", "layers", "near_zero"):
+    for name in ("clean", "fgsm", "pgd", "dual_norm", "margin", "layers", "near_zero"):
         assert getattr(found.plain, name) == getattr(found.trained, name)
 
 
@@ -113,17 +113,17 @@ def test_the_record_survives_json_and_has_a_figure(tmp_path: Path, case: str):
         nets, shape = (mlp((7,), 3), mlp((7,), 3, seed=1)), (7,)
     data = images(nets[0], shape)
     found = training_changed(dict(zip(("plain", "trained"), nets, strict=True)), data, eb.Linf(eps=0.1), steps=3)
-    assert_kept(found)
+    assert_survives_json(found)
     assert_drawn(found, tmp_path / "changed.png")
     assert "From plain to trained" in found.sentence
 
 
 def test_anything_but_two_networks_is_refused():
     data, model = examples(4, SHAPE, 3), mlp(SHAPE, 3)
-    for models, said in (
+    for models, message in (
         ({"a": model}, "two networks by name"),
         ({"a": model, "b": lambda x: x}, "but 'b' is none"),
         ({"a": model, "b": nn.Flatten()}, "but 'b' is none"),
     ):
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=message):
             training_changed(models, data, eb.Linf(eps=0.1))
