@@ -16,6 +16,7 @@ from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
 from epsball.explain import companions, direction, networks, trained, trained_further
 from epsball.explain.analyses.direction import _agreement
+from epsball.problem.objective import ModelWarning
 
 SHAPE = (2, 3, 2)
 
@@ -107,7 +108,7 @@ def test_agreement_by_chance_is_that_of_independent_draws():
 
 def test_examples_without_a_gradient_form_no_pair():
     data = from_arrays(batch(6, (4,)), [0, 1, 0, 1, 0, 1])
-    with pytest.warns(eb.objective.ModelWarning, match="exactly zero"):
+    with pytest.warns(ModelWarning, match="exactly zero"):
         found = direction(Staircase(linear((4,), 2)), data, eb.Linf(eps=0.1))
     assert found.pairs[0].gradient_same is None
     assert found.pairs[0].gradient_other is None

@@ -17,6 +17,7 @@ from epsball.common.noise import Noise
 from epsball.explain import linearity
 from epsball.explain.analyses.linearity import PIECES, explained
 from epsball.explain.measure import shuffled
+from epsball.problem.objective import ModelWarning
 
 SHAPE = (2, 3, 2)
 BALLS = {"linf": eb.Linf(eps=0.1), "l2": eb.L2(eps=0.5), "l1": eb.L1(eps=1.0)}
@@ -131,7 +132,7 @@ def test_the_control_has_the_same_norm_and_leaves_the_masked():
 def test_logits_that_are_not_finite_leave_the_others():
     data = examples(6, SHAPE, 3)
     data.x[:, 0, 0, 0] = torch.tensor([0.1, 0.1, 0.95, 0.1, 0.1, 0.1])
-    with pytest.warns(eb.objective.ModelWarning, match="not finite"):
+    with pytest.warns(ModelWarning, match="not finite"):
         found = linearity(Broken(mlp(SHAPE, 3), 0.9), data, eb.Linf(eps=0.01), span=2, points=5)
     assert found.explained["whole"][2] is None
     assert sum(share is None for share in found.explained["whole"]) == 1
