@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
+from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.data.load import load_data
 from epsball.explain import Growth, draw, growth, resize
