@@ -29,6 +29,8 @@ SAVE_EVERY = 10.0
 """Seconds between two checkpoints within an epoch, at least; there is always one at an epoch's end."""
 MACHINE = ("threads", "device", "processes", "versions")
 """What may differ between a training and its resume."""
+IN_WORDS = ("objective", "ball", "data")
+"""What is described in words and compared by fingerprints, after the settings."""
 
 
 @dataclass(eq=False)
@@ -105,5 +107,5 @@ def identity_of(
         "ball": fingerprint.described(data.ball),
         "data": fingerprint.of_tensors(*tensors),
     }
-    settings = {name: value for name, value in description.items() if name not in MACHINE}
+    settings = {name: value for name, value in description.items() if name not in (*MACHINE, *IN_WORDS)}
     return json.loads(json.dumps(settings | fingerprints))
