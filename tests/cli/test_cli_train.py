@@ -401,9 +401,7 @@ def test_two_processes_write_one_folder_and_one_report(run: Run, tmp_path: Path)
         assert torch.allclose(weights("both")[name], value, atol=1e-4)
 
 
-def test_a_process_that_is_not_the_first_only_writes_checkpoints(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_process_that_is_not_the_first_only_writes_checkpoints(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("epsball.training.distributed.join_torchrun", lambda: False)
     assert run("train", "--ball", "l3:1", "--out", "net") == (2, "", "")
     assert run("train", *QUICK, "--objective", "plain", "--out", "net") == (0, "", "")

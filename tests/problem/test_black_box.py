@@ -21,7 +21,7 @@ from epsball.data.load import load_data
 from epsball.engine import queue
 from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
-from epsball.problem.black_box import Questions, objective_for
+from epsball.problem.black_box import BlackBoxObjective, objective_for
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task, task_of
 
@@ -318,7 +318,7 @@ def test_queue_keeps_to_the_budget_of_an_example(attack: HSJ | eb.Square) -> Non
     )
     ids = torch.arange(40) * 10
     with objective_for(box, attack.loss, needs=attack.needs) as objective:
-        assert isinstance(objective, Questions)
+        assert isinstance(objective, BlackBoxObjective)
         found = queue.run(attack, objective, task_of(x, y, ball, ids=ids), QueueOptions(batch_size=32))
     assert (box.spent(ids) <= 60).all()
     assert (box.spent(ids) == 60).any()

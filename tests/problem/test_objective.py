@@ -303,7 +303,7 @@ SICK = {
     "probabilities": (Probabilities(NET), "Return the logits"),
     "exactly zero for 8 of 8": (Staircase(NET), "Try the margin loss"),
     "exactly zero for 3 of 8": (Staircase(NET, 0.7), "Try the margin loss"),
-    "gradient is not finite": (InfiniteSlope(NET), "taken for zero"),
+    "gradient is not finite": (InfiniteSlope(NET), "taken as zero"),
     "gradient is not finite everywhere": (Broken(NET, 0.7), "overflow"),
 }
 

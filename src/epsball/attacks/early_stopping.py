@@ -1,4 +1,4 @@
-"""Early stopping: a job ends when its margin, extrapolated, cannot reach the decision boundary in the steps that remain.
+"""Early stopping: a job ends when its extrapolated margin cannot reach the decision boundary in the steps left.
 
 The first steps of an attack gain most; later gains come with every doubling of the number of steps rather than with
 every step. So progress is measured per doubling. After 1, 2, 4, 8, ... steps a row notes its best margin so far, and

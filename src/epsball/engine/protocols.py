@@ -1,8 +1,8 @@
-"""Named protocols: lists of attacks, each run on what the ones before it left standing.
+"""Named protocols: lists of attacks, each run on the examples that are still robust.
 
 `standard` is the list and the budgets of AutoAttack's standard version (Croce and Hein, ICML 2020; in L1 Croce and
-Hein, ICML 2021), so that a figure may be reported under that meaning. `fast` is made to give the same verdict sooner;
-how it was found, and on which networks, is in docs/protocols.md. `min-norm` is for `evaluate(min_norm=True)`.
+Hein, ICML 2021), so that a figure may be reported under that meaning. `fast` gives the same results in less time; how
+it was found, and on which networks, is in docs/protocols.md. `min-norm` is for `evaluate(min_norm=True)`.
 """
 
 from __future__ import annotations

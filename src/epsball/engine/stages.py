@@ -1,4 +1,4 @@
-"""What a user asks for becomes stages: attacks, at the radii that they are run at, in their order."""
+"""From the attacks that a user names to stages: one attack at one radius, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Asked = str | Attack | UserCallable
 Named = tuple[str, Attack | UserAttack]
 """An attack under the name that the user gave it."""
 WITHIN = 0.95
-"""The share of the distance at which an example is known to be fooled that attacks of one radius look within."""
+"""In a minimum-norm run, attacks of one radius search within this share of the smallest distance known."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedStage:
-    """A stage that is to come: an attack, under the name that the user gave it, at one radius (None: the ball's own).
+    """A stage to be run: an attack, under the name that the user gave it, at one radius (None: the ball's own).
 
-    A `draft` climbs in lower precision; its successes count where the model itself is fooled. With `within`, a share,
-    the radius is that share of the distance at which each example is known to be fooled.
+    A `draft` runs in lower precision; its successes count where the model itself confirms them. With `within`, a share,
+    the radius is that share of the smallest distance of an adversarial example known, for each example.
     """
 
     name: str
@@ -40,11 +40,11 @@ class PlannedStage:
 
     @property
     def minimises(self) -> bool:
-        """Whether the attack seeks the nearest fooling point."""
+        """Whether it is a minimum-norm attack."""
         return isinstance(self.attack, Attack) and self.attack.minimises
 
     def described(self) -> dict[str, Any]:
-        """What the configuration says of it."""
+        """Its entry in `config.json`."""
         return {
             "name": self.name,
             "attack": self.label,
@@ -62,7 +62,7 @@ def stages_of(
     within: float | None = None,
     first: int = 0,
 ) -> tuple[PlannedStage, ...]:
-    """All attacks at the first radius, then at the next; each that takes gradients as a draft first, where asked.
+    """All attacks at the first radius, then at the next; with `draft`, each gradient attack first in that precision.
 
     Their file names are numbered from `first` on.
     """
@@ -80,10 +80,10 @@ def stages_of(
 def nearest_stages(
     attacks: Sequence[Named], radii: Sequence[float] | None, draft: Precision | None
 ) -> tuple[PlannedStage, ...]:
-    """What seeks the nearest points, in balls without end; then the others: is there anything nearer than those?
+    """The minimum-norm attacks in balls of infinite radius, then the others, which search for something nearer.
 
-    They look at each radius that is asked for, or else within `WITHIN` of the distance that is known. Raises `BadInput`
-    where none of the attacks seeks nearest points.
+    The others run at each of `radii`, or else within `WITHIN` times the smallest distance known. Raises `BadInput`
+    where no attack is a minimum-norm one.
     """
     seeking = [pair for pair in attacks if isinstance(pair[1], Attack) and pair[1].minimises]
     checking = [pair for pair in attacks if pair not in seeking]
@@ -97,12 +97,12 @@ def nearest_stages(
 
 
 def listed(asked: Asked | Sequence[Asked]) -> list[Asked]:
-    """What was asked for, one by one."""
+    """The attacks as a list, also if one was given alone."""
     return list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
 
 
 def named(asked: Asked | Sequence[Asked], ball: Ball) -> list[Named]:
-    """The attacks that are asked for, each with its name; protocols are taken apart.
+    """The attacks with their names; a protocol becomes its attacks.
 
     Raises `BadInput` for what is no attack, and for one that is not defined in such balls.
     """
@@ -119,7 +119,7 @@ def named(asked: Asked | Sequence[Asked], ball: Ball) -> list[Named]:
 
 
 def attack_of(asked: Asked) -> Attack | UserAttack:
-    """An attack from its name, as it is, or around a callable."""
+    """An attack from its name, an attack as it is, or a user's callable as a `UserAttack`."""
     if isinstance(asked, str):
         return parse(asked)
     if isinstance(asked, Attack):

@@ -1,6 +1,6 @@
 """A user's own attack in an evaluation: any callable (model, x, y, ball) -> x_adv takes part beside the built-in ones.
 
-It is handed copies, `batch_size` rows at a time, and believed nothing: what it returns is judged here.
+It gets copies, `batch_size` rows at a time; success and containment in the ball are computed here from what it returns.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ UserCallable = Callable[[Model, Tensor, Tensor, Ball], Tensor]
 
 @dataclass(frozen=True)
 class UserAttack:
-    """The callable `attack`, as a stage of an evaluation: (model, x (n, *shape), y (n,), ball) -> x_adv (n, *shape)."""
+    """A callable in a stage of an evaluation: (model, x (n, *shape), y (n,), ball) -> x_adv (n, *shape)."""
 
     attack: UserCallable
 
     @property
     def name(self) -> str:
-        """What records call it."""
+        """Its name in records."""
         return getattr(self.attack, "__name__", type(self.attack).__name__).lower()
 
 
 def run(
     called: UserAttack, model: Model, objective: Objective, task: Task, *, batch_size: int, on_turn: OnTurn
 ) -> AttackOutcome:
-    """Attack every row on `model`, and evaluator by `objective`, which is open.
+    """Attack every row on `model`; success is what `objective`, which is open, says of the returned points.
 
-    Forwards that the callable makes are counted where `model` is a module; its backwards cannot be seen. Forwards that
-    are no whole number per row count as padding. Whatever the callable does to the model's modes, buffers and `.grad`
-    is undone.
+    The callable's forward passes are counted where `model` is a module; its backward passes cannot be counted. Passes
+    beyond a whole number per row count as padding. What the callable does to the model's modes, buffers and `.grad` is
+    undone.
     """
-    parts, forwards, fallen, padding = [], [], 0, 0
+    parts, forwards, broken, padding = [], [], 0, 0
     fooled, invalid = [], []
     for rows in torch.arange(len(task.x), device=task.x.device).split(batch_size):
         part = task.rows(rows)
@@ -64,9 +64,11 @@ def run(
         parts.append(torch.where(good.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, part.x))
         forwards.append(torch.full((len(rows),), counts[0] // len(rows) + objective.eot))
         fooled.append(good.cpu())
-        invalid.append((~valid & ~good & part.ball.contains(x_adv, part.x)).cpu())  # elsewhere logits say nothing
-        fallen += int(good.sum())
-        on_turn(fallen)
+        invalid.append(
+            (~valid & ~good & part.ball.contains(x_adv, part.x)).cpu()
+        )  # outside the ball logits mean nothing
+        broken += int(good.sum())
+        on_turn(broken)
     hit = torch.cat(fooled)
     return AttackOutcome(
         x_adv=torch.cat(parts),
@@ -93,8 +95,8 @@ def _as_it_was(model: Model) -> Iterator[None]:
         (part, part.requires_grad, part.grad) for module in modules for part in module.parameters(recurse=False)
     ]
     buffers = [(module, dict(module._buffers)) for module in modules]
-    held = [*(grad for _, _, grad in learning), *(part for _, parts in buffers for part in parts.values())]
-    values = [(part, part.detach().clone()) for part in held if part is not None]
+    tensors = [*(grad for _, _, grad in learning), *(part for _, parts in buffers for part in parts.values())]
+    values = [(part, part.detach().clone()) for part in tensors if part is not None]
     try:
         yield
     finally:
@@ -113,7 +115,7 @@ def _as_it_was(model: Model) -> Iterator[None]:
 
 @contextmanager
 def _counted(model: Model) -> Iterator[list[int]]:
-    """The rows that a module is shown meanwhile."""
+    """Count the rows of the inputs of a module."""
     counts = [0]
     if not isinstance(model, nn.Module):
         yield counts

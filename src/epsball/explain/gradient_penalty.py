@@ -77,9 +77,7 @@ def fit(X: np.ndarray, y: np.ndarray, eps: float, start: tuple[np.ndarray, float
     return Stationary(w, b, objective(w, b, X, y, eps), float(worst))
 
 
-def _gradient(
-    m: np.ndarray, size: float, X: np.ndarray, y: np.ndarray, eps: float
-) -> tuple[np.ndarray, float, float]:
+def _gradient(m: np.ndarray, size: float, X: np.ndarray, y: np.ndarray, eps: float) -> tuple[np.ndarray, float, float]:
     """The objective's derivatives in w through the margins, in b, and in |w|_1, at |w|_1 = `size`."""
     unsure = expit(-m)
     per_score = -y * unsure * (1 + eps * size * expit(m)) / len(y)

@@ -1,8 +1,7 @@
-"""A black box: a function that is asked and not looked into, each question counted, capped and asked only once.
+"""A black box: a model that can only be queried, with the queries counted, limited and cached.
 
-Where queries are what an attack costs, they are counted per example, no example asks more than its budget, and an
-input that was seen before is answered from memory. What a function of numpy arrays or an estimator's method answers
-becomes logits or labels here.
+Queries are counted per example, no example makes more than its budget, and an input that was seen before is answered
+from the cache. The outputs of a function of numpy arrays, or of an estimator's method, become logits or labels here.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from epsball.problem.task import Task
 
 Answers = Literal["logits", "probabilities", "labels"]
 NOBODY = -1
-"""The example that questions are counted for when nobody says whose they are."""
+"""The id that queries count for when they belong to no example."""
 
 
 @dataclass(eq=False, kw_only=True)
 class BlackBox:
-    """`function` as a model, x -> logits or labels, that attacks see from outside: without a gradient.
+    """`function` as a model, x -> logits or labels, without gradients.
 
     `function` takes a batch (n, *shape), a numpy array, or a torch tensor where `takes` says so, and `answers` with
-    "logits" (n, classes) or (n,), with "probabilities" of that shape (taken for logits by their logarithm), or with
+    "logits" (n, classes) or (n,), with "probabilities" of that shape (whose logarithms are the logits), or with
     "labels" (n,): whole numbers, or any values that `classes` lists in their order. What it gets is a copy, so that it
     may write into it.
 
-    `budget` is the number of queries that an example may cost, or None. Beyond it the function is not asked: the answer
-    is no number, which fools nobody and ends the example's job (`spent`). `memory` inputs are remembered (the
-    least recently used are forgotten, 0 for a function that draws random numbers), and cost nothing when they come
-    again, whoever asks. `total` counts the inputs that the function was shown.
+    `budget` is the number of queries that an example may make, or None. Beyond it the function is not called: the
+    answer is NaN (-1 for labels), no success, and the example's job ends (`spent`). The last `memory` inputs are cached
+    (0 for a function that draws random numbers) and cost nothing when they come again, from whatever example. `total`
+    counts the inputs that the function was called with.
 
     >>> box = BlackBox(function=lambda x: x.sum(1) > 1, answers="labels", budget=2)
     >>> ids, one = torch.tensor([7]), torch.tensor([[0.5, 1.0]])
@@ -75,11 +74,11 @@ class BlackBox:
             raise BadInput(f"`classes` must be left out with answers={self.answers!r}: their columns are the classes")
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The answers at z (n, *shape), counted for no example."""
+        """The outputs at z (n, *shape), counted for no example."""
         return self.ask(z, None)
 
     def spent(self, ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        """The queries that these examples have cost."""
+        """The number of queries that these examples have made."""
         return torch.tensor([self._asked.get(one, 0) for one in ids.tolist()], dtype=torch.long, device=ids.device)
 
     def exhausted(self, ids: Int64[Tensor, " n"], keep: int = 0) -> Bool[Tensor, " n"]:
@@ -89,9 +88,9 @@ class BlackBox:
         return self.spent(ids) >= self.budget - keep
 
     def ask(self, z: Tensor, ids: Int64[Tensor, " n"] | None) -> Tensor:
-        """The answers at z (n, *shape), asked by the examples `ids`: floats (n, classes) or (n,), or labels (n,).
+        """The outputs at z (n, *shape), queried by the examples `ids`: floats (n, classes) or (n,), or labels (n,).
 
-        Equal rows are one question, of the first row that may ask it. Where the budget is spent: NaN, or -1 for labels.
+        Equal rows are one query, of the first row with budget left. Where the budget is spent: NaN, or -1 for labels.
         """
         points = np.ascontiguousarray(z.detach().cpu().to(_readable(z.dtype)).numpy())
         keys = [blake2b(row.tobytes(), digest_size=16, key=str(z.dtype).encode()).digest() for row in points]
@@ -122,55 +121,58 @@ class BlackBox:
             self._known.popitem(last=False)
 
     def _answer(self, z: Tensor, points: np.ndarray, rows: list[int]) -> np.ndarray:
-        """What the function says at some rows, as floats (n, *k) or integers (n,)."""
+        """The outputs of the function at some rows, as floats (n, *k) or integers (n,)."""
         self.total += len(rows)
         if self.takes == "torch":
             with torch.no_grad(), frozen(self.function):
-                told = self.function(z.detach()[torch.tensor(rows, device=z.device)])
+                output = self.function(z.detach()[torch.tensor(rows, device=z.device)])
         else:
-            told = self.function(points[rows])
-        if isinstance(told, Tensor):
-            told = told.detach().cpu().to(_readable(told.dtype)).numpy()
-        said = np.asarray(told)
-        if said.shape[:1] != (len(rows),):
+            output = self.function(points[rows])
+        if isinstance(output, Tensor):
+            output = output.detach().cpu().to(_readable(output.dtype)).numpy()
+        answers = np.asarray(output)
+        if answers.shape[:1] != (len(rows),):
             raise BadInput(
-                f"`function` must answer with one row per example, got {said.shape} for {len(rows)}; keep the first "
+                f"`function` must answer with one row per example, got {answers.shape} for {len(rows)}; keep the first "
                 "dimension as it comes"
             )
-        said = self._labels(said) if self.answers == "labels" else self._scores(said)
-        self._like = said[0]
-        return said
+        answers = self._labels(answers) if self.answers == "labels" else self._scores(answers)
+        self._like = answers[0]
+        return answers
 
-    def _labels(self, said: np.ndarray) -> np.ndarray:
-        if said.ndim != 1:
-            raise BadInput(f"`function` must answer with labels (n,), got {said.shape}; write answers='logits'?")
+    def _labels(self, answers: np.ndarray) -> np.ndarray:
+        if answers.ndim != 1:
+            raise BadInput(f"`function` must answer with labels (n,), got {answers.shape}; write answers='logits'?")
         if self.classes is not None:
             places = {value: place for place, value in enumerate(self.classes)}
-            unknown = [value for value in said.tolist() if value not in places]
+            unknown = [value for value in answers.tolist() if value not in places]
             if unknown:
                 raise BadInput(f"`classes` must list every label, got {unknown[0]!r}, which is none of {self.classes}")
-            return np.array([places[value] for value in said.tolist()], dtype=np.int64)
-        if said.dtype.kind not in "iub" or said.min(initial=0) < 0:
+            return np.array([places[value] for value in answers.tolist()], dtype=np.int64)
+        if answers.dtype.kind not in "iub" or answers.min(initial=0) < 0:
             raise BadInput(
-                f"`function` must answer with whole numbers >= 0 as labels, got {said.dtype}; name them with "
+                f"`function` must answer with whole numbers >= 0 as labels, got {answers.dtype}; name them with "
                 "`classes`, as in classes=estimator.classes_"
             )
-        return said.astype(np.int64)
+        return answers.astype(np.int64)
 
-    def _scores(self, said: np.ndarray) -> np.ndarray:
-        if said.ndim > 2 or said.dtype.kind not in "f":
+    def _scores(self, answers: np.ndarray) -> np.ndarray:
+        if answers.ndim > 2 or answers.dtype.kind not in "f":
             raise BadInput(
-                f"`function` must answer with {self.answers} (n, classes) or (n,), got {said.shape} {said.dtype}; "
+                f"`function` must answer with {self.answers} (n, classes) or (n,), got {answers.shape} "
+                f"{answers.dtype}; "
                 "write answers='labels' where it names classes"
             )
         if self.answers == "logits":
-            return said
-        if said.min(initial=0) < 0 or said.max(initial=0) > 1 + 1e-6:
-            raise BadInput(f"`function` must answer with probabilities, got {said.min()} to {said.max()}; logits?")
-        least = np.finfo(said.dtype).tiny
-        logits = np.log(np.maximum(said, least))
-        if said.ndim == 1 or said.shape[1] == 1:  # of class 1
-            return logits - np.log(np.maximum(1 - said, least))
+            return answers
+        if answers.min(initial=0) < 0 or answers.max(initial=0) > 1 + 1e-6:
+            raise BadInput(
+                f"`function` must answer with probabilities, got {answers.min()} to {answers.max()}; logits?"
+            )
+        least = np.finfo(answers.dtype).tiny
+        logits = np.log(np.maximum(answers, least))
+        if answers.ndim == 1 or answers.shape[1] == 1:  # of class 1
+            return logits - np.log(np.maximum(1 - answers, least))
         return logits
 
 
@@ -179,8 +181,8 @@ def _readable(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
-class Questions(Objective):
-    """An objective whose model is a black box: it is told which example asks, so that each has its own budget."""
+class BlackBoxObjective(Objective):
+    """An objective whose model is a black box, in which each example has its own budget."""
 
     def _run(self, z: Tensor, task: Task | None) -> Tensor:
         box = self.model
@@ -189,7 +191,7 @@ class Questions(Objective):
         return self._columns(output, z)
 
     def exhausted(self, task: Task) -> Bool[Tensor, " n"]:
-        """Where the examples have no query left but those for the last looks: one, which is remembered, or else two."""
+        """Where only the queries for the final evaluations are left: one, whose answer is cached, or else two."""
         box = self.model
         assert isinstance(box, BlackBox)
         return box.exhausted(task.noise.ids, keep=1 if box.memory else 2)
@@ -204,7 +206,7 @@ def objective_for(
     careful: bool = False,
     eot: int = 1,
 ) -> Objective:
-    """The objective that fits the model: for a black box, the one that counts its questions."""
+    """The objective that fits the model: for a black box, the one that counts its queries."""
     if not isinstance(model, BlackBox):
         return Objective(model, loss, needs=needs, success=success, careful=careful, eot=eot)
     if needs == "grad":
@@ -212,4 +214,4 @@ def objective_for(
             "`attacks` must do without gradients on a black box: square needs logits, hopskipjump labels; or attack a "
             "`source`, as `epsball.surrogate` trains one"
         )
-    return Questions(model, loss, needs=needs, success=success, careful=careful, eot=eot)
+    return BlackBoxObjective(model, loss, needs=needs, success=success, careful=careful, eot=eot)

@@ -1,8 +1,8 @@
-"""A model and a loss become Points: logits, loss, success and input gradient at z, with the passes counted.
+"""A model and a loss as an objective: logits, loss, success and input gradient at z, with model calls counted.
 
 While an objective is open the model is in eval mode and its parameters are frozen, so that only the input gradient is
-computed; on leaving, also by an exception, every flag is what it was. No `.grad` is ever written. Here, and only
-here, is the sign of a loss and the meaning of success decided; attacks only ascend.
+computed; on leaving, also by an exception, every flag is restored. No `.grad` is ever written. The sign of a loss and
+the meaning of success are decided here and nowhere else; attacks only ascend.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def probabilities(logits: Float[Tensor, "n classes"]) -> bool:
 
 
 class Point:
-    """What one pass found at z; an attack is shown what its `needs` says, and an error for the rest.
+    """The result of one model call at z; an attack can read what its `needs` says, the rest raises an error.
 
-    It is worked out when it is first asked for: on a single example every small operation between two passes costs a
-    per cent.
+    Each part is computed when it is first read: on a single example every small operation between two model calls costs
+    a per cent.
     """
 
     __slots__ = ("_fooled", "_grad", "_loss", "_output", "_success", "_task", "z")
@@ -88,12 +88,12 @@ class Point:
         return self._grad
 
     def drop_gradient(self) -> None:
-        """Free the memory of the gradient; the verdict stays."""
+        """Free the memory of the gradient; `fooled` can still be read."""
         self._grad = None
 
     @property
     def fooled(self) -> Bool[Tensor, " n"]:
-        """Where the point does what the attacker wants. Logits that are not finite fool nobody."""
+        """Where the attack succeeded at z. Logits that are not finite are no success."""
         if self._fooled is None:
             fooled = self._success(self._output.detach(), self._task)
             self._fooled = fooled & self.valid if fooled.any() else fooled
@@ -101,7 +101,7 @@ class Point:
 
     @property
     def valid(self) -> Bool[Tensor, " n"]:
-        """Where the logits are finite; elsewhere the point is neither robust nor fooled."""
+        """Where the logits are finite; elsewhere a row counts neither as robust nor as misclassified."""
         return self._output.detach().isfinite().flatten(1).all(1) if self._output.ndim > 1 else self._output >= 0
 
 
@@ -210,15 +210,15 @@ class Objective:
         return outputs.mean(0) if outputs.is_floating_point() else outputs.mode(0).values
 
     def evaluate_at(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
-        """A pass that only looks: success and validity at z, no loss, no gradient."""
+        """One forward pass at z: success and validity, without loss and gradient."""
         return Point(z, self.forward(z, task), None, None, self.success, task)
 
     def succeeds(self, output: Tensor, task: Task) -> Bool[Tensor, " n"]:
-        """Success, from logits or labels that are there already."""
+        """Success, from logits or labels that were computed before."""
         return Point(task.x, output, None, None, self.success, task).fooled
 
     def __call__(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
-        """One pass at z: forward, and as many backwards as the loss has columns where the attack needs a gradient."""
+        """One model call at z: a forward pass, and a backward pass for each column of the loss where a gradient is needed."""
         if self.needs == "label":
             return self.evaluate_at(z, task)
         if self.needs == "logits":
@@ -242,7 +242,7 @@ class Objective:
         return Point(z, logits, loss, grad, self.success, task)
 
     def _gradients(self, z: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, loss and input gradient of one forward."""
+        """Logits, loss and input gradient of one forward pass."""
         leaf = z.detach().requires_grad_()
         logits = self._logits(self._run(leaf, task))
         if self._fresh:
@@ -252,11 +252,11 @@ class Objective:
         return logits, loss, self._gradient(loss, leaf)
 
     def exhausted(self, task: Task) -> Bool[Tensor, " n"] | None:
-        """Where the examples may ask no more, for a model that counts; None for any other."""
+        """Where examples have spent their query budget, for a model that counts; None for any other."""
         return None
 
     def check_deterministic(self, z: Float[Tensor, "n *shape"]) -> bool:
-        """Run the model twice on z and warn where it answers differently. Counted in `probes`."""
+        """Call the model twice at z and warn where the outputs differ. Counted in `probes`."""
         with torch.no_grad():
             first, second = self._run(z, None), self._run(z, None)
         self.probes += 2 * len(z)
@@ -264,8 +264,8 @@ class Objective:
         same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
         if not same:
             warnings.warn(
-                "`model` is stochastic in eval mode: two passes over the same examples differ; verdicts will not "
-                "repeat. Fix its noise, or attack and evaluator the mean of several passes with eot=20",
+                "`model` is stochastic in eval mode: two passes over the same examples differ; results will not "
+                "repeat. Fix its noise, or attack and evaluate the mean of several passes with eot=20",
                 ModelWarning,
                 stacklevel=3,
             )
@@ -328,13 +328,13 @@ class Objective:
         return grads[0] if loss.ndim == 1 else torch.stack(grads, 1)
 
     def _check_first(self, logits: Tensor, task: Task) -> None:
-        """On the first pass after opening: labels in range, logits and not probabilities."""
+        """In the first model call after opening: are labels in range, and are these logits, not probabilities?"""
         check_labels(logits, task)
         if probabilities(logits.detach()):
             warnings.warn(SOFTMAX, ModelWarning, stacklevel=4)
 
     def _check_gradient(self, grad: Tensor) -> None:
-        """On the first pass after opening: is there a gradient to follow?"""
+        """In the first model call after opening: is there a gradient to follow?"""
         sizes = torch.linalg.vector_norm(flat(grad), dim=1).tolist()
         if all(map(math.isfinite, sizes)) and 0.0 not in sizes:
             return
@@ -342,7 +342,7 @@ class Objective:
         if not all(map(math.isfinite, sizes)):
             self.careful = True
             warnings.warn(
-                "the gradient is not finite everywhere: it is taken for zero there. SuccessCheck for a square root or a "
+                "the gradient is not finite everywhere: it is taken as zero there. Check for a square root or a "
                 "logarithm at zero, or an overflow, in `model`",
                 ModelWarning,
                 stacklevel=4,

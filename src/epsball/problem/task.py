@@ -1,4 +1,4 @@
-"""The rows an attack works on: examples, what each row climbs towards, the ball around it, and its noise."""
+"""The rows an attack works on: examples, the class each climbs towards, its ball and its random numbers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ AWAY = -1  # no target, no aim
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Rows of a pool; the first dimension of every part is the row.
+    """Rows to attack; the first dimension of every part is the row.
 
-    `x` (n, *shape) the examples, `y` (n,) their labels, `target` (n,) the class that the user demands, -1 for none,
+    `x` (n, *shape) the examples, `y` (n,) their labels, `target` (n,) the class the user wants, -1 for none,
     `aim` (n,) the class that this job climbs towards, -1 where it climbs away from `y`. `clean` (n, classes) are the
-    logits at `x`, None where nobody computed them. `ball` is bound to `x`. `warm_start` (n, *shape) are the best points of
-    the ball that attacks before this one have found, None where there were none.
+    logits at `x`, None where they were not computed. `ball` is bound to `x`. `warm_start` (n, *shape) are the best
+    points that earlier attacks found, None where there were none.
     """
 
     x: Float[Tensor, "n *shape"]
@@ -42,21 +42,21 @@ class Task:
 
     @cached_property
     def some_targeted(self) -> bool:
-        """Whether the user demands a class for any row."""
+        """Whether any row has a target."""
         return bool((self.target != AWAY).any())
 
     @cached_property
     def some_aimed(self) -> bool:
-        """Whether any row climbs towards a class: where none does, a sign need not be applied on every pass."""
+        """Whether any row climbs towards a class: where none does, no sign need be applied in every step."""
         return bool(self.aimed.any())
 
     @cached_property
     def goal(self) -> Int64[Tensor, " n"]:
-        """The class that a loss looks at: the aim where there is one, else the label."""
+        """The class that a loss is computed for: the aim where there is one, else the label."""
         return torch.where(self.aimed, self.aim, self.y) if self.some_aimed else self.y
 
     def signed(self, loss: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """A loss of the goal class, turned round where the row climbs towards that class."""
+        """A loss of the goal class, negated where the row climbs towards that class."""
         return torch.where(self.aimed, -loss, loss) if self.some_aimed else loss
 
     def rows(self, index: Tensor) -> Task:
