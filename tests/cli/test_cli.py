@@ -86,10 +86,10 @@ def test_json_on_stdout_and_nothing_else():
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["n"] == 64
-    assert [point["eps"] for point in verdict["curve"]] == [0.02, 8 / 255]
+    assert [point["eps"] for point in result["curve"]] == [0.02, 8 / 255]
     assert result["robust_accuracy"] == result["curve"][-1]["robust_accuracy"]
     assert result["config"]["seed"] == 0
-    assert len(verdict["stages"]) == 5
+    assert len(result["stages"]) == 5
 
 
 @pytest.mark.parametrize(("share", "code"), [("0.0", 0), ("1", 1)])

@@ -105,7 +105,7 @@ class Subject(Material):
     epochs
         Epochs of training on the spot. Default: as many as make about 1,500 steps.
     batch_size
-        Examples that share a pass; it does not change the verdict.
+        Examples of one model call; it does not change the result.
     """
 
     seed: int = 0
@@ -113,13 +113,13 @@ class Subject(Material):
     batch_size: int = 128
 
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
-        """The model and a line about where it comes from; trained, and kept in `out`, where it has no weights yet."""
+        """The model and a line about its origin; trained, and saved in `out`, where it has no weights yet."""
         return self._network("model", self.spec, self.weights, self.seed, examples, out, console)
 
     def source(
         self, spec: str, weights: Path | None, examples: Examples, out: Path | None, console: Console
     ) -> tuple[nn.Module, str]:
-        """A surrogate, as `network` makes the model; trained on the spot with the next seed, so that it is another."""
+        """A surrogate, made as `network` makes the model; trained on the spot with the next seed, to be another one."""
         try:
             return self._network("source", spec, weights, self.seed + 1, examples, out, console)
         except BadInput as error:
@@ -145,26 +145,26 @@ class Subject(Material):
             model = load(classes=classes, weights=weights)
             _try(model, examples, spec)
             return model, f"{spec}{f' with {weights}' if weights else ''}"
-        asked = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": seed}
-        kept, card = (out / f"{role}.safetensors", out / f"{role}.json") if out is not None else (None, None)
-        if kept is not None and card is not None and (kept.exists() or card.exists()):
+        recipe = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": seed}
+        file, card = (out / f"{role}.safetensors", out / f"{role}.json") if out is not None else (None, None)
+        if file is not None and card is not None and (file.exists() or card.exists()):
             known = read_json(card, "choose a new directory") if card.exists() else {}
-            if {name: known.get(name) for name in asked} != asked:
+            if {name: known.get(name) for name in recipe} != recipe:
                 raise BadInput(
                     f"`--out` {out} holds a {role} that was not made by this command; choose a new directory"
                 )
-            if kept.exists():  # else it was stopped between the two
+            if file.exists():  # else it was stopped between the two
                 model = load(classes=known["classes"])
-                load_weights(model, kept)
-                return model, f"{spec}, trained earlier, from {kept}"
+                load_weights(model, file)
+                return model, f"{spec}, trained earlier, from {file}"
         train = self._train_split("weights" if role == "model" else "source-weights")
         classes = max(classes, train.classes)
         model = load(classes=classes)
         result = self._trained(model, train, seed, console)
-        if kept is not None and card is not None:
-            made = asked | {"classes": classes, "training": json.loads(result.to_json())}
+        if file is not None and card is not None:
+            made = recipe | {"classes": classes, "training": json.loads(result.to_json())}
             write_whole(card, lambda draft: draft.write_text(json.dumps(made, indent=2)))
-            save_weights(model, kept)
+            save_weights(model, file)
         epochs = result.config["epochs"]
         return model, f"{spec}, trained here: {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}"
 

@@ -95,17 +95,17 @@ def _model(
     subject = Subject(**command.get("subject", {}))
     if model is None and not command:
         raise BadInput(f"`--model` must be given: {run} names none (no command.json), as it was not made by a command")
-    spec, kept = model or subject.spec, run / "model.safetensors"
+    spec, saved = model or subject.spec, run / "model.safetensors"
     if model is None and is_folder(spec, within=command["directory"]):
         spec = str(Path(command["directory"]) / Path(spec).expanduser())
     ours = model is None or model == subject.spec
     if weights is None and ours and subject.weights is not None:
         weights = Path(command["directory"]) / subject.weights
     elif weights is None and ours and built_in(spec):
-        weights = kept
+        weights = saved
     if weights is None and built_in(spec):
         raise BadInput(f"`--weights` must be given with --model {spec}: the run has none for it")
-    card = (_read(run / "model.json", "give --weights") or {}) if weights == kept else {}
+    card = (_read(run / "model.json", "give --weights") or {}) if weights == saved else {}
     classes = card.get("classes") or command.get("classes") or _classes(run)
     try:
         network = load_model(spec, shape=config["data"]["shape"], classes=classes, weights=weights, seed=subject.seed)

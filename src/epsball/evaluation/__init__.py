@@ -1,4 +1,5 @@
 """The evaluation: shards through stages, the run directory, the result; its verification and comparison.
 
-`evaluate` is the way in. Attacks and the queue are in `attacks` and `engine`, pages about a run in `report`.
+`evaluate` is the way in; `shard.py` lists what happens between a finished attack and a record. Attacks are in
+`attacks`, the queue that runs them in `engine`, pages about a run in `report`.
 """

@@ -1,8 +1,8 @@
-"""Is it worth while to accelerate the model of a run? A trial costs about as much as fifty passes.
+"""Whether to accelerate the model of a run: a trial costs about as much as fifty model calls.
 
-It pays where the model has convolutions or BatchNorm, and the attacks will make many passes: as many as they may make
-on the examples that do not fall after a few. Those of an undefended network fall at once, and the run is over before
-the trial.
+It pays where the model has convolutions or BatchNorm, and the attacks are likely to make many model calls: as many as
+they may make on the examples that are still robust after a few. Those of an undefended network are broken at once, and
+the run is over before the trial.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
 
 LONG = 1 << 15
-"""The rows of passes that the attacks of a run must be likely to ask for."""
+"""The model calls, in rows, that the attacks of a run must be likely to make."""
 TYPICAL = 100
-"""The passes of a job that does not say how many it will make."""
-ASKED, STEPS = 32, 8
-"""So many examples are attacked for so many steps first: the share that stands is taken for that of the run."""
+"""Steps of a job without `max_steps`."""
+SAMPLED, STEPS = 32, 8
+"""So many examples are attacked for so many steps first, to estimate the share that stays robust."""
 
 
 def accelerated(
@@ -35,38 +35,38 @@ def accelerated(
     task: Task,
     attacks: tuple[Attack | UserAttack, ...],
     *,
-    asked: bool | AccelerationPlan | None,
+    requested: bool | AccelerationPlan | None,
     compile: bool,
     before: AccelerationPlan | None,
     batch_size: int,
 ) -> Accelerated | None:
-    """`model` accelerated for a run of `attacks` on `task`, None where it is not worth while or not `asked` for.
+    """`model` accelerated for a run of `attacks` on `task`, None where that is not `requested` or unlikely to pay.
 
-    With `before`, the plan of the run that goes on, it is that one. `asked` None leaves it to `worth_while`.
+    `before` is the plan of a resumed run, which is used again. `requested` None leaves the choice to `likely_to_pay`.
     """
-    plan = asked if isinstance(asked, AccelerationPlan) else before
-    if asked is False or (plan is None and not asked and not worth_while(model, task, attacks)):
+    plan = requested if isinstance(requested, AccelerationPlan) else before
+    if requested is False or (plan is None and not requested and not likely_to_pay(model, task, attacks)):
         return None
-    if not isinstance(model, nn.Module) and asked is None:
+    if not isinstance(model, nn.Module) and requested is None:
         return None
     return accelerate(model, task.x[:batch_size], plan=plan, compile=compile and before is None)  # type: ignore[arg-type]
 
 
-def worth_while(model: Model, task: Task, attacks: tuple[Attack | UserAttack, ...]) -> bool:
-    """Whether a trial is likely to pay."""
+def likely_to_pay(model: Model, task: Task, attacks: tuple[Attack | UserAttack, ...]) -> bool:
+    """Whether a trial is likely to pay for itself."""
     if not isinstance(model, nn.Module) or not any(isinstance(m, (nn.Conv2d, *NORMS)) for m in model.modules()):
         return False
     own = [attack for attack in attacks if isinstance(attack, Attack) and attack.needs != "label"]
     rows = len(task.x) * sum(attack.jobs * (attack.max_steps or TYPICAL) for attack in own)
     if rows < LONG:
         return False
-    few = task.rows(torch.arange(min(ASKED, len(task.x)), device=task.x.device))
+    few = task.rows(torch.arange(min(SAMPLED, len(task.x)), device=task.x.device))
     try:
         with warnings.catch_warnings(), Objective(model, cross_entropy) as objective:
-            warnings.simplefilter("ignore")  # the run itself says them
+            warnings.simplefilter("ignore")  # the run itself gives them
             right = ~objective.evaluate_at(few.x, few).fooled
             found = PGD(steps=STEPS)(model, few.x, few.y, few.ball, ids=few.noise.ids)
-            stood = right & ~objective.evaluate_at(found, few).fooled
-    except Exception:  # what is wrong with the model is said by the run itself
+            robust = right & ~objective.evaluate_at(found, few).fooled
+    except Exception:  # the run itself raises what is wrong with the model
         return False
-    return rows * int(stood.sum()) >= LONG * len(stood)
+    return rows * int(robust.sum()) >= LONG * len(robust)

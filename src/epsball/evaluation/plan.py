@@ -139,14 +139,14 @@ class EvaluationPlan:
 
 
 def attacks_and_stages(
-    settings: EvaluationConfig, asked: Asked | Sequence[Asked], ball: Ball, reaction: Reaction
+    settings: EvaluationConfig, attacks: Asked | Sequence[Asked], ball: Ball, reaction: Reaction
 ) -> tuple[list[Named], tuple[PlannedStage, ...]]:
     """The attacks by name, and the stages that they make at the radii of `settings`, or at the ball's own.
 
     Raises `BadInput` for attacks that are unknown, or not defined in such balls, for radii that are none of the ball's
     kind, and with `min_norm` where no attack searches minimum-norm adversarial examples.
     """
-    pairs = reaction.applied(named(asked, ball))
+    pairs = reaction.applied(named(attacks, ball))
     radii = settings.radii
     for radius in radii or ():
         ball.with_eps(radius)
@@ -169,7 +169,7 @@ def make_plan(inputs: EvaluationInputs, settings: EvaluationConfig, reaction: Re
         ball = ball.with_eps(radii[-1])
     callables = [name for name, attack in pairs if isinstance(attack, UserAttack)]
     if inputs.target is not None and callables:
-        raise BadInput(f"`target` must be left out with {callables[0]}: a callable is not told of it")
+        raise BadInput(f"`target` must be left out with {callables[0]}: a callable has no parameter for it")
     if inputs.source is not None and not callable(inputs.source):
         raise BadInput(f"`source` must be a model, callable, x -> logits, got {type(inputs.source).__name__}")
     if not len(examples):
@@ -241,19 +241,19 @@ def unbounded(ball: Ball) -> Ball:
 
 
 def with_acceleration(
-    plan: EvaluationPlan, asked: bool | AccelerationPlan | None, run_dir: str | Path | None
+    plan: EvaluationPlan, requested: bool | AccelerationPlan | None, run_dir: str | Path | None
 ) -> EvaluationPlan:
-    """The plan with an accelerated model, where asked for or likely to pay; a resumed run keeps the one it had."""
+    """The plan with an accelerated model, where requested or likely to pay; a resumed run keeps the one it had."""
     before = None
     if run_dir is not None and (Path(run_dir) / "config.json").exists():
         record = read_config(Path(run_dir)).get("acceleration")
         before = None if record is None else AccelerationPlan.from_record(record)
-        asked = False if asked is None and record is None else asked
+        requested = False if requested is None and record is None else requested
     made = accelerated(
         plan.model if plan.source is None else plan.source,
         plan.task,
         plan.attacks,
-        asked=asked,
+        requested=requested,
         compile=plan.settings.compile,
         before=before,
         batch_size=plan.batch_size,
@@ -262,11 +262,11 @@ def with_acceleration(
     return replace(plan, accelerated=None if made is None or made.plan.rewriting == "none" else made)
 
 
-def _storage(asked: str, ball: Ball, x: Tensor) -> Storage:
+def _storage(kind: str, ball: Ball, x: Tensor) -> Storage:
     """How the adversarial examples of a run on `x` in the bound `ball` are stored."""
     lo, hi = (None if isinstance(side, Tensor) else float(side) for side in (ball.lo, ball.hi))
     dtype = str(x.dtype).removeprefix("torch.")
-    storage = Storage.chosen(asked, dtype, lo, hi, map(numbers, x.split(CHUNK)))
+    storage = Storage.chosen(kind, dtype, lo, hi, map(numbers, x.split(CHUNK)))
     if storage.x_adv == "8bit" and storage.x != "8bit":
         log.warning(
             "`storage` '8bit': the data is not on the 256 levels from %g to %g, so that storing an adversarial example "

@@ -1,4 +1,4 @@
-"""How the points of a run are kept: as floating-point numbers, or in the 8 bits of an image file.
+"""How the adversarial examples of a run are stored: as floating-point numbers, or in the 8 bits of an image file.
 
 An image that is written to a file has 256 levels from lo to hi. A point between them must be rounded, and rounding may
 carry it out of the ball or back to the right class (Carlini and Wagner 2017, section VII; Athalye et al. 2018). So each
@@ -73,9 +73,9 @@ def _nearest(x: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Storage:
-    """How a run keeps its adversarial points (`x_adv`) and the examples beside them (`x`).
+    """How a run stores its adversarial examples (`x_adv`) and the examples beside them (`x`).
 
-    `lo` and `hi` are the ends of the levels, None where nothing is kept in 8 bits; `dtype` is the data's.
+    `lo` and `hi` are the ends of the levels, None where nothing is stored in 8 bits; `dtype` is the data's.
     """
 
     dtype: str
@@ -90,23 +90,23 @@ class Storage:
         return cls(**config.get("storage", {"dtype": config["data"]["dtype"]}))
 
     @classmethod
-    def chosen(cls, asked: str, dtype: str, lo: float | None, hi: float | None, x: Iterable[np.ndarray]) -> Self:
+    def chosen(cls, kind: str, dtype: str, lo: float | None, hi: float | None, x: Iterable[np.ndarray]) -> Self:
         """The storage for examples `x` (in parts of any shape) in the box [lo, hi], None where that is no number.
 
-        The examples are kept in 8 bits where that is exact. Raises `BadInput` for an unknown name, and for "8bit"
+        The examples are stored in 8 bits where that is exact. Raises `BadInput` for an unknown name, and for "8bit"
         without a box of two finite numbers.
         """
-        check_one_of("storage", asked, KINDS)
+        check_one_of("storage", kind, KINDS)
         box = lo is not None and hi is not None and math.isfinite(hi - lo)
-        if asked == "8bit" and not box:
+        if kind == "8bit" and not box:
             raise BadInput(
                 "`storage` '8bit' must have a box of two finite numbers, lo and hi of the ball, for its 256 levels "
                 f"from lo to hi, got {lo} and {hi}; give them, as in Linf(eps=8/255, lo=0, hi=1), or store as 'float'"
             )
-        fine = cls(dtype, "8bit" if asked == "8bit" else "float", "8bit", lo, hi) if box else cls(dtype)
+        fine = cls(dtype, "8bit" if kind == "8bit" else "float", "8bit", lo, hi) if box else cls(dtype)
         if not box or all(map(fine.exact, x)):
             return fine
-        return replace(fine, x="float") if asked == "8bit" else cls(dtype)
+        return replace(fine, x="float") if kind == "8bit" else cls(dtype)
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -137,16 +137,16 @@ class Storage:
         return np.rint(near, out=near).clip(0, LAST, out=near).astype(np.uint8)
 
     def keep(self, z: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Adversarial points z (n, *shape) of the examples x as they are kept: as they are, or uint8."""
+        """Adversarial examples z (n, *shape) of the examples x as they are stored: unchanged, or uint8."""
         return towards(z, x, self.table) if self.x_adv == "8bit" else z
 
     def keep_x(self, x: np.ndarray) -> np.ndarray:
-        """Examples as they are kept, without loss."""
+        """Examples as they are stored, without loss."""
         return self._rounded(x) if self.x == "8bit" else x
 
-    def read(self, kept: np.ndarray) -> np.ndarray:
-        """The points that stand behind what is kept: the one place where bytes are decoded."""
-        return self.table[kept] if kept.dtype == np.uint8 else kept
+    def read(self, stored: np.ndarray) -> np.ndarray:
+        """The points that stored numbers stand for: the one place where bytes are decoded."""
+        return self.table[stored] if stored.dtype == np.uint8 else stored
 
     def points(self, column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...]) -> np.ndarray:
         """The points of a column of a stage's file that are there, (m, *shape)."""
@@ -154,7 +154,7 @@ class Storage:
 
 
 def checksums(*parts: np.ndarray) -> np.ndarray:
-    """A CRC-32 of each row over all the parts (n, ...), as they are kept: a flipped bit changes that of its row.
+    """A CRC-32 of each row over all the parts (n, ...), as they are stored: a flipped bit changes that of its row.
 
     >>> checksums(np.array([[1], [1], [2]], np.uint8), np.array([7, 7, 7], np.uint8)).tolist()
     [3332814365, 3332814365, 3985368542]

@@ -1,8 +1,8 @@
-"""The run directory: what is finished is on disk, whole, and a later process goes on from there.
+"""The run directory: what is finished is on disk, whole, and a later process resumes the run.
 
 `config.json` says what the run is made of, `ball.safetensors` holds the ball's tensors where it has any;
 `stages/SHARD-STAGE.parquet` holds one attack at one radius on one shard, with the adversarial examples and the examples
-they came from; `records/SHARD.parquet` one row per example, written after the shard's last stage. So every verdict can
+they came from; `records/SHARD.parquet` one row per example, written after the shard's last stage. So every result can
 be recomputed from the files alone. Every file is written beside its place, synced, and renamed, and every page of a
 table has a checksum. The adversarial examples load with `datasets`.
 """
@@ -29,7 +29,7 @@ FREE = {"batch_size", "machine", "binarization_test", "diagnose", "accelerate", 
 
 
 class RunDir:
-    """A directory held by this process until it is closed; `config` is what it was started with.
+    """A directory locked by this process until it is closed; `config` is what the run was started with.
 
     Raises `BadInput` where it holds another run (naming the field that differs), something else than a run, or is in
     use by another process.
@@ -42,7 +42,7 @@ class RunDir:
         if not known.exists() and self.path.exists() and any(self.path.glob("*.parquet")):
             raise BadInput(f"`run_dir` must be a run's directory or a new one, got {self.path}; choose another name")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._held()
+        self._lock = self._locked()
         try:
             if known.exists():
                 self.config = read_config(self.path)
@@ -64,7 +64,7 @@ class RunDir:
                     f"{_short(here)} here; resume with the same arguments, or choose a new directory"
                 )
 
-    def _held(self) -> int:
+    def _locked(self) -> int:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             import fcntl
@@ -89,15 +89,15 @@ class RunDir:
 
     @property
     def ball(self) -> Path:
-        """Where the ball's tensors are kept."""
+        """The file of the ball's tensors."""
         return self.path / "ball.safetensors"
 
     def stage(self, shard: int, stage: str) -> Path:
-        """Where a stage of a shard is kept."""
+        """The file of a stage of a shard."""
         return self.path / "stages" / f"{shard:05d}-{stage}.parquet"
 
     def records(self, shard: int) -> Path:
-        """Where the records of a shard are kept."""
+        """The file of the records of a shard."""
         return self.path / "records" / f"{shard:05d}.parquet"
 
     def finished(self, shard: int) -> pa.Table | None:
