@@ -30,7 +30,7 @@ from epsball.data.load import load_data
 from epsball.linear import optimum
 from epsball.reproduce.goodfellow2015 import EXPERIMENTS, chosen
 from epsball.reproduce.sources import Source, cifar10, mnist
-from epsball.reproduce.threes_sevens import ThreesSevens, Trained, threes_sevens
+from epsball.reproduce.threes_sevens import LogisticModel, ThreesSevens, threes_sevens
 
 
 def moved(data: Examples, lo: float, hi: float) -> Examples:
@@ -53,7 +53,7 @@ def found(digits: Source) -> ThreesSevens:
     return threes_sevens(digits)
 
 
-def score(model: Trained, x: np.ndarray) -> np.ndarray:
+def score(model: LogisticModel, x: np.ndarray) -> np.ndarray:
     return x @ np.array(model.weight) + model.bias
 
 
@@ -143,16 +143,16 @@ def test_a_model_without_a_minimum_is_not_named(digits: Source, found: ThreesSev
     side = np.where(y == 7, 1.0, -1.0)
     for model in found.models:
         w = np.array(model.weight)
-        separated = bool((side * score(model, X) > model.eps * np.abs(w).sum()).all()) and "weak L2" not in model.said
-        assert (model.said in note) == separated
+        separated = bool((side * score(model, X) > model.eps * np.abs(w).sum()).all()) and "weak L2" not in model.name
+        assert (model.name in note) == separated
 
 
 def test_the_papers_figures_are_not_beside_ours(digits: Source, found: ThreesSevens):
-    assert [line.said for line in found.lines] == [model.said for model in found.models]
+    assert [line.label for line in found.lines] == [model.name for model in found.models]
     assert [line.paper for line in found.lines] == [(1.6, 99.0, None, None), None, None, None]
     for line, model in zip(found.lines, found.models, strict=True):
         assert line.ours is not None
-        assert len(line.ours) == len(found.heads)
+        assert len(line.ours) == len(found.columns)
         assert line.ours[:3] == tuple(100 * part.error for part in (model.clean, model.free, model.boxed))
     other = threes_sevens(digits, eps=0.1, radii=(), images=1).lines[0]
     assert other.paper == (1.6, None, None, None)  # the paper has none there
@@ -176,7 +176,7 @@ def test_a_saved_record_does_not_come_back_equal(found: ThreesSevens):
 
 @pytest.mark.parametrize("images", [1, 4])
 def test_the_figure_is_no_picture(tmp_path: Path, digits: Source, images: int):
-    threes_sevens(digits, radii=(5.0,), images=images).draw(tmp_path / "figure.png")
+    draw(threes_sevens(digits, radii=(5.0,), images=images), tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000
@@ -290,7 +290,7 @@ def test_the_command_says_nothing_that_fits_80_columns(tmp_path: Path, found: Th
     (paper,) = [line for line in done.stdout.splitlines() if line.startswith("  the paper")]
     assert paper.split()[2:] == ["1.6", "99", "-", "-"]
     for model in found.models:
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{model.said}  ")]
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{model.name}  ")]
         assert f"{100 * model.free.error:.2f}" in line.split()
     assert "digits stand in for MNIST" in done.stdout
 

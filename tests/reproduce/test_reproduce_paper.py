@@ -29,7 +29,8 @@ from epsball.reproduce.cifar import DRAWS, NAME, UNSEEN
 from epsball.reproduce.goodfellow2015 import EXPERIMENTS, PAPER, chosen, networks
 from epsball.reproduce.nets import PAIR, PLAIN, Nets
 from epsball.reproduce.page import side_by_side, write_page
-from epsball.reproduce.record import Line, Measured, Missing, Reproduction, Strip, Tile
+from epsball.reproduce.plots.draw import draw
+from epsball.reproduce.reproduction import Line, Missing, Reproduction, Strip, Tile
 from epsball.reproduce.shallow import RBF, RECIPES, SOFTMAX, RadialBasis
 from epsball.reproduce.sources import Source, mnist
 
@@ -62,7 +63,7 @@ def found(nets: Nets) -> dict[str, Any]:
 
 
 def ours(found: Reproduction, said: str) -> tuple[float | None, ...]:
-    (line,) = [line for line in found.lines if line.said == said]
+    (line,) = [line for line in found.lines if line.label == said]
     assert line.ours is not None
     return line.ours
 
@@ -134,7 +135,7 @@ def test_agreement_is_not_counted_as_by_hand(nets: Nets, found: dict[str, Any]):
         both = wrong & (own != y)
         same = (own == theirs).double()
         assert close(
-            (100 * same[wrong].mean().item(), 100 * same[both].mean().item()), ours(found["agreement"], net.said)
+            (100 * same[wrong].mean().item(), 100 * same[both].mean().item()), ours(found["agreement"], net.name)
         )
 
 
@@ -179,13 +180,13 @@ def test_colour_images_are_not_moved_by_the_radius_of_their_line(nets: Nets, fou
     assert nets.colours is not None
     (net,) = nets.colours._known.values()
     module, test = net.module, nets.colours.source.test
-    assert net.said == NAME
+    assert net.name == NAME
     spread = nets.colours.source.train.x.std().item()
     (top, same, unseen) = found["cifar"].lines
     assert [line.paper for line in (top, same, unseen)] == [(None, 87.15, 96.6), (None, 87.15, 96.6), None]
     for line, eps in ((top, 0.1), (same, 0.2 * spread), (unseen, UNSEEN)):
         moved = stepped(module, test.x, test.y, eps)
-        assert line.said.startswith(f"eps {eps:.3g}")
+        assert line.label.startswith(f"eps {eps:.3g}")
         clean = errs(module(test.x).softmax(1), test.y)[0]
         assert close((clean, *errs(module(moved).softmax(1), test.y)), line.ours)
     assert found["cifar"].config["epochs"] == 4
@@ -230,8 +231,8 @@ def test_a_published_figure_has_none_of_ours_beside_it(found: dict[str, Any]):
         assert figures <= here
     assert {row.paper for row in rows} == set().union(*published.values())
     for row in rows:
-        (line,) = [line for line in found[row.name].lines if line.said == row.said]
-        column = found[row.name].heads.index(row.what)
+        (line,) = [line for line in found[row.name].lines if line.label == row.label]
+        column = found[row.name].columns.index(row.column)
         assert (line.paper[column], line.ours[column]) == (row.paper, row.ours)
     for row in rows:  # the same networks' figures stand once
         assert {other.name for other in rows if (other.paper, other.ours) == (row.paper, row.ours)} == {row.name}
@@ -242,14 +243,14 @@ def test_a_record_does_not_come_back_equal_or_has_no_figure(name: str, found: di
     record = found[name]
     assert len(record.title) <= 80
     assert all(
-        len(values) == len(record.heads) for line in record.lines for values in (line.ours, line.paper) if values
+        len(values) == len(record.columns) for line in record.lines for values in (line.ours, line.paper) if values
     )
     assert len(json.dumps(record.summary(), allow_nan=False)) < 20_000  # no pixels
-    if isinstance(record, Measured):
-        assert Measured.from_json(record.to_json()) == record
+    if isinstance(record, Reproduction):
+        assert Reproduction.from_json(record.to_json()) == record
         for strip in record.strips:
             assert all(len(tile.pixels) == np.prod(strip.shape) for tile in strip.tiles)
-    record.draw(tmp_path / "figure.png")
+    draw(record, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000
@@ -259,14 +260,14 @@ def test_a_record_does_not_come_back_equal_or_has_no_figure(name: str, found: di
 def test_a_strip_hides_what_is_said_or_marks_what_is_right(nets: Nets, found: dict[str, Any]):
     test = nets.source.test
     strip = found["shallow"].strips[-1]
-    assert strip.said == "FGSM on maxout, plain"
+    assert strip.label == "FGSM on maxout, plain"
     module = plain_of(nets)
     for label, tile in enumerate(strip.tiles):
         x_adv = torch.tensor(tile.pixels).reshape(1, *test.shape)
         row = int((test.y == label).nonzero()[0])
         assert (x_adv - test.x[row]).abs().max() == pytest.approx(EPS, abs=1e-3)
         said = int(module(x_adv).argmax())
-        assert tile.said.startswith(f"{said}: ")
+        assert tile.caption.startswith(f"{said}: ")
         assert tile.wrong == (said != label)
 
 
@@ -324,10 +325,12 @@ def page(found: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     }
     strip = Strip(evil, (1, 2, 2), 0.0, 1.0, (Tile((0.0, 1.0, 0.5, 0.25), evil, True),))
     lines = (Line(evil, (12.34, None), (56.7, None)), Line("bare", None, (8.9, 1.0)))
-    more = Measured(title=f"{evil}: in %", heads=("a", "b"), lines=lines, notes=(evil,), strips=(strip,), config=config)
+    more = Reproduction(
+        title=f"{evil}: in %", columns=("a", "b"), lines=lines, notes=(evil,), strips=(strip,), config=config
+    )
     every = found | {"evil": more}
     for name, record in every.items():
-        record.draw(out / f"{name}.png")
+        draw(record, out / f"{name}.png")
     return write_page(every, out, paper=PAPER, command="epsball reproduce", seconds=1.0, left_out={"panda": evil})
 
 
@@ -342,7 +345,7 @@ def test_the_page_asks_for_something_or_cannot_be_read(
         assert faint(seen.page) == []
         assert nameless(seen.page) == []
         assert overflows(seen.page) == 0
-        assert "made again" in seen.page.title()
+        assert "reproduced" in seen.page.title()
         assert seen.page.evaluate("[...document.images].filter(one => !one.naturalWidth).length") == 0
         assert seen.page.locator("section figure img").count() == len(found) + 1
         rows = seen.page.locator("#side-by-side tbody tr")
@@ -350,7 +353,7 @@ def test_the_page_asks_for_something_or_cannot_be_read(
         beside = side_by_side(found)
         assert len(texts) == len(beside) + 1
         for text, row in zip(texts, beside, strict=False):
-            assert (text[0], text[2]) == (row.name, row.what)
+            assert (text[0], text[2]) == (row.name, row.column)
             assert float(text[3]) == row.paper
             assert float(text[4]) == pytest.approx(row.ours, abs=0.0051)
             assert float(text[5]) == pytest.approx(row.ours - row.paper, abs=0.051)

@@ -26,8 +26,9 @@ from epsball.reproduce.budget import BATCH, Budget
 from epsball.reproduce.controls import RECIPES, SIGN, UNIFORM, Controls, NoiseTraining, controls
 from epsball.reproduce.goodfellow2015 import EXPERIMENTS
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets
+from epsball.reproduce.outcome import Outcome, outcome_of
+from epsball.reproduce.plots.draw import draw
 from epsball.reproduce.sources import Source, mnist
-from epsball.reproduce.threes_sevens import Outcome
 from epsball.reproduce.training import Training, training
 from epsball.reproduce.transfer import CLEAN, Transfer, transfer
 from epsball.training.training_objective import TrainingStep
@@ -72,7 +73,7 @@ def by_hand(made_on: nn.Module, evaluator: nn.Module, source: Source, eps: float
 
 
 def modules(nets: Nets, recipes: dict[str, Any]) -> dict[tuple[str, int], nn.Module]:
-    return {(net.said, net.seed): net.module for group in nets.trained(recipes) for net in group}
+    return {(net.name, net.seed): net.module for group in nets.trained(recipes) for net in group}
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -84,7 +85,7 @@ def test_an_error_is_not_that_of_fgsm_by_hand(nets: Nets, trained: Training, noi
     assert len(trained.networks) == 2 * len(PAIR)
     assert len(noisy.networks) == 2 * len(RECIPES)
     for net in (*trained.networks, *noisy.networks):
-        module = made[net.said, net.seed]
+        module = made[net.name, net.seed]
         assert not module.training
         assert same(net.clean, by_hand(module, module, nets.source, 0.0))
         assert same(net.fgsm, by_hand(module, module, nets.source, EPS))
@@ -101,7 +102,7 @@ def test_a_transferred_example_is_not_made_on_one_and_judged_by_the_other(nets: 
 def test_examples_are_clipped_to_the_pixels_box(nets: Nets):
     for pair in nets.trained(PAIR):
         for net in pair:
-            x_adv, x = nets.moved(net), nets.source.test.x
+            x_adv, x = nets.fgsm(net), nets.source.test.x
             assert x_adv.min() < 0
             assert x_adv.max() > 1
             assert ((x_adv - x).abs().sub(EPS).abs() < 1e-6).float().mean() > 0.99
@@ -117,13 +118,13 @@ def test_the_two_findings_do_not_show_or_noise_does_as_well(trained: Training, n
 
 
 def test_the_same_network_differs_between_experiments(trained: Training, moved: Transfer, noisy: Controls):
-    controlled = {(net.said, net.seed): net for net in noisy.networks}
+    controlled = {(net.name, net.seed): net for net in noisy.networks}
     transferred = {(cell.maker, cell.evaluator, cell.seed): cell.outcome for cell in moved.cells}
     for net in trained.networks:
-        assert controlled[net.said, net.seed].fgsm == net.fgsm
-        assert controlled[net.said, net.seed].seconds == net.seconds
-        assert transferred[net.said, net.said, net.seed] == net.fgsm
-        assert transferred[CLEAN, net.said, net.seed] == net.clean
+        assert controlled[net.name, net.seed].fgsm == net.fgsm
+        assert controlled[net.name, net.seed].seconds == net.seconds
+        assert transferred[net.name, net.name, net.seed] == net.fgsm
+        assert transferred[CLEAN, net.name, net.seed] == net.clean
 
 
 def test_a_network_is_trained_twice_or_with_another_budget(digits: Source, monkeypatch: pytest.MonkeyPatch):
@@ -213,7 +214,7 @@ def test_a_kind_of_noise_that_is_none_or_a_missing_ball_is_not_named():
 def test_the_papers_figures_are_not_beside_ours(digits: Source, trained: Training, noisy: Controls, moved: Transfer):
     nets = Nets(digits, Budget(units=4, epochs=1))
     published = {
-        name: {line.said: (line.source, line.paper) for line in EXPERIMENTS[name](nets).lines if line.paper}
+        name: {line.label: (line.source, line.paper) for line in EXPERIMENTS[name](nets).lines if line.paper}
         for name in ("training", "controls", "transfer")
     }
     # arXiv:1412.6572, section 6.
@@ -242,7 +243,7 @@ def test_the_papers_figures_are_not_beside_ours(digits: Source, trained: Trainin
         ("the paper, 240 units", True),
     ] * 2
     for found in (trained, noisy, moved):
-        assert all(len(line.ours or line.paper) == len(found.heads) for line in found.lines)
+        assert all(len(line.ours or line.paper) == len(found.columns) for line in found.lines)
         assert len(found.title) <= 80
 
 
@@ -264,9 +265,9 @@ def test_a_line_is_not_the_mean_over_the_seeds(trained: Training, noisy: Control
 def test_a_network_without_mistakes_has_a_confidence():
     logits = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
     shares = logits.double().softmax(1)
-    right = networks.outcome(shares, torch.tensor([0, 1]))
+    right = outcome_of(shares, torch.tensor([0, 1]))
     assert right == Outcome(error=0.0, confidence=None)
-    wrong = networks.outcome(shares, torch.tensor([1, 1]))
+    wrong = outcome_of(shares, torch.tensor([1, 1]))
     assert wrong.error == 0.5
     assert wrong.confidence == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-12)
     assert networks.mean([right, wrong]) == Outcome(error=0.25, confidence=wrong.confidence)
@@ -311,18 +312,18 @@ def test_the_shown_examples_are_not_those_of_the_test_split(nets: Nets, moved: T
     for one in moved.shown:
         (row,) = (test.ids == one.id).nonzero()[0].tolist()
         assert int(test.y[row]) == one.label
-        assert [picture.maker for picture in one.pictures] == [CLEAN, PLAIN, ADVERSARIAL]
-        assert np.allclose(one.pictures[0].x, test.x[row].flatten().numpy(), atol=1e-4)
-        for picture in one.pictures:
+        assert [picture.maker for picture in one.points] == [CLEAN, PLAIN, ADVERSARIAL]
+        assert np.allclose(one.points[0].x, test.x[row].flatten().numpy(), atol=1e-4)
+        for picture in one.points:
             x = torch.tensor(picture.x).reshape(1, *test.shape)
             for said in PAIR:
                 share = made[said, 0](x).softmax(1)[0]
-                assert picture.sure[said] == pytest.approx(float(share[picture.predicted[said]]), abs=2e-3)
+                assert picture.confidence[said] == pytest.approx(float(share[picture.predicted[said]]), abs=2e-3)
 
 
 @pytest.mark.parametrize("name", ["training", "controls", "transfer"])
 def test_a_figure_is_no_picture(tmp_path: Path, name: str, trained: Training, noisy: Controls, moved: Transfer):
-    {"training": trained, "controls": noisy, "transfer": moved}[name].draw(tmp_path / "figure.png")
+    draw({"training": trained, "controls": noisy, "transfer": moved}[name], tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000

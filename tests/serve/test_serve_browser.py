@@ -86,7 +86,7 @@ def test_the_numbers_on_the_page_are_the_librarys(chromium: Browser, address: st
                     fooled = int(np.argmax(after)) != int(y)
                     article = page.locator(f"article[data-model='{number}']")
                     assert article.get_attribute("data-fooled") == str(fooled).lower()
-                    assert article.locator(".sentence").inner_text().startswith("Fooled" if fooled else "It holds")
+                    assert article.locator(".sentence").inner_text().startswith("Fooled" if fooled else "Still correct")
         quiet(seen, address)
 
 

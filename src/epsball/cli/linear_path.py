@@ -86,18 +86,21 @@ def _draw(file: Path, found: TablePath) -> None:
     import numpy as np
 
     from epsball.common.version import __version__
-    from epsball.report.radii import draw_path
+    from epsball.report.radii import RadiusPath, draw_path
 
     path, table, options = found.path, found.table, found.config
-    draw_path(
-        file,
-        path.eps,
+    note = (
+        f"{Path(table.name).name}: {len(table)} rows, target {table.target}; {found.loss} loss, {options.norm}; "
+        f"weights per {WEIGHT_UNITS[options.unit]}; epsball {__version__}"
+    )
+    shown = RadiusPath(
+        eps=path.eps,
         # In units of the radius, so that columns can be compared.
-        (path.coef * found.scale).reshape(len(path.eps), -1),
-        [f"{label}{name}" for label in found.classes for name in table.features],
+        weights=(path.coef * found.scale).reshape(len(path.eps), -1),
+        names=[f"{label}{name}" for label in found.classes for name in table.features],
         losses=np.stack([path.clean_loss, path.worst_loss]),
         accuracies=None if found.loss == "squared" else np.stack([path.clean_accuracy, path.worst_accuracy]),
         unit=f"eps, in {UNITS[options.unit]}",
-        note=f"{Path(table.name).name}: {len(table)} rows, target {table.target}; {found.loss} loss, {options.norm}; "
-        f"weights per {WEIGHT_UNITS[options.unit]}; epsball {__version__}",
+        note=note,
     )
+    draw_path(shown, file)

@@ -1,4 +1,4 @@
-"""`epsball reproduce`: published experiments made again, the paper's figures beside ours."""
+"""`epsball reproduce`: published experiments, reproduced, the paper's figures beside ours."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from epsball.common.errors import BadInput
 from epsball.reproduce.budget import Budget
 
 if TYPE_CHECKING:
-    from epsball.reproduce.record import Figures, Reproduction
+    from epsball.reproduce.reproduction import Figures, Reproduction
 
-reproduce = App(name="reproduce", help="Make published experiments again, the paper's figures beside ours.")
+reproduce = App(name="reproduce", help="Reproduce published experiments, the paper's figures beside ours.")
 
 
 @reproduce.command
@@ -61,7 +61,8 @@ def goodfellow2015(
     """
     from epsball.reproduce.goodfellow2015 import EXPERIMENTS, PAPER, chosen, cifar10, mnist, networks
     from epsball.reproduce.page import PAGE, write_page
-    from epsball.reproduce.record import Missing, shared_notes
+    from epsball.reproduce.plots.draw import draw
+    from epsball.reproduce.reproduction import Missing, shared_notes
 
     names, errors, began = chosen(only or ()), Console(stderr=True, highlight=False), time.perf_counter()
     if out.exists() and not out.is_dir():
@@ -84,13 +85,13 @@ def goodfellow2015(
                 continue
             found[name] = record
             write_whole(out / f"{name}.json", partial(Path.write_text, data=record.to_json()))
-            record.draw(out / f"{name}.png")
+            draw(record, out / f"{name}.png")
             command = shlex.join(["epsball", *sys.argv[1:]])  # the page is whole after each, as the rest may take days
             write_page(found, out, paper=PAPER, command=command, seconds=time.perf_counter() - began, left_out=left_out)
     if json:
         figures = {name: record.summary() for name, record in found.items()}
-        said = {"paper": PAPER, "experiments": figures, "left_out": left_out, "out": str(out)}
-        print(encoder.dumps(said, indent=2, allow_nan=False))
+        result = {"paper": PAPER, "experiments": figures, "left_out": left_out, "out": str(out)}
+        print(encoder.dumps(result, indent=2, allow_nan=False))
         return
     console, shared = Console(highlight=False), shared_notes(found.values())
     console.print(f"[dim]paper[/]  {PAPER}")
@@ -112,14 +113,14 @@ def goodfellow2015(
 def _table(record: Reproduction) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for head in record.heads:
-        table.add_column(escape(head), justify="right", min_width=9)
+    for column in record.columns:
+        table.add_column(escape(column), justify="right", min_width=9)
     for line in record.lines:
         if line.ours is not None:
-            table.add_row(escape(line.said), *_figures(line.ours, ".2f"))
+            table.add_row(escape(line.label), *_figures(line.ours, ".2f"))
         if line.paper is not None:
-            said = f"  {line.source}" if line.ours is not None else f"{line.said} ({line.source})"
-            table.add_row(escape(said), *_figures(line.paper, ".4g"), style="bold")
+            label = f"  {line.source}" if line.ours is not None else f"{line.label} ({line.source})"
+            table.add_row(escape(label), *_figures(line.paper, ".4g"), style="bold")
     return table
 
 

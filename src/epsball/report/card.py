@@ -1,7 +1,7 @@
-"""The verdict for others to read: a fragment of a model card in Markdown, and the fields of a RobustBench entry.
+"""The result for others to read: a section for a model card in Markdown, and the fields of a RobustBench entry.
 
 RobustBench (Croce et al., NeurIPS 2021 Datasets and Benchmarks) keeps an entry as model_info/DATASET/THREAT/NAME.json:
-accuracies are percentages as text, the threat model is the folder. What only the authors know is null.
+accuracies are percentages as text, the threat model is the folder. What only a model's authors know is null.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from epsball.report.page import counted, percent
+from epsball.report.page import begun, counted, percent
 from epsball.report.run import Run
 
 STANDARD = ["standard"]
@@ -29,24 +29,24 @@ def markdown(run: Run) -> str:
     if run.target is not None:
         rows.append(("target", run.target))
     if config["min_norm"]:
-        rows += [(f"{share:.0%} are wrong within", f"{far:.4g}") for share, far in found.quantiles()]
+        rows += [(f"{share:.0%} are misclassified within", f"{far:.4g}") for share, far in found.quantiles()]
     else:
         for eps, share in found.curve[:-1]:
             rows.append((f"{run.what} at {run.spelled(eps)}", percent(share)))
         rows.append((f"**{run.what}**", f"**{percent(found.robust_accuracy)}**"))
         rows.append(("95 % interval", f"{100 * low:.1f} to {100 * high:.1f} %"))
     rows += [
-        ("attacks, the worst case of each example", ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))),
-        ("passes", f"{counted(found.forwards)} forwards, {counted(found.backwards)} backwards"),
+        ("attacks (worst case per example)", ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))),
+        ("model calls", f"{counted(found.forwards)} forward passes, {counted(found.backwards)} backward passes"),
         ("seed", str(config["seed"])),
         ("versions", f"epsball {config['epsball']}, torch {config['torch']}"),
     ]
     lines = ["## Adversarial robustness", "", "| what | value |", "| --- | --- |"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
-    lines += ["", " ".join(_text(said) for said in (*run.caveats, *run.doubts))]
-    for said in (run.diagnosis, found.binarization_test):
-        if said is not None:
-            lines += ["", _text(f"{said.sentence[:1].upper()}{said.sentence[1:]}.")]
+    lines += ["", " ".join(map(_text, (*run.caveats, *run.doubts)))]
+    for test in (run.diagnosis, found.binarization_test):
+        if test is not None:
+            lines += ["", _text(f"{begun(test.sentence)}.")]
     fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", run.command_line)), default=2))
     if run.command_line:
         lines += ["", "Measured with", "", f"{fence}console", run.command_line, fence]
@@ -54,7 +54,7 @@ def markdown(run: Run) -> str:
 
 
 def robustbench(run: Run) -> dict[str, Any]:
-    """The entry's fields; `autoattack_acc` is known where the run was AutoAttack's list, unchanged, on the model."""
+    """The entry's fields; `autoattack_acc` is set where the run was AutoAttack's list, unchanged, on the model itself."""
     found, config = run.found, run.config
     standard = config["protocol"] == STANDARD and not (
         config["min_norm"]
@@ -66,7 +66,7 @@ def robustbench(run: Run) -> dict[str, Any]:
     )
     robust = None if config["min_norm"] or config["target"] else _points(found.robust_accuracy)
     eps = None if run.radius is None else run.spelled(run.radius)
-    made = ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))
+    attacks = ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))
     return {
         "link": None,
         "name": None,
@@ -84,7 +84,7 @@ def robustbench(run: Run) -> dict[str, Any]:
         "external": None,
         "unreliable": None if run.diagnosis is None else run.diagnosis.unreliable,
         "footnote": f"Measured by epsball {config['epsball']} on {counted(len(found))} examples, seed "
-        f"{config['seed']}: worst case of {made}.",
+        f"{config['seed']}: worst case of {attacks}.",
     }
 
 

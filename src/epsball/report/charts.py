@@ -1,6 +1,6 @@
-"""The figures of a report: what is left of the accuracy, and how far the fooling points are.
+"""The figures of a report: robust accuracy after each attack or over the radius, and distances.
 
-Plain dictionaries as plotly's script reads them. Each comes with a sentence and a table that say the same.
+Plain dictionaries as plotly's script reads them. Each comes with a sentence and a table that state the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from epsball.report.page import Chart, Table, begun, counted, percent, plain
 from epsball.report.run import Run
 
 STEPS = 400
-"""The most corners that a curve of distances is drawn with."""
+"""The most points that a curve over distances is drawn with."""
 BINS = 30
 """Columns of the records, in the order in which one takes the place of another."""
 AXIS = {"gridcolor": "--line", "zerolinecolor": "--line", "linecolor": "--line", "automargin": True, "fixedrange": True}
@@ -26,7 +26,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def curve(run: Run) -> Chart:
-    """What is left of the accuracy: after each attack, over radii, or over distances, as the run was."""
+    """Robust accuracy: after each attack, over radii, or over distances, as the run was."""
     if run.config["min_norm"]:
         return _over_distances(run)
     return _over_radii(run) if len(run.config["radii"]) > 1 else _after_each(run)
@@ -36,14 +36,14 @@ def _after_each(run: Run) -> Chart:
     rows = run.stages
     low, high = run.found.interval
     whole = 1.0 if run.config["target"] else run.found.clean_accuracy
-    bars = [("to begin with" if run.config["target"] else "clean", whole, "--clean")]
+    bars = [("before attacks" if run.config["target"] else "clean", whole, "--clean")]
     for at, row in enumerate(rows):
         worst = at == len(rows) - 1
         name = f"after {row.stage.attack}" + " (control)" * row.control + " = worst case" * worst
         bars.append((name, row.accuracy, "--worst" if worst else "--control" if row.control else "--series-3"))
-    words = [("clean", ""), *((row.stage.attack, ", control" * row.control) for row in rows)]
-    words[-1] = (words[-1][0], words[-1][1] + ", worst case" * bool(rows))
-    ticks = [(tick if at else bars[0][0], role, bars[at]) for at, (tick, role) in enumerate(words)]
+    roles = [("clean", ""), *((row.stage.attack, ", control" * row.control) for row in rows)]
+    roles[-1] = (roles[-1][0], roles[-1][1] + ", worst case" * bool(rows))
+    ticks = [(tick if at else bars[0][0], role, bars[at]) for at, (tick, role) in enumerate(roles)]
     names, shares, colours = (list(part) for part in zip(*bars, strict=True))
     at = [f"{n}" for n in range(len(bars))]  # attacks of one name are bars of their own
     data: list[dict[str, Any]] = [
@@ -95,16 +95,16 @@ def _after_each(run: Run) -> Chart:
         tuple((name, percent(share)) for name, share in zip(names, shares, strict=True)),
         f"The worst case has the 95 % interval {100 * low:.1f} to {100 * high:.1f} %.",
     )
-    said = ", ".join(f"{name} {percent(share)}" for name, share in zip(names, shares, strict=True))
+    listed = ", ".join(f"{name} {percent(share)}" for name, share in zip(names, shares, strict=True))
     return Chart(
         id="curve",
-        title="What is left after each attack",
-        description=f"Bars: {said}.",
+        title="Robust accuracy after each attack",
+        description=f"Bars: {listed}.",
         data=data,
         layout=layout,
         table=table,
         height=90 + 48 * len(bars),
-        notes=("Each attack works on what the ones before it left, so that a bar is no attack's own strength.",),
+        notes=("Bars are cumulative, not the strength of an attack on its own.",),
     )
 
 
@@ -116,22 +116,22 @@ def _over_radii(run: Run) -> Chart:
     for name in dict.fromkeys(row.stage.attack for row in run.stages):
         rows = {row.stage.eps: row for row in run.stages if row.stage.attack == name}
         control = any(row.control for row in rows.values())
-        if control:  # what it broke itself, whatever the others did
+        if control:  # what it broke on its own
             broke = np.cumsum([rows[eps].stage.fooled if eps in rows else 0 for eps in radii])
-            lines.append((f"{name} alone (control)", (whole - broke / max(run.asked, 1)).tolist(), True))
+            lines.append((f"{name} alone (control)", (whole - broke / max(run.attackable, 1)).tolist(), True))
         else:
-            left = dict(found.curve)  # of a radius at which nothing was left to attack
+            left = dict(found.curve)  # at radii where no example was left to attack
             lines.append((f"after {name}", [rows[e].accuracy if e in rows else left[e] for e in radii], False))
     data: list[dict[str, Any]] = []
-    last = "" if not lines or lines[-1][2] else lines.pop()[0]  # what is left after it is the worst case
+    last = "" if not lines or lines[-1][2] else lines.pop()[0]  # the accuracy after it is the worst case
     for at, (name, shares, control) in enumerate(lines):
         colour = "--control" if control else LINES[at % len(LINES)]
         data.append(_line(name, start[0] + radii, start[1] + shares, colour, DASHES[(at + 1) % len(DASHES)], 1.5))
     worst = [accuracy for _, accuracy in found.curve]
-    ends = [wilson(round(share * run.asked), run.asked) for share in worst]
+    ends = [wilson(round(share * run.attackable), run.attackable) for share in worst]
     name = f"worst case, {last}" if last else "worst case"
     line = _line(name, start[0] + radii, start[1] + worst, "--worst", "solid", 3)
-    data.append(line | _intervals(worst, run.asked, "--worst"))
+    data.append(line | _intervals(worst, run.attackable, "--worst"))
     table = Table(
         ("eps", *(name for name, _, _ in lines), "worst case", "95 % interval"),
         (
@@ -147,18 +147,18 @@ def _over_radii(run: Run) -> Chart:
             ),
         ),
     )
-    said = ", ".join(f"{percent(share)} at {run.spelled(eps)}" for eps, share in zip(radii, worst, strict=True))
+    listed = ", ".join(f"{percent(share)} at {run.spelled(eps)}" for eps, share in zip(radii, worst, strict=True))
     return Chart(
         id="curve",
         title="Robustness curve",
-        description=f"Lines over the radius: {percent(whole)} to begin with; in the worst case {said}.",
+        description=f"Lines over the radius: {percent(whole)} without attack; in the worst case {listed}.",
         data=data,
         layout=_share_layout(f"radius, {run.symbol}"),
         table=table,
         height=400,
         notes=(
-            "A line “after” an attack is what it and those before it left at that radius; what fell at a smaller "
-            "one counts as fallen.",
+            "A line “after” an attack is the robust accuracy after it and those before it at that radius; an example "
+            "that was broken at a smaller radius counts as broken.",
         ),
     )
 
@@ -179,23 +179,23 @@ def _over_distances(run: Run) -> Chart:
         (f"{share:.0%}", f"{far:.4g}" if math.isfinite(far) else "not found", percent(run.found.accuracy_at(far)) if
          math.isfinite(far) else "") for share, far in quantiles
     )  # fmt: skip
-    said = ", ".join(f"{share:.0%} within {far:.4g}" for share, far in quantiles if math.isfinite(far))
+    listed = ", ".join(f"{share:.0%} within {far:.4g}" for share, far in quantiles if math.isfinite(far))
     return Chart(
         id="curve",
         title="Robust accuracy at any radius",
-        description=f"A falling line: wrong are {said}.",
+        description=f"A falling line: misclassified are {listed}.",
         data=[line],
         layout=_share_layout(f"radius, {run.symbol}") | {"showlegend": False},
-        table=Table(("share that is wrong", f"within ({run.symbol})", "robust accuracy there"), rows),
+        table=Table(("share misclassified", f"within ({run.symbol})", "robust accuracy there"), rows),
         height=400,
     )
 
 
 def distances(run: Run) -> Chart | None:
-    """How far the fooling points are from their examples; None where nothing fell.
+    """The distances of the adversarial examples; None where there are none.
 
-    Attacks of one radius go to its edge, where a histogram is a single bar: then the distances in the first other norm
-    in which they differ are drawn.
+    Attacks of a fixed radius end at its edge, where a histogram is a single bar: then the first other norm in which
+    the distances differ is drawn.
     """
     known = {column: run.distances(column) for column in ("distance", *run.norms)}
     if not len(known["distance"]):
@@ -242,11 +242,11 @@ def distances(run: Run) -> Chart | None:
     notes = []
     if not run.config["min_norm"]:
         drawn = "" if own else f", so that {run.norms[norm]} is drawn"
-        edge = f"Attacks of a fixed radius go to its edge ({run.symbol}, ε = {run.spelled(run.radius)}){drawn}"
-        notes.append(f"{edge}; the nearest points are sought by epsball evaluate --min-norm.")
+        edge = f"Attacks of a fixed radius end at its edge ({run.symbol}, ε = {run.spelled(run.radius)}){drawn}"
+        notes.append(f"{edge}; epsball evaluate --min-norm searches minimum-norm adversarial examples.")
     return Chart(
         id="distances",
-        title="How far the fooling points are",
+        title="Distances of the adversarial examples",
         description=f"A histogram of {counted(len(far))} distances in {run.norms[norm]} from {far.min():.4g} to {far.max():.4g}, "
         f"half of them within {float(np.median(far)):.4g}.",
         data=data,
@@ -257,7 +257,7 @@ def distances(run: Run) -> Chart | None:
 
 
 def together(runs: Sequence[tuple[str, Run]], norm: str, what: str) -> Chart:
-    """The curves of several runs in balls of one norm: `what` is what their shares are called."""
+    """The curves of several runs in balls of one norm; `what` is what their figure is called."""
     data, rows = [], []
     for at, (name, run) in enumerate(runs):
         colour, dash = LINES[at % len(LINES)], DASHES[(at + at // len(LINES)) % len(DASHES)]
@@ -270,9 +270,9 @@ def together(runs: Sequence[tuple[str, Run]], norm: str, what: str) -> Chart:
             points = [(0.0, whole), *run.found.curve]
             drawn = [(float(eps), share) for eps, share in points if eps is not None]
             line = _line(name, [x for x, _ in drawn], [y for _, y in drawn], colour, dash, 2.5)
-            data.append(line | _intervals([share for _, share in drawn[1:]], run.asked, colour))
+            data.append(line | _intervals([share for _, share in drawn[1:]], run.attackable, colour))
         rows += [(name, "0" if eps == 0 else run.spelled(eps), percent(share)) for eps, share in points]
-    said = "; ".join(
+    listed = "; ".join(
         f"{name}, clean {percent(run.found.clean_accuracy)}"
         + ("" if run.config["min_norm"] else f", worst case {percent(run.found.robust_accuracy)}")
         for name, run in runs
@@ -280,12 +280,12 @@ def together(runs: Sequence[tuple[str, Run]], norm: str, what: str) -> Chart:
     return Chart(
         id=f"curve-{norm}" + "-target" * (what != "robust accuracy"),
         title=f"{begun(what)} over the radius, {norm}",
-        description=f"One line for each run: {said}.",
+        description=f"One line for each run: {listed}.",
         data=data,
         layout=_share_layout(f"radius, {norm}", what),
         table=Table(("run", "eps", what), tuple(rows)),
         height=400,
-        notes=("Points are radii that were attacked, with 95 % intervals; the lines only join them.",),
+        notes=("Points are the radii of the runs, with 95 % intervals; lines only connect them.",),
     )
 
 
@@ -304,7 +304,7 @@ def _line(
 
 
 def _intervals(shares: Sequence[float], n: int, colour: str) -> dict[str, Any]:
-    """The 95 % intervals of a line's points but for its first, which no attack was made on."""
+    """The 95 % intervals of a line's points but for its first, which is not attacked."""
     ends = [wilson(round(share * n), n) for share in shares]
     return {
         "error_y": {

@@ -1,4 +1,4 @@
-"""Which class is taken for which, in the worst point that was found for each example."""
+"""Which class is predicted as which under attack."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from epsball.report.run import Run
 
 SHOWN = 20
-"""The most classes of a matrix; of more, those that fell most often are shown."""
+"""The most classes of a matrix; of more, those broken most often are shown."""
 PAIRS = 12
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts (k, k) of the classes named, label by row, prediction at the worst point by column.
+    """Counts (k, k) of the classes named, label by row, prediction under attack by column.
 
-    `pairs` are the mistakes that attacks made most often, (label, prediction, count); `classes` is how many there are.
+    `pairs` are the most frequent mistakes, (label, prediction, count); `classes` is the number of classes.
     """
 
     names: tuple[str, ...]
@@ -37,25 +37,25 @@ def confusion(run: Run) -> Confusion | None:
     label = records["label"].to_numpy()
     status = records["status"].to_numpy(zero_copy_only=False)
     clean = records["clean_prediction"].to_numpy(zero_copy_only=False).astype(float)
-    fooled = records["adversarial_prediction"].to_numpy(zero_copy_only=False).astype(float)
-    said = np.where(status == "fooled", fooled, clean)
-    known = ~np.isnan(said)
+    adversarial = records["adversarial_prediction"].to_numpy(zero_copy_only=False).astype(float)
+    predicted = np.where(status == "fooled", adversarial, clean)
+    known = ~np.isnan(predicted)
     if not known.any():
         return None
-    label, said, fell = label[known].astype(int), said[known].astype(int), (status == "fooled")[known]
-    classes = int(max(label.max(), said.max())) + 1
-    pairs, counts = np.unique(np.stack([label[fell], said[fell]]), axis=1, return_counts=True)
+    label, predicted, fooled = label[known].astype(int), predicted[known].astype(int), (status == "fooled")[known]
+    classes = int(max(label.max(), predicted.max())) + 1
+    pairs, counts = np.unique(np.stack([label[fooled], predicted[fooled]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:PAIRS]
     top = tuple(
         (run.label(int(a)), run.label(int(b)), int(c)) for (a, b), c in zip(pairs.T[order], counts[order], strict=True)
     )
     shown = np.arange(classes)
     if classes > SHOWN:
-        often = np.bincount(label[fell], minlength=classes) + np.bincount(said[fell], minlength=classes)
+        often = np.bincount(label[fooled], minlength=classes) + np.bincount(predicted[fooled], minlength=classes)
         shown = np.sort(np.argsort(-often, kind="stable")[:SHOWN])
     place = np.full(classes, -1)
     place[shown] = np.arange(len(shown))
-    inside = (place[label] >= 0) & (place[said] >= 0)
+    inside = (place[label] >= 0) & (place[predicted] >= 0)
     matrix = np.zeros((len(shown), len(shown)), np.int64)
-    np.add.at(matrix, (place[label[inside]], place[said[inside]]), 1)
+    np.add.at(matrix, (place[label[inside]], place[predicted[inside]]), 1)
     return Confusion(tuple(run.label(int(c)) for c in shown), tuple(map(tuple, matrix.tolist())), top, classes)

@@ -1,7 +1,7 @@
-"""Examples that fell, the weakest first: as they were, what was done to them, and what they are taken for.
+"""Adversarial examples, the weakest first: the example, the perturbation, and the prediction.
 
 Images of any number of channels become PNGs inside the page, tables bars and numbers. What is shown is bounded, in
-number and in bytes, so that a report of any run can be sent by mail.
+number and in bytes, so that a report of any run can be sent by e-mail.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Example:
-    """An example that fell. Images are data addresses, "" for a row of a table, which has `features` instead."""
+    """An example and its adversarial example. Images are data addresses, "" for a row of a table, which has `features`."""
 
     id: int
     key: int
@@ -62,10 +62,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The examples, weakest first; `fell` of all did. `labels` are the classes: key, name, how many are shown."""
+    """The examples shown, weakest first, of `total`. `labels` are the classes: key, name, number shown."""
 
     examples: tuple[Example, ...]
-    fell: int
+    total: int
     labels: tuple[tuple[int, str, int], ...]
     images: bool
     reduced: bool
@@ -75,12 +75,12 @@ def gallery(run: Run, shown: int = SHOWN) -> Gallery:
     """The gallery of a run with at most `shown` examples: of each class its weakest, in turn."""
     records, kept = run.found.records, run.found.adversarial
     fooled = np.flatnonzero(records["status"].to_numpy(zero_copy_only=False) == "fooled")
-    far, sure = (
+    distance, confidence = (
         records[name].to_numpy(zero_copy_only=False).astype(float)[fooled]
         for name in ("distance", "adversarial_confidence")
     )
     label = records["label"].to_numpy()[fooled]
-    chosen = fooled[_chosen(far, sure, label, shown)]
+    chosen = fooled[_chosen(distance, confidence, label, shown)]
     ids = records["id"].to_numpy()[chosen]
     stored = kept["id"].to_numpy()
     rows = np.searchsorted(stored, ids)
@@ -88,17 +88,17 @@ def gallery(run: Run, shown: int = SHOWN) -> Gallery:
     x, z = (storage.points(kept[name].take(pa.array(rows)), shape).astype(np.float64) for name in ("x", "x_adv"))
     lo, hi = run.box or ((float(x.min()), float(x.max())) if x.size else (0.0, 1.0))
     images = len(shape) >= 2
-    taken: list[Example] = []
+    chosen_examples: list[Example] = []
     size = 0
     for row, one in enumerate(records.take(pa.array(chosen)).to_pylist()):
         pictures, amplified, side = ("", "", ""), 1.0, 0
         if images:
             pictures, amplified, side = _pictures(x[row], z[row], lo, hi)
         size += sum(map(len, pictures))
-        if size > BYTES and taken:
+        if size > BYTES and chosen_examples:
             break
         clean = one["clean_prediction"]
-        taken.append(
+        chosen_examples.append(
             Example(
                 id=one["id"],
                 key=one["label"],
@@ -117,27 +117,27 @@ def gallery(run: Run, shown: int = SHOWN) -> Gallery:
                 features=() if images else _features(x[row].reshape(-1), z[row].reshape(-1)),
             )
         )
-    keys = sorted({one.key for one in taken})
-    labels = tuple((key, run.label(key), sum(one.key == key for one in taken)) for key in keys)
+    keys = sorted({one.key for one in chosen_examples})
+    labels = tuple((key, run.label(key), sum(one.key == key for one in chosen_examples)) for key in keys)
     reduced = images and max(shape[-2:]) > SIDE
-    return Gallery(tuple(taken), len(fooled), labels, images, reduced)
+    return Gallery(tuple(chosen_examples), len(fooled), labels, images, reduced)
 
 
-def _chosen(far: np.ndarray, sure: np.ndarray, label: np.ndarray, shown: int) -> np.ndarray:
+def _chosen(distance: np.ndarray, confidence: np.ndarray, label: np.ndarray, shown: int) -> np.ndarray:
     """The places of the examples to show: the weakest of each class in turn.
 
-    The weakest are the nearest, and of those at one distance, as far as it is shown, those most surely mistaken.
+    The weakest are the nearest, and of those at one distance, as far as it is shown, the most confident mistakes.
     """
-    rounded = np.array([float(f"{value:.4g}") for value in far.tolist()])
-    order = np.lexsort((-sure, rounded))
-    turn = np.zeros(len(far), np.int64)
+    rounded = np.array([float(f"{value:.4g}") for value in distance.tolist()])
+    order = np.lexsort((-confidence, rounded))
+    turn = np.zeros(len(distance), np.int64)
     seen: dict[int, int] = {}
     for place in order.tolist():
         turn[place] = seen.get(int(label[place]), 0)
         seen[int(label[place])] = int(turn[place]) + 1
-    rank = np.argsort(order)
-    first = np.lexsort((rank, turn))[:shown]
-    return first[np.argsort(rank[first])]
+    place_in_order = np.argsort(order)
+    first = np.lexsort((place_in_order, turn))[:shown]
+    return first[np.argsort(place_in_order[first])]
 
 
 def _share(value: float | None) -> float:
@@ -145,7 +145,7 @@ def _share(value: float | None) -> float:
 
 
 def _pictures(x: np.ndarray, z: np.ndarray, lo: float, hi: float) -> tuple[tuple[str, str, str], float, int]:
-    """The example, what was added, and the sum, as data addresses; how often it is amplified; the width in pixels."""
+    """Example, perturbation and adversarial example as data addresses; the amplification; the width in pixels."""
     delta = z - x
     widest = float(np.abs(delta).max()) / ((hi - lo) or 1.0)
     amplified = 0.5 / widest if widest else 1.0
@@ -177,9 +177,9 @@ def _flat(image: np.ndarray) -> np.ndarray:
 def _png(image: np.ndarray) -> str:
     from PIL import Image
 
-    held = BytesIO()
-    Image.fromarray(np.rint(image.clip(0, 1) * 255).astype(np.uint8)).save(held, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+    buffer = BytesIO()
+    Image.fromarray(np.rint(image.clip(0, 1) * 255).astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _features(x: np.ndarray, z: np.ndarray) -> tuple[Feature, ...]:

@@ -31,8 +31,8 @@ REPORT, CARD, ROBUSTBENCH, COMPARISON = "report.html", "card.md", "robustbench.j
 
 
 @dataclass(frozen=True)
-class Nearer:
-    """Two runs that sought the nearest points of the same `n` examples: in which are they nearer?"""
+class NearerRun:
+    """Two minimum-norm runs on the same `n` examples: how often is which run's adversarial example the nearer one?"""
 
     n: int
     a: int
@@ -49,7 +49,7 @@ class Pair:
     b: str
     found: Comparison | None
     why: str
-    nearer: Nearer | None = None
+    nearer: NearerRun | None = None
 
 
 def write_report(
@@ -77,7 +77,7 @@ def write_report(
 def write_comparison(runs: Sequence[str | Path], out: str | Path) -> Path:
     """Write one file that puts several finished runs side by side; where it is.
 
-    The first run is held against each of the others. Runs that are not on the same data are shown, and not compared.
+    The first run is compared with each of the others. Runs on other data are shown, and not compared.
 
     Raises `BadInput` for a directory that holds no finished run, and for fewer than two.
     """
@@ -130,7 +130,7 @@ def of_runs(runs: Sequence[Run]) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """What runs are called: by their directories, with as much of the path as tells them apart."""
+    """The runs' names: their directories, or their whole paths where directories are called alike."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
@@ -138,11 +138,11 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _pair(first: tuple[str, Run], second: tuple[str, Run]) -> Pair:
-    sought = [name for name, run in (first, second) if run.config["min_norm"]]
-    if len(sought) == 2 and (nearer := _nearer(first[1], second[1])) is not None:
+    minimum_norm = [name for name, run in (first, second) if run.config["min_norm"]]
+    if len(minimum_norm) == 2 and (nearer := _nearer(first[1], second[1])) is not None:
         return Pair(first[0], second[0], None, "", nearer)
-    if sought:
-        why = f"{' and '.join(sought)} sought the nearest points, in balls without end; the curves above show them"
+    if minimum_norm:
+        why = f"{' and '.join(minimum_norm)} searched minimum-norm adversarial examples; the curves above show them"
         return Pair(first[0], second[0], None, why)
     try:
         return Pair(first[0], second[0], compare(first[1].found, second[1].found), "")
@@ -150,14 +150,14 @@ def _pair(first: tuple[str, Run], second: tuple[str, Run]) -> Pair:
         return Pair(first[0], second[0], None, str(error))
 
 
-def _nearer(a: Run, b: Run) -> Nearer | None:
+def _nearer(a: Run, b: Run) -> NearerRun | None:
     if a.norm != b.norm or a.config["data"]["digest"] != b.config["data"]["digest"]:
         return None
     one, two = a.found.distances, b.found.distances
     known = ~(np.isnan(one) | np.isnan(two))
     both = known & np.isfinite(one) & np.isfinite(two) & (one > 0) & (two > 0)
     ratio = float(np.median(two[both] / one[both])) if both.any() else math.nan
-    return Nearer(int(known.sum()), int((one < two)[known].sum()), int((two < one)[known].sum()), ratio)
+    return NearerRun(int(known.sum()), int((one < two)[known].sum()), int((two < one)[known].sum()), ratio)
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -166,39 +166,34 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles = [("clean accuracy", percent(found.clean_accuracy), f"{counted(len(found))} examples")]
     if run.config["min_norm"]:
         tiles += [
-            (f"{share:.0%} are wrong within", f"{far:.4g}", run.symbol) for share, far in found.quantiles((0.25, 0.5))
+            (f"{share:.0%} are misclassified within", f"{far:.4g}", run.symbol)
+            for share, far in found.quantiles((0.25, 0.5))
         ]
     else:
         low, high = found.interval
         tiles.append((run.what, percent(found.robust_accuracy), f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"))
-        tiles.append(
-            (
-                "ball",
-                ball_text(run.symbol, run.config["radii"][-1], *(run.box or ())),
-                "radius in the units of the data",
-            )
-        )
-    passes = f"{counted(found.forwards + found.backwards)} passes"
-    apart = f"{counted(found.forwards)} forwards, {counted(found.backwards)} backwards, {found.seconds:.1f} s"
-    tiles.append(("cost", passes, apart))
+        ball = ball_text(run.symbol, run.config["radii"][-1], *(run.box or ()))
+        tiles.append(("ball", ball, "radius in the units of the data"))
+    cost = f"{counted(found.forwards)} forward passes"
+    tiles.append(("cost", cost, f"{counted(found.backwards)} backward passes, {found.seconds:.1f} s"))
     return tiles
 
 
 def _costs(run: Run) -> Table:
-    """What the model was shown, by what it was for."""
-    said = {
-        "clean": "the clean predictions",
-        "attack": "the attacks, up to each answer",
-        "speculative": "jobs that another made needless",
+    """The forward passes by purpose."""
+    purposes = {
+        "clean": "clean predictions",
+        "attack": "attacks, up to each answer",
+        "speculative": "jobs that a lower restart made needless",
         "padding": "rows that only filled a batch",
-        "verification": "a second look at what is stored",
-        "probes": "questions to the model before the run",
+        "verification": "verification of stored adversarial examples",
+        "probes": "checks of the model before the run",
     }
-    rows = tuple((said[name], counted(count)) for name, count in run.found.cost.items())
+    rows = tuple((purposes[name], counted(count)) for name, count in run.found.cost.items())
     return Table(
-        ("forwards", "rows"),
+        ("forward passes", "examples"),
         (*rows, ("all", counted(run.found.forwards))),
-        f"Backwards: {counted(run.found.backwards)}.",
+        f"Backward passes: {counted(run.found.backwards)}.",
     )
 
 
@@ -221,9 +216,9 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("target", run.target),
         ("success", config["success"]),
         ("storage", f"adversarial examples {config['storage']['x_adv']}, their originals {config['storage']['x']}"),
-        ("passes averaged (eot)", config["eot"]),
+        ("forward passes averaged (eot)", config["eot"]),
         ("seed", config["seed"]),
-        ("rows that share a pass", config["batch_size"]),
+        ("batch size", config["batch_size"]),
         ("drafts", config.get("draft")),
         ("accelerated", None if plan is None else f"{plan['rewriting']}, {plan['ratio']:.2f} of the original's time"),
         ("machine", config["machine"]),

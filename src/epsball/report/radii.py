@@ -1,8 +1,9 @@
-"""The figure of a path over radii: what becomes of the weights, the accuracy and the loss as the attacker grows."""
+"""The figure of a path over radii: weights, accuracy and loss of a linear model against the attacker's radius."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,34 +14,41 @@ from matplotlib.ticker import PercentFormatter
 from epsball.report import plots
 
 NAMED = 6
-"""Weights with a colour and a name; the others are grey."""
+"""Weights that have a colour and a name; the others are grey."""
 PALETTE = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.ORANGE, plots.PURPLE, plots.INK)
 
 
-def draw_path(
-    path: str | Path,
-    eps: Float[np.ndarray, " m"],
-    weights: Float[np.ndarray, "m k"],
-    names: Sequence[str],
-    *,
-    losses: Float[np.ndarray, "2 m"],
-    accuracies: Float[np.ndarray, "2 m"] | None,
-    unit: str,
-    note: str,
-) -> None:
-    """Write a PNG: weights (named), then accuracies and losses, each clean and worst case, against radii > 0."""
-    figure = plots.page(11.4 if accuracies is not None else 8.2, 3.9, title="What a larger radius costs", note=note)
-    axes = figure.subplots(1, 2 if accuracies is None else 3)
-    _weights(plots.panel(axes[0], title="Weights", x=unit, log="x"), eps, weights, names)
-    if accuracies is not None:
-        _pair(plots.panel(axes[1], title="Accuracy on the rows fitted", x=unit, log="x"), eps, accuracies)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RadiusPath:
+    """Models over radii `eps` > 0: named weights, and losses and accuracies, clean (row 0) and worst case (row 1).
+
+    `unit` labels the radii, `note` is the small print.
+    """
+
+    eps: Float[np.ndarray, " m"]
+    weights: Float[np.ndarray, "m k"]
+    names: Sequence[str]
+    losses: Float[np.ndarray, "2 m"]
+    accuracies: Float[np.ndarray, "2 m"] | None
+    unit: str
+    note: str
+
+
+def draw_path(found: RadiusPath, path: str | Path) -> None:
+    """Write the figure as a PNG."""
+    wide = found.accuracies is not None
+    figure = plots.page(11.4 if wide else 8.2, 3.9, title="What a larger radius costs", note=found.note)
+    axes = figure.subplots(1, 3 if wide else 2)
+    _weights(plots.panel(axes[0], title="Weights", x=found.unit, log="x"), found.eps, found.weights, found.names)
+    if found.accuracies is not None:
+        _pair(plots.panel(axes[1], title="Training accuracy", x=found.unit, log="x"), found.eps, found.accuracies)
         axes[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    _pair(plots.panel(axes[-1], title="Loss on the rows fitted", x=unit, log="x"), eps, losses)
+    _pair(plots.panel(axes[-1], title="Training loss", x=found.unit, log="x"), found.eps, found.losses)
     plots.save(figure, path)
 
 
 def _weights(axis: Axes, eps: Float[np.ndarray, " m"], weights: Float[np.ndarray, "m k"], names: Sequence[str]) -> None:
-    # Those that outlive the others are named: the last to go as the radius grows, then the largest.
+    # Named are the weights that stay nonzero up to the largest radius, then the largest ones.
     last = np.where(weights != 0, eps[:, None], 0).max(0)
     order = np.lexsort((-np.abs(weights).max(0), -last))
     for place in order[NAMED:].tolist():

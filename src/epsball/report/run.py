@@ -1,4 +1,4 @@
-"""A finished run as a report reads it: the evaluation, what lies beside it in its directory, and both in words."""
+"""A finished run as a report reads it: the evaluation and the files beside it, put into words."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from epsball.evaluation.result import Evaluation, Stage, Status
 from epsball.report.page import counted, percent
 
 NOISE = ("uniform-noise", "sign-noise")
-"""Attacks that are controls: luck, against which a gradient has to prove itself."""
+"""Attacks that are controls: random perturbations, which an attack has to beat."""
 APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}
-"""Examples that are counted apart."""
+"""Statuses that are counted apart."""
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage and where it left the examples: `standing` after it, `accuracy` as a share of those asked about."""
+    """A stage and what is left after it: `robust` examples, and `accuracy`, their share of `Run.attackable`."""
 
     stage: Stage
-    standing: int
+    robust: int
     accuracy: float
     within: str
     control: bool
 
     @property
-    def passes(self) -> str:
-        """Passes for each example that it was given: backwards, or forwards where it takes no gradient."""
-        made = self.stage.backwards or self.stage.forwards
-        return f"{made / self.stage.attacked:.1f}" if self.stage.attacked else ""
+    def model_calls(self) -> str:
+        """Model calls per attacked example: backward passes, or forward passes where it takes no gradient."""
+        calls = self.stage.backwards or self.stage.forwards
+        return f"{calls / self.stage.attacked:.1f}" if self.stage.attacked else ""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; `command` is what the command line kept of how it was started, {} where it was not."""
+    """A finished run; `command` is the command line that started it, {} where there was none."""
 
     path: Path
     found: Evaluation
@@ -51,10 +51,10 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path, found: Evaluation | None = None) -> Run:
-        """The run in a directory; `found` where it has been read already. Raises `BadInput` where there is none."""
+        """The run in a directory; `found` is its evaluation where that is loaded already. Raises `BadInput`."""
         path = Path(path)
-        kept = path / "command.json"
-        command = read_json(kept, "delete it: it only says how the run was started") if kept.exists() else {}
+        file = path / "command.json"
+        command = read_json(file, "delete it: it only says how the run was started") if file.exists() else {}
         return cls(path, found or Evaluation.load(path), command)
 
     @property
@@ -64,12 +64,12 @@ class Run:
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """Whether the verdict is to be believed, where that was asked."""
+        """The reliability checks, where they were made."""
         return self.found.diagnosis
 
     @property
     def name(self) -> str:
-        """What it is called: its directory."""
+        """The name of its directory."""
         return self.path.resolve().name or str(self.path)
 
     @property
@@ -104,12 +104,12 @@ class Run:
 
     @property
     def radius(self) -> float | None:
-        """The largest radius; None where it differs between examples, or nearest points were sought."""
+        """The largest radius; None where it differs between examples, and for a minimum-norm run."""
         last = self.config["radii"][-1]
         return None if self.config["min_norm"] or last is None or math.isinf(last) else float(last)
 
     def spelled(self, eps: float | None) -> str:
-        """A radius in words: 8/255 in a box from 0 to 1, where that is what was meant."""
+        """A radius as text: 8/255 for multiples of 1/255 in a box from 0 to 1."""
         return radius_text(eps, *(self.box or ()))
 
     @property
@@ -117,12 +117,12 @@ class Run:
         """The ball in words."""
         box = f", box [{self.box[0]:g}, {self.box[1]:g}]" if self.box else ""
         if self.config["min_norm"]:
-            return f"{self.symbol}, nearest points{box}"
+            return f"{self.symbol}, minimum norm{box}"
         return ball_text(self.symbol, self.config["radii"][-1], *(self.box or ())) + box
 
     @property
     def model(self) -> str:
-        """What names the model."""
+        """The model as it was named."""
         subject = self.command.get("subject", {})
         if not subject:
             return str(self.config["model"])
@@ -139,44 +139,44 @@ class Run:
 
     @property
     def target(self) -> str | None:
-        """The class that examples were driven towards, in words; None without one."""
+        """The target class as text; None without one."""
         if self.config["target"] is None:
             return None
         return "one per example" if self._goal is None else self.label(self._goal)
 
     @property
     def _goal(self) -> int | None:
-        """The class that all examples were driven towards, if it was one."""
+        """The target class, where it is the same for all examples."""
         classes = self.found.records["target"].drop_null().unique().to_pylist()
         return classes[0] if len(classes) == 1 else None
 
     @property
-    def asked(self) -> int:
-        """How many examples the accuracies are shares of."""
+    def attackable(self) -> int:
+        """The number of examples that the accuracies are shares of."""
         apart = self.found.count("at-target") + self.found.count("misclassified") if self.config["target"] else 0
         return len(self.found) - apart
 
     @property
     def what(self) -> str:
-        """What the accuracy of the worst case is called."""
-        return "not driven to the target" if self.config["target"] else "robust accuracy"
+        """What the final figure is called."""
+        return "robust to the target" if self.config["target"] else "robust accuracy"
 
     @property
     def stages(self) -> list[StageRow]:
-        """The attacks in their order. What stands after one is the worst case of its radius, and what fell later."""
+        """The attacks in their order. The accuracy after one: the final one at its radius plus what later attacks broke."""
         curve = dict(self.found.curve)
         rows: list[StageRow] = []
         planned = {stage["name"]: stage for stage in self.config["stages"]}
-        made = self.found.stages[1:]
-        for at, stage in enumerate(made):
+        attacks = self.found.stages[1:]
+        for at, stage in enumerate(attacks):
             plan = planned[stage.name]
-            later = sum(other.fooled for other in made[at + 1 :] if other.eps == stage.eps)
-            held = curve.get(stage.eps, math.nan) if not self.config["min_norm"] else math.nan
-            accuracy = held + later / self.asked if self.asked else math.nan
+            later = sum(other.fooled for other in attacks[at + 1 :] if other.eps == stage.eps)
+            final = curve.get(stage.eps, math.nan) if not self.config["min_norm"] else math.nan
+            accuracy = final + later / self.attackable if self.attackable else math.nan
             within = plan.get("within")
-            said = "" if plan["minimises"] else f"{within:.0%} of the distance" if within else self.spelled(stage.eps)
-            standing = 0 if math.isnan(accuracy) else round(accuracy * self.asked)
-            rows.append(StageRow(stage, standing, accuracy, said, stage.attack.split(":")[0] in NOISE))
+            where = "" if plan["minimises"] else f"{within:.0%} of the distance" if within else self.spelled(stage.eps)
+            robust = 0 if math.isnan(accuracy) else round(accuracy * self.attackable)
+            rows.append(StageRow(stage, robust, accuracy, where, stage.attack.split(":")[0] in NOISE))
         return rows
 
     @property
@@ -185,40 +185,42 @@ class Run:
         found, n = self.found, counted(len(self.found))
         if self.config["min_norm"]:
             ((_, median),) = found.quantiles((0.5,))
-            half = f"Half of the examples are wrong within {self.symbol}, ε = {median:.4g}"
-            half = half if math.isfinite(median) else "For fewer than half of the examples a fooling point was found"
+            half = f"Half of the examples are misclassified within {self.symbol}, ε = {median:.4g}"
+            if not math.isfinite(median):
+                half = "For fewer than half of the examples an adversarial example was found"
             return f"{half}; clean accuracy {percent(found.clean_accuracy)}, on {n} examples."
         low, high = found.interval
-        sure = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-        held = f"Robust accuracy {percent(found.robust_accuracy)}"
+        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        result = f"Robust accuracy {percent(found.robust_accuracy)}"
         if self.target is not None:
-            held = (
-                f"Not driven to the target ({self.target}): {percent(found.robust_accuracy)} of {counted(self.asked)}"
-            )
-        return f"{held} ({sure}) in {self.ball}; clean accuracy {percent(found.clean_accuracy)}, on {n} examples."
+            share = f"{percent(found.robust_accuracy)} of {counted(self.attackable)}"
+            result = f"Robust to the target ({self.target}): {share}"
+        return f"{result} ({interval}) in {self.ball}; clean accuracy {percent(found.clean_accuracy)}, on {n} examples."
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What has to be said beside the verdict."""
+        """What limits the result, a sentence each."""
         config, found = self.config, self.found
         if config["source"] is not None:
-            said = ["A transfer: attacks that see the model itself find more."]
+            caveats = ["A transfer: attacks that see the model itself find more."]
         elif config["min_norm"]:
-            said = ["Upper bounds of the distances: a stronger attack may find nearer points."]
+            caveats = ["Upper bounds of the distances: a stronger attack may find nearer adversarial examples."]
         else:
-            said = ["An upper bound: a stronger attack may find more."]
+            caveats = ["An upper bound: a stronger attack may find more."]
         lost = sum(stage.unconfirmed for stage in found.stages)
         if config["storage"]["x_adv"] == "8bit":
-            said.append(f"Points are judged as they are kept, in 8 bits; {counted(lost)} did not survive the rounding.")
+            caveats.append(
+                f"Adversarial examples are verified as stored, in 8 bits; {counted(lost)} did not survive the rounding."
+            )
         elif lost:
-            said.append(f"{counted(lost)} successes did not stand a second look at the stored point, and do not count.")
+            caveats.append(f"{counted(lost)} successes were not confirmed on the stored input, and do not count.")
         if config["eot"] > 1:
-            said.append(f"The model judged is the mean of {config['eot']} passes.")
-        said += [f"The protocol reacted: {text}." for text in (config.get("reaction") or {}).get("because", ())]
+            caveats.append(f"The evaluated model is the mean of {config['eot']} forward passes.")
+        caveats += [f"The protocol reacted: {text}." for text in (config.get("reaction") or {}).get("because", ())]
         for status, text in APART.items():
             if count := found.count(status):
-                said.append(f"{counted(count)} examples {text} are counted apart.")
-        return tuple(said)
+                caveats.append(f"{counted(count)} examples {text} are counted apart.")
+        return tuple(caveats)
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -231,13 +233,13 @@ class Run:
         return tuple(said)
 
     def distances(self, column: str) -> np.ndarray:
-        """The distances of the fooled, (m,): in the ball's norm, "distance", or in another that was measured, as in "l2"."""
+        """The distances of the adversarial examples, (m,), from a column of the records: "distance", or a norm's name."""
         far = self.found.records[column].drop_null().to_numpy().astype(float)
         return far[np.isfinite(far)]
 
     @property
     def command_line(self) -> str:
-        """The command that made it, as a shell reads it; empty where it was no command."""
+        """The command that started it, as a shell reads it; empty where there was none."""
         return shlex.join(map(str, self.command.get("command", ())))
 
     @property
@@ -247,7 +249,7 @@ class Run:
 
     @property
     def python(self) -> str:
-        """The call that makes it again, from the configuration."""
+        """The Python call that reproduces it, from the configuration."""
         config, ball = self.config, self.config["ball"]
         ends = {"lo": "-inf", "hi": "inf"}  # what is left out
         parts = [
@@ -255,18 +257,19 @@ class Run:
         ]
         if ball["mask"] is not None:
             parts.append("mask=mask")
-        asked = [f"{json.dumps(config['protocol'])}"]
+        arguments = [f"{json.dumps(config['protocol'])}"]
         radii = config["radii"]
         if len(radii) > 1:
-            asked.append(f"eps={radii}")
+            arguments.append(f"eps={radii}")
         flags = {"min_norm": True, "storage": config["storage"]["x_adv"], "eot": config["eot"]}
         shown = {"min_norm": config["min_norm"], "storage": flags["storage"] != "float", "eot": config["eot"] > 1}
-        asked += [f"{name}={value!r}" for name, value in flags.items() if shown[name]]
+        arguments += [f"{name}={value!r}" for name, value in flags.items() if shown[name]]
         if config["target"]:
-            asked.append(f"target={'target' if self._goal is None else self._goal}")
-        asked += ["source=source"] * (config["source"] is not None)
-        asked.append(f"seed={config['seed']}")
-        return f"eb.evaluate(model, (x, y), eb.{ball['class'].split()[0]}({', '.join(parts)}), {', '.join(asked)})"
+            arguments.append(f"target={'target' if self._goal is None else self._goal}")
+        arguments += ["source=source"] * (config["source"] is not None)
+        arguments.append(f"seed={config['seed']}")
+        ball_class = ball["class"].split()[0]
+        return f"eb.evaluate(model, (x, y), eb.{ball_class}({', '.join(parts)}), {', '.join(arguments)})"
 
 
 def _argument(name: str, value: Any) -> str:

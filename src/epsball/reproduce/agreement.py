@@ -12,61 +12,62 @@ from collections.abc import Callable
 from jaxtyping import Bool
 from torch import Tensor
 
-from epsball.reproduce.nets import PAIR, PLAIN, Nets, conventions, logits_of, mean_of, percent, spent, stand_in
-from epsball.reproduce.record import Line, Measured, Strip
+from epsball.reproduce.nets import PAIR, PLAIN, Nets, logits_of
+from epsball.reproduce.notes import about_conventions, about_stand_in, about_training
+from epsball.reproduce.outcome import EPS, mean_of_known, percent
+from epsball.reproduce.reproduction import Line, Reproduction, Strip
 from epsball.reproduce.shallow import RBF, RECIPES, SOFTMAX
 from epsball.reproduce.strips import first_of_each, predicted
-from epsball.reproduce.threes_sevens import EPS
 
 PAPER = {SOFTMAX: (54.6, 84.6), RBF: (16.0, 54.3)}
 """In percent: the network's wrong class, of all its mistakes, and of those that are mistakes of both."""
 
 
-def agreement(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Measured:
+def agreement(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Reproduction:
     """Make FGSM examples on plain maxout networks, and ask shallow models for the class that they are.
 
-    The models are those of `nets`, trained where they are not yet. `on_progress` is called with the steps made, those
-    of all, and what is trained. Raises `BadInput`.
+    The models are those of `nets`, trained where they are not yet. `on_progress` is called with the steps done, the
+    steps in total, and the name of the network in training. Raises `BadInput`.
     """
     makers = [group[0] for group in nets.trained({PLAIN: PAIR[PLAIN]}, on_progress)]
-    judges = nets.trained(RECIPES, on_progress)
-    test, shares, errors = nets.source.test, {said: [] for said in RECIPES}, {said: [] for said in RECIPES}
-    for maker, few in zip(makers, judges, strict=True):
-        x_adv = nets.moved(maker)
+    evaluators = nets.trained(RECIPES, on_progress)
+    test, shares, errors = nets.source.test, {name: [] for name in RECIPES}, {name: [] for name in RECIPES}
+    for maker, shallow in zip(makers, evaluators, strict=True):
+        x_adv = nets.fgsm(maker)
         theirs = logits_of(maker.module, x_adv).argmax(1)
         wrong = theirs != test.y
-        for evaluator in few:
+        for evaluator in shallow:
             own = logits_of(evaluator.module, x_adv).argmax(1)
             same, both = (own == theirs) & wrong, (own != test.y) & wrong
-            shares[evaluator.said].append([_share(same, wrong), _share(same, both)])
-            errors[evaluator.said].append((own != test.y).double().mean().item())
+            shares[evaluator.name].append([_share(same, wrong), _share(same, both)])
+            errors[evaluator.name].append((own != test.y).double().mean().item())
     lines = tuple(
         Line(
-            said,
-            tuple(mean_of(pair[at] for pair in shares[said]) for at in (0, 1)),
-            PAPER[said] if nets.eps == EPS else None,
+            name,
+            tuple(mean_of_known(pair[at] for pair in shares[name]) for at in (0, 1)),
+            PAPER[name] if nets.eps == EPS else None,
         )
-        for said in RECIPES
+        for name in RECIPES
     )
     config = nets.config()
-    wrongly = ", ".join(f"{said} {percent(sum(found) / len(found)):.1f} %" for said, found in errors.items())
+    wrongly = ", ".join(f"{name} {percent(sum(found) / len(found)):.1f} %" for name, found in errors.items())
     notes = (
-        *stand_in(config),
-        conventions(config),
+        *about_stand_in(config),
+        about_conventions(config),
         f"Of the examples made on the network the others get wrong: {wrongly}. Two models that both err agree by "
         "chance on one of the classes - 1 wrong ones, 11 % of ten classes, where errors spread evenly.",
-        spent(config),
+        about_training(config),
     )
     rows, eps = first_of_each(test), nets.eps
-    x_adv = nets.moved(makers[0])[rows]
+    x_adv = nets.fgsm(makers[0])[rows]
     box = (test.lo - eps, test.hi + eps)
-    seers = ((f"maxout, {PLAIN},", makers[0]), *((f"the {net.said}", net) for net in judges[0]))
+    viewers = ((f"maxout, {PLAIN},", makers[0]), *((f"the {net.name}", net) for net in evaluators[0]))
     strips = tuple(
-        Strip(f"as {said} sees it", test.shape, *box, predicted(net, x_adv, test.y[rows])) for said, net in seers
+        Strip(f"as {name} sees it", test.shape, *box, predicted(net, x_adv, test.y[rows])) for name, net in viewers
     )
-    return Measured(
+    return Reproduction(
         title=f"The wrong class of a maxout network, eps {eps:g}: share of others that agree, in %",
-        heads=("of its mistakes", "where both err"),
+        columns=("of its mistakes", "where both err"),
         lines=lines,
         notes=notes,
         strips=strips,

@@ -6,94 +6,64 @@ same over a wide range of it, and correct classifications are a thin region arou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from epsball.explain.analyses.linearity import Linearity, linearity
 from epsball.explain.measure import median
-from epsball.explain.plots.registry import draw
-from epsball.reproduce.nets import PAIR, PLAIN, Nets, percent, spent, stand_in
-from epsball.reproduce.record import Line
+from epsball.reproduce.nets import PAIR, PLAIN, Nets
+from epsball.reproduce.notes import about_stand_in, about_training
+from epsball.reproduce.outcome import percent
+from epsball.reproduce.reproduction import Line, Reproduction
 
 SPAN = 40.0
 """The paper's figure goes from eps = -10 to 10: 40 radii of .25."""
 ROWS = 500
 
 
-@dataclass(frozen=True)
-class Along:
+@dataclass(frozen=True, kw_only=True)
+class Along(Reproduction):
     """What `along` found: the analysis of the plain network of the first seed."""
 
     found: Linearity
-    config: dict[str, Any]
-
-    @property
-    def title(self) -> str:
-        """What was done."""
-        reach = self.config["eps"] * self.found.t[-1]
-        return f"Logits along the fast gradient direction, eps -{reach:g} to {reach:g}: shares in %"
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """What the columns of `lines` are."""
-        return (f"to {self.config['eps']:g}", f"to {self.config['eps'] * self.found.t[-1]:g}")
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """Our figures; the paper has a picture."""
-        found = self.found
-        straight, control = (
-            tuple(percent(median(kind[part])) for part in ("ball", "whole"))
-            for kind in (found.explained, found.explained_control)
-        )
-        return (
-            Line("variance of logits that lines explain", straight),
-            Line("the same along noise of equal size", control),
-            Line("the same wrong class all the way", (None, percent(found.steady))),
-        )
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader has to know to compare."""
-        found = self.found
-        return (
-            *stand_in(self.config),
-            f"Medians over {found.config['rows']} test images; the paper shows one image and says of it that its "
-            "logits are conspicuously piecewise linear, and the wrong classes steady over a wide range of eps.",
-            f"Accuracy is {found.at(0):.1%} at eps 0, {found.at(1):.1%} at {self.config['eps']:g} and "
-            f"{found.at(-1):.1%} at -{self.config['eps']:g}, where the loss is lowered.",
-            spent(self.config),
-        )
 
     def summary(self) -> dict[str, Any]:
         """The figures without the lines themselves, as JSON can hold them."""
-        lines = [asdict(line) for line in self.lines]
-        return {"heads": self.heads, "lines": lines, "sentence": self.found.sentence, "config": self.config}
-
-    def to_json(self) -> str:
-        """As JSON, with the lines; `from_json` gives an equal record."""
-        return json.dumps(asdict(self), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Along:
-        """The record that `to_json` wrote."""
-        record = json.loads(text)
-        return cls(Linearity.from_json(json.dumps(record["found"])), record["config"])
-
-    def draw(self, path: str | Path) -> None:
-        """Write the figure as a PNG: one image's logits, the band of all, the accuracy, and the share of lines."""
-        draw(self.found, path)
+        return super().summary() | {"sentence": self.found.sentence}
 
 
 def along(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Along:
-    """Follow the logits of the plain network along the fast gradient direction.
+    """Follow the logits of the plain network along the fast gradient direction. The paper has a picture of one image.
 
-    The network is that of `nets`, trained where it is not yet. `on_progress` is called with the steps made, those of
-    all, and what is trained. Raises `BadInput`.
+    A network of `nets` that is trained already is used again. `on_progress` is called with the steps done, the steps in
+    total, and the name of the network in training. Raises `BadInput`.
     """
     (net,) = nets.trained({PLAIN: PAIR[PLAIN]}, on_progress, seeds=range(1))[0]
-    found = linearity(net.module, nets.source.test, nets.ball, span=SPAN, points=161, rows=ROWS, loss=net.reading.loss)
-    return Along(found, nets.config() | {"seeds": [net.seed]})
+    loss = net.readout.loss
+    found = linearity(net.module, nets.source.test, nets.ball, span=SPAN, points=161, rows=ROWS, loss=loss)
+    config = nets.config() | {"seeds": [net.seed]}
+    eps, reach = nets.eps, nets.eps * found.t[-1]
+    straight, control = (
+        tuple(percent(median(kind[part])) for part in ("ball", "whole"))
+        for kind in (found.explained, found.explained_control)
+    )
+    return Along(
+        title=f"Logits along the fast gradient direction, eps -{reach:g} to {reach:g}: shares in %",
+        columns=(f"to {eps:g}", f"to {reach:g}"),
+        lines=(
+            Line("variance of logits that lines explain", straight),
+            Line("the same along noise of equal size", control),
+            Line("the same wrong class all the way", (None, percent(found.steady))),
+        ),
+        notes=(
+            *about_stand_in(config),
+            f"Medians over {found.config['rows']} test images; the paper shows one image and says of it that its "
+            "logits are conspicuously piecewise linear, and the wrong classes steady over a wide range of eps.",
+            f"Accuracy is {found.at(0):.1%} at eps 0, {found.at(1):.1%} at {eps:g} and {found.at(-1):.1%} at "
+            f"-{eps:g}, where the loss is lowered.",
+            about_training(config),
+        ),
+        config=config,
+        found=found,
+    )

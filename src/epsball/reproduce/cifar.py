@@ -18,8 +18,10 @@ from epsball.balls.linf import Linf
 from epsball.common.noise import Noise
 from epsball.models.builtin import Normalize
 from epsball.models.registry import build
-from epsball.reproduce.nets import Net, Nets, Recipe, logits_of, mean, percent, seen, shares_of
-from epsball.reproduce.record import Line, Measured, Missing, Strip
+from epsball.reproduce.nets import Net, Nets, Recipe, logits_of, probabilities_of
+from epsball.reproduce.notes import images_seen
+from epsball.reproduce.outcome import mean_outcome, percent
+from epsball.reproduce.reproduction import Line, Missing, Reproduction, Strip
 from epsball.reproduce.strips import predicted, tiles
 from epsball.training.plain import Plain
 
@@ -34,11 +36,12 @@ PAPER = (None, 87.15, 96.6)
 NAME, SHOWN, DRAWS, AIRPLANE = "convolutional maxout", 6, 1000, 0
 
 
-def cifar(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Measured:
+def cifar(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Reproduction:
     """Train convolutional maxout networks on CIFAR-10, and count their errors on FGSM examples of three radii.
 
     The networks are those of `nets.colours`, trained where they are not yet. The box of the pixels bounds nothing, as
-    in the paper. `on_progress` is called with the steps made, those of all, and what is trained. Raises `Missing`
+    in the paper. `on_progress` is called with the steps done, the
+    steps in total, and the name of the network in training. Raises `Missing`
     where CIFAR-10 is not there, and `BadInput`.
     """
     if nets.colours is None:
@@ -50,10 +53,10 @@ def cifar(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = N
     found = [net for (net,) in nets.trained({NAME: Recipe(objective=Plain(), build=_network)}, on_progress)]
     test, spread = nets.source.test, nets.source.train.x.std().item()
     same = EPS * spread / SPREAD
-    clean = mean([nets.outcome(net, test.x) for net in found])
+    clean = mean_outcome([nets.outcome(net, test.x) for net in found])
     lines = []
     for eps, what, paper in ((EPS, "", PAPER), (same, ", the paper's units", PAPER), (UNSEEN, "", None)):
-        fgsm = mean([nets.outcome(net, nets.moved(net, Linf(eps=eps))) for net in found])
+        fgsm = mean_outcome([nets.outcome(net, nets.fgsm(net, Linf(eps=eps))) for net in found])
         lines.append(
             Line(f"eps {eps:.3g}{what}", tuple(map(percent, (clean.error, fgsm.error, fgsm.confidence))), paper)
         )
@@ -67,7 +70,7 @@ def cifar(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = N
         f"paper's pixels are preprocessed to a standard deviation of about {SPREAD:g}, ours have {spread:.2f}: its eps "
         f"of {EPS:g} is {same:.3g} in our units. The same published figures stand beside both.",
         f"Ours: three convolutional maxout layers of {channels}, {2 * channels}, {2 * channels} channels, a maxout "
-        f"layer of {5 * channels} units, dropout {config['dropout']} %, {seen(config)} in steps of "
+        f"layer of {5 * channels} units, dropout {config['dropout']} %, {images_seen(config)} in steps of "
         f"{config['batch_size']}, {config['optimizer']}; {sum(seconds) / len(seconds):.0f} s each. The paper's has 96, "
         "192, 192 channels, larger kernels and "
         "500 units, and whitened images: nearer with --full.",
@@ -77,9 +80,9 @@ def cifar(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = N
         f"Noise: {DRAWS:,} inputs drawn from N(0, I) in the paper's units; one step of eps {same:.3g} towards "
         f"{names[AIRPLANE]} gives {share:.1%} of those that are not called so a p > .5 of it (figure 5).",
     )
-    return Measured(
+    return Reproduction(
         title="A convolutional maxout network on CIFAR-10 under FGSM: error in %",
-        heads=("clean", "FGSM", "confidence"),
+        columns=("clean", "FGSM", "confidence"),
         lines=tuple(lines),
         notes=notes,
         strips=(*_panda(nets, found[0], names), *_noise(found[0], noise, pushed, names)),
@@ -106,7 +109,7 @@ def _statistics(nets: Nets) -> tuple[Float[Tensor, "1 c 1 1"], Float[Tensor, "1 
 def _panda(nets: Nets, net: Net, names: tuple[str, ...]) -> tuple[Strip, ...]:
     """The first test images that are right and change their class at `UNSEEN`."""
     test, shape = nets.source.test, nets.source.test.shape
-    moved = nets.moved(net, Linf(eps=UNSEEN))
+    moved = nets.fgsm(net, Linf(eps=UNSEEN))
     before, after = (logits_of(net.module, x).argmax(1) for x in (test.x, moved))
     rows = ((before == test.y) & (after != test.y)).nonzero().squeeze(1)[:SHOWN]
     if not len(rows):
@@ -127,7 +130,7 @@ def _airplanes(nets: Nets, net: Net, eps: float) -> tuple[Tensor, Tensor, float]
     ball, unread = Linf(eps=eps), torch.zeros(DRAWS, dtype=torch.long)
     parts = zip(noise.split(100), unread.split(100), strict=True)
     pushed = torch.cat([FGSM()(net.module, x, y, ball, target=AIRPLANE) for x, y in parts])
-    before, after = (shares_of(net, x)[:, AIRPLANE] > 0.5 for x in (noise, pushed))
+    before, after = (probabilities_of(net, x)[:, AIRPLANE] > 0.5 for x in (noise, pushed))
     return noise, pushed, (after & ~before).sum().item() / max(int((~before).sum()), 1)
 
 

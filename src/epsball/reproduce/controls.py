@@ -7,10 +7,8 @@ of their FGSM examples at eps = .25 (mean confidence 97.3 %), trained on noise u
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float, Int64
@@ -19,9 +17,11 @@ from torch import Tensor, nn
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets, Recipe, conventions, mean, percent, spent, stand_in
-from epsball.reproduce.record import Line
-from epsball.reproduce.threes_sevens import EPS, Outcome
+from epsball.common.record import Record
+from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets, Recipe
+from epsball.reproduce.notes import about_conventions, about_stand_in, about_training
+from epsball.reproduce.outcome import EPS, Outcome, mean_outcome, percent
+from epsball.reproduce.reproduction import Line, Reproduction
 from epsball.training.plain import Plain
 from epsball.training.training_objective import TrainingObjective, TrainingStep
 
@@ -70,97 +70,60 @@ RECIPES: dict[str, Recipe] = {
 
 
 @dataclass(frozen=True)
-class Control:
-    """One network, clean and at its own FGSM examples."""
+class ControlNetwork(Record):
+    """One network, clean and on its own FGSM examples."""
 
-    said: str
+    name: str
     seed: int
     seconds: float
     clean: Outcome
     fgsm: Outcome
 
 
-@dataclass(frozen=True)
-class Controls:
+@dataclass(frozen=True, kw_only=True)
+class Controls(Reproduction):
     """What `controls` found."""
 
-    networks: tuple[Control, ...]
-    config: dict[str, Any]
+    networks: tuple[ControlNetwork, ...]
 
-    def of(self, said: str) -> tuple[Control, ...]:
+    def of(self, name: str) -> tuple[ControlNetwork, ...]:
         """The networks of that name, one per seed."""
-        return tuple(net for net in self.networks if net.said == said)
-
-    def mean(self, said: str) -> tuple[Outcome, Outcome]:
-        """Clean and at FGSM examples, the mean over the seeds."""
-        nets = self.of(said)
-        return mean([net.clean for net in nets]), mean([net.fgsm for net in nets])
-
-    @property
-    def title(self) -> str:
-        """What was done."""
-        return f"Controls: training on noise of eps {self.config['eps']:g} instead of FGSM examples: error in %"
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """What the columns of `lines` are."""
-        return ("clean", "FGSM", "confidence")
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """Our figures and the paper's, in percent."""
-        found = []
-        for said in RECIPES:
-            clean, fgsm = self.mean(said)
-            ours = tuple(map(percent, (clean.error, fgsm.error, fgsm.confidence)))
-            found.append(Line(said, ours, (None, *PAPER[said]) if self.config["eps"] == EPS else None))
-        return tuple(found)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader has to know to compare."""
-        return (*stand_in(self.config), conventions(self.config), spent(self.config))
+        return tuple(net for net in self.networks if net.name == name)
 
     def summary(self) -> dict[str, Any]:
         """All figures, as JSON can hold them."""
-        paper = {said: dict(zip(self.heads[1:], values, strict=True)) for said, values in PAPER.items()}
-        return {"paper": paper, "networks": [asdict(net) for net in self.networks], "config": self.config}
-
-    def to_json(self) -> str:
-        """As JSON; `from_json` gives an equal record."""
-        return json.dumps(self.summary(), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Controls:
-        """The record that `to_json` wrote."""
-        record = json.loads(text)
-        networks = tuple(
-            Control(**net | {name: Outcome(**net[name]) for name in ("clean", "fgsm")}) for net in record["networks"]
-        )
-        return cls(networks=networks, config=record["config"])
-
-    def draw(self, path: str | Path) -> None:
-        """Write the figure as a PNG: bars of error and confidence, the paper's beside ours."""
-        from epsball.reproduce.measured_pictures import draw_measured
-
-        draw_measured(self, path)
+        paper = {name: dict(zip(self.columns[1:], values, strict=True)) for name, values in PAPER.items()}
+        return {"paper": paper, "networks": [net.to_record() for net in self.networks], "config": self.config}
 
 
 def controls(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Controls:
-    """Train maxout networks on noise, and count their errors on FGSM examples beside those of the plain and trained.
+    """Train maxout networks on noise; count their errors on FGSM examples beside the plain and the trained network's.
 
-    The networks are those of `nets`, trained where they are not yet, with equal budgets. `on_progress` is called with
-    the steps made, those of all, and what is trained. Raises `BadInput`.
+    Networks of `nets` that are trained already are used again; all have equal budgets. `on_progress` is called with the
+    steps done, the steps in total, and the name of the network in training. Raises `BadInput`.
     """
-    found = tuple(
-        Control(
-            said=net.said,
+    networks = tuple(
+        ControlNetwork(
+            name=net.name,
             seed=net.seed,
             seconds=net.seconds,
             clean=nets.outcome(net, nets.source.test.x),
-            fgsm=nets.outcome(net, nets.moved(net)),
+            fgsm=nets.outcome(net, nets.fgsm(net)),
         )
         for group in nets.trained(RECIPES, on_progress)
         for net in group
     )
-    return Controls(found, nets.config())
+    config, lines = nets.config(), []
+    for name in RECIPES:
+        own = [net for net in networks if net.name == name]
+        clean, fgsm = mean_outcome([net.clean for net in own]), mean_outcome([net.fgsm for net in own])
+        ours = tuple(map(percent, (clean.error, fgsm.error, fgsm.confidence)))
+        lines.append(Line(name, ours, (None, *PAPER[name]) if config["eps"] == EPS else None))
+    return Controls(
+        title=f"Controls: training on noise of eps {config['eps']:g} instead of FGSM examples: error in %",
+        columns=("clean", "FGSM", "confidence"),
+        lines=tuple(lines),
+        notes=(*about_stand_in(config), about_conventions(config), about_training(config)),
+        config=config,
+        networks=networks,
+    )

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epsball.reproduce.nets import PAIR, PLAIN, Net, Nets, conventions, mean, percent, spent, stand_in
-from epsball.reproduce.record import Line, Measured, Strip
+from epsball.reproduce.nets import PAIR, PLAIN, Net, Nets
+from epsball.reproduce.notes import about_conventions, about_stand_in, about_training
+from epsball.reproduce.outcome import EPS, mean_outcome, percent
+from epsball.reproduce.reproduction import Line, Reproduction, Strip
 from epsball.reproduce.strips import first_of_each, predicted
-from epsball.reproduce.threes_sevens import EPS
 
 WHOLE, ONE, ALONE = "made on the ensemble", "made on one member", "one member alone, on its own examples"
 PAPER = {WHOLE: (None, 91.1), ONE: (None, 87.9), ALONE: (None, 89.4)}
@@ -35,49 +36,49 @@ class Ensemble(nn.Module):
         return logs.logsumexp(0)
 
 
-def ensemble(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Measured:
+def ensemble(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Reproduction:
     """Train as many plain maxout networks as the budget says, and attack their mean.
 
-    The first are the networks of the budget's seeds, where they are trained. `on_progress` is called with the steps
-    made, those of all, and what is trained. Raises `BadInput`.
+    The first members are the networks of the budget's seeds. `on_progress` is called with the steps done, the steps in
+    total, and the name of the network in training. Raises `BadInput`.
     """
     count = nets.budget.of("members")
     members = [group[0] for group in nets.trained({PLAIN: PAIR[PLAIN]}, on_progress, seeds=range(count))]
     together = Net("ensemble", 0, Ensemble([net.module for net in members]).eval(), sum(net.seconds for net in members))
-    test, on_whole, on_each = nets.source.test, nets.moved(together), [nets.moved(net) for net in members]
+    test, on_whole, on_each = nets.source.test, nets.fgsm(together), [nets.fgsm(net) for net in members]
     clean = nets.outcome(together, test.x)
     found = {
         WHOLE: (clean, nets.outcome(together, on_whole)),
-        ONE: (clean, mean([nets.outcome(together, x) for x in on_each])),
+        ONE: (clean, mean_outcome([nets.outcome(together, x) for x in on_each])),
         ALONE: (
-            mean([nets.outcome(net, test.x) for net in members]),
-            mean([nets.outcome(net, x) for net, x in zip(members, on_each, strict=True)]),
+            mean_outcome([nets.outcome(net, test.x) for net in members]),
+            mean_outcome([nets.outcome(net, x) for net, x in zip(members, on_each, strict=True)]),
         ),
     }
     lines = tuple(
         Line(
-            said,
-            (percent(at_rest.error), percent(attacked.error), percent(attacked.confidence)),
-            (*PAPER[said], None) if nets.eps == EPS else None,
+            label,
+            (percent(unperturbed.error), percent(attacked.error), percent(attacked.confidence)),
+            (*PAPER[label], None) if nets.eps == EPS else None,
         )
-        for said, (at_rest, attacked) in found.items()
+        for label, (unperturbed, attacked) in found.items()
     )
     config = nets.config() | {"members": count, "seeds": [0]}  # one ensemble, whose members' seeds are 0 to count - 1
     notes = (
-        *stand_in(config),
-        conventions(config),
+        *about_stand_in(config),
+        about_conventions(config),
         f"Ours: {count} members of other first weights and orders of the data; the paper's has 12. The answer is the "
         f"class of the largest mean probability. {ONE}: the mean over the members.",
-        spent(config),
+        about_training(config),
     )
     rows, (low, high) = first_of_each(test), (test.lo - nets.eps, test.hi + nets.eps)
     strips = tuple(
-        Strip(said, test.shape, low, high, predicted(together, x_adv[rows], test.y[rows]))
-        for said, x_adv in ((WHOLE, on_whole), (ONE, on_each[0]))
+        Strip(label, test.shape, low, high, predicted(together, x_adv[rows], test.y[rows]))
+        for label, x_adv in ((WHOLE, on_whole), (ONE, on_each[0]))
     )
-    return Measured(
+    return Reproduction(
         title=f"An ensemble of {count} maxout networks, FGSM of eps {nets.eps:g}: error in %",
-        heads=("clean", "FGSM", "confidence"),
+        columns=("clean", "FGSM", "confidence"),
         lines=lines,
         notes=notes,
         strips=strips,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
@@ -20,7 +21,7 @@ from epsball.reproduce.cifar import cifar
 from epsball.reproduce.controls import controls
 from epsball.reproduce.ensemble import ensemble
 from epsball.reproduce.nets import Nets as Nets
-from epsball.reproduce.record import Experiment
+from epsball.reproduce.reproduction import Reproduction
 from epsball.reproduce.rubbish_inputs import rubbish_inputs
 from epsball.reproduce.shallow import shallow
 from epsball.reproduce.sources import Source as Source
@@ -29,6 +30,15 @@ from epsball.reproduce.sources import mnist as mnist
 from epsball.reproduce.threes_sevens import ThreesSevens, threes_sevens
 from epsball.reproduce.training import training
 from epsball.reproduce.transfer import transfer
+
+
+class Experiment(Protocol):
+    """An experiment of the paper. `nets` holds the examples, and what was trained for the experiments before.
+
+    `on_progress` is called with what is done, of how many, and what is next. Raises `Missing`.
+    """
+
+    def __call__(self, nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Reproduction: ...
 
 
 def _linear(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> ThreesSevens:

@@ -12,8 +12,10 @@ import torch
 
 from epsball.common.noise import Noise
 from epsball.explain.analyses.rubbish import NORMAL_DRAW, rubbish
-from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Net, Nets, mean_of, percent, spent, stand_in
-from epsball.reproduce.record import Line, Measured, Strip
+from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Net, Nets
+from epsball.reproduce.notes import about_stand_in, about_training
+from epsball.reproduce.outcome import mean_of_known, percent
+from epsball.reproduce.reproduction import Line, Reproduction, Strip
 from epsball.reproduce.shallow import RBF, RECIPES, SOFTMAX
 from epsball.reproduce.strips import predicted
 
@@ -23,41 +25,41 @@ DRAWS = 10_000
 SHOWN = 10
 
 
-def rubbish_inputs(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Measured:
+def rubbish_inputs(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Reproduction:
     """Draw inputs from N(0, I), and count how many of them the models call some class with p > .5.
 
-    The models are those of `nets`, trained where they are not yet. `on_progress` is called with the steps made, those
-    of all, and what is trained. Raises `BadInput`.
+    The models are those of `nets`, trained where they are not yet. `on_progress` is called with the steps done, the
+    steps in total, and the name of the network in training. Raises `BadInput`.
     """
     deep, few = nets.trained(PAIR, on_progress), nets.trained(RECIPES, on_progress)
-    groups = [{net.said: net for net in (*one, *other)} for one, other in zip(deep, few, strict=True)]
+    groups = [{net.name: net for net in (*one, *other)} for one, other in zip(deep, few, strict=True)]
     lines = []
-    for said, name in (
+    for key, name in (
         (PLAIN, f"maxout, {PLAIN}"),
         (ADVERSARIAL, f"maxout, {ADVERSARIAL}"),
         (SOFTMAX, SOFTMAX),
         (RBF, RBF),
     ):
-        found = [_called(nets, group[said]) for group in groups]
-        ours = tuple(percent(mean_of([pair[at] for pair in found])) for at in (0, 1))
-        lines.append(Line(name, ours, PAPER.get(said)))
+        found = [_called(nets, group[key]) for group in groups]
+        ours = tuple(percent(mean_of_known([pair[at] for pair in found])) for at in (0, 1))
+        lines.append(Line(name, ours, PAPER.get(key)))
     config = nets.config() | {"draws": DRAWS}
     notes = (
-        *stand_in(config),
+        *about_stand_in(config),
         f"{DRAWS:,} inputs drawn from N(0, I), whatever the range of the pixels; called a class: one has p > .5, by "
         f"softmax, and by its own p in the {RBF}; confidence: the mean of that p.",
-        spent(config),
+        about_training(config),
     )
     index = torch.arange(SHOWN)
     shape = nets.source.test.shape
     drawn = Noise(0, index, torch.zeros_like(index)).normal(shape, draw=NORMAL_DRAW).to(nets.source.test.x)
     strips = tuple(
-        Strip(f"as {name} sees it", shape, -2.0, 2.0, predicted(groups[0][said], drawn))
-        for said, name in ((PLAIN, f"maxout, {PLAIN},"), (SOFTMAX, SOFTMAX), (RBF, f"the {RBF}"))
+        Strip(f"as {name} sees it", shape, -2.0, 2.0, predicted(groups[0][key], drawn))
+        for key, name in ((PLAIN, f"maxout, {PLAIN},"), (SOFTMAX, SOFTMAX), (RBF, f"the {RBF}"))
     )
-    return Measured(
+    return Reproduction(
         title="Rubbish inputs: noise from N(0, I) that is called some class, in %",
-        heads=("called a class", "confidence"),
+        columns=("called a class", "confidence"),
         lines=tuple(lines),
         notes=notes,
         strips=strips,
@@ -67,5 +69,5 @@ def rubbish_inputs(nets: Nets, *, on_progress: Callable[[int, int, str], None] |
 
 def _called(nets: Nets, net: Net) -> tuple[float, float | None]:
     found = rubbish(net.module, nets.source.test, nets.ball, draws=DRAWS, seed=net.seed)
-    one = found.of("normal", net.reading.name)
+    one = found.of("normal", net.readout.name)
     return one.share, one.confidence

@@ -18,23 +18,11 @@ from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
 from epsball.problem.task import Task
-from epsball.reproduce.nets import (
-    PAIR,
-    PLAIN,
-    Net,
-    Nets,
-    Reading,
-    Recipe,
-    conventions,
-    mean,
-    percent,
-    shares_of,
-    spent,
-    stand_in,
-)
-from epsball.reproduce.record import Line, Measured, Strip
+from epsball.reproduce.nets import PAIR, PLAIN, Net, Nets, Readout, Recipe, probabilities_of
+from epsball.reproduce.notes import about_conventions, about_stand_in, about_training
+from epsball.reproduce.outcome import EPS, mean_outcome, percent
+from epsball.reproduce.reproduction import Line, Reproduction, Strip
 from epsball.reproduce.strips import first_of_each, predicted, tiles
-from epsball.reproduce.threes_sevens import EPS
 from epsball.training.plain import Plain
 from epsball.training.training_objective import TrainingObjective, TrainingStep
 
@@ -112,54 +100,55 @@ def _radial(nets: Nets, seed: int) -> nn.Module:
 # The RBF network's rate: of .002, .01, .03 the one with the least loss on MNIST's training images after 7 epochs.
 RECIPES: dict[str, Recipe] = {
     SOFTMAX: Recipe(objective=Plain(), build=_regression),
-    RBF: Recipe(objective=EachClass(), lr=0.03, build=_radial, reading=Reading("sigmoid", each_class, torch.sigmoid)),
+    RBF: Recipe(objective=EachClass(), lr=0.03, build=_radial, readout=Readout("sigmoid", each_class, torch.sigmoid)),
 }
 
 
-def shallow(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Measured:
+def shallow(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Reproduction:
     """Train softmax regressions and RBF networks, and count their errors on FGSM examples, beside plain maxout's.
 
-    The models are those of `nets`, trained where they are not yet, each by the loss that its attacker climbs.
-    `on_progress` is called with the steps made, those of all, and what is trained. Raises `BadInput`.
+    Models of `nets` that are trained already are used again; each is trained by the loss that its attacker climbs.
+    `on_progress` is called with the steps done, the steps in total, and the name of the network in training.
+    Raises `BadInput`.
     """
-    few, deep = nets.trained(RECIPES, on_progress), nets.trained({PLAIN: PAIR[PLAIN]}, on_progress)
-    groups = [(*shallows, *plain) for shallows, plain in zip(few, deep, strict=True)]
-    test, lines, sure = nets.source.test, [], []
-    for at, said in enumerate((*RECIPES, PLAIN)):
+    shallow_nets, deep = nets.trained(RECIPES, on_progress), nets.trained({PLAIN: PAIR[PLAIN]}, on_progress)
+    groups = [(*shallows, *plain) for shallows, plain in zip(shallow_nets, deep, strict=True)]
+    test, lines, confidences = nets.source.test, [], []
+    for at, key in enumerate((*RECIPES, PLAIN)):
         own = [group[at] for group in groups]
-        clean = mean([nets.outcome(net, test.x) for net in own])
-        fgsm = mean([nets.outcome(net, nets.moved(net)) for net in own])
+        clean = mean_outcome([nets.outcome(net, test.x) for net in own])
+        fgsm = mean_outcome([nets.outcome(net, nets.fgsm(net)) for net in own])
         ours = tuple(map(percent, (clean.error, fgsm.error, fgsm.confidence)))
-        name = f"maxout, {PLAIN}" if said == PLAIN else said
-        lines.append(Line(name, ours, (None, *PAPER[said]) if nets.eps == EPS else None))
-        sure.append((name, sum(_sure(nets, net) for net in own) / len(own)))
+        name = f"maxout, {PLAIN}" if key == PLAIN else key
+        lines.append(Line(name, ours, (None, *PAPER[key]) if nets.eps == EPS else None))
+        confidences.append((name, sum(_confidence(nets, net) for net in own) / len(own)))
     config = nets.config()
     notes = (
-        *stand_in(config),
-        conventions(config),
+        *about_stand_in(config),
+        about_conventions(config),
         f"{RBF}: p(class) = exp(-sum b (x - c)^2), one unit a class, c and b > 0 per pixel, trained by the binary "
         "cross-entropies of the classes; its confidence is that p, and the p of the classes need not sum to 1. The "
         "paper does not say of which form its b is, nor how it was trained.",
-        f"Mean confidence on all clean test images: {', '.join(f'{name} {share:.1%}' for name, share in sure)}.",
+        f"Mean confidence on all clean test images: {', '.join(f'{name} {share:.1%}' for name, share in confidences)}.",
         "The shallow models are trained for as many epochs as the network, in steps of as many images; the RBF network "
         f"with a learning rate up to {RECIPES[RBF].lr:g}: of .002, .01 and .03 the one with the least training loss on "
         "MNIST.",
-        spent(config),
+        about_training(config),
     )
     title = f"Shallow models on their own FGSM examples, eps {nets.eps:g}: error in %"
-    heads = ("clean", "FGSM", "confidence")
+    columns = ("clean", "FGSM", "confidence")
     strips = _strips(nets, groups[0])
-    return Measured(title=title, heads=heads, lines=tuple(lines), notes=notes, strips=strips, config=config)
+    return Reproduction(title=title, columns=columns, lines=tuple(lines), notes=notes, strips=strips, config=config)
 
 
-def _sure(nets: Nets, net: Net) -> float:
-    """The mean probability of what is predicted, over all test examples."""
-    shares = shares_of(net, nets.source.test.x)
+def _confidence(nets: Nets, net: Net) -> float:
+    """The mean probability of the predicted class, over all test examples."""
+    shares = probabilities_of(net, nets.source.test.x)
     return shares.amax(1).mean().item()
 
 
 def _strips(nets: Nets, group: tuple[Net, ...]) -> tuple[Strip, ...]:
-    """The weights and the centres of the classes, and for each model the first example of each class, moved."""
+    """The weights and the centres of the classes, and for each model the first example of each class, perturbed."""
     test, shape = nets.source.test, nets.source.test.shape
     softmax, radial = group[0].module, group[1].module
     weights = next(part for part in softmax.modules() if isinstance(part, nn.Linear)).weight
@@ -171,6 +160,6 @@ def _strips(nets: Nets, group: tuple[Net, ...]) -> tuple[Strip, ...]:
     ]
     rows, (low, high) = first_of_each(test), (test.lo - nets.eps, test.hi + nets.eps)
     for net in group:
-        what = f"FGSM on maxout, {PLAIN}" if net.said == PLAIN else f"FGSM on the {net.said}"
-        strips.append(Strip(what, shape, low, high, predicted(net, nets.moved(net)[rows], test.y[rows])))
+        what = f"FGSM on maxout, {PLAIN}" if net.name == PLAIN else f"FGSM on the {net.name}"
+        strips.append(Strip(what, shape, low, high, predicted(net, nets.fgsm(net)[rows], test.y[rows])))
     return tuple(strips)

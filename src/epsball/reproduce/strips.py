@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.data.examples import Examples
-from epsball.reproduce.nets import Net, shares_of
-from epsball.reproduce.record import Tile
+from epsball.reproduce.nets import Net, probabilities_of
+from epsball.reproduce.reproduction import Tile
 
 
 def first_of_each(data: Examples) -> Int64[Tensor, " k"]:
@@ -19,14 +19,14 @@ def first_of_each(data: Examples) -> Int64[Tensor, " k"]:
 
 
 def tiles(
-    images: Float[Tensor, "n *shape"], said: Iterable[str], wrong: Iterable[bool] | None = None
+    images: Float[Tensor, "n *shape"], captions: Iterable[str], wrong: Iterable[bool] | None = None
 ) -> tuple[Tile, ...]:
-    """Small pictures, with what is said below each."""
+    """Small pictures, each with its caption."""
     flat = images.detach().flatten(1).double().cpu().tolist()
     mistakes = [False] * len(flat) if wrong is None else wrong
     return tuple(
-        Tile(tuple(round(value, 4) for value in row), text, mistake)
-        for row, text, mistake in zip(flat, said, mistakes, strict=True)
+        Tile(tuple(round(value, 4) for value in row), caption, mistake)
+        for row, caption, mistake in zip(flat, captions, mistakes, strict=True)
     )
 
 
@@ -37,10 +37,10 @@ def predicted(
     *,
     names: tuple[str, ...] | None = None,
 ) -> tuple[Tile, ...]:
-    """Small pictures with what a network says of them, a mistake where that is not the label `y`."""
-    sure, label = shares_of(net, x).max(1)
-    said = [
+    """Small pictures with the prediction of a network, a mistake where that is not the label `y`."""
+    confidence, label = probabilities_of(net, x).max(1)
+    captions = [
         f"{at if names is None else names[at]}: {share:.0%}"
-        for at, share in zip(label.tolist(), sure.tolist(), strict=True)
+        for at, share in zip(label.tolist(), confidence.tolist(), strict=True)
     ]
-    return tiles(x, said, None if y is None else (label != y).tolist())
+    return tiles(x, captions, None if y is None else (label != y).tolist())

@@ -6,13 +6,11 @@ worst point in the max-norm ball is x - eps y sign(w), y in {-1, 1}. The paper: 
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,42 +23,35 @@ from torch import Tensor
 from epsball.balls.linf import Linf
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
+from epsball.common.record import Record
 from epsball.common.version import __version__
 from epsball.data.examples import Examples
 from epsball.linear import RobustLogisticRegression, eps_max, optimum
 from epsball.linear.robust import ConstantModelWarning
-from epsball.reproduce.record import Line
-from epsball.reproduce.sources import STAND_IN, Source
+from epsball.reproduce.notes import about_stand_in
+from epsball.reproduce.outcome import EPS, Outcome
+from epsball.reproduce.reproduction import Line, Reproduction
+from epsball.reproduce.sources import Source
 
 PAIR = (3, 7)
-EPS = 0.25
 PAPERS_CLEAN, PAPERS_ATTACKED = 1.6, 99.0
 """Percent of error (section 5; figure 2)."""
 RADII = (0.25, 0.1)
-"""What is adversarially trained against besides: the paper's radius and a smaller one."""
-ENDLESS = 1e-5
-"""A training loss in nats below which the weights were growing without end: the classes can be separated."""
+"""The radii of adversarial training: the paper's and a smaller one."""
+SEPARATED = 1e-5
+"""A training loss in nats below which the classes can be separated, so that the weights grow without end."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Of all test examples: `error` the share predicted wrongly, `confidence` the mean probability of what is predicted
-    there, both from 0 to 1; None where nothing is predicted wrongly.
-    """
-
-    error: float
-    confidence: float | None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One logistic regression: how it was trained, its score `weight`.x + `bias` (> 0: a seven), and how it does.
+class LogisticModel(Record):
+    """One logistic regression: how it was trained, its score `weight`.x + `bias` (> 0: a seven), and its errors.
 
     `eps` is the radius trained against, `objective` the training objective in nats, at most `gap` above its minimum.
-    `clean` at the examples, `free` and `boxed` at their exact worst points without a box and within the data's.
+    `clean` is the outcome on the examples, `free` and `boxed` at their exact worst points without a box and within the
+    data's box.
     """
 
-    said: str
+    name: str
     recipe: str
     eps: float
     weight: tuple[float, ...]
@@ -73,7 +64,7 @@ class Trained:
 
     @property
     def nonzero(self) -> int:
-        """How many pixels it looks at."""
+        """The number of pixels with a weight."""
         return int(np.count_nonzero(self.weight))
 
     def score(self, x: Any) -> np.ndarray:
@@ -82,7 +73,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage(Record):
     """A test example in the figure: its id (row of the test split), its label, its pixels."""
 
     id: int
@@ -90,54 +81,14 @@ class Shown:
     x: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class ThreesSevens:
-    """What `threes_sevens` found. The first of `models` is the one in the figure; `config` says on what."""
+@dataclass(frozen=True, kw_only=True)
+class ThreesSevens(Reproduction):
+    """What `threes_sevens` found. The first of `models` is the one in the figure."""
 
-    models: tuple[Trained, ...]
-    shown: tuple[Shown, ...]
-    config: dict[str, Any]
+    models: tuple[LogisticModel, ...]
+    shown: tuple[ShownImage, ...]
 
-    @property
-    def title(self) -> str:
-        """What was done."""
-        return f"Logistic regression, 3 against 7, max-norm attacker of eps {self.config['eps']:g}: error in %"
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """What the columns of `lines` are."""
-        lo, hi = self.config["box"]
-        return ("clean", "attacked", f"in [{lo:g}, {hi:g}]", "confidence")
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """The paper's figures and ours, in percent."""
-        paper = (PAPERS_CLEAN, PAPERS_ATTACKED if self.config["eps"] == EPS else None, None, None)
-        return tuple(Line(model.said, _percent(model), None if k else paper) for k, model in enumerate(self.models))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader has to know to compare."""
-        config, found = self.config, []
-        if config["stands_in"]:
-            found.append(f"{STAND_IN}: the paper's figures are not for them.")
-        found.append(
-            "attacked: at x + eps sign(gradient), not clipped, as in the paper; for a linear model this is the exact "
-            f"worst point. {self.heads[2]}: the exact worst point within the pixels' box. Error over all "
-            f"{config['test_rows']:,} test images; confidence: the mean over the mistakes at the attacked."
-        )
-        blind = [model.said for model in self.models if not model.nonzero]
-        if blind:
-            found.append(f"{'; '.join(blind)}: no weight is left, from eps_max = {config['eps_max']:.3g} on.")
-        endless = [model.said for model in self.models if model.objective < ENDLESS]
-        if endless:
-            found.append(
-                f"{'; '.join(endless)}: the training images can be separated, so the weights grow without end; stopped "
-                "where the training loss is next to nothing; its figures depend on where that was."
-            )
-        return tuple(found)
-
-    def worst(self, shown: Shown, *, boxed: bool) -> np.ndarray:
+    def worst(self, shown: ShownImage, *, boxed: bool) -> np.ndarray:
         """The worst point (d,) of a shown example for the first model, without or with the data's box."""
         eps, (lo, hi) = self.config["eps"], self.config["box"]
         away = 1.0 if shown.label == self.config["pair"][0] else -1.0
@@ -146,44 +97,12 @@ class ThreesSevens:
 
     def summary(self) -> dict[str, Any]:
         """All figures without weights and pixels, as JSON can hold them."""
-        models = [{"nonzero": model.nonzero} | asdict(model) for model in self.models]
+        models = [{"nonzero": model.nonzero} | model.to_record() for model in self.models]
         for model in models:
             del model["weight"]
         shown = [{"id": example.id, "label": example.label} for example in self.shown]
         paper = {"clean": PAPERS_CLEAN / 100, "free": PAPERS_ATTACKED / 100, "eps": EPS}
         return {"paper": paper, "models": models, "shown": shown, "config": self.config}
-
-    def to_json(self) -> str:
-        """As JSON, with weights and pixels; `from_json` gives an equal record."""
-        found = self.summary()
-        for model, trained in zip(found["models"], self.models, strict=True):
-            model["weight"] = trained.weight
-        found["shown"] = [asdict(example) for example in self.shown]
-        return json.dumps(found, indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> ThreesSevens:
-        """The record that `to_json` wrote."""
-        record = json.loads(text)
-        plain: tuple[str, ...] = ("said", "recipe", "eps", "bias", "objective", "gap")
-        models = tuple(
-            Trained(
-                weight=tuple(model["weight"]),
-                clean=Outcome(**model["clean"]),
-                free=Outcome(**model["free"]),
-                boxed=Outcome(**model["boxed"]),
-                **{name: model[name] for name in plain},
-            )
-            for model in record["models"]
-        )
-        shown = tuple(Shown(example["id"], example["label"], tuple(example["x"])) for example in record["shown"])
-        return cls(models=models, shown=shown, config=record["config"])
-
-    def draw(self, path: str | Path) -> None:
-        """Write the figure as a PNG: the weights, their sign, images clean and at their worst points, the table."""
-        from epsball.reproduce.pictures import draw_threes_sevens
-
-        draw_threes_sevens(self, path)
 
 
 def threes_sevens(
@@ -229,18 +148,18 @@ def threes_sevens(
         ("plain, no penalty", RobustLogisticRegression(eps=0.0)),
     ]
     against = [(f"adversarially trained, {radius:g}", RobustLogisticRegression(eps=float(radius))) for radius in radii]
-    models: list[Trained] = []
-    for said, model in (*plain, *against):
+    models: list[LogisticModel] = []
+    for name, model in (*plain, *against):
         if on_progress is not None:
-            on_progress(len(models), len(plain) + len(against), said)
+            on_progress(len(models), len(plain) + len(against), name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConstantModelWarning)  # the record says so
             model.fit(X.numpy(), y)
         worst = [optimum(model, None, Xt, yt, ball).x_adv for ball in (Linf(eps=eps), box)]
         outcomes = [_outcome(model, x, yt) for x in (Xt, *worst)]
         models.append(
-            Trained(
-                said=said,
+            LogisticModel(
+                name=name,
                 recipe=str(model),
                 eps=float(model.eps),
                 weight=tuple(model.coef_[0].tolist()),
@@ -255,7 +174,7 @@ def threes_sevens(
     if on_progress is not None:
         on_progress(len(models), len(models), "")
     first = [np.flatnonzero(yt == label)[:images] for label in PAIR]
-    shown = tuple(Shown(int(ids[row]), int(yt[row]), tuple(Xt[row].tolist())) for row in np.concatenate(first))
+    shown = tuple(ShownImage(int(ids[row]), int(yt[row]), tuple(Xt[row].tolist())) for row in np.concatenate(first))
     config = {
         "eps": eps,
         "eps_max": eps_max(X.numpy(), y),
@@ -275,7 +194,35 @@ def threes_sevens(
             "python": platform.python_version(),
         },
     }
-    return ThreesSevens(tuple(models), shown, config)
+    lo, hi = config["box"]
+    columns = ("clean", "attacked", f"in [{lo:g}, {hi:g}]", "confidence")
+    paper = (PAPERS_CLEAN, PAPERS_ATTACKED if eps == EPS else None, None, None)
+    return ThreesSevens(
+        title=f"Logistic regression, 3 against 7, max-norm attacker of eps {eps:g}: error in %",
+        columns=columns,
+        lines=tuple(Line(model.name, _percent(model), None if k else paper) for k, model in enumerate(models)),
+        notes=_notes(models, columns[2], config),
+        config=config,
+        models=tuple(models),
+        shown=shown,
+    )
+
+
+def _notes(models: Sequence[LogisticModel], within: str, config: dict[str, Any]) -> tuple[str, ...]:
+    notes = [
+        *about_stand_in(config),
+        "attacked: at x + eps sign(gradient), not clipped, as in the paper; for a linear model this is the exact worst "
+        f"point. {within}: the exact worst point within the pixels' box. Error over all {config['test_rows']:,} test "
+        "images; confidence: the mean over the mistakes at the attacked.",
+    ]
+    if constant := [model.name for model in models if not model.nonzero]:
+        notes.append(f"{'; '.join(constant)}: no weight is left, from eps_max = {config['eps_max']:.3g} on.")
+    if separated := [model.name for model in models if model.objective < SEPARATED]:
+        notes.append(
+            f"{'; '.join(separated)}: the training images can be separated, so the weights grow without end; training "
+            "was stopped where the loss is next to nothing, and the figures depend on where that was."
+        )
+    return tuple(notes)
 
 
 def _pair(name: str, data: Examples) -> tuple[Float[Tensor, "n d"], np.ndarray, np.ndarray]:
@@ -293,10 +240,10 @@ def _pair(name: str, data: Examples) -> tuple[Float[Tensor, "n d"], np.ndarray, 
 
 def _outcome(model: RobustLogisticRegression, x: Float[Tensor, "n d"], y: np.ndarray) -> Outcome:
     wrong = np.not_equal(model.predict(x.numpy()), y)
-    sure = expit(np.abs(model.decision_function(x.numpy())))[wrong]
-    return Outcome(error=float(wrong.mean()), confidence=float(sure.mean()) if len(sure) else None)
+    confidence = expit(np.abs(model.decision_function(x.numpy())))[wrong]
+    return Outcome(error=float(wrong.mean()), confidence=float(confidence.mean()) if len(confidence) else None)
 
 
-def _percent(model: Trained) -> tuple[float | None, ...]:
+def _percent(model: LogisticModel) -> tuple[float | None, ...]:
     shares = (model.clean.error, model.free.error, model.boxed.error, model.free.confidence)
     return tuple(None if share is None else 100 * share for share in shares)

@@ -1,6 +1,6 @@
-"""The answers: the library's own attacks and passes, on one image, with pictures of what they found.
+"""The answers of the page: the library's attacks on one image, with pictures of what they found.
 
-Models are asked one question at a time, since an attack freezes and thaws them.
+Models answer one question at a time, since an attack freezes and thaws them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from epsball.serve.questions import MOST_POINTS, Looking, Question
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class CheckedQuestion:
     """A question, checked: the image x (1, *shape), its label or None, the ball and the attack."""
 
     question: Question
@@ -44,15 +44,15 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What was found on one model: the adversarial image, its task, and the attack's way where it was asked for."""
+class AttackedImage:
+    """The adversarial image of one model, its task, and the attack's path where the question asks for it."""
 
     task: Task
     x_adv: Float[Tensor, "1 *shape"]
     path: Path | None
 
 
-class Desk:
+class Answers:
     """Answers questions about an exhibit; it remembers nothing between two of them."""
 
     def __init__(self, exhibit: Exhibit) -> None:
@@ -62,41 +62,40 @@ class Desk:
     def answer(self, question: Question) -> dict[str, Any]:
         """Pictures, logits and probabilities before and after the attack, for each model."""
         start = time.perf_counter()
-        asked = self._check(question)
+        checked = self._check(question)
         with self._one_at_a_time, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = self._found(asked)
-            columns = [self._column(shown, asked, part) for shown, part in zip(self._models, found, strict=True)]
-        told = {
-            "original": url(png(self._looks(asked.x))),
-            "label": asked.label,
+            found = self._found(checked)
+            columns = [self._column(shown, checked, part) for shown, part in zip(self._models, found, strict=True)]
+        return {
+            "original": url(png(self._looks(checked.x))),
+            "label": checked.label,
             "models": columns,
             "warnings": sorted({str(warning.message) for warning in caught}),
             "seconds": time.perf_counter() - start,
         }
-        return told
 
     def file(self, question: Question, of: int) -> bytes:
         """The adversarial image of a model as a PNG file: 8 bits a value, each rounded towards the image."""
-        asked = self._check(question)
+        checked = self._check(question)
         self._model("of", of)
         with self._one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            x_adv = self._found(asked)[of].x_adv
-        return png(towards(x_adv[0].cpu().numpy(), asked.x[0].cpu().numpy(), self.exhibit.table))
+            x_adv = self._found(checked)[of].x_adv
+        return png(towards(x_adv[0].cpu().numpy(), checked.x[0].cpu().numpy(), self.exhibit.table))
 
     def look(self, looking: Looking) -> dict[str, Any]:
-        """What each model says of a PNG file, whether that fools it, and how far the file is from the image."""
-        asked = self._check(looking.question)
+        """Each model's prediction of a PNG file, whether it is fooled, and the file's distance from the image."""
+        checked = self._check(looking.question)
         z = self._decoded(from_base64("file", looking.file))
         with self._one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             columns = []
             for shown in self._models:
                 with Objective(shown.model, cross_entropy) as objective:
-                    columns.append(said(objective.forward(z), self._task(shown, asked)))
-        inside = bool(asked.ball.contains(z, asked.x))
-        return {"models": columns, "distance": float(asked.ball.distance(z, asked.x)), "inside": inside}
+                    columns.append(prediction_of(objective.forward(z), self._task(shown, checked)))
+        inside = bool(checked.ball.contains(z, checked.x))
+        return {"models": columns, "distance": float(checked.ball.distance(z, checked.x)), "inside": inside}
 
     @property
     def _models(self) -> tuple[Shown, ...]:
@@ -107,7 +106,7 @@ class Desk:
             raise BadInput(f"`{argument}` must be a model's number, 0 to {len(self._models) - 1}, got {number}")
         return self._models[number]
 
-    def _check(self, question: Question) -> Asked:
+    def _check(self, question: Question) -> CheckedQuestion:
         exhibit = self.exhibit
         for name, value in (("label", question.label), ("target", question.target)):
             if value is not None and not 0 <= value < exhibit.classes:
@@ -125,12 +124,14 @@ class Desk:
         attack = chosen(question.attack)
         ball = exhibit.around(check_one_of("norm", question.norm, attack.norms()), question.eps)
         if question.png is not None:
-            return Asked(question, self._decoded(from_base64("png", question.png)), question.label, ball, attack)
+            return CheckedQuestion(
+                question, self._decoded(from_base64("png", question.png)), question.label, ball, attack
+            )
         row = 0 if question.row is None else question.row
         if not 0 <= row < len(exhibit.examples):
             raise BadInput(f"`row` must be an example's, 0 to {len(exhibit.examples) - 1}, got {row}")
         label = int(exhibit.examples.y[row]) if question.label is None else question.label
-        return Asked(question, exhibit.examples.x[row : row + 1], label, ball, attack)
+        return CheckedQuestion(question, exhibit.examples.x[row : row + 1], label, ball, attack)
 
     def _decoded(self, file: bytes) -> Float[Tensor, "1 *shape"]:
         pixels = decode(file, self.exhibit.shape).pixels
@@ -139,85 +140,87 @@ class Desk:
     def _looks(self, x: Float[Tensor, "1 *shape"]) -> Any:
         return looks(x[0].cpu().numpy(), self.exhibit.lo, self.exhibit.hi)
 
-    def _task(self, shown: Shown, asked: Asked) -> Task:
-        """Away from the image's label, or what the model says of it where it has none, or towards the target."""
-        label = asked.label
+    def _task(self, shown: Shown, checked: CheckedQuestion) -> Task:
+        """Away from the image's label (the model's prediction where it has none), or towards the target."""
+        label = checked.label
         if label is None:
             with Objective(shown.model, cross_entropy) as objective:
-                label = int(prediction(objective.forward(asked.x)))
-        row = asked.question.row
+                label = int(prediction(objective.forward(checked.x)))
+        row = checked.question.row
         ids = torch.tensor([int(self.exhibit.examples.ids[row]) if row is not None else 0])
-        return task_of(asked.x, label, asked.ball, target=asked.question.target, ids=ids, seed=asked.question.seed)
+        return task_of(checked.x, label, checked.ball, target=checked.question.target, ids=ids, seed=checked.question.seed)
 
-    def _found(self, asked: Asked) -> list[Found]:
+    def _found(self, checked: CheckedQuestion) -> list[AttackedImage]:
         """The adversarial image for each model: its own, or that of the one it is made on."""
-        made_on = asked.question.made_on
-        tasks = [self._task(shown, asked) for shown in self._models]
+        made_on = checked.question.made_on
+        tasks = [self._task(shown, checked) for shown in self._models]
         if made_on is None:
             pairs = zip(self._models, tasks, strict=True)
-            return [self._attacked(shown, asked, task) for shown, task in pairs]
-        made = self._attacked(self._models[made_on], asked, tasks[made_on])
-        return [made if number == made_on else Found(task, made.x_adv, None) for number, task in enumerate(tasks)]
+            return [self._attacked(shown, checked, task) for shown, task in pairs]
+        made = self._attacked(self._models[made_on], checked, tasks[made_on])
+        return [
+            made if number == made_on else AttackedImage(task, made.x_adv, None) for number, task in enumerate(tasks)
+        ]
 
-    def _attacked(self, shown: Shown, asked: Asked, task: Task) -> Found:
-        attack, question = asked.attack, asked.question
+    def _attacked(self, shown: Shown, checked: CheckedQuestion, task: Task) -> AttackedImage:
+        attack, question = checked.attack, checked.question
         if question.iterate is None:
             target = question.target
             ids, seed = task.noise.ids, question.seed
-            x_adv = attack(shown.model, asked.x, task.y, asked.ball, target=target, ids=ids, seed=seed)
-            return Found(task, x_adv, None)
-        attack.check_ball(asked.ball)
+            x_adv = attack(shown.model, checked.x, task.y, checked.ball, target=target, ids=ids, seed=seed)
+            return AttackedImage(task, x_adv, None)
+        attack.check_ball(checked.ball)
         with Objective(shown.model, attack.loss, needs=attack.needs) as objective:
             if attack.n_targets or attack.reads_clean:
-                clean = objective.forward(asked.x)
+                clean = objective.forward(checked.x)
                 task = replace(task, clean=clean)
             way = path(attack, objective, task)
         at = min(question.iterate, len(way) - 1)
-        return Found(task, way.z[at : at + 1], way)
+        return AttackedImage(task, way.z[at : at + 1], way)
 
-    def _column(self, shown: Shown, asked: Asked, found: Found) -> dict[str, Any]:
-        """All that the page shows of a model; the image, the adversarial one and the line between share a pass."""
-        x, x_adv = asked.x, found.x_adv
-        far = float(asked.ball.distance(x_adv, x))
-        at, line = self._line(asked, x_adv, far)
+    def _column(self, shown: Shown, checked: CheckedQuestion, found: AttackedImage) -> dict[str, Any]:
+        """All that the page shows of a model; the image, the adversarial one and the line between share a model call."""
+        x, x_adv = checked.x, found.x_adv
+        distance = float(checked.ball.distance(x_adv, x))
+        at, line = self._line(checked, x_adv, distance)
         with Objective(shown.model, cross_entropy) as objective:
             logits = objective.forward(torch.cat([x, x_adv, line]))
         pixels, factor = amplified((x_adv - x)[0].cpu().numpy(), self.exhibit.lo, self.exhibit.hi)
         return {
             "label": int(found.task.y),
-            "before": said(logits[:1], found.task),
-            "after": said(logits[1:2], found.task),
+            "before": prediction_of(logits[:1], found.task),
+            "after": prediction_of(logits[1:2], found.task),
             "adversarial": url(png(self._looks(x_adv))),
             "perturbation": url(png(pixels)),
             "factor": factor,
-            "distance": far,
-            "inside": bool(asked.ball.contains(x_adv, x)),
-            "line": {"at": at, "logits": logits[2:].T.tolist(), "here": far} if at else None,
-            "path": None if found.path is None else self._way(found.path, asked),
+            "distance": distance,
+            "inside": bool(checked.ball.contains(x_adv, x)),
+            "line": {"at": at, "logits": logits[2:].T.tolist(), "here": distance} if at else None,
+            "path": None if found.path is None else self._way(found.path, checked),
         }
 
     def _line(
-        self, asked: Asked, x_adv: Float[Tensor, "1 *shape"], far: float
+        self, checked: CheckedQuestion, x_adv: Float[Tensor, "1 *shape"], distance: float
     ) -> tuple[list[float], Float[Tensor, "k *shape"]]:
-        """Points of the straight line from the image through the adversarial one, clipped to the box; none at 0."""
-        x, points, reach = asked.x, asked.question.points, asked.question.reach
-        if points == 0 or far == 0:
+        """Points of the straight line from the image through the adversarial one, clipped to the box; none at distance 0."""
+        x, points, reach = checked.x, checked.question.points, checked.question.reach
+        if points == 0 or distance == 0:
             return [], x[:0]
         at = torch.linspace(-reach, reach, points, dtype=torch.float64)
-        return at.tolist(), asked.ball.clip(x + column((at / far).to(x), x.ndim) * (x_adv - x))
+        return at.tolist(), checked.ball.clip(x + column((at / distance).to(x), x.ndim) * (x_adv - x))
 
-    def _way(self, way: Path, asked: Asked) -> list[dict[str, Any]]:
-        confidence, said = way.logits.softmax(1).max(1)
-        distance = [float(asked.ball.distance(z[None], asked.x)) for z in way.z]
-        columns = (way.margin.tolist(), said.tolist(), confidence.tolist(), distance)
+    def _way(self, way: Path, checked: CheckedQuestion) -> list[dict[str, Any]]:
+        confidence, predicted = way.logits.softmax(1).max(1)
+        distances = [float(checked.ball.distance(z[None], checked.x)) for z in way.z]
+        columns = (way.margin.tolist(), predicted.tolist(), confidence.tolist(), distances)
         return [
-            {"margin": gap, "prediction": label, "confidence": sure, "distance": far}
-            for gap, label, sure, far in zip(*columns, strict=True)
+            {"margin": gap, "prediction": label, "confidence": confidence, "distance": distance}
+            for gap, label, confidence, distance in zip(*columns, strict=True)
         ]
 
 
-def said(logits: Float[Tensor, "1 classes"], task: Task) -> dict[str, Any]:
-    """What a model says of an image, and whether that is what the attacker wants; `margin` > 0 says so, too."""
+def prediction_of(logits: Float[Tensor, "1 classes"], task: Task) -> dict[str, Any]:
+    """A model's logits and prediction, and whether the attack succeeded; then `margin` > 0, too."""
     return {
         "logits": logits[0].tolist(),
         "probabilities": logits.softmax(1)[0].tolist(),

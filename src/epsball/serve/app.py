@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
-from epsball.serve.answers import Desk
+from epsball.serve.answers import Answers
 from epsball.serve.exhibit import Exhibit
 from epsball.serve.guard import Application, Guard
 from epsball.serve.images import decode, looks, png, url
@@ -62,7 +62,7 @@ def application(exhibit: Exhibit) -> Application:
         openapi_url="/api/openapi.json",
         telemetry=NO_TELEMETRY,
     )
-    desk, data = Desk(exhibit), exhibit.examples
+    desk, data = Answers(exhibit), exhibit.examples
 
     @app.exception_handler(BadInput)
     async def refused(_: Request, error: BadInput) -> Response:
@@ -92,8 +92,8 @@ def application(exhibit: Exhibit) -> Application:
         shown = [{"name": shown.name, "origin": shown.origin} for shown in exhibit.models]
         known = {"name": data.name, "count": len(data), "shape": exhibit.shape, "lo": exhibit.lo, "hi": exhibit.hi}
         ball = {"norm": exhibit.ball.name, "eps": float(exhibit.ball.eps)}
-        told = {"version": __version__, "models": shown, "data": known, "ball": ball}
-        return told | {"classes": exhibit.label_names} | menu(exhibit)
+        about = {"version": __version__, "models": shown, "data": known, "ball": ball}
+        return about | {"classes": exhibit.label_names} | menu(exhibit)
 
     @app.get("/api/examples")
     def examples(start: int = 0, count: int = 24, label: int | None = None) -> dict[str, Any]:
@@ -121,9 +121,9 @@ def application(exhibit: Exhibit) -> Application:
     @app.post("/api/file", response_class=Response)
     def file(question: File) -> Response:
         """The adversarial image as a PNG file, 8 bits a value, each rounded towards the image."""
-        asked = Question(**question.model_dump(exclude={"of"}))
+        plain = Question(**question.model_dump(exclude={"of"}))
         named = {"content-disposition": 'attachment; filename="adversarial.png"'}
-        return Response(desk.file(asked, question.of), media_type="image/png", headers=named)
+        return Response(desk.file(plain, question.of), media_type="image/png", headers=named)
 
     @app.post("/api/look")
     def look(looking: Looking) -> Told:

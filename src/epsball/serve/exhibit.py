@@ -1,4 +1,4 @@
-"""What the page shows: models side by side, the images they are asked about, and the ball to begin with."""
+"""What the page shows: models side by side, the images that they classify, and the initial ball."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Exhibit:
             raise BadInput("`models` must hold at least one, got none")
         counts = {shown.name: self._count(shown) for shown in self.models}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} has {count}" for name, count in counts.items())
-            raise BadInput(f"`models` must have the same classes to be shown side by side, but {told}")
+            counts_by_name = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise BadInput(f"`models` must have the same classes to be shown side by side, but {counts_by_name}")
 
     @property
     def lo(self) -> float:

@@ -1,4 +1,4 @@
-"""What a local server must not let in: other hosts' names, other pages' requests, and bodies without end.
+"""What a local server refuses: other hosts' names, other pages' requests, and bodies without end.
 
 Any page that is open in a browser can send requests to 127.0.0.1. It can also have its own name resolve to 127.0.0.1
 (DNS rebinding), and is then of the same origin as this server: so the Host header must be a name of this machine, and a
@@ -22,7 +22,7 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 OWN = re.compile(rf"({'|'.join(map(re.escape, HOSTS))})(:[0-9]*)?", re.IGNORECASE)
 MOST_BODY = 2 * MOST_BYTES + (64 << 10)
-"""Bytes of a request: an image in base64 and what is asked about it."""
+"""Bytes of a request: an image in base64 and the question about it."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -56,7 +56,7 @@ class Guard:
             body, refused = await self._body(headers, receive)
         if refused is not None:
             status, text = refused
-            await _say(status, text, send)
+            await _refuse(status, text, send)
             return
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -72,7 +72,7 @@ class Guard:
 
     @staticmethod
     def refusal(method: str, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Status and reason for a request that is not let in, by its method and headers; None for one that is.
+        """Status and reason of a refusal, by method and headers; None for a request that passes.
 
         >>> Guard.refusal("GET", {"host": "localhost:8000"}) is None
         True
@@ -92,15 +92,15 @@ class Guard:
     @staticmethod
     async def _body(headers: dict[str, str], receive: Receive) -> tuple[bytes, tuple[int, str] | None]:
         """The whole body, if it is not too long."""
-        told = headers.get("content-length", "0")
+        length = headers.get("content-length", "0")
         too_long = 413, f"the request must have at most {MOST_BODY:,} bytes; an image at most {MOST_BYTES >> 20} MB"
-        if not told.isdecimal() or int(told) > MOST_BODY:
+        if not length.isdecimal() or int(length) > MOST_BODY:
             return b"", too_long
         body = bytearray()
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return b"", (400, "the request must be sent whole; it broke off")
+                return b"", (400, "the request must be sent whole; it was cut off")
             body += message.get("body", b"")
             if len(body) > MOST_BODY:
                 return b"", too_long
@@ -108,7 +108,7 @@ class Guard:
                 return bytes(body), None
 
 
-async def _say(status: int, text: str, send: Send) -> None:
+async def _refuse(status: int, text: str, send: Send) -> None:
     body = json.dumps({"error": text}).encode()
     headers = HEADERS | {
         "content-type": "application/json",

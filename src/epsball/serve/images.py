@@ -1,7 +1,7 @@
-"""Images in and out: bytes that somebody uploads, taken with care, and the pictures and PNG files of the page.
+"""Images in and out: uploads, read with care, and the pictures and PNG files of the page.
 
-An upload is held to a size in bytes before it is looked at, to two formats by its content, and to a number of pixels
-by its header before anything is decoded: a small file can hold a very large image.
+An upload must keep to a size in bytes, to two formats by its content, and to a number of pixels by its header, before
+anything is decoded: a small file can hold a very large image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMATS = ("PNG", "JPEG")
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """An image in the shape that the models take, 8 bits a value, and what was done to it on the way, in words."""
+    """An image in the shape that the models take, 8 bits a value, and notes on how it was converted."""
 
     pixels: UInt8[np.ndarray, "*shape"]
     notes: tuple[str, ...]
@@ -128,14 +128,14 @@ def from_base64(argument: str, text: str) -> bytes:
 
 
 def looks(x: Float[np.ndarray, "*shape"], lo: float, hi: float) -> UInt8[np.ndarray, "*shape"]:
-    """x in [lo, hi] as bytes to look at, to the nearest of 256 levels."""
+    """x in [lo, hi] as displayable bytes, rounded to 256 levels."""
     return np.rint((x.astype(np.float64) - lo) * (255 / (hi - lo))).clip(0, 255).astype(np.uint8)
 
 
 def amplified(delta: Float[np.ndarray, "*shape"], lo: float, hi: float) -> tuple[UInt8[np.ndarray, "*shape"], float]:
     """A perturbation on mid-grey, lighter for more and darker for less, and how many times it was amplified.
 
-    The factor has two digits and uses up the scale: the greatest change is nearly black or white.
+    The factor has two digits and spans the scale: the greatest change is nearly black or white.
 
     >>> amplified(np.array([0.0, 0.1, -0.05]), 0.0, 1.0)
     (array([128, 255,  64], dtype=uint8), 5.0)

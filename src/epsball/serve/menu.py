@@ -1,4 +1,4 @@
-"""What can be chosen on the page: attacks with a length that suits a hand on a slider, and scales of the radius."""
+"""The choices of the page: attacks short enough for a slider, and scales of the radius."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ ATTACKS: dict[str, str] = {
     "pgd:steps=20": "PGD, 20 steps, random start",
     "apgd:steps=50": "APGD, 50 steps",
     "l1-apgd:steps=50": "APGD for L1, 50 steps",
-    "deepfool": "DeepFool, the nearest border",
-    "ddn:steps=50": "DDN, the nearest point",
-    "fmn:steps=50": "FMN, the nearest point",
-    "fab:steps=20": "FAB, the nearest point",
+    "deepfool": "DeepFool, minimum norm",
+    "ddn:steps=50": "DDN, minimum norm",
+    "fmn:steps=50": "FMN, minimum norm",
+    "fab:steps=20": "FAB, minimum norm",
     "square:steps=500": "Square, without gradients",
     "uniform-noise": "Noise, uniform in the ball",
     "sign-noise": "Noise, random signs",
 }
-"""Short forms, as on the command line, and what the page calls them."""
+"""Short forms, as on the command line, and their names on the page."""
 
-MOST_PASSES = 20_000
-"""Passes of one question, at most: the page waits for them."""
+MOST_STEPS = 20_000
+"""The most steps of one question: the page waits for them."""
 
 
 def chosen(text: str) -> Attack:
     """The attack of a short form, if it is one that a page can wait for.
 
-    Raises `BadInput` for one that is not known, needs only labels, or makes too many passes.
+    Raises `BadInput` for one that is not known, needs only labels, or makes too many steps.
     """
     attack = parse(text)
     if attack.needs == "label":
         raise BadInput(f"`attack` must be one that looks at logits on this page, got {text!r}; use epsball attack")
-    passes = int(vars(attack).get("steps", 1)) * attack.jobs
-    if passes > MOST_PASSES:
-        raise BadInput(f"`attack` must make at most {MOST_PASSES:,} passes on this page, got {passes:,} in {text!r}")
+    steps = int(vars(attack).get("steps", 1)) * attack.jobs
+    if steps > MOST_STEPS:
+        raise BadInput(f"`attack` must make at most {MOST_STEPS:,} steps on this page, got {steps:,} in {text!r}")
     return attack
 
 

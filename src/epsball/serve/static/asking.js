@@ -32,9 +32,9 @@ async function reached(request) {
 
 async function answered(request) {
   const answer = await reached(request);
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error);
-  return told;
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.error);
+  return body;
 }
 
 // A function that may be called at any rate: `ask` runs once at a time, and once more if it was called meanwhile.

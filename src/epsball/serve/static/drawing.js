@@ -33,7 +33,7 @@ function worth(before, after, label) {
   return every.sort((one, other) => most(other) - most(one)).slice(0, 10).sort((one, other) => one - other);
 }
 
-export function chances(body, names, before, after, label, said) {
+export function chances(body, names, before, after, label, predicted) {
   const rows = worth(before, after, label);
   while (body.rows.length > rows.length) body.deleteRow(-1);
   while (body.rows.length < rows.length) {
@@ -42,7 +42,7 @@ export function chances(body, names, before, after, label, said) {
   }
   rows.forEach((number, place) => {
     const row = body.rows[place];
-    row.className = number === label ? "label" : number === said ? "wrong" : "";
+    row.className = number === label ? "label" : number === predicted ? "wrong" : "";
     row.dataset.class = number;
     row.cells[0].textContent = names[number];
     row.cells[0].title = names[number];

@@ -1,25 +1,25 @@
-// A model's column: what it says of the image before and after, in words, pictures, bars and curves.
+// A model's column: its predictions before and after the attack, in words, pictures, bars and curves.
 
 import { chances, chart, element, percent, short } from "./drawing.js";
 import { reach } from "./state.js";
 
-export function verdict(found, asked, names) {
+export function sentence(found, asked, names) {
   const { before, after, label } = found;
-  const said = `${names[after.prediction]}, ${percent(after.probabilities[after.prediction])}`;
+  const prediction = `${names[after.prediction]}, ${percent(after.probabilities[after.prediction])}`;
   const now = asked.iterate === null ? "" : `Iterate ${Math.min(asked.iterate, (found.path ?? [0]).length - 1)}. `;
-  if (asked.target !== null) return `${now}${after.fooled ? "At" : "Not at"} its goal, ${names[asked.target]}: ${names[before.prediction]} before, now ${said}.`;
-  if (before.prediction !== label) return `${now}Wrong before any attack: ${names[before.prediction]} instead of ${names[label]}. Now ${said}.`;
-  if (after.fooled) return `${now}Fooled: ${names[before.prediction]} before, now ${said}.`;
-  return `${now}It holds: still ${said}.`;
+  if (asked.target !== null) return `${now}${after.fooled ? "At" : "Not at"} its goal, ${names[asked.target]}: ${names[before.prediction]} before, now ${prediction}.`;
+  if (before.prediction !== label) return `${now}Misclassified without attack: ${names[before.prediction]} instead of ${names[label]}. Now ${prediction}.`;
+  if (after.fooled) return `${now}Fooled: ${names[before.prediction]} before, now ${prediction}.`;
+  return `${now}Still correct: ${prediction}.`;
 }
 
-// `width` is asked for before anything is drawn: afterwards the browser would lay the page out anew for an answer.
+// `width` is read before anything is drawn: afterwards the browser would have to lay out the page again.
 export function drawModel(article, found, original, asked, { classes: names, norms }, width) {
   const find = name => article.querySelector(name);
   const { before, after, label, line, path } = found;
   const rival = asked.target ?? after.prediction;
-  find(".verdict").textContent = verdict(found, asked, names);
-  find(".verdict").classList.toggle("fooled", after.fooled);
+  find(".sentence").textContent = sentence(found, asked, names);
+  find(".sentence").classList.toggle("fooled", after.fooled);
   article.dataset.fooled = after.fooled;
   for (const [name, source] of [
     [".original", original],
@@ -44,7 +44,7 @@ export function drawModel(article, found, original, asked, { classes: names, nor
     const norm = norms.find(known => known.id === asked.norm);
     const unit = norm.whole ? "way from the image" : `${norm.name.split(":")[0]} distance from the image`;
     chart(lines.querySelector("svg"), { width, at: line.at, curves, here: line.here, name, unit });
-    const what = asked.target === null ? "what is said now" : "its goal";
+    const what = asked.target === null ? "what is prediction now" : "its goal";
     legend(lines.querySelector(".legend"), names, label, rival, what, `dotted: the adversarial image, at ${short(line.here)}`);
   }
 

@@ -2,7 +2,7 @@
 
 import { file, get, newest, post, upload } from "./asking.js";
 import { element, percent, short } from "./drawing.js";
-import { drawModel, verdict } from "./model.js";
+import { drawModel, sentence } from "./model.js";
 import { radius, reach, read, step, write } from "./state.js";
 
 const at = id => document.getElementById(id);
@@ -106,7 +106,7 @@ function changed() {
 
 function draw() {
   const { asked, answer } = last;
-  const articles = [...at("models").children], widths = articles.map(article => article.querySelector(".verdict").clientWidth);
+  const articles = [...at("models").children], widths = articles.map(article => article.querySelector(".sentence").clientWidth);
   answer.models.forEach((found, number) => drawModel(articles[number], found, answer.original, asked, about, widths[number]));
   const warned = answer.warnings.map(text => ` ${text}.`).join("");
   at("cost").textContent = `Answered in ${(1000 * answer.seconds).toFixed(1)} ms.${warned}`;
@@ -128,7 +128,7 @@ function rest() {
   resting = setTimeout(() => {
     history.replaceState(null, "", write(state));
     const { asked, answer } = last;
-    const told = answer.models.map((found, number) => `${about.models[number].name}: ${verdict(found, asked, about.classes)}`);
+    const told = answer.models.map((found, number) => `${about.models[number].name}: ${sentence(found, asked, about.classes)}`);
     at("spoken").textContent = `Radius ${short(asked.eps)}. ${told.join(" ")}`;
   }, PATIENCE);
 }

@@ -4,21 +4,21 @@ const NUMBERS = ["row", "label", "target", "made_on", "iterate", "seed", "eps"];
 const TEXTS = ["norm", "attack"];
 
 export function read(hash) {
-  const told = new URLSearchParams(hash.replace(/^#/, "")), found = {};
+  const parameters = new URLSearchParams(hash.replace(/^#/, "")), found = {};
   for (const name of NUMBERS) {
-    const value = told.get(name);
+    const value = parameters.get(name);
     if (value !== null && value !== "" && Number.isFinite(Number(value))) found[name] = Number(value);
   }
-  for (const name of TEXTS) if (told.get(name)) found[name] = told.get(name);
+  for (const name of TEXTS) if (parameters.get(name)) found[name] = parameters.get(name);
   return found;
 }
 
 export function write(state) {
-  const told = new URLSearchParams();
+  const parameters = new URLSearchParams();
   for (const name of [...NUMBERS, ...TEXTS]) {
-    if (state[name] !== null && state[name] !== undefined) told.set(name, state[name]);
+    if (state[name] !== null && state[name] !== undefined) parameters.set(name, state[name]);
   }
-  return `#${told}`;
+  return `#${parameters}`;
 }
 
 // The slider is cubic, so that small radii have as much room as large ones: 400 steps from 0 to the norm's greatest.

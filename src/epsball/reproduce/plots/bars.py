@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import SubFigure
 
 from epsball.report import plots
-from epsball.reproduce.drawing import picture
-from epsball.reproduce.nets import seen
-from epsball.reproduce.sources import STAND_IN
-
-if TYPE_CHECKING:
-    from epsball.reproduce.record import Reproduction, Strip
+from epsball.reproduce.notes import small_print
+from epsball.reproduce.plots.table import picture
+from epsball.reproduce.reproduction import Reproduction, Strip
 
 
-def draw_measured(found: Reproduction, path: str | Path, strips: tuple[Strip, ...] = ()) -> None:
-    """A panel of bars for each head of the table, and below them the strips."""
-    config = found.config
-    small = f"{STAND_IN}; " if config["stands_in"] else ""
-    seeds = len(config["seeds"])
-    note = f"{small}{seen(config)}, {seeds} seed{'s' if seeds > 1 else ''}; epsball {config['versions']['epsball']}"
+def draw_bars(found: Reproduction, path: str | Path) -> None:
+    """A panel of bars for each column of the table, and below them the strips."""
+    strips, note = found.strips, small_print(found.config)
     bars, tall = 0.75 + 0.5 * len(found.lines), 1.15
     figure = plots.page(11.4, 0.9 + bars + tall * len(strips), title=found.title, note=note)
     heights = [bars, tall * len(strips)] if strips else [bars]
@@ -37,24 +30,24 @@ def draw_measured(found: Reproduction, path: str | Path, strips: tuple[Strip, ..
 def _bars(figure: SubFigure, found: Reproduction) -> None:
     places = np.arange(len(found.lines))[::-1]
     compared = any(line.paper for line in found.lines)
-    for column, (axis, head) in enumerate(
-        zip(figure.subplots(1, len(found.heads), sharey=True, squeeze=False)[0], found.heads, strict=True)
+    for number, (axis, column) in enumerate(
+        zip(figure.subplots(1, len(found.columns), sharey=True, squeeze=False)[0], found.columns, strict=True)
     ):
-        plots.panel(axis, title=f"{head}, %")
+        plots.panel(axis, title=f"{column}, %")
         axis.grid(False, axis="y")
-        ours = [None if line.ours is None else line.ours[column] for line in found.lines]
+        ours = [None if line.ours is None else line.ours[number] for line in found.lines]
         kinds = [(ours, 0.2 if compared else 0.0, "ours", plots.VERMILION)]
         if compared:
-            papers = [None if line.paper is None else line.paper[column] for line in found.lines]
+            papers = [None if line.paper is None else line.paper[number] for line in found.lines]
             kinds.append((papers, -0.2, "the paper", plots.BLUE))
         for values, shift, label, colour in kinds:
             axis.barh(places + shift, [value or 0.0 for value in values], 0.36, color=colour, label=label)
             for place, value in zip(places + shift, values, strict=True):
-                said = "" if value is None else f"{value:.4g}" if shift < 0 else f"{value:.3g}"
-                axis.text((value or 0.0) + 1.5, place, said, va="center", fontsize=plots.SMALL, color=plots.INK)
+                text = "" if value is None else f"{value:.4g}" if shift < 0 else f"{value:.3g}"
+                axis.text((value or 0.0) + 1.5, place, text, va="center", fontsize=plots.SMALL, color=plots.INK)
         axis.set(xlim=(0, 116), xticks=range(0, 101, 25), yticks=places)
-        axis.set_yticklabels([line.said for line in found.lines], fontsize=plots.NORMAL, color=plots.INK)
-        if column == 0 and compared:
+        axis.set_yticklabels([line.label for line in found.lines], fontsize=plots.NORMAL, color=plots.INK)
+        if number == 0 and compared:
             key = {"loc": "upper right", "ncols": 2, "fontsize": plots.NORMAL, "frameon": False}
             figure.get_figure(root=True).legend(*axis.get_legend_handles_labels(), **key)
 
@@ -68,9 +61,9 @@ def _strips(figure: SubFigure, strips: tuple[Strip, ...]) -> None:
             colours = "RdBu_r" if strip.signed else "gray"
             picture(axis, tile.pixels, strip.shape, strip.low, strip.high, colours)
             style = {"color": plots.VERMILION, "fontweight": "bold"} if tile.wrong else {"color": plots.INK}
-            axis.set_xlabel(tile.said, fontsize=plots.SMALL, labelpad=2, **style)
+            axis.set_xlabel(tile.caption, fontsize=plots.SMALL, labelpad=2, **style)
         axes[0].set_ylabel(
-            _lines(strip.said), fontsize=plots.SMALL, color=plots.INK, rotation=0, ha="right", va="center", labelpad=8
+            _lines(strip.label), fontsize=plots.SMALL, color=plots.INK, rotation=0, ha="right", va="center", labelpad=8
         )
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expit
 
 from epsball.report import plots
-from epsball.reproduce.drawing import picture, table
+from epsball.reproduce.plots.table import picture, table
 from epsball.reproduce.sources import STAND_IN
-
-if TYPE_CHECKING:
-    from epsball.reproduce.threes_sevens import ThreesSevens
+from epsball.reproduce.threes_sevens import ThreesSevens
 
 
 def draw_threes_sevens(found: ThreesSevens, path: str | Path) -> None:
@@ -35,7 +32,7 @@ def draw_threes_sevens(found: ThreesSevens, path: str | Path) -> None:
     for axis, values, said in zip(
         left.subplots(2, 1),
         (weight / most, 0.75 * np.sign(weight)),
-        (f"the weights, {model.said}", "their sign: the step towards a seven"),
+        (f"the weights, {model.name}", "their sign: the step towards a seven"),
         strict=True,
     ):
         picture(axis, values.tolist(), config["shape"], -1.0, 1.0, "RdBu_r")
@@ -54,7 +51,7 @@ def draw_threes_sevens(found: ThreesSevens, path: str | Path) -> None:
             axis.set_xlabel(f"{predicted}: {_likely(score)}", fontsize=plots.NORMAL, labelpad=2, **style)
     pixels = [f"{model.nonzero} of {len(model.weight)}" for model in found.models]
     head = "error in %; confidence in the mistakes, attacked"
-    table(below.subplots(), head, found.heads, found.lines, more=("pixels", pixels))
+    table(below.subplots(), head, found.columns, found.lines, more=("pixels", pixels))
     plots.save(figure, path)
 
 
