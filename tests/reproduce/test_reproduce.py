@@ -29,6 +29,7 @@ from epsball.data.examples import Examples
 from epsball.data.load import load_data
 from epsball.linear import optimum
 from epsball.reproduce.goodfellow2015 import EXPERIMENTS, chosen
+from epsball.reproduce.plots.draw import draw
 from epsball.reproduce.sources import Source, cifar10, mnist
 from epsball.reproduce.threes_sevens import LogisticModel, ThreesSevens, threes_sevens
 

@@ -432,7 +432,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"norm": "l3"}, "`norm` must be one of linf, l2, l1, l0, got 'l3'"),
     ({"attack": "pdg"}, "did you mean 'pgd'?"),
     ({"attack": "pgd:steps=0"}, "`steps` must be a whole number >= 1, got 0"),
-    ({"attack": "pgd:steps=999999"}, "at most 20,000 passes"),
+    ({"attack": "pgd:steps=999999"}, "at most 20,000 steps"),
     ({"attack": "pgd:steps=2000,restarts=100"}, "at most 20,000 steps on this page, got 200,000"),
     ({"attack": "hopskipjump"}, "one that looks at logits"),
     ({"row": 360}, "`row` must be an example's, 0 to "),
