@@ -23,7 +23,7 @@ from epsball.common.errors import BadInput
 from epsball.engine import queue
 from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
-from epsball.problem.objective import Objective
+from epsball.problem.objective import ModelWarning, Objective
 from epsball.problem.task import Task, task_of
 
 WITHIN = 1.01
@@ -195,7 +195,7 @@ def test_input_is_returned_where_gradients_are_zero(attack: Attack, norm: str) -
         if norm == "l0" and box[0] == -math.inf:
             continue
         seen = Recording(net)
-        with pytest.warns(eb.objective.ModelWarning, match="exactly zero"):
+        with pytest.warns(ModelWarning, match="exactly zero"):
             x_adv = attack(seen, x, torch.zeros_like(y) if net is flat_everywhere else y, everywhere(norm, *box))
         assert torch.cat(seen.seen).isfinite().all()
         assert x_adv.isfinite().all()
