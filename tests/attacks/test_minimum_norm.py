@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import epsball as eb
 from epsball.attacks.attack import Attack
 from epsball.attacks.deepfool import CLOSE, LargestGaps
-from epsball.attacks.fmn import FMN, most
+from epsball.attacks.fmn import FMN, largest_radius
 from epsball.attacks.registry import ATTACKS, attack_class, parse
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
@@ -320,20 +320,20 @@ def test_fmn_radius_follows_the_boundary_and_points_stay_in_it(norm: str) -> Non
                 assert torch.equal(after.z[after.distance < math.inf], after.best[after.distance < math.inf])
             else:
                 assert (ball.norm(after.z - x) <= after.eps * (1 + 1e-6)).all()
-            assert (after.eps <= most(task, after.eps)).all()
+            assert (after.eps <= largest_radius(task, after.eps)).all()
             share = 0.001 + 0.299 * (1 + math.cos(math.pi * turn / 40)) / 2
             fooled, known = point.fooled, (state.eps < math.inf) & (after.distance < math.inf)
             if norm != "l0":
                 shrunk = torch.minimum(state.eps * (1 - share), after.distance)
                 torch.testing.assert_close(after.eps[fooled & known], shrunk[fooled & known])
-                grown = torch.minimum(state.eps * (1 + share), most(task, after.eps))
+                grown = torch.minimum(state.eps * (1 + share), largest_radius(task, after.eps))
                 torch.testing.assert_close(after.eps[~fooled & known], grown[~fooled & known])
             else:
                 assert (after.eps[fooled & known] <= (state.eps[fooled & known] - 1).clamp_min(1)).all()
                 wider = after.eps[~fooled & known]
                 assert (wider >= torch.minimum(state.eps[~fooled & known] + 1, torch.tensor(10.0))).all()
             unknown = (after.distance == math.inf) & (state.eps < math.inf)
-            assert (after.eps[unknown] >= torch.minimum(2 * state.eps, most(task, state.eps))[unknown]).all()
+            assert (after.eps[unknown] >= torch.minimum(2 * state.eps, largest_radius(task, state.eps))[unknown]).all()
             state = after
     assert (state.distance < math.inf).all()
     assert state.done.all()
@@ -386,7 +386,7 @@ def test_attacks_say_whether_they_minimise() -> None:
         (lambda: eb.DeepFool(candidates=0), "`candidates` must be a whole number >= 1, got 0"),
         (lambda: eb.DeepFool(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: eb.FMN(step_size=math.inf), "`step_size` must be > 0 and finite, got inf"),
-        (lambda: eb.FMN(gamma=1.0), "`gamma` must be > 0 and < 1, got 1.0"),
+        (lambda: eb.FMN(gamma=1.0), r"`gamma` must be in \(0, 1\), got 1.0"),
         (lambda: eb.DDN()(linear((3,), 2), batch(1, (3,)), torch.tensor([0]), eb.Linf(eps=1)), "`ball` must be l2"),
         (
             lambda: eb.FMN()(linear((3,), 2), batch(1, (3,)), torch.tensor([0]), eb.Linf(eps=torch.ones(1, 3))),

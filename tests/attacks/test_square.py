@@ -16,7 +16,7 @@ from torch import Tensor
 import epsball as eb
 from epsball import Square
 from epsball.attacks.grid import BLOCK, Grid, eta, halvings
-from epsball.attacks.square import Searching
+from epsball.attacks.square import SearchState
 from epsball.problem.losses import cross_entropy, margin
 from epsball.problem.objective import Objective, Point, changes_prediction
 from epsball.problem.task import Task, task_of
@@ -42,18 +42,18 @@ def opened(
     )
 
 
-def looked(state: Searching, task: Task, loss: Tensor) -> Point:
+def looked(state: SearchState, task: Task, loss: Tensor) -> Point:
     """What a pass that gave this loss shows."""
     logits = torch.zeros(len(loss), 2, dtype=torch.float64)
     return Point(state.z, logits, loss, None, changes_prediction, task)
 
 
-def walk(attack: Square, task: Task, steps: int, seed: int = 0) -> list[Searching]:
+def walk(attack: Square, task: Task, steps: int, seed: int = 0) -> list[SearchState]:
     """The states of a search in which each query is kept with probability .3."""
     states, generator = [attack.init(task)], rng(seed)
     for turn in range(steps):
         rise = torch.where(torch.rand(len(task.x), generator=generator) < 0.3, 1.0, -1.0) * (turn > 0) + (turn == 0)
-        loss = rise + (states[-1].height if turn else 0)
+        loss = rise + (states[-1].best_loss if turn else 0)
         states.append(attack.step(states[-1], looked(states[-1], task, loss), task))
     return states
 
@@ -154,7 +154,7 @@ def test_mass_moves_outside_two_windows_or_is_lost(norm: str) -> None:
     power = {"l2": 2, "l1": 1}[norm]
     for t, state in enumerate(walk(attack, task, 120)):
         spent = (state.z - task.x).flatten(1).abs().pow(power).sum(1)
-        torch.testing.assert_close(state.tried, spent, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(state.spent_by_z, spent, rtol=1e-9, atol=1e-12)
         if not t:
             continue
         side = Grid(1, (9, 11)).side(0.8 / 2 ** halvings(t - 1, 200), centred=True)
@@ -171,7 +171,7 @@ def test_mass_moves_outside_two_windows_or_is_lost(norm: str) -> None:
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_what_the_box_takes_is_not_given_to_the_next_window(norm: str) -> None:
     attack, task = opened(norm, (1, 10, 10), n=8)
-    grown = [s.tried.median() for s in walk(attack, task, 150)]
+    grown = [s.spent_by_z.median() for s in walk(attack, task, 150)]
     assert grown[-1] > 0.9 * EPS[norm] ** {"l2": 2, "l1": 1}[norm]
 
 
@@ -284,7 +284,7 @@ def test_rows_of_different_age_share_a_step_otherwise_than_alone(norm: str, shap
     mixed = parts[0].map(lambda *these: torch.cat(these), *parts[1:])
     for turn in range(BLOCK + 4):
         mixed = attack.step(mixed, looked(mixed, task, loss), task)
-        for name in ("z", "best", "height", "tried", "t"):
+        for name in ("z", "best", "best_loss", "spent_by_z", "t"):
             expected = torch.cat([getattr(states[turn], name) for states in alone])
             assert torch.equal(getattr(mixed, name), expected), (turn, name)
 
@@ -295,7 +295,7 @@ def test_a_step_changes_what_it_was_given(norm: str) -> None:
     state = walk(attack, task, 40)[-1]
     before = {f.name: getattr(state, f.name).clone() for f in fields(state)}
     x = task.x.clone()
-    one, other = (attack.step(state, looked(state, task, state.height + 1), task) for _ in range(2))
+    one, other = (attack.step(state, looked(state, task, state.best_loss + 1), task) for _ in range(2))
     for name, part in before.items():
         assert torch.equal(getattr(state, name), part), name
         assert torch.equal(getattr(one, name), getattr(other, name)), name
@@ -308,12 +308,12 @@ def test_seed_example_or_restart_is_not_in_the_key_of_a_proposal(norm: str) -> N
     attack, task = opened(norm, (12,))
     same = replace(task, x=task.x[:1].expand(6, -1).contiguous())
     same = replace(same, ball=BALLS[norm](eps=EPS[norm], lo=-0.5, hi=1).bind(same.x))
-    moves = attack.init(same).moves
+    moves = attack.init(same).proposals
     assert len({tuple(row.flatten().tolist()) for row in moves}) == 6
     again = replace(same, noise=replace(same.noise, restart=same.noise.restart + 1))
-    assert (attack.init(again).moves != moves).flatten(1).any(1).all()
+    assert (attack.init(again).proposals != moves).flatten(1).any(1).all()
     seeded = replace(same, noise=replace(same.noise, seed=1))
-    assert (attack.init(seeded).moves != moves).flatten(1).any(1).all()
+    assert (attack.init(seeded).proposals != moves).flatten(1).any(1).all()
 
 
 # Oracles: on a linear model the optimum is known, box and all.
@@ -435,9 +435,9 @@ def test_logits_that_are_no_numbers_become_the_best() -> None:
     [
         (lambda: Square(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: Square(steps=2.5), "`steps` must be a whole number"),
-        (lambda: Square(p=0.0), "`p` must be > 0 and <= 1, got 0.0"),
-        (lambda: Square(p=1.5), "`p` must be > 0 and <= 1, got 1.5"),
-        (lambda: Square(p=math.nan), "`p` must be > 0 and <= 1, got nan"),
+        (lambda: Square(p=0.0), "`p` must be in (0, 1], got 0.0"),
+        (lambda: Square(p=1.5), "`p` must be in (0, 1], got 1.5"),
+        (lambda: Square(p=math.nan), "`p` must be in (0, 1], got nan"),
     ],
 )
 def test_invalid_hyperparameter_is_taken(make: Callable[[], Square], told: str) -> None:
@@ -473,7 +473,7 @@ def test_example_at_which_no_attack_ended_is_gone_on_from(norm: str) -> None:
         state = Square(steps=9, warm_start=True).init(replace(task, warm_start=mixed))
         assert torch.equal(state.z[without], start.z[without])
         assert torch.equal(state.z[~without], near[~without])
-        assert torch.equal(state.held[without], start.held[without])
+        assert torch.equal(state.spent_by_best[without], start.spent_by_best[without])
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])

@@ -36,10 +36,10 @@ class DDN(FMN):
 
     gamma: float = 0.1
 
-    def ahead(
-        self, ball: Ball, grad: Tensor, z: Tensor, x: Tensor, size: Float[Tensor, " n"], late: Float[Tensor, " n"]
+    def next_iterate(
+        self, ball: Ball, grad: Tensor, z: Tensor, x: Tensor, size: Float[Tensor, " n"], progress: Float[Tensor, " n"]
     ) -> Float[Tensor, "n *shape"]:
-        delta = super().ahead(ball, grad, z, x, size, late) - x
+        delta = super().next_iterate(ball, grad, z, x, size, progress) - x
         length = ball.norm(delta).clamp_min(torch.finfo(x.dtype).tiny)
         stretch = (torch.as_tensor(ball.eps).to(length) / length).clamp(1, 1 / torch.finfo(x.dtype).eps)
         return ball.project(x + delta * column(stretch, x.ndim), x)

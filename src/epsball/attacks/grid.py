@@ -1,4 +1,4 @@
-"""Where Square looks: windows of every size on a grid of places, their patterns, and random draws of them.
+"""The windows of Square: of every size on a grid of places, their patterns, and random draws of them.
 
 An example is `channels` x places, and a window a cube of places, seen by every channel. A pool holds windows of many
 sizes at once, so the cells of all rows lie one after the other in one flat list, and sums run over stretches of it.
@@ -94,7 +94,7 @@ def rings(sides: tuple[int, ...], decay: int) -> Float[Tensor, "..."]:
 
 
 def eta(side: int, dimensions: int, power: int, decay: int) -> Float[Tensor, "..."]:
-    """Two opposite hills, split along the first axis, each of norm one before both are; power 2 is L2, 1 is L1.
+    """Two opposite hills, split along the first axis, each scaled to norm one, then both; power 2 is L2, 1 is L1.
 
     >>> eta(2, 1, 2, 2)
     tensor([ 0.7071, -0.7071], dtype=torch.float64)

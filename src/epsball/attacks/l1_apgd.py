@@ -1,4 +1,4 @@
-"""Auto-PGD for the L1 ball: sparse signed steps, and a first climb in balls that are too large.
+"""Auto-PGD for the L1 ball: sparse signed steps, and a first ascent in balls that are too large.
 
 Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers" (ICML 2021), algorithm 1 and
 section 4: a step has length `size` * eps in the L1 norm, spread evenly over the coordinates with the largest gradients,
@@ -6,7 +6,7 @@ fewer by 1.5 than the best point so far has moved; the projection is the exact o
 tenths of the steps are made in a ball of 3 eps from a sparse random point, the next three in one of 2 eps; each ball is
 begun at the projection of the best point of the one before. At checkpoints the step shrinks by 1.5, or, where the best
 point has become sparser, the row goes back to it and the step is whole again. Other than in the published code, a
-coordinate that the box holds fast takes no part of a step.
+coordinate that the box blocks takes no part of a step.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ SPARSER = 0.95
 
 
 @dataclass(frozen=True, eq=False)
-class SparseClimb(State):
+class SparseAscent(State):
     """The best point of the present ball, its loss and gradient, and the sparsity of the steps.
 
     `size` is the step in units of the ball's radius, `count` how many coordinates it moves, `moved` how many the best
     point had moved at the last checkpoint, all (n,).
     """
 
-    peak: Float[Tensor, "n *shape"]
-    slope: Float[Tensor, "n *shape"]
-    height: Float[Tensor, " n"]
+    best_z: Float[Tensor, "n *shape"]
+    best_grad: Float[Tensor, "n *shape"]
+    best_loss: Float[Tensor, " n"]
     size: Float[Tensor, " n"]
     count: Float[Tensor, " n"]
     moved: Float[Tensor, " n"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1APGD(LossAttack[SparseClimb]):
+class L1APGD(LossAttack[SparseAscent]):
     """Auto-PGD with sparse steps, from balls of 3 eps and 2 eps down to the ball itself; L1 only.
 
-    Only points in the ball itself count: a job ends at the first of them that fools, or after `steps` steps. On linear
-    models of 1 to 784 features it ends at 85 % or more of the optimum over ball and box, half of the rows at 95 %: the
-    last step is still a tenth of eps long, and sparse.
+    Only points in the ball itself count: a job ends at the first of them that succeeds, or after `steps` steps. On
+    linear models of 1 to 784 features it ends at 85 % or more of the optimum over ball and box, half of the rows at
+    95 %: the last step is still a tenth of eps long, and sparse.
     """
 
     until = "done"
@@ -76,13 +76,13 @@ class L1APGD(LossAttack[SparseClimb]):
 
     @cached_property
     def _begins(self) -> tuple[int, ...]:
-        """The passes at which the balls begin; the last ball has at least one."""
+        """The steps at which the balls begin; the last ball has at least one."""
         part = math.ceil(PART * self.steps)
         return tuple(min(i * part, self.steps - 1) for i in range(len(RADII)))
 
     @cached_property
     def _schedule(self) -> tuple[Float[Tensor, " steps"], Bool[Tensor, " steps"]]:
-        """By pass, 0 to `steps`: the radius of its ball in units of eps, and whether there is a checkpoint."""
+        """By step, 0 to `steps`: the radius of its ball in units of eps, and whether there is a checkpoint."""
         radii, due = torch.ones(self.steps + 1, dtype=torch.float64), torch.zeros(self.steps + 1, dtype=torch.bool)
         for begin, end, radius in zip(self._begins, (*self._begins[1:], self.steps), RADII, strict=True):
             wait = max(int(WAIT * (end - begin)), 1)
@@ -95,11 +95,11 @@ class L1APGD(LossAttack[SparseClimb]):
         """The bound ball with `radius` times its eps in each row."""
         return replace(ball, eps=ball.eps * radius)
 
-    def init(self, task: Task) -> SparseClimb:
+    def init(self, task: Task) -> SparseAscent:
         x, ball = task.x, task.ball
         ball.require_box()
         # As the published code does for boxes of width 1: normal noise as wide as the box, projected, is sparse. A
-        # dense start in the ball, and one at x, left 9 and 18 points more standing on a robust network.
+        # dense start in the ball, and one at x, left the robust accuracy of a robust network 9 and 18 points higher.
         width = torch.as_tensor(ball.hi - ball.lo, dtype=x.dtype, device=x.device)
         eps = torch.as_tensor(ball.eps, dtype=x.dtype, device=x.device)
         spread = torch.where(width.isinf(), column(eps, x.ndim), width)
@@ -108,60 +108,60 @@ class L1APGD(LossAttack[SparseClimb]):
         z = self._wider(ball, radius).project(noise.mul_(spread).add_(x), x)
         wide = torch.promote_types(z.dtype, torch.float32)  # whatever the logits are; half precision counts to 256
         zero, moved = z.new_zeros(len(z), dtype=wide), _moved(z, x).to(wide)
-        return SparseClimb.at(
-            z, peak=z, slope=z, height=zero - math.inf, size=zero + 1, count=_thinner(moved), moved=moved
+        return SparseAscent.at(
+            z, best_z=z, best_grad=z, best_loss=zero - math.inf, size=zero + 1, count=_thinner(moved), moved=moved
         )
 
-    def step(self, state: SparseClimb, point: Point, task: Task) -> SparseClimb:
+    def step(self, state: SparseAscent, point: Point, task: Task) -> SparseAscent:
         x, z, grad, ndim = task.x, state.z, point.grad, task.x.ndim
         radii, checks = (part.to(x.device) for part in self._schedule)
-        now = state.t.clamp_max(self.steps - 1)  # rows that only fill a pool go on
+        now = state.t.clamp_max(self.steps - 1)  # rows that only pad a batch go on
         radius, after = radii[now], radii[now + 1]
         fresh, due = after < radius, checks[now]
-        loss = point.loss.to(state.height.dtype)
-        better = loss > state.height
+        loss = point.loss.to(state.best_loss.dtype)
+        better = loss > state.best_loss
         wide = column(better, ndim)
-        peak, slope = torch.where(wide, z, state.peak), torch.where(wide, grad, state.slope)
-        height = torch.where(better, loss, state.height)
+        best_z, best_grad = torch.where(wide, z, state.best_z), torch.where(wide, grad, state.best_grad)
+        best_loss = torch.where(better, loss, state.best_loss)
         size, count, moved = state.size, state.count, state.moved
         if due.any():
-            found = _moved(peak, x).to(moved)
+            found = _moved(best_z, x).to(moved)
             sparser = found < SPARSER * moved
             size = torch.where(due, torch.where(sparser, 1, (size / THINNING).clamp_min_(LEAST)), size)
             count, moved = torch.where(due, _thinner(found), count), torch.where(due, found, moved)
             back = column(due & sparser, ndim)
-            z, grad = torch.where(back, peak, z), torch.where(back, slope, grad)
+            z, grad = torch.where(back, best_z, z), torch.where(back, best_grad, grad)
         ball = self._wider(task.ball, after)
         # Finite, where the radius is not: 0 * inf is no number.
         length = (radius * task.ball.eps * size).clamp_max(math.sqrt(torch.finfo(x.dtype).max)).to(x.dtype)
-        step = sparse_sign(ball.free_gradient(grad, z), count)  # what box and mask hold fast takes no part of the step
+        step = sparse_sign(ball.free_gradient(grad, z), count)  # blocked coordinates take no part
         step.mul_(column(length / _moved(step, 0).clamp_min_(1), ndim))
         ahead = step.add_(z)
         if fresh.any():
-            ahead = torch.where(column(fresh, ndim), peak, ahead)
+            ahead = torch.where(column(fresh, ndim), best_z, ahead)
         ahead = ball.project(ahead, x)
         if fresh.any():
             found = _moved(ahead, x).to(moved)
-            size, height = torch.where(fresh, 1, size), torch.where(fresh, -math.inf, height)
+            size, best_loss = torch.where(fresh, 1, size), torch.where(fresh, -math.inf, best_loss)
             count, moved = torch.where(fresh, _thinner(found), count), torch.where(fresh, found, moved)
         t = state.t + 1
         hit = point.fooled & (radius == RADII[-1])
         best = torch.where(column(hit, ndim), state.z, ahead) if hit.any() else ahead
-        return SparseClimb(
+        return SparseAscent(
             z=ahead,
             best=best,
             t=t,
             done=hit | (t >= self.steps),
-            peak=peak,
-            slope=slope,
-            height=height,
+            best_z=best_z,
+            best_grad=best_grad,
+            best_loss=best_loss,
             size=size,
             count=count,
             moved=moved,
         )
 
-    def best_point(self, state: SparseClimb) -> Float[Tensor, "n *shape"]:
-        return state.peak
+    def best_point(self, state: SparseAscent) -> Float[Tensor, "n *shape"]:
+        return state.best_z
 
 
 def sparse_sign(grad: Float[Tensor, "n *shape"], count: Float[Tensor, " n"]) -> Float[Tensor, "n *shape"]:

@@ -2,7 +2,7 @@
 
 Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random
 search" (ECCV 2020, arXiv:1912.00049), algorithm 1: a proposal changes the best point so far in a window at a random
-place, and is kept where the loss rises. The defaults are AutoAttack's (Croce and Hein, ICML 2020).
+place, and is accepted where the loss rises. The defaults are AutoAttack's (Croce and Hein, ICML 2020).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from epsball.attacks.attack import LossAttack, State
 from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
 from epsball.attacks.grid import BLOCK
 from epsball.attacks.windows import FILLINGS, Filling, filling_of
-from epsball.common.checks import check_whole
+from epsball.common.checks import check_between, check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch, column, flat
 from epsball.problem.losses import Loss, margin
@@ -26,30 +26,30 @@ from epsball.problem.objective import Point
 from epsball.problem.task import Task
 
 PATIENCE = 256
-"""The queries that no job is given up before."""
+"""Early stopping ends no job before this many queries."""
 
 
 @dataclass(frozen=True, eq=False)
-class Searching(State):
-    """With the loss at `best`, what `best` and `z` spend of the budget, and the next proposals and which is due."""
+class SearchState(State):
+    """With the loss at `best`, the budget, what `best` and `z` spend of it, a block of proposals and the next."""
 
-    height: Float[Tensor, " n"]
+    best_loss: Float[Tensor, " n"]
     budget: Float[Tensor, " n"]
-    held: Float[Tensor, " n"]
-    tried: Float[Tensor, " n"]
-    moves: Int64[Tensor, "n BLOCK columns"]
-    due: Int64[Tensor, " n"]
+    spent_by_best: Float[Tensor, " n"]
+    spent_by_z: Float[Tensor, " n"]
+    proposals: Int64[Tensor, "n BLOCK columns"]
+    next_proposal: Int64[Tensor, " n"]
     progress: Float[Tensor, "n ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square(LossAttack[Searching]):
-    """Random search, logits only: one query a step, kept where the loss rises; windows shrink as queries run out.
+class Square(LossAttack[SearchState]):
+    """Random search, logits only: one query a step, accepted where the loss rises; windows shrink as queries run out.
 
     `steps` queries; the first windows cover the share 0 < `p` <= 1 of the places, and halve nine times on a schedule
     that scales with `steps`. In Linf cells go to the ends of ball and box; in L2 and L1 mass moves between windows.
-    `warm_start` starts from the best point of the attacks before it, and where there is none (none ended at a valid point,
-    or the attack is a transfer) as ever, with windows of the same `p`; `early_stop` < inf gives hopeless jobs up (`early_stopping.py`).
+    With `warm_start` it starts from the best point of the attacks before it, where there is one (not in a transfer),
+    with windows of the same `p`. With `early_stop` < inf jobs end that are unlikely to succeed (`early_stopping.py`).
     Examples (n, d) have windows along d, (n, h, w) one channel; with more dimensions the first is the channel.
 
     On linear models of 1 to 36 coordinates 2,000 queries reach the exact optimum in Linf, at least .4 of it in L2 and
@@ -75,8 +75,7 @@ class Square(LossAttack[Searching]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("steps", self.steps, 1)
-        if not 0 < self.p <= 1:
-            raise BadInput(f"`p` must be > 0 and <= 1, got {self.p}; it is the first windows' share of the places")
+        check_between("p", self.p, 0, 1, "it is the first windows' share of the places", ends="(]")
         check_early_stop("early_stop", self.early_stop)
         if self.early_stop < math.inf and self.loss is not margin:
             raise BadInput(
@@ -94,61 +93,65 @@ class Square(LossAttack[Searching]):
     def _start(self, task: Task, filling: Filling) -> Batch:
         if not self.warm_start or task.warm_start is None:
             return filling.start(task)
-        found = flat(task.warm_start != task.x).any(1)  # elsewhere no attack ended at a point
-        if bool(found.all()):
+        warm = flat(task.warm_start != task.x).any(1)  # elsewhere no attack before it left a point
+        if bool(warm.all()):
             return task.warm_start
-        return torch.where(column(found, task.x.ndim), task.warm_start, filling.start(task))
+        return torch.where(column(warm, task.x.ndim), task.warm_start, filling.start(task))
 
-    def init(self, task: Task) -> Searching:
+    def init(self, task: Task) -> SearchState:
         filling = filling_of(task.ball)
         z = self._start(task, filling).contiguous()
-        at = filling.windows(tuple(z.shape[1:]), self.steps, self.p, z.device)
+        windows = filling.windows(tuple(z.shape[1:]), self.steps, self.p, z.device)
         t = torch.zeros_like(task.y)
         spent = filling.spent(z, task.x)
-        return Searching.at(
+        return SearchState.at(
             z,
-            height=torch.full_like(spent, -torch.inf),
+            best_loss=torch.full_like(spent, -torch.inf),
             budget=filling.budget(task),
-            held=spent,
-            tried=spent,
-            moves=at.draw(task.noise, t, filling.corners),
-            due=t,
+            spent_by_best=spent,
+            spent_by_z=spent,
+            proposals=windows.draw(task.noise, t, filling.corners),
+            next_proposal=t,
             progress=no_progress(spent, self.early_stop),
         )
 
-    def step(self, state: Searching, point: Point, task: Task) -> Searching:
+    def step(self, state: SearchState, point: Point, task: Task) -> SearchState:
         filling = filling_of(task.ball)
-        at = filling.windows(tuple(state.z.shape[1:]), self.steps, self.p, state.z.device)
-        least, most = (end.item() for end in state.due.aminmax())
-        if most == BLOCK:
-            moves = at.draw(task.noise, state.t, filling.corners)
-            state, least, most = replace(state, moves=moves, due=torch.zeros_like(state.due)), 0, 0
-        better = point.loss > state.height
+        windows = filling.windows(tuple(state.z.shape[1:]), self.steps, self.p, state.z.device)
+        first, last = (end.item() for end in state.next_proposal.aminmax())
+        if last == BLOCK:
+            proposals = windows.draw(task.noise, state.t, filling.corners)
+            state = replace(state, proposals=proposals, next_proposal=torch.zeros_like(state.next_proposal))
+            first, last = 0, 0
+        better = point.loss > state.best_loss
         # By 0 or by 1, for which it is exact: `where` takes four times as long with a condition per row.
         best = torch.lerp(state.best, state.z, column(better, state.z.ndim).to(state.z.dtype))
-        held = state.held if state.tried is state.held else torch.where(better, state.tried, state.held)
-        if least == most:  # until rows of another age come in
-            move = state.moves[:, int(most)]
+        spent = state.spent_by_best
+        if state.spent_by_z is not spent:
+            spent = torch.where(better, state.spent_by_z, spent)
+        if first == last:  # until rows join that are at another step
+            move = state.proposals[:, int(last)]
         else:
-            move = state.moves[torch.arange(len(state.due), device=state.due.device), state.due]
-        z, tried = filling.propose(at, move, task, best, state.budget, held)
-        height = torch.where(better, point.loss, state.height)
+            rows = torch.arange(len(state.t), device=state.t.device)
+            move = state.proposals[rows, state.next_proposal]
+        z, spent_by_z = filling.propose(windows, move, task, best, (state.budget, spent))
+        best_loss = torch.where(better, point.loss, state.best_loss)
         done, progress = state.done, state.progress
         if self.early_stop < math.inf:
             done = state.t + 1 >= self.steps
-            if bool(((state.t & (state.t - 1)) == 0).any()):  # the best margin is all that counts between two marks
-                progress, lost = looked(progress, height, state.t, self.steps, self.early_stop, first=PATIENCE)
+            if bool(((state.t & (state.t - 1)) == 0).any()):
+                progress, lost = looked(progress, best_loss, state.t, self.steps, self.early_stop, first=PATIENCE)
                 done = done | lost
-        return Searching(
+        return SearchState(
             z=z,
             best=best,
             t=state.t + 1,
             done=done,
             progress=progress,
-            height=height,
+            best_loss=best_loss,
             budget=state.budget,
-            held=held,
-            tried=tried,
-            moves=state.moves,
-            due=state.due + 1,
+            spent_by_best=spent,
+            spent_by_z=spent_by_z,
+            proposals=state.proposals,
+            next_proposal=state.next_proposal + 1,
         )

@@ -1,4 +1,4 @@
-"""How Square starts and fills its windows in each norm.
+"""How Square starts and fills its windows, by the trait of the ball.
 
 Andriushchenko et al., "Square Attack" (ECCV 2020, arXiv:1912.00049), algorithms 2 and 3, with AutoAttack's details; the
 L1 form is AutoAttack's (Croce and Hein, ICML 2021, arXiv:2103.01208). Here a window may lie at every place, the last
@@ -20,28 +20,28 @@ from epsball.balls.ball import Ball, Trait
 from epsball.common.shapes import Batch, column, flat
 from epsball.problem.task import Task
 
-SHORT = 1 - 1e-6
-"""The part of the radius that L2 and L1 aim at, as in AutoAttack: cells are rounded when they are written."""
+SAFE_PART = 1 - 1e-6
+"""The part of the radius that L2 and L1 use, as in AutoAttack: cells are rounded when they are written."""
 TINY = 1e-12
 PerRow = Float[Tensor, " n"]
 
 
 class Filling(ABC):
-    """What depends on the norm. A proposal has `corners` windows."""
+    """How a ball's windows are filled. A proposal has `corners` windows."""
 
     corners: int
 
     @abstractmethod
     def windows(self, shape: tuple[int, ...], steps: int, p: float, device: torch.device) -> Windows:
-        """The windows of a whole attack; they are kept from call to call."""
+        """The windows of a whole attack; computed once for the same arguments."""
 
     @abstractmethod
     def start(self, task: Task) -> Batch:
-        """Where to look first."""
+        """The first iterate."""
 
     @abstractmethod
     def budget(self, task: Task) -> PerRow:
-        """What each row may spend, in float64."""
+        """What each row may spend: the radius to the power of the norm, in float64."""
 
     @abstractmethod
     def spent(self, z: Batch, x: Batch) -> PerRow:
@@ -49,13 +49,16 @@ class Filling(ABC):
 
     @abstractmethod
     def propose(
-        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, budget: PerRow, held: PerRow
+        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, spending: tuple[PerRow, PerRow]
     ) -> tuple[Batch, PerRow]:
-        """A new point that differs from `best`, which spends `held`, in the windows of `move`; and what it spends."""
+        """A new point that differs from `best` in the windows of `move`, and what it spends.
+
+        `spending` is the budget, and what `best` spends of it.
+        """
 
 
 class Ends(Filling):
-    """The max norm: every cell is at an end of its interval; a window sends each channel to one of its two ends."""
+    """Intervals: every cell is at an end of its interval; a window sends each channel to one of its two ends."""
 
     corners = 1
 
@@ -77,7 +80,7 @@ class Ends(Filling):
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
     def propose(
-        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, budget: PerRow, held: PerRow
+        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, spending: tuple[PerRow, PerRow]
     ) -> tuple[Batch, PerRow]:
         cells, z = at.cells(move, 0), best.clone()
         row, up = z.view(-1), (move[:, 3:] == 1).view(-1)
@@ -87,7 +90,7 @@ class Ends(Filling):
         if at.grid.channels > 1:
             idle = owned(idle.view(len(move), -1).all(1), at.grid.channels)
         cells.write(row, torch.where(cells.spread(up ^ idle), high, low))
-        return z, held
+        return z, spending[1]
 
     def _ends(self, task: Task) -> tuple[Float[Tensor, " cells"], Float[Tensor, " cells"]]:
         """The ends of ball, box and mask, flat."""
@@ -100,13 +103,13 @@ class Mass(Filling):
     """Norms that add up (L2: squares, L1: absolute values): a proposal moves mass from one window into another.
 
     The new pattern of the first window is its old one plus a pair of opposite hills, split along a random axis, with
-    the mass of both windows and what `best` does not spend; the second window goes back to x. With `lavish` each
-    channel gets as much as all together, and the ball's projection takes the least of it away again.
+    the mass of both windows and what `best` does not spend; the second window goes back to x. If it `overspends`, each
+    channel gets as much as all together, and the ball's projection takes the smallest changes away again.
     """
 
     power: int
     decay: int
-    lavish: bool
+    overspends: bool
     corners = 2
 
     def windows(self, shape: tuple[int, ...], steps: int, p: float, device: torch.device) -> Windows:
@@ -133,15 +136,15 @@ class Mass(Filling):
         sign = noise.sign((grid.channels, math.prod(tiles)), dtype=torch.float64)
         hill = pattern[axis[:, tile], torch.arange(grid.places, device=x.device)]
         delta = (sign[:, :, tile] * hill[:, None]).reshape(x.shape)
-        whole = self.spent(delta, torch.zeros_like(delta))
+        norm = self.spent(delta, torch.zeros_like(delta))
         # AutoAttack's L1 start has norm one in each tile and channel, whatever the radius; here at its radius of 12.
-        wealth = max(1.0, grid.channels * math.prod(tiles) / 12) if self.power == 1 else 1.0
-        scale = wealth * (self.budget(task) / whole).pow(1 / self.power)
+        excess = max(1.0, grid.channels * math.prod(tiles) / 12) if self.power == 1 else 1.0
+        scale = excess * (self.budget(task) / norm).pow(1 / self.power)
         return task.ball.project((x + delta * column(scale, x.ndim)).to(x.dtype), x)
 
     def budget(self, task: Task) -> PerRow:
         x, ball = task.x, task.ball
-        radius = (ball.radius_like(flat(x)[:, 0]) * SHORT).pow(self.power).expand(len(x))
+        radius = (ball.radius_like(flat(x)[:, 0]) * SAFE_PART).pow(self.power).expand(len(x))
         if not ball.has_infinite_radius:
             return radius
         ball.require_box()
@@ -153,26 +156,26 @@ class Mass(Filling):
         return torch.segment_reduce(size.flatten(), "sum", lengths=count, unsafe=True)
 
     def propose(
-        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, budget: PerRow, held: PerRow
+        self, at: Windows, move: Int64[Tensor, "n columns"], task: Task, best: Batch, spending: tuple[PerRow, PerRow]
     ) -> tuple[Batch, PerRow]:
-        x, ball, channels = task.x, task.ball, at.grid.channels
+        x, ball, channels, (budget, spent_by_best) = task.x, task.ball, at.grid.channels, spending
         z, centre = best.clone(), x.reshape(-1)
         row, cells = z.view(-1), at.cells(move, 0)
         base, old, first = self._clear(row, centre, cells)
         shift = owned(move[:, 3] - move[:, 2], channels)
         freed = first + self._clear(row, centre, replace(cells, index=cells.index + cells.spread(shift)))[2]
-        mass = (freed + owned(budget - held, channels) / channels).clamp_min_(0)
+        mass = (freed + owned(budget - spent_by_best, channels) / channels).clamp_min_(0)
         sign = (2 * move[:, 4:] - 1).view(-1)
         new = old.div_(cells.spread(first.pow(1 / self.power).add_(TINY))).add_(cells.pattern * cells.spread(sign))
         scale = mass.div_(self._mass(cells, new).add_(TINY)).pow(1 / self.power)
-        if self.lavish:
+        if self.overspends:
             scale *= channels
         cells.write(row, new.mul_(cells.spread(scale)).add_(base).to(z.dtype))
         z = ball.apply_mask(ball.clip_(z), x)
-        if not (self.lavish and channels > 1):
+        if not (self.overspends and channels > 1):
             written = cells.of(z.view(-1)).double().sub_(base)
-            spent = held + per_row(self._mass(cells, written) - freed, channels)
-            if not bool((spent * SHORT**self.power > budget).any()):
+            spent = spent_by_best + per_row(self._mass(cells, written) - freed, channels)
+            if not bool((spent * SAFE_PART**self.power > budget).any()):
                 return z, spent
         z = ball.project(z, x)
         return z, self.spent(z, x)
@@ -199,8 +202,8 @@ def per_row(value: Float[Tensor, " owners"], channels: int) -> PerRow:
 
 FILLINGS: dict[Trait, Filling] = {
     "intervals": Ends(),
-    "euclidean": Mass(power=2, decay=2, lavish=False),
-    "sparse": Mass(power=1, decay=4, lavish=True),
+    "euclidean": Mass(power=2, decay=2, overspends=False),
+    "sparse": Mass(power=1, decay=4, overspends=True),
 }
 
 
