@@ -356,7 +356,7 @@ def test_a_configuration_that_was_edited_goes_unnoticed(net: Net, run: Path) -> 
     assert fooled <= {id for id, _ in told(wider, "eps")}
     lower = edited(ball=config["ball"] | {"hi": 0.0})
     assert fooled & {id for id, _ in told(lower, "containment")}
-    other = edited(ball=config["ball"] | {"class": "L1"})
+    other = edited(ball=config["ball"] | {"norm": "l1"})
     assert fooled <= {id for id, _ in told(other, "containment")}
     assert fooled <= {id for id, _ in told(other, "distance")}
     named = edited(stages=[stage | {"attack": "nothing"} for stage in config["stages"]])
