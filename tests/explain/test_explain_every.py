@@ -164,7 +164,7 @@ def test_analyses_of_a_users_own_data_are_made_or_refused(tmp_path: Path):
     assert found["boundary"]["found"]["config"]["rows"] == 30
     done = run("rubbish", "--model", "mine:model", cwd=tmp_path)
     assert done.returncode == 2
-    assert "`model` mine:model must take examples of shape 1x8x8: " in done.stderr
+    assert "`--model` mine:model must take examples of shape 1x8x8: " in done.stderr
     done = run("local-growth", *both, cwd=tmp_path)
     assert done.returncode == 2
     assert "images" in done.stderr
@@ -175,7 +175,7 @@ def test_analyses_of_a_users_own_data_are_made_or_refused(tmp_path: Path):
     [
         (["tailor"], "did you mean 'taylor'"),
         (["--only", "tailor"], "did you mean 'taylor'"),
-        (["rubbish", "--ball", "linf:0"], "`ball` must have one radius > 0"),
+        (["rubbish", "--ball", "linf:0"], "`--ball` must have one radius > 0"),
         (["smal-mlp"], "did you mean 'small-mlp'"),
         (["--data", "digitz"], "did you mean 'digits'"),
     ],

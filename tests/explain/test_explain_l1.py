@@ -387,10 +387,10 @@ def test_a_users_own_rows_are_halved(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pair", "3", "12"], "`pair` must be two different labels"),
-        (["--eps", "a"], "`eps` must be a number or a fraction"),
-        (["--eps", "3"], "`eps` must be below"),
-        (["--eps", "0.01"], "`eps` must be above"),
+        (["--pair", "3", "12"], "`--pair` must be two different labels"),
+        (["--eps", "a"], "`--eps` must be a number or a fraction"),
+        (["--eps", "3"], "`--eps` must be below"),
+        (["--eps", "0.01"], "`--eps` must be above"),
         (["--data", "digitz"], "did you mean 'digits'"),
     ],
 )
