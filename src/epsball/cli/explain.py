@@ -21,6 +21,7 @@ from epsball.common.errors import BadInput
 from epsball.explain.hypotheses import HYPOTHESES, chosen
 
 if TYPE_CHECKING:
+    from epsball.balls.ball import Ball
     from epsball.data.examples import Examples
     from epsball.explain.runner import Answer, Case
 
@@ -39,25 +40,37 @@ class OfNetwork(Subject):
         """Whether there is no other split to train on."""
         return self.data.endswith(".npz") or self.split == "train"
 
+    def ball_for(self, examples: "Examples") -> "Ball":
+        """The ball, which has one radius > 0."""
+        from epsball.explain.inputs import radius_of
+
+        ball = super().ball_for(examples)
+        radius_of(ball)
+        return ball
+
     def options(self) -> dict[str, Any]:
         """The keywords of the analysis's function."""
         return {}
 
     def case(self, console: Console) -> "tuple[Case, list[tuple[str, str]]]":
         """What is analysed, and what the output says about it."""
-        from epsball.explain.inputs import halves, radius_of
         from epsball.explain.runner import Case
 
         examples = self.examples(limit=self.limit)
         ball = self.ball_for(examples)
-        radius_of(ball)
-        train, data = halves(examples) if self.undivided else (self.examples(split="train"), examples)
+        train, data = self.parts(examples)
         model, origin = self.network(examples, None, console)
         fresh = built_in(self.spec) and self.weights is None
         network = self.spec if fresh else "small-mlp"
         keys = {"seed": self.seed, "batch_size": self.batch_size}
         case = Case(model=model, data=data, train=train, ball=ball, network=network, fresh=fresh, **keys)
         return case, [("model", origin), ("data", described(data)), ("ball", self.ball)]
+
+    def parts(self, examples: "Examples") -> "tuple[Examples, Examples]":
+        """The examples to train on, and those to measure: half of each class where there is no other split."""
+        from epsball.explain.inputs import halves
+
+        return halves(examples) if self.undivided else (self.examples(split="train"), examples)
 
 
 @Parameter(name="*")
@@ -87,6 +100,14 @@ class OfTaylor(OfNetwork):
 
         eps = None if self.eps is None else tuple(map(parse_radius, self.eps))
         return {"eps": eps, "loss": resolve_loss(self.loss), "double": not self.float32, "rows": None}
+
+    def ball_for(self, examples: "Examples") -> "Ball":
+        """The ball; where `eps` is given its radius plays no part."""
+        return Subject.ball_for(self, examples)
+
+    def parts(self, examples: "Examples") -> "tuple[Examples, Examples]":
+        """All examples are measured; no network is trained on any."""
+        return examples, examples
 
 
 @Parameter(name="*")
@@ -147,9 +168,7 @@ class OfLinear:
 
     def parts(self, examples: "Examples") -> "tuple[Examples, Examples]":
         """The examples to train on, and those to measure."""
-        from epsball.explain.inputs import halves
-
-        return halves(examples) if self.subject.undivided else (self.subject.examples(split="train"), examples)
+        return self.subject.parts(examples)
 
 
 @Parameter(name="*")
@@ -258,7 +277,7 @@ def command(name: str) -> Callable[..., None]:
         out: Path = Path("explain"),
         json: Json = False,
     ) -> None:
-        (answer,), _ = measured(subject, (name,), out, json)
+        (answer,), _ = measured(subject, (name,), out, json, show=tables.TABLES.get(name))
         if answer.found is None:
             raise BadInput(answer.reason)
         if json:
@@ -279,9 +298,13 @@ for name in HYPOTHESES:
 
 
 def measured(
-    subject: Options, names: Sequence[str], out: Path, json: bool
+    subject: Options,
+    names: Sequence[str],
+    out: Path,
+    json: bool,
+    show: Callable[[Any, Console], None] | None = None,
 ) -> "tuple[list[Answer], list[tuple[str, str]]]":
-    """Make the analyses of those names, write what they found, and print each answer under its hypothesis."""
+    """Make the analyses of those names, write what they found, and print each answer, or `show` the single record."""
     options = subject.options()  # before anything is loaded
     from epsball.cli.allocator import keep_memory
     from epsball.explain.runner import answers
@@ -289,22 +312,22 @@ def measured(
     errors, console = Console(stderr=True, highlight=False), Console(highlight=False, quiet=json)
     keep_memory()
     case, about = subject.case(errors)
-    if len(names) > 1 or names[0] not in tables.TABLES:
+    if show is None:
         print_about(about, console)
     found: list[Answer] = []
     with progress(errors) as bar:
         task = bar.add_task("explain", total=None, note="")
 
-        def show(done: int, total: int, note: str) -> None:
+        def tell(done: int, total: int, note: str) -> None:
             bar.update(task, completed=done, total=total, note=note)
 
-        for answer in answers(case, names, out=out, on_progress=show, **options):
+        for answer in answers(case, names, out=out, on_progress=tell, **options):
             found.append(answer)
-            if len(names) == 1 and answer.found is not None and answer.name in tables.TABLES:
-                print_about(about, console)
-                tables.TABLES[answer.name](answer.found, console)
-            else:
+            if show is None:
                 print_answer(answer, console)
+            elif answer.found is not None:
+                print_about(about, console)
+                show(answer.found, console)
     return found, about
 
 
