@@ -35,7 +35,7 @@ FILES = {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
 
 
 def imports(file: Path) -> set[str]:
-    """Everything that a file imports: at its top, inside functions and under TYPE_CHECKING, and a front's stub with it."""
+    """All that a file imports: at its top, inside functions, under TYPE_CHECKING; a front's stub counts with it."""
     sources = [file, file.with_suffix(".pyi")] if file.with_suffix(".pyi").exists() else [file]
     found: set[str] = set()
     for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text()))):

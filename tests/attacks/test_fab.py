@@ -399,7 +399,7 @@ def test_short_form_and_the_name_of_the_literature_are_understood() -> None:
 
 
 def test_early_stopping_saves_backward_passes_and_changes_no_result() -> None:
-    """On linear models the nearest border is found within ten passes: beyond the radius nothing is left to early_stop for."""
+    """On linear models ten steps find the nearest boundary: beyond the radius no job needs more."""
     model, x, y = case(12, 4, 0.0, 1.0, n=64)
     for name, eps in (("linf", 0.6), ("l2", 1.4), ("l1", 3.8)):
         ball = BALLS[name](eps=eps, lo=0, hi=1)

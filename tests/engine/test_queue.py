@@ -1,4 +1,4 @@
-"""The queue: the same answers as a direct call, whatever the batch_size and order; restart_indices; and what each example costs."""
+"""The queue: the same answers as a direct call at any batch size and order; restarts; model calls per example."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_lowest_successful_rank_does_not_win_or_costs_depend_on_width(
 
 
 def test_higher_ranks_run_on_after_a_success_or_lower_ones_stop() -> None:
-    """One example, three restart_indices side by side: restart 1 falls at pass 2, which drops restart 2 and not restart 0."""
+    """One example, three restarts side by side: restart 1 succeeds at step 2, which drops restart 2 but not restart 0."""
     outcome, objective = play([[0, 2, 0]])
     assert outcome.forwards.tolist() == [5 + 2]
     assert outcome.speculative_forwards == 2

@@ -41,9 +41,7 @@ def test_radii_are_numbers_or_fractions_and_sorted():
 
 
 def test_a_toml_file_gives_flags_and_the_command_line_comes_first(tmp_path: Path):
-    (tmp_path / "run.toml").write_text(
-        'eps = [0.05]\nattacks = ["fgsm"]\nlimit = 20\nepochs = 1\ndiagnose = 0\n'
-    )
+    (tmp_path / "run.toml").write_text('eps = [0.05]\nattacks = ["fgsm"]\nlimit = 20\nepochs = 1\ndiagnose = 0\n')
     done = run("evaluate", "--config", "run.toml", "--eps", "0.1", "0.2", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"radii": [\n      0.1,\n      0.2\n    ]' in done.stdout

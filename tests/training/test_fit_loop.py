@@ -584,7 +584,9 @@ def test_an_accelerated_training_resumes_with_its_plan(digits, tmp_path, monkeyp
     options = {"objective": OneStep(), "epochs": 2, "batch_size": 50, "accelerate": True, "seed": 1}
     plan, plans = AccelerationPlan("trainable", kernels={"0": "folding"}), []
 
-    def accelerated(model: nn.Module, example: torch.Tensor, *, plan: AccelerationPlan | None, trainable: bool) -> Accelerated:
+    def accelerated(
+        model: nn.Module, example: torch.Tensor, *, plan: AccelerationPlan | None, trainable: bool
+    ) -> Accelerated:
         plans.append(plan)
         return accelerate(model, example, plan=plan or chosen, trainable=trainable)
 

@@ -205,7 +205,7 @@ class Attack(ABC, Generic[S]):
 class LossAttack(Attack[S], Generic[S]):
     """An attack that climbs a loss of the user's choice."""
 
-    loss: Loss = cross_entropy
+    loss: Loss = cross_entropy  # pyright: ignore[reportIncompatibleMethodOverride] - a field is a property, too
 
     def __post_init__(self) -> None:
         super().__post_init__()

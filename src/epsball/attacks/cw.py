@@ -46,7 +46,7 @@ class CW(LossAttack[PenaltyState], PenaltyAttack):
     (True, 0.7)
     """
 
-    loss: Loss = margin
+    loss: Loss = margin  # pyright: ignore[reportIncompatibleMethodOverride] - a field is a property, too
     kappa: float = 0.0
 
     def __post_init__(self) -> None:

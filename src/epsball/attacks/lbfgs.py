@@ -155,7 +155,7 @@ class BoxLBFGS(LossAttack[LBFGSState], MinimumNorm[LBFGSState]):
 
     takes = ("euclidean",)
 
-    loss: Loss = log_probability
+    loss: Loss = log_probability  # pyright: ignore[reportIncompatibleMethodOverride] - a field is a property, too
     steps: int = 50
     binary_steps: int = 12
     c: float = 4.0

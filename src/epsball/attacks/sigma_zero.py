@@ -60,7 +60,7 @@ class SigmaZero(LossAttack[SigmaZeroState], MinimumNorm[SigmaZeroState]):
 
     takes = ("count",)
 
-    loss: Loss = margin
+    loss: Loss = margin  # pyright: ignore[reportIncompatibleMethodOverride] - a field is a property, too
     steps: int = 1000
     lr: float = 1.0
     sigma: float = 1e-3

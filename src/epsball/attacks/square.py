@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.attacks.attack import LossAttack, State
-from epsball.attacks.early_stopping import check_early_stop, looked, no_progress
+from epsball.attacks.early_stopping import EarlyStopProgress, check_early_stop, looked, no_progress
 from epsball.attacks.grid import BLOCK
 from epsball.attacks.windows import FILLINGS, Filling, filling_of
 from epsball.common.checks import check_between, check_whole
@@ -39,7 +39,7 @@ class SearchState(State):
     spent_by_z: Float[Tensor, " n"]
     proposals: Int64[Tensor, "n BLOCK columns"]
     next_proposal: Int64[Tensor, " n"]
-    progress: Float[Tensor, "n ..."]
+    progress: EarlyStopProgress | None
 
 
 @dataclass(frozen=True, kw_only=True)

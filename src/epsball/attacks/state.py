@@ -35,7 +35,7 @@ class State:
 
     def map(self, function: Callable[..., Tensor], *others: State) -> Self:
         """`function` applied tensor by tensor, to this state and `others` of its type; parts are entered."""
-        return map_tensors(function, self, *others)
+        return map_tensors(function, self, *others)  # pyright: ignore[reportReturnType] - others are of its type
 
 
 def map_tensors(function: Callable[..., Tensor], part: Part, *others: Part) -> Part:
@@ -44,6 +44,6 @@ def map_tensors(function: Callable[..., Tensor], part: Part, *others: Part) -> P
     if part is None:
         return part
     if isinstance(part, Tensor):
-        return function(*parts)
+        return function(*parts)  # pyright: ignore[reportReturnType] - Part is Tensor here
     names = [f.name for f in fields(part)]  # pyright: ignore[reportArgumentType]
     return type(part)(**{name: map_tensors(function, *(getattr(one, name) for one in parts)) for name in names})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from epsball.attacks.grid import HALF, Cells, Grid, Windows, below, eta, owned, windows
 from epsball.balls.ball import Ball, Trait
+from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch, column, flat
 from epsball.problem.task import Task
 

@@ -40,8 +40,11 @@ def load_ball(description: dict[str, Any], path: Path, *, radius: float | None) 
     try:
         cls = BALLS[description["norm"]]
         tensors = load_file(path) if wanted else {}
-        own = {name: tensors[name] if name in wanted else _number(description[name]) for name in cls.parts()}
-        ball = cls(**own | ({} if radius is None else {"eps": radius}), _bound=True)
+        own: dict[str, Any] = {
+            name: tensors[name] if name in wanted else _number(description[name]) for name in cls.parts()
+        }
+        own |= {} if radius is None else {"eps": radius}
+        ball = cls(**own, _bound=True)
     except (KeyError, TypeError, OSError, SafetensorError) as error:
         raise BadInput(
             f"`run_dir` must hold the ball of the run, but config.json names {description} and {path} gives no more: "

@@ -34,7 +34,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
@@ -103,7 +103,7 @@ class Config(Record):
             if value is None and optional:
                 continue
             if get_origin(kind) is Literal:
-                check_one_of(name, value, get_args(kind))
+                check_one_of(name, cast(str, value), get_args(kind))
             elif kind is bool and not isinstance(value, bool):
                 raise BadInput(f"`{name}` must be true or false, got {value!r}")
             elif kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):

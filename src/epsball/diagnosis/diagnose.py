@@ -226,5 +226,6 @@ def with_binarization_test(found: Diagnosis, test: BinarizationTest | None) -> D
 
 def _of_binarization_test(test: BinarizationTest | None) -> Indicator:
     """The share of planted examples that were missed; not measured where the test is inconclusive."""
-    measured = test is not None and not test.inconclusive
-    return indicator("binarization-test-failed", 1 - test.found / test.n if measured else None)
+    if test is None or test.inconclusive:
+        return indicator("binarization-test-failed", None)
+    return indicator("binarization-test-failed", 1 - test.found / test.n)

@@ -93,8 +93,8 @@ def expand(text: str, ball: Ball | type[Ball]) -> tuple[str, ...]:
     attacks = ball.choose(CASCADES[name])
     if attacks is None:
         raise BadInput(
-            f"`ball` must be {' or '.join(by_norm(name))} for {name}, got {ball.name}: not all of its attacks are defined "
-            "there; name attacks yourself, as in worst-of(apgd, pgd:restarts=5)"
+            f"`ball` must be {' or '.join(by_norm(name))} for {name}, got {ball.name}: not all of its attacks are "
+            "defined there; name attacks yourself, as in worst-of(apgd, pgd:restarts=5)"
         )
     return attacks
 

@@ -62,8 +62,11 @@ class Shard:
         if "logits" in clean.column_names:
             logits = torch.tensor(run_directory.points(clean["logits"], (-1,)))
             self.task = replace(self.task, clean=logits.to(self.task.x))
+        ids, labels, target = (part.cpu().numpy() for part in (self.task.noise.ids, self.task.y, self.task.target))
         records = ShardRecords(
-            *(part.cpu().numpy() for part in (self.task.noise.ids, self.task.y, self.task.target)),
+            ids,
+            labels,
+            target,
             (clean["prediction"].to_numpy(), clean["valid"].to_numpy(zero_copy_only=False)),
             min_norm=self.plan.min_norm,
             norms=self.plan.record["norms"],

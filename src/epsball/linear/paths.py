@@ -83,7 +83,8 @@ def eps_path(
         raise BadInput(f"`estimator` must be a robust linear model of epsball, got {type(template).__name__}")
     unit = np.asarray(template.eps, dtype=float) if np.ndim(template.eps) else 1.0
     eps = radii(template, X, y, eps, ratio, sample_weight)
-    model = clone(template).set_params(warm_start=True)
+    model: Any = clone(template)
+    model.set_params(warm_start=True)
     models, figures = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantModelWarning)  # the first model of a path may be one

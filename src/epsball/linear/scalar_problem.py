@@ -47,7 +47,8 @@ class ScalarProblem(RobustProblem):
         loss = self.loss.smoothed(s, gain.value, self.y, mu, predicted.loss)
         size = soft_abs(w, mu, predicted.lasso)
         value = self.p @ loss.value + self.ridge / 2 * (w @ w) + self.lasso * size.value.sum()
-        theta, beta = self.loss.feasible(*(predicted.dual or (loss.theta, loss.beta)), self.y)
+        theta, beta = predicted.dual or (loss.theta, loss.beta)
+        theta, beta = self.loss.feasible(theta, beta, self.y)
         return ScalarPoint(w, b, s, float(value), loss, gain, size, theta, beta)
 
     def newton_step(self, point: ScalarPoint, accuracy: float) -> NewtonStep:

@@ -218,7 +218,7 @@ class Objective:
         return Point(task.x, output, None, None, self.success, task).fooled
 
     def __call__(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
-        """One model call at z: a forward pass, and a backward pass for each column of the loss where a gradient is needed."""
+        """One model call at z: a forward pass and, where a gradient is needed, a backward pass for each column of loss."""
         if self.needs == "label":
             return self.evaluate_at(z, task)
         if self.needs == "logits":

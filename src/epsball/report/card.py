@@ -54,7 +54,7 @@ def markdown(run: Run) -> str:
 
 
 def robustbench(run: Run) -> dict[str, Any]:
-    """The entry's fields; `autoattack_acc` is set where the run was AutoAttack's list, unchanged, on the model itself."""
+    """The entry's fields; `autoattack_acc` is set where the run was AutoAttack's list, unchanged, on the model."""
     found, config = run.found, run.config
     standard = config["protocol"] == STANDARD and not (
         config["min_norm"]

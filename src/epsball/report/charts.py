@@ -247,8 +247,8 @@ def distances(run: Run) -> Chart | None:
     return Chart(
         id="distances",
         title="Distances of the adversarial examples",
-        description=f"A histogram of {counted(len(far))} distances in {run.norms[norm]} from {far.min():.4g} to {far.max():.4g}, "
-        f"half of them within {float(np.median(far)):.4g}.",
+        description=f"A histogram of {counted(len(far))} distances in {run.norms[norm]} from {far.min():.4g} to "
+        f"{far.max():.4g}, half of them within {float(np.median(far)):.4g}.",
         data=data,
         layout=layout,
         table=Table(("norm", *(f"{share:.0%} within" for share in shares)), rows),

@@ -41,7 +41,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Example:
-    """An example and its adversarial example. Images are data addresses, "" for a row of a table, which has `features`."""
+    """An example and its adversarial one. Images are data addresses, "" for a row of a table, which has `features`."""
 
     id: int
     key: int

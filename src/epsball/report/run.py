@@ -163,7 +163,7 @@ class Run:
 
     @property
     def stages(self) -> list[StageRow]:
-        """The attacks in their order. The accuracy after one: the final one at its radius plus what later attacks broke."""
+        """The attacks in order. The accuracy after one is the final one at its radius plus what later attacks broke."""
         curve = dict(self.found.curve)
         rows: list[StageRow] = []
         planned = {stage["name"]: stage for stage in self.config["stages"]}
@@ -233,7 +233,7 @@ class Run:
         return tuple(said)
 
     def distances(self, column: str) -> np.ndarray:
-        """The distances of the adversarial examples, (m,), from a column of the records: "distance", or a norm's name."""
+        """The distances of the adversarial examples (m,): those in the ball's norm, "distance", or in another, "l2"."""
         far = self.found.records[column].drop_null().to_numpy().astype(float)
         return far[np.isfinite(far)]
 

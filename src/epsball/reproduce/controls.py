@@ -23,7 +23,7 @@ from epsball.reproduce.notes import about_conventions, about_stand_in, about_tra
 from epsball.reproduce.outcome import EPS, Outcome, mean_outcome, percent
 from epsball.reproduce.reproduction import Line, Reproduction
 from epsball.training.plain import Plain
-from epsball.training.training_objective import TrainingObjective, TrainingStep
+from epsball.training.training_objective import Logged, TrainingObjective, TrainingStep
 
 SIGN, UNIFORM = "trained on coin flips of ±eps", "trained on uniform noise"
 PAPER = {PLAIN: (89.4, 97.6), SIGN: (86.2, 97.3), UNIFORM: (90.4, 97.8), ADVERSARIAL: (17.9, 81.4)}
@@ -51,7 +51,7 @@ class NoiseTraining(TrainingObjective):
         y: Int64[Tensor, " n"],
         ball: Ball | None,
         step: TrainingStep,
-    ) -> dict[str, Tensor | float]:
+    ) -> Logged:
         if ball is None:
             raise BadInput("`ball` must be given for NoiseTraining, got None; as in Linf(eps=0.25)")
         if self.kind == "sign":

@@ -148,7 +148,9 @@ class Answers:
                 label = int(prediction(objective.forward(checked.x)))
         row = checked.question.row
         ids = torch.tensor([int(self.exhibit.examples.ids[row]) if row is not None else 0])
-        return task_of(checked.x, label, checked.ball, target=checked.question.target, ids=ids, seed=checked.question.seed)
+        return task_of(
+            checked.x, label, checked.ball, target=checked.question.target, ids=ids, seed=checked.question.seed
+        )
 
     def _found(self, checked: CheckedQuestion) -> list[AttackedImage]:
         """The adversarial image for each model: its own, or that of the one it is made on."""
@@ -179,7 +181,7 @@ class Answers:
         return AttackedImage(task, way.z[at : at + 1], way)
 
     def _column(self, shown: Shown, checked: CheckedQuestion, found: AttackedImage) -> dict[str, Any]:
-        """All that the page shows of a model; the image, the adversarial one and the line between share a model call."""
+        """All that the page shows of a model; image, adversarial image and the line between share a model call."""
         x, x_adv = checked.x, found.x_adv
         distance = float(checked.ball.distance(x_adv, x))
         at, line = self._line(checked, x_adv, distance)
@@ -202,7 +204,7 @@ class Answers:
     def _line(
         self, checked: CheckedQuestion, x_adv: Float[Tensor, "1 *shape"], distance: float
     ) -> tuple[list[float], Float[Tensor, "k *shape"]]:
-        """Points of the straight line from the image through the adversarial one, clipped to the box; none at distance 0."""
+        """Points of the line from the image through the adversarial one, clipped to the box; none at distance 0."""
         x, points, reach = checked.x, checked.question.points, checked.question.reach
         if points == 0 or distance == 0:
             return [], x[:0]

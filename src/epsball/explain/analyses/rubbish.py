@@ -166,8 +166,8 @@ def rubbish(
         if target < SHOWN:
             rows = elsewhere.nonzero().squeeze(1).tolist() or [0]
             row = rows[target % len(rows)]
-            images = (nested(part[row].double().flatten()) for part in (x, x_adv))
-            examples.append(NoiseStep(target, *images, before[row].item(), after[row].item()))
+            noise, stepped = (nested(part[row].double().flatten()) for part in (x, x_adv))
+            examples.append(NoiseStep(target, noise, stepped, before[row].item(), after[row].item()))
     on_progress(total, total, "")
     return Rubbish(confidences=tuple(confidences), towards=tuple(towards), examples=tuple(examples), config=made)
 

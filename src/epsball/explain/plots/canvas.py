@@ -97,8 +97,11 @@ def table(
     for line, cells in enumerate(lines):
         y = top - step * (line + 0.4 * (line > 0))
         for column, (place, cell) in enumerate(zip((0.0, *places), cells, strict=True)):
-            text, style = cell if isinstance(cell, tuple) else (cell, {})
-            style = {"color": plots.INK if line else plots.GREY, "ha": "right" if column else "left"} | style
+            text, own = cell if isinstance(cell, tuple) else (cell, {})
+            style: dict[str, Any] = {
+                "color": plots.INK if line else plots.GREY,
+                "ha": "right" if column else "left",
+            } | own
             axis.text(place, y, text, fontsize=size, transform=axis.transAxes, va="center", in_layout=False, **style)
 
 

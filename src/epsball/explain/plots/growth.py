@@ -74,7 +74,9 @@ def plot(found: Growth) -> Figure:
 def _ratios(axis: Axes, found: Growth, kind: str) -> None:
     sizes: Sequence[GrowthAtSize] = found.of(kind)
     kinds = (("per_spread", "change / std", plots.GREEN, "^:"), ("per_clean", "change / |w·x|", plots.BLUE, "s--"))
-    labelled = [(name, label + canvas.power(found.exponent(kind, name)), *style) for name, label, *style in kinds]
+    labelled = [
+        (name, label + canvas.power(found.exponent(kind, name)), colour, line) for name, label, colour, line in kinds
+    ]
     canvas.curves(axis, [size.n for size in sizes], sizes, labelled)
     axis.axhline(1, color=plots.GREY, linewidth=0.8)
     plots.legend(axis)

@@ -39,7 +39,9 @@ def plot(found: LocalGrowth) -> Figure:
     plots.panel(left, title="Change of the margin, in logits", x="dimension n", log="xy")
     plots.panel(middle, title="Ratios", x="dimension n", log="xy")
     for axis, curves in ((left, CHANGES), (middle, RATIOS)):
-        labelled = [(name, label + canvas.power(found.exponent(name)), *style) for name, label, *style in curves]
+        labelled = [
+            (name, label + canvas.power(found.exponent(name)), colour, line) for name, label, colour, line in curves
+        ]
         canvas.curves(axis, n, sizes, labelled)
     middle.plot(n, np.sqrt(n), color=plots.GREY, linestyle=":", linewidth=1.2, label="square root of n")
     middle.axhline(1, color=plots.GREY, linewidth=0.8)
