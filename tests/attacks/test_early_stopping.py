@@ -13,7 +13,7 @@ from doubles import BALLS, EPS, NEVER
 from nets import batch, batch_of, linear, mlp, predicted, rng
 
 import epsball as eb
-from epsball.attacks.early_stopping import looked, no_progress, success_margin
+from epsball.attacks.early_stopping import updated_progress, no_progress, success_margin
 from epsball.attacks.registry import parse
 from epsball.common.shapes import column
 from epsball.data.examples import Examples
@@ -52,8 +52,8 @@ def test_row_is_given_up_at_another_step_than_the_rule_says(early_stop: float, f
     scaled = no_progress(margins[0], early_stop)
     for t in range(steps):
         at = torch.full((n,), t)
-        progress, lost = looked(progress, margins[t], at, steps, early_stop, first=first)
-        scaled, same = looked(scaled, 1024 * margins[t], at, steps, early_stop, first=first)
+        progress, lost = updated_progress(progress, margins[t], at, steps, early_stop, first=first)
+        scaled, same = updated_progress(scaled, 1024 * margins[t], at, steps, early_stop, first=first)
         assert torch.equal(lost, same)
         found = [t if one is None and gone else one for one, gone in zip(found, lost.tolist(), strict=True)]
     assert found == expected
@@ -65,7 +65,7 @@ def given_up(heights: list[float], like: torch.Tensor, steps: int = 100, early_s
     """The step at which one row with these margins is given up."""
     progress = no_progress(like, early_stop)
     for t, height in enumerate(heights):
-        progress, lost = looked(
+        progress, lost = updated_progress(
             progress, torch.tensor([height], dtype=progress.dtype), torch.tensor([t]), steps, early_stop, first=4
         )
         if lost.item():

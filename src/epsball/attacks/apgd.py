@@ -20,7 +20,7 @@ from epsball.attacks.attack import LossAttack, State
 from epsball.attacks.early_stopping import (
     EarlyStopProgress,
     check_early_stop,
-    looked,
+    updated_progress,
     no_progress,
     success_margin,
 )
@@ -88,7 +88,7 @@ class APGDState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(LossAttack[APGDState]):
-    """Auto-PGD from a random point of the ball; no step size to choose. `early_stop` < inf ends hopeless jobs early.
+    """Auto-PGD from a random point of the ball; no step size to choose. `early_stop` < inf ends jobs that are unlikely to succeed.
 
     On linear models of 1 to 784 features 40 steps reach the optimum over ball and box in Linf, 99.99 % of it in L2 and
     99.8 % in L1; in L0 nothing is promised.
@@ -172,10 +172,10 @@ class APGD(LossAttack[APGDState]):
         t, done, progress, best = state.t + 1, state.done, state.progress, ahead
         if self.early_stop < math.inf:
             margin = success_margin(point.logits, task)
-            progress, hopeless = looked(progress, margin, state.t, self.steps, self.early_stop, first=PATIENCE)
-            done = hopeless | (t >= self.steps)
-            if bool(hopeless.any()):
-                best = torch.where(column(hopeless, ndim), best_point.z, ahead)
+            progress, stopped = updated_progress(progress, margin, state.t, self.steps, self.early_stop, first=PATIENCE)
+            done = stopped | (t >= self.steps)
+            if bool(stopped.any()):
+                best = torch.where(column(stopped, ndim), best_point.z, ahead)
         return APGDState(
             z=ahead,
             best=best,

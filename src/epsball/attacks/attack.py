@@ -76,53 +76,53 @@ class Attack(ABC, Generic[S]):
 
     @property
     def max_steps(self) -> int | None:
-        """The length of every job where it is known beforehand, else None.
+        """The number of steps of every job where it is known beforehand, else None.
 
-        Where it is known the driver keeps count, and `step` need not touch `t` and `done`.
+        Where it is known the driver counts, and `step` need not set `t` and `done`.
         """
         return None
 
     @property
     def uses_warm_start(self) -> bool:
-        """Whether it starts from the best points of the attacks before it, `task.warm_start`, where there are any."""
+        """Whether it starts from the best points of earlier attacks, `task.warm_start`, where there are any."""
         return False
 
     @property
     def minimises(self) -> bool:
-        """Whether it goes on after a success, to the nearest fooling point that it can find."""
+        """Whether it continues after a success, to the nearest adversarial example that it can find."""
         return False
 
     @property
     def jobs(self) -> int:
-        """Jobs per example; a job's restart is start * max(aims, 1) + place of its aim."""
+        """Jobs per example; a job's restart index is restart * max(n_targets, 1) + the rank of its target class."""
         return self.restarts * max(self.n_targets, 1)
 
     @abstractmethod
     def init(self, task: Task) -> S:
-        """The state of rows that arrive: where to look first."""
+        """The state of new rows: where to evaluate the model first."""
 
     @abstractmethod
     def step(self, state: S, point: Point, task: Task) -> S:
-        """The state after a pass at `state.z` showed `point`. Pure, row by row."""
+        """The state after the model call at `state.z` gave `point`. Pure, row by row."""
 
     def best_point(self, state: S) -> Float[Tensor, "n *shape"]:
-        """The best point of a finished job that was looked at, for attacks that go on from there.
+        """The best point that a finished job evaluated, from which later attacks start.
 
-        `best` itself where an attack does not keep another one.
+        It is `best` where an attack does not keep another one.
         """
         return state.best
 
     def job(self, task: Task, restart: Int64[Tensor, " n"]) -> tuple[Task, Bool[Tensor, " n"]]:
-        """The task of the rows' jobs of that restart, and where there is one (an aim needs a class to go to).
+        """The task of the rows' jobs with that restart index, and which rows have such a job.
 
-        A user's target leaves no choice of aims: then only the first place of each start is a job.
+        There are as many jobs as wrong classes at most; with a user's target each restart has one job only.
         """
         if not self.n_targets:
             return (task if restart is task.noise.restart else task.with_jobs(restart, task.aim)), restart >= 0
         place = restart % self.n_targets
         if task.clean is None:
             raise BadInput(
-                f"`n_targets` must be 0 where the model gives no logits, got {self.n_targets}; they restart the classes"
+                f"`n_targets` must be 0 where the model gives no logits, got {self.n_targets}; they rank the classes"
             )
         rivals = task.clean.scatter(1, task.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
         aimed = rivals.gather(1, place.clamp_max(rivals.shape[1] - 1)[:, None]).squeeze(1)
@@ -143,15 +143,14 @@ class Attack(ABC, Generic[S]):
         success: Success = changes_prediction,
         eot: int = 1,
     ) -> Float[Tensor, "n *shape"]:
-        """Attack a batch: the first fooling point that was looked at, per example, else where the attack ended.
+        """Attack a batch: per example the first adversarial example found, else the point where the attack ended.
 
-        `x` (n, *shape) in the units of the ball, `y` (n,) labels, `target` (n,) or one class to be reached; `ids` key
-        the noise (default: row numbers); `eot` passes are averaged, for a stochastic model. k steps cost exactly k
-        passes for the first start; further starts run on the rows that still stand (all, where the nearest point is
-        sought). What is returned is in the ball;
-        whether it fools is the model's to say.
+        `x` (n, *shape) is in the units of the ball; `y` (n,) are labels; `target` is one class or (n,) classes; `ids`
+        key the noise (default: row numbers); `eot` forward passes are averaged, for a stochastic model. k steps cost
+        exactly k model calls for the first restart; further restarts run on the rows that are robust so far (on all
+        rows for a minimum-norm attack). Every returned point is in the ball, adversarial or not.
 
-        Raises `BadInput` for arguments that do not fit; the model comes back as it was, whatever happens.
+        Raises `BadInput` for arguments that do not fit; the model comes back as it was, also after an exception.
         """
         self.check_ball(ball)
         task = task_of(x, y, ball, target=target, ids=ids, seed=seed)
@@ -166,10 +165,10 @@ class Attack(ABC, Generic[S]):
             job, _ = self.job(task, task.noise.restart)
             answer, fooled = self._run(objective, job)
             for restart in range(1, self.jobs):
-                if restart == 1 and self.until == "done":  # such an attack says when it ends, not whether it succeeded
+                if restart == 1 and self.until == "done":  # such an attack decides when it ends, not whether it succeeded
                     fooled = objective.evaluate_at(answer, job).fooled
                 job, exists = self.job(task, torch.full_like(task.y, restart))
-                # Where the nearest point is sought, a success does not make the other jobs needless.
+                # A minimum-norm attack runs its other jobs after a success, too.
                 index = (exists & (~fooled | self.minimises)).nonzero().squeeze(1)
                 if not len(index):
                     continue
@@ -184,7 +183,7 @@ class Attack(ABC, Generic[S]):
         return answer
 
     def _run(self, objective: Objective, task: Task) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, " n"]]:
-        """One job of every row: the answers, and which of them were seen to be adversarial examples."""
+        """One job of every row: the answers, and which of them were found to be adversarial."""
         driver = Driver(self, objective, task)
         first, fooled = torch.empty_like(task.x), torch.zeros_like(task.y, dtype=torch.bool)
         seen: list[Point] = []

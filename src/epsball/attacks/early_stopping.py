@@ -61,7 +61,7 @@ def success_margin(logits: Float[Tensor, "n classes"], task: Task) -> Float[Tens
     return torch.where(task.target == AWAY, gap, -gap) if task.some_targeted else gap
 
 
-def looked(
+def updated_progress(
     progress: EarlyStopProgress | None,
     margin: Float[Tensor, " n"],
     t: Int64[Tensor, " n"],
@@ -77,7 +77,7 @@ def looked(
 
     >>> best, last, gain = torch.tensor([-4.0, -8.0]), torch.tensor([-4.0, -9.0]), torch.ones(2)
     >>> progress = EarlyStopProgress(best, last, gain)  # 8 of 100 steps made: 3.6 doublings are left
-    >>> looked(progress, torch.tensor([-3.0, -8.0]), torch.tensor([8, 8]), 100, 1.0, first=8)[1]
+    >>> updated_progress(progress, torch.tensor([-3.0, -8.0]), torch.tensor([8, 8]), 100, 1.0, first=8)[1]
     tensor([False,  True])
     """
     assert progress is not None, "with early_stop < inf there is progress"
@@ -86,5 +86,5 @@ def looked(
     gained = torch.maximum(progress.largest_gain, best - progress.at_power)
     gain = torch.where(power & (t > 1) & known, gained, progress.largest_gain)
     doublings_left = torch.log2(steps / t.clamp(1, steps).to(best))
-    hopeless = power & (t >= first) & known & (best + early_stop * gain * doublings_left < 0)
-    return EarlyStopProgress(best, torch.where(power, best, progress.at_power), gain), hopeless
+    stopped = power & (t >= first) & known & (best + early_stop * gain * doublings_left < 0)
+    return EarlyStopProgress(best, torch.where(power, best, progress.at_power), gain), stopped

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from epsball.attacks.attack import Attack
 from epsball.attacks.boundary import linear_change, logit_gaps, nearest_hyperplane, runaway_rows
-from epsball.attacks.early_stopping import EarlyStopProgress, check_early_stop, looked, no_progress
+from epsball.attacks.early_stopping import EarlyStopProgress, check_early_stop, no_progress, updated_progress
 from epsball.attacks.minimum_norm import start_points
 from epsball.attacks.state import State
 from epsball.balls.ball import Ball
@@ -55,7 +55,7 @@ class FAB(Attack[FABState]):
 
     A job ends with its first adversarial example inside the ball, or after `steps` steps; untargeted, a step costs a
     backward pass for each class but one. A job without success returns its last point if that is inside the ball, else
-    the nearest adversarial example that it saw, projected into it. With `minimise` it goes on to the end, evaluates the
+    the nearest adversarial example that it saw, projected into it. With `minimise` it continues to the end, evaluates the
     last point too, and returns the nearest adversarial example: in a ball of infinite radius, the paper's minimum-norm
     attack. (Further restarts of a direct call run on the rows that are still robust, so they do not bring the others
     nearer.)
@@ -63,7 +63,7 @@ class FAB(Attack[FABState]):
     `eta` says how far beyond the boundary the walk goes (1: onto it), `alpha_max` is the greatest weight of x's
     projection, `beta` the share of the way from x that a step back keeps; the values are the paper's. The first restart
     starts at x, later ones at random in the ball of half the radius. With `early_stop` < inf a job ends whose nearest
-    adversarial example comes nearer too slowly to reach the ball (`early_stopping.py`); one that has none goes on.
+    adversarial example comes nearer too slowly to reach the ball (`early_stopping.py`); one that has none continues.
 
     On linear models of up to ten classes, in boxes, it succeeded within 1.02 times the least radius in ten steps.
 
@@ -119,8 +119,8 @@ class FAB(Attack[FABState]):
         progress = state.progress
         if self.early_stop < math.inf:
             left = _radius(task.ball, state.distance) - state.distance
-            progress, hopeless = looked(progress, left, state.t, self.steps, self.early_stop, first=PATIENCE)
-            done = done | hopeless
+            progress, stopped = updated_progress(progress, left, state.t, self.steps, self.early_stop, first=PATIENCE)
+            done = done | stopped
         failed = done & ~succeeded & ~state.done
         state = replace(state, z=z, t=t, done=done | state.done, progress=progress)
         return self._last_points(state, failed, task) if bool(failed.any()) else state

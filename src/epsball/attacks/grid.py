@@ -150,7 +150,7 @@ class Windows:
         start, count, where = (owned(move[:, column], self.grid.channels) for column in (0, 1, 2 + corner))
         where = where + torch.arange(0, len(where) * self.grid.places, self.grid.places, device=where.device)
         least, most = (end.item() for end in count.aminmax())
-        # In a small network's pass every operation between two passes costs half a per cent: the usual cases have few.
+        # With a small network every operation between two model calls costs half a per cent: the usual cases have few.
         if least < most:
             owner = torch.repeat_interleave(count)
             shift = start - count.cumsum(0) + count

@@ -21,14 +21,14 @@ from epsball.problem.task import Task
 
 
 @dataclass(frozen=True, eq=False)
-class Moving(State):
-    """With the accumulated gradient, (n, *shape), or (n, 0) where there is no momentum."""
+class MomentumState(State):
+    """With the accumulated gradient (n, *shape), or (n, 0) without momentum."""
 
     velocity: Float[Tensor, "n ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Iterated(LossAttack[Moving]):
+class Iterated(LossAttack[MomentumState]):
     """`steps` steps of length `step_size` (in units of eps), each projected back into ball and box.
 
     The default step is that of Madry et al. (2018) on CIFAR-10, 2/255 in a ball of 8/255.
@@ -52,14 +52,14 @@ class Iterated(LossAttack[Moving]):
     def start(self, task: Task) -> Float[Tensor, "n *shape"]:
         """Where the rows begin."""
 
-    def init(self, task: Task) -> Moving:
+    def init(self, task: Task) -> MomentumState:
         still = torch.zeros_like(task.x) if self.momentum else task.x.new_zeros(len(task.x), 0)
-        return Moving.at(self.start(task), velocity=still)
+        return MomentumState.at(self.start(task), velocity=still)
 
-    def step(self, state: Moving, point: Point, task: Task) -> Moving:
+    def step(self, state: MomentumState, point: Point, task: Task) -> MomentumState:
         grad, velocity = point.grad, state.velocity
         if self.momentum:
             mean = column(flat(grad).abs().mean(1), grad.ndim)
             grad = velocity = self.momentum * velocity + grad / mean.clamp_min(torch.finfo(grad.dtype).tiny)
         z = task.ball.step(grad, state.z, task.x, self.step_size)
-        return Moving(z=z, best=z, t=state.t, done=state.done, velocity=velocity)
+        return MomentumState(z=z, best=z, t=state.t, done=state.done, velocity=velocity)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.attacks.attack import LossAttack, State
-from epsball.attacks.early_stopping import EarlyStopProgress, check_early_stop, looked, no_progress
+from epsball.attacks.early_stopping import EarlyStopProgress, check_early_stop, no_progress, updated_progress
 from epsball.attacks.grid import BLOCK
 from epsball.attacks.windows import FILLINGS, Filling, filling_of
 from epsball.common.checks import check_between, check_whole
@@ -140,7 +140,7 @@ class Square(LossAttack[SearchState]):
         if self.early_stop < math.inf:
             done = state.t + 1 >= self.steps
             if bool(((state.t & (state.t - 1)) == 0).any()):
-                progress, lost = looked(progress, best_loss, state.t, self.steps, self.early_stop, first=PATIENCE)
+                progress, lost = updated_progress(progress, best_loss, state.t, self.steps, self.early_stop, first=PATIENCE)
                 done = done | lost
         return SearchState(
             z=z,

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 
 def radius_text(eps: float | None, lo: float = -math.inf, hi: float = math.inf) -> str:
-    """A radius: k/255 in a box from 0 to 1, where that is what was meant; None stands for one per example.
+    """A radius: k/255 in a box from 0 to 1, where it is a multiple of 1/255; None means one per example.
 
     >>> radius_text(8 / 255, 0, 1), radius_text(0.3, 0, 1), radius_text(8 / 255), radius_text(math.inf)
     ('8/255', '0.3', '0.03137', '∞')

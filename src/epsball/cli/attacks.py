@@ -37,7 +37,7 @@ def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     for name, stands in aliases.items():
         short.add_row(name, stands)
     console.print("", short)
-    lists = _table("protocol", "norm", "its attacks, each on what still stands")
+    lists = _table("protocol", "norm", "its attacks, each on the examples robust so far")
     for name, norms in protocols.items():
         for row, (norm, parts) in enumerate(norms.items()):
             lists.add_row("" if row else name, norm, " ".join(parts))

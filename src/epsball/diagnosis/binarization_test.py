@@ -169,7 +169,7 @@ class _Planted:
         return _Found(broken, by_attack, int(forwards.sum()), backwards, int(forwards.max()) if len(self) else 0)
 
     def _attacked_once(self, attack: Attack | user_attack.UserAttack, task: Task) -> tuple[Tensor, list[AttackOutcome]]:
-        """Where one attack succeeds on the rows of `task`, looked at again, and its outcomes."""
+        """Where one attack succeeds on the rows of `task`, verified again, and its outcomes."""
         assert self.heads is not None, "there are rows to attack"
         batch_size = self.backbone.batch_size
         loss, needs = (attack.loss, attack.needs) if isinstance(attack, Attack) else (cross_entropy, "grad")

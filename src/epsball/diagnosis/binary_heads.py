@@ -126,7 +126,7 @@ class Headed(Featured):
 
     def _run(self, z: Tensor, task: Task | None) -> Tensor:
         assert task is not None, "a head belongs to a row"
-        if self._pool is None or self._pool[0] is not task:  # a pool keeps its task for many passes
+        if self._pool is None or self._pool[0] is not task:  # a pool keeps its task for many model calls
             self._pool = task, self.heads.rows(torch.searchsorted(self.heads.ids, task.noise.ids))
         return self._pool[1].logits(self.features(z, task))
 

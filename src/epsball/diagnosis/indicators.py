@@ -57,7 +57,7 @@ _TABLE = (
         "greatest difference between two forward passes over the same examples, as a share of the largest logit",
         "Carlini et al. 2019, section 4.6; Athalye et al. 2018, section 3.1",
         "the model draws random numbers: a single pass shows neither its gradient nor its prediction reliably",
-        "fix the random numbers, or attack and evaluate the mean of several passes: eot=20",
+        "fix the random numbers, or attack and evaluate the mean of several forward passes: eot=20",
     ),
     Indicator(
         "zero-gradients",
@@ -116,7 +116,7 @@ _TABLE = (
     Indicator(
         "masked-single-step",
         0.5,
-        "share of the examples broken by iterated attacks that withstand one step of full length",
+        "share of the examples broken by iterated attacks that are robust to one step of full length",
         "Tramer et al. 2018, section 3; Wong et al. 2020, section 5; Carlini et al. 2019, section 4.3",
         "the model masks its gradient from single steps: it is not robust although fgsm fails (catastrophic "
         "overfitting)",

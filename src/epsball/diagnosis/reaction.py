@@ -1,4 +1,4 @@
-"""How a protocol adapts to what the probes found, before it begins: a temperature, averaged passes, random search.
+"""How a protocol adapts to what the probes found, before it begins: a temperature, averaged forward passes, random search.
 
 `react` is a pure function from a `Probe` to a `Reaction`, which says what to change and why.
 """
@@ -60,7 +60,7 @@ class Tempered:
 class Reaction(Record):
     """What to change in a protocol; by default nothing, and `because` is empty.
 
-    `temperature` > 1 divides the logits in cross-entropy, `eot` passes are averaged, `search` adds random search
+    `temperature` > 1 divides the logits in cross-entropy, `eot` forward passes are averaged, `search` adds random search
     without early stopping. `because` has a sentence for each change.
     """
 
@@ -95,7 +95,7 @@ class Reaction(Record):
 
 
 def react(probe: Probe, ball: Ball, eot: int = 1) -> Reaction:
-    """How to adapt to what the probes found, in such balls, where `eot` passes are averaged already.
+    """How to adapt to what the probes found, in such balls, where `eot` forward passes are averaged already.
 
     >>> from epsball.balls.linf import Linf
     >>> react(Probe((), 1.0, True, 0, 0), Linf(eps=0.1)) == Reaction()
@@ -111,7 +111,7 @@ def react(probe: Probe, ball: Ball, eot: int = 1) -> Reaction:
         )
     if "stochastic-forward" in failed and eot == 1:
         draws = DRAWS
-        because.append(f"the model is stochastic: the mean of {DRAWS} passes is attacked and evaluated")
+        because.append(f"the model is stochastic: the mean of {DRAWS} forward passes is attacked and evaluated")
     masked = [name for name in MASKED if name in failed]
     if masked and "stochastic-forward" not in failed and Square.fits(ball):
         search = True

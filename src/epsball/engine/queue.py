@@ -36,7 +36,7 @@ OnTurn = Callable[[int], None]
 
 @dataclass(frozen=True, eq=False)
 class SuccessCheck:
-    """A second model call at a success, without which it does not count and its job goes on.
+    """A second model call at a success, without which it does not count and its job continues.
 
     `evaluator` is open, and need not be the objective that the attack climbs. It is called at the point as it will be
     stored, `stored(z, x)`: (n, *shape) both, rounded for a file, for instance.

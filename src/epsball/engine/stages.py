@@ -89,7 +89,7 @@ def nearest_stages(
     checking = [pair for pair in attacks if pair not in seeking]
     if not seeking:
         raise BadInput(
-            "`attacks` must have one that seeks the nearest point with `min_norm`, got "
+            "`attacks` must have a minimum-norm attack with `min_norm`, got "
             f"{', '.join(name for name, _ in attacks)}; such as fmn, or the protocol min-norm"
         )
     stages, within = stages_of(seeking, (math.inf,), draft), WITHIN if radii is None else None

@@ -158,7 +158,7 @@ class Evaluation:
 
     @property
     def cost(self) -> dict[str, int]:
-        """Forward passes in rows, by what they were for."""
+        """Forward passes in rows, by purpose."""
         names = ("forwards", "speculative_forwards", "padding_forwards", "verification")
         attack, speculative, padding, verification = (sum(getattr(s, name) for s in self.stages) for name in names)
         clean = self.stages[0].forwards if self.stages else 0

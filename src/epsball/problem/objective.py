@@ -264,8 +264,8 @@ class Objective:
         same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
         if not same:
             warnings.warn(
-                "`model` is stochastic in eval mode: two passes over the same examples differ; results will not "
-                "repeat. Fix its noise, or attack and evaluate the mean of several passes with eot=20",
+                "`model` is stochastic in eval mode: two forward passes over the same examples differ; results will not "
+                "repeat. Fix its noise, or attack and evaluate the mean of several forward passes with eot=20",
                 ModelWarning,
                 stacklevel=3,
             )

@@ -60,7 +60,7 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Upload:
         notes.append(f"resized from {before} to {width}x{height}")
     if image.mode != mode:
         if mode == "RGB":
-            grey = "its grey values taken for red, green and blue"
+            grey = "its grey values used as red, green and blue"
             notes.append(grey if image.mode == "L" else f"made RGB from {image.mode}")
         elif not _is_grey(image):
             notes.append("made grey")
@@ -73,7 +73,7 @@ def _opened(data: bytes) -> Image.Image:
     """The decoded image, upright; the first one where there are several."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, and sizes, which are looked at here
+            warnings.simplefilter("ignore")  # about metadata, and sizes, which are checked here
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 size = image.size
                 if size[0] * size[1] > MOST_PIXELS:

@@ -121,7 +121,7 @@ def direction(
     `models` is one network, or several by name, with the same classes; `epsball.explain.networks` trains some. The
     cosines are those of the gradients of `loss` at the examples, and of the perturbations of `attack` in `ball`; those
     without a gradient (or a step) form no pair. At most `rows` examples, spread over `data`; all pairs of them are
-    looked at. `seed` keys the attack and the control. The networks come back as they were.
+    compared. `seed` keys the attack and the control. The networks come back as they were.
 
     Raises `BadInput` where there is no network, or they differ in their number of classes.
 

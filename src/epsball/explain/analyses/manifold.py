@@ -32,7 +32,7 @@ from epsball.problem.objective import Model
 
 FAST_GRADIENT = FGSM()
 MOST = 64
-"""Numbers of components that are looked at by default, where the data have more dimensions."""
+"""Numbers of components that are measured by default, where the data have more dimensions."""
 VARIANCE = 0.95
 
 
@@ -89,7 +89,7 @@ def manifold(
 
     The components are those of at most `fit_rows` examples of `train` (default: every second of each class of `data`,
     which are then not measured), without their mean. The `attack` is made in `ball` on at most `rows` examples.
-    `components` are the numbers k of them that are looked at, default about 64 from 0 to all; 0, and those that hold
+    `components` are the numbers k of them that are measured, default about 64 from 0 to all; 0, and those that hold
     95 % of the variance, are always among them. `seed` keys the attack, the noise and the pairs of images. The model
     comes back as it was.
 

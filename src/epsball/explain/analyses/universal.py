@@ -85,7 +85,7 @@ def universal(
     """Make one perturbation for many images, and count how many others it fools.
 
     `model` is a torch module or a callable x -> logits; `ball` has one radius, and a box and a mask that are the same
-    for all examples. The perturbation is made by two gradient ascents of `steps` passes over at most `rows` examples of
+    for all examples. The perturbation is made by two gradient ascents of `steps` steps over at most `rows` examples of
     `train` (default: every second of each class of `data`, which are then not counted), and tested on at most `rows` of
     `data`, clipped to the box. `eps` are the radii (default: the ball's times `FACTORS`), to which the ball's is added.
     For `sides` (default: `SIDES` for images in a box of numbers without a mask, none for anything else) the images are

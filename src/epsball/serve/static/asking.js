@@ -1,4 +1,4 @@
-// Questions to the server. One at a time, and the newest only: while an answer is on its way the hand goes on.
+// Questions to the server. One at a time, and the newest only: while an answer is on its way the slider moves on.
 
 export async function get(path) {
   return answered(fetch(path));

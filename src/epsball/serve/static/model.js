@@ -26,9 +26,9 @@ export function drawModel(article, found, original, asked, { classes: names, nor
     [".perturbation", found.perturbation],
     [".adversarial", found.adversarial],
   ]) if (find(name).src !== source) find(name).src = source; // the same one again would be decoded again
-  find(".original").alt = `The image, taken for ${names[before.prediction]}`;
+  find(".original").alt = `The image, predicted as ${names[before.prediction]}`;
   find(".perturbation").alt = `The perturbation, amplified ${short(found.factor)} times`;
-  find(".adversarial").alt = `The adversarial image, taken for ${names[after.prediction]}`;
+  find(".adversarial").alt = `The adversarial image, predicted as ${names[after.prediction]}`;
   find(".factor").textContent = found.distance === 0 ? "no change" : `change × ${short(found.factor)}`;
   chances(find(".chances tbody"), names, before.probabilities, after.probabilities, label, rival);
 

@@ -119,7 +119,7 @@ function draw() {
   rest();
 }
 
-// When the hand has come to rest, screen readers hear the verdicts and the address is written: browsers slow down, or
+// When the slider has come to rest, screen readers hear the results and the address is written: browsers slow down, or
 // refuse, one that is written with every move.
 let resting = null;
 
