@@ -175,7 +175,7 @@ def test_of_several_jobs_the_nearest_point_is_the_answer() -> None:
 def test_what_cannot_be_asked_is_refused() -> None:
     model, data = subject(8)
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
-    with pytest.raises(BadInput, match=r"`attacks` must have one that seeks the nearest point.*got pgd"):
+    with pytest.raises(BadInput, match=r"`attacks` must have a minimum-norm attack.*got pgd"):
         eb.evaluate(model, data, ball, "pgd", min_norm=True)
     with pytest.raises(BadInput, match="`binarization_test` must be 0 with `min_norm`"):
         eb.evaluate(model, data, ball, FAB, min_norm=True, binarization_test=4)
