@@ -60,7 +60,7 @@ def score(model: LogisticModel, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 2.0), (0.25, 0.75)])
 @pytest.mark.parametrize("eps", [0.0, 0.1, 0.25])
-def test_an_error_is_not_that_of_the_least_margin(digits: Source, eps: float, box: tuple[float, float]):
+def test_error_is_that_of_the_least_margin(digits: Source, eps: float, box: tuple[float, float]):
     source = Source(moved(digits.train, *box), moved(digits.test, *box), stands_in=True)
     result = threes_sevens(source, eps=eps, radii=(0.2,), images=1)
     x, y = pair(source.test)
@@ -68,7 +68,7 @@ def test_an_error_is_not_that_of_the_least_margin(digits: Source, eps: float, bo
     for model in result.models:
         w = np.array(model.weight)
         margin = side * score(model, x)
-        # How far each pixel can go in the direction that hurts.
+        # How much each pixel can change in the direction that lowers the margin.
         room = np.where(-side[:, None] * w > 0, box[1] - x, x - box[0])
         least = {
             "clean": margin,
@@ -78,15 +78,15 @@ def test_an_error_is_not_that_of_the_least_margin(digits: Source, eps: float, bo
         for name, values in least.items():
             assert np.abs(values).min() > 1e-9
             assert getattr(model, name).error == (values < 0).mean()
-            sure = expit(-values[values < 0])
+            confidences = expit(-values[values < 0])
             confidence = getattr(model, name).confidence
-            assert confidence == (None if not len(sure) else pytest.approx(sure.mean(), rel=1e-9))
+            assert confidence == (None if not len(confidences) else pytest.approx(confidences.mean(), rel=1e-9))
         assert model.clean.error <= model.boxed.error <= model.free.error
     assert result.config["box"] == list(box)
 
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 2.0)])
-def test_the_shown_points_are_not_those_of_fgsm(digits: Source, box: tuple[float, float]):
+def test_shown_adversarial_examples_are_those_of_fgsm_and_the_exact_optimum(digits: Source, box: tuple[float, float]):
     source = Source(moved(digits.train, *box), moved(digits.test, *box), stands_in=True)
     result = threes_sevens(source, radii=(), images=3)
     model = result.models[0]
@@ -108,7 +108,7 @@ def test_the_shown_points_are_not_those_of_fgsm(digits: Source, box: tuple[float
             assert np.allclose(worst, best, rtol=0, atol=1e-15)
 
 
-def test_the_plain_model_is_not_scikit_learns_default(digits: Source, found: ThreesSevens):
+def test_the_plain_model_is_scikit_learns_default(digits: Source, found: ThreesSevens):
     X, y = pair(digits.train)
     Xt, yt = pair(digits.test)
     theirs = LogisticRegression(tol=1e-10, max_iter=10000).fit(X, y)
@@ -119,7 +119,7 @@ def test_the_plain_model_is_not_scikit_learns_default(digits: Source, found: Thr
     assert "C=1.0" in plain.recipe or "C=" not in plain.recipe
 
 
-def test_training_against_the_attack_does_not_help_or_costs_nothing(found: ThreesSevens):
+def test_adversarial_training_lowers_error_under_attack_and_raises_clean_error(found: ThreesSevens):
     plain, free, *against = found.models
     assert [model.eps for model in against] == [0.25, 0.1]
     assert against[0].free.error < 0.2 < 0.9 < min(plain.free.error, free.free.error)
@@ -128,7 +128,7 @@ def test_training_against_the_attack_does_not_help_or_costs_nothing(found: Three
     assert all(model.gap < 1e-6 for model in found.models)
 
 
-def test_a_radius_beyond_all_use_is_not_reported(digits: Source):
+def test_a_radius_at_which_no_weight_is_left_is_reported(digits: Source):
     result = threes_sevens(digits, radii=(5.0,), images=1)
     blind = result.models[-1]
     _, y = pair(digits.test)
@@ -138,7 +138,7 @@ def test_a_radius_beyond_all_use_is_not_reported(digits: Source):
     assert not any("no weight is left" in note for note in threes_sevens(digits, radii=(), images=1).notes)
 
 
-def test_a_model_without_a_minimum_is_not_named(digits: Source, found: ThreesSevens):
+def test_models_without_a_minimum_are_named(digits: Source, found: ThreesSevens):
     (note,) = [note for note in found.notes if "grow without end" in note]
     X, y = pair(digits.train)
     side = np.where(y == 7, 1.0, -1.0)
@@ -148,7 +148,7 @@ def test_a_model_without_a_minimum_is_not_named(digits: Source, found: ThreesSev
         assert (model.name in note) == separated
 
 
-def test_the_papers_figures_are_not_beside_ours(digits: Source, found: ThreesSevens):
+def test_the_papers_figures_are_beside_ours(digits: Source, found: ThreesSevens):
     assert [line.label for line in found.lines] == [model.name for model in found.models]
     assert [line.paper for line in found.lines] == [(1.6, 99.0, None, None), None, None, None]
     for line, model in zip(found.lines, found.models, strict=True):
@@ -160,14 +160,14 @@ def test_the_papers_figures_are_not_beside_ours(digits: Source, found: ThreesSev
     assert found.summary()["paper"] == {"clean": 0.016, "free": 0.99, "eps": 0.25}
 
 
-def test_digits_are_passed_off_as_mnist(found: ThreesSevens, digits: Source):
+def test_digits_are_reported_as_a_stand_in_for_mnist(found: ThreesSevens, digits: Source):
     assert found.config["stands_in"]
     assert "digits stand in for MNIST" in found.notes[0]
     real = threes_sevens(replace(digits, stands_in=False), radii=(), images=1)
     assert not any("stand in" in note for note in real.notes)
 
 
-def test_a_saved_record_does_not_come_back_equal(found: ThreesSevens):
+def test_the_record_survives_json(found: ThreesSevens):
     again = ThreesSevens.from_json(found.to_json())
     assert again == found
     assert found.config["versions"]["epsball"] == eb.__version__
@@ -176,7 +176,7 @@ def test_a_saved_record_does_not_come_back_equal(found: ThreesSevens):
 
 
 @pytest.mark.parametrize("images", [1, 4])
-def test_the_figure_is_no_picture(tmp_path: Path, digits: Source, images: int):
+def test_the_figure_is_a_picture(tmp_path: Path, digits: Source, images: int):
     draw(threes_sevens(digits, radii=(5.0,), images=images), tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
@@ -184,15 +184,15 @@ def test_the_figure_is_no_picture(tmp_path: Path, digits: Source, images: int):
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def test_progress_does_not_end(digits: Source):
-    said: list[tuple[int, int, str]] = []
-    threes_sevens(digits, radii=(0.25,), images=1, on_progress=lambda *parts: said.append(parts))
-    assert [parts[:2] for parts in said] == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert said[0][2] == "plain, weak L2 (C = 1)"
+def test_progress_is_reported_to_the_end(digits: Source):
+    reports: list[tuple[int, int, str]] = []
+    threes_sevens(digits, radii=(0.25,), images=1, on_progress=lambda *parts: reports.append(parts))
+    assert [parts[:2] for parts in reports] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert reports[0][2] == "plain, weak L2 (C = 1)"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"eps": -0.1}, "`eps` must be >= 0"),
         ({"eps": math.inf}, "`eps` must be >= 0 and finite"),
@@ -201,21 +201,21 @@ def test_progress_does_not_end(digits: Source):
         ({"images": 0}, "`images` must be a whole number >= 1"),
     ],
 )
-def test_a_bad_argument_is_not_named(digits: Source, options: dict, said: str):
-    with pytest.raises(BadInput, match=said):
+def test_a_bad_argument_is_named(digits: Source, options: dict, message: str):
+    with pytest.raises(BadInput, match=message):
         threes_sevens(digits, **options)
 
 
-def test_bad_data_are_not_named(digits: Source):
+def test_bad_data_are_named(digits: Source):
     few = digits.test.rows(digits.test.y != 7)
     flat = replace(digits.test, x=digits.test.x.flatten(1))
     endless = replace(digits.test, lo=-math.inf)
-    for test, said in ((few, "threes and sevens in test"), (flat, "must have images"), (endless, "finite box")):
-        with pytest.raises(BadInput, match=said):
+    for test, message in ((few, "threes and sevens in test"), (flat, "must have images"), (endless, "finite box")):
+        with pytest.raises(BadInput, match=message):
             threes_sevens(replace(digits, test=test))
 
 
-def test_a_name_that_is_none_is_run():
+def test_experiments_are_chosen_by_name_and_an_unknown_one_is_refused():
     assert chosen() == tuple(EXPERIMENTS)
     assert chosen(["threes-sevens", "threes-sevens"]) == ("threes-sevens",)
     with pytest.raises(BadInput, match="did you mean 'threes-sevens'"):
@@ -237,7 +237,7 @@ def small_mnist(folder: Path) -> Path:
     return folder
 
 
-def test_the_folder_in_the_environment_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_data_are_found_in_the_folder_of_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EPSBALL_DATA", str(tmp_path))
     assert mnist().stands_in  # the folder is not there yet
     folder = small_mnist(tmp_path / "mnist")
@@ -256,7 +256,7 @@ def test_the_folder_in_the_environment_is_not_found(tmp_path: Path, monkeypatch:
         mnist(tmp_path / "a.npz")
 
 
-def test_mnist_does_not_give_the_papers_figures():
+def test_mnist_gives_the_papers_figures():
     result = threes_sevens(mnist(shared_data("mnist")), radii=(0.25,))
     plain, _, robust = result.models
     assert (result.config["train_rows"], result.config["test_rows"]) == (12396, 2038)
@@ -279,7 +279,7 @@ def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[
         return commands.run("reproduce", *arguments, cwd=cwd)
 
 
-def test_the_command_says_nothing_that_fits_80_columns(tmp_path: Path, found: ThreesSevens):
+def test_the_command_prints_its_figures_within_80_columns(tmp_path: Path, found: ThreesSevens):
     done = run("goodfellow2015", "--only", "threes-sevens", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
@@ -296,7 +296,7 @@ def test_the_command_says_nothing_that_fits_80_columns(tmp_path: Path, found: Th
     assert "digits stand in for MNIST" in done.stdout
 
 
-def test_mnist_in_a_folder_is_not_taken_or_json_is_not_alone_on_stdout(tmp_path: Path):
+def test_mnist_in_a_folder_is_used_and_json_is_alone_on_stdout(tmp_path: Path):
     folder = small_mnist(tmp_path / "data" / "mnist")
     options = ["goodfellow2015", "--only", "threes-sevens", "--json"]
     for more, env in (
@@ -305,13 +305,13 @@ def test_mnist_in_a_folder_is_not_taken_or_json_is_not_alone_on_stdout(tmp_path:
     ):
         done = run(*options, *more, cwd=tmp_path, **env)
         assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout)["experiments"]["threes-sevens"]
-        assert (said["config"]["data"], said["config"]["stands_in"]) == (str(folder), False)
+        printed = json.loads(done.stdout)["experiments"]["threes-sevens"]
+        assert (printed["config"]["data"], printed["config"]["stands_in"]) == (str(folder), False)
         assert (tmp_path / "a" / "threes-sevens.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["goodfellow2015", "--only", "threes-seven"], "did you mean 'threes-sevens'"),
         (["goodfellow2015", "--data", "digitz"], "did you mean 'digits'"),
@@ -319,17 +319,17 @@ def test_mnist_in_a_folder_is_not_taken_or_json_is_not_alone_on_stdout(tmp_path:
         (["goodfelow2015"], "goodfellow2015"),
     ],
 )
-def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path):
     np.savez(tmp_path / "table.npz", x=np.eye(4, dtype=np.float32), y=np.arange(4) % 2)
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "goodfellow2015").exists()
 
 
-def test_help_imports_torch_or_leaves_80_columns():
+def test_help_is_80_columns_wide_and_imports_no_torch():
     for arguments in (["reproduce", "--help"], ["reproduce", "goodfellow2015", "--help"], ["explain", "l1", "--help"]):
         code = f"import sys; from epsball.cli.main import run; run({arguments!r}); assert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=False)
