@@ -1,4 +1,4 @@
-"""The paper in one page: the experiments beside the training ones, by hand; the page, its numbers, the command."""
+"""The paper in one page: experiments other than training, computed by hand; the page, its numbers, the command."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def found(nets: Nets) -> dict[str, Any]:
     return {name: EXPERIMENTS[name](nets) for name in EXPERIMENTS}
 
 
-def ours(found: Reproduction, said: str) -> tuple[float | None, ...]:
-    (line,) = [line for line in found.lines if line.label == said]
+def ours(found: Reproduction, wanted: str) -> tuple[float | None, ...]:
+    (line,) = [line for line in found.lines if line.label == wanted]
     assert line.ours is not None
     return line.ours
 
@@ -81,9 +81,9 @@ def binary(logits: Tensor, y: Tensor, reduction: str) -> Tensor:
 
 def errs(shares: Tensor, y: Tensor) -> tuple[float, float | None]:
     """Error, and mean confidence in the mistakes, in percent."""
-    sure, label = shares.double().max(1)
-    wrong = label != y
-    return 100 * wrong.double().mean().item(), 100 * sure[wrong].mean().item() if wrong.any() else None
+    confidences, predicted = shares.double().max(1)
+    wrong = predicted != y
+    return 100 * wrong.double().mean().item(), 100 * confidences[wrong].mean().item() if wrong.any() else None
 
 
 def close(one: tuple[float | None, ...], other: tuple[float | None, ...]) -> bool:
@@ -94,7 +94,7 @@ def plain_of(nets: Nets) -> nn.Module:
     return nets.trained({PLAIN: PAIR[PLAIN]})[0][0].module
 
 
-def test_a_shallow_models_errors_are_not_those_by_hand(nets: Nets, found: dict[str, Any]):
+def test_errors_of_shallow_models_are_those_computed_by_hand(nets: Nets, found: dict[str, Any]):
     x, y = nets.source.test.x, nets.source.test.y
     softmax, radial = (net.module for net in nets.trained(RECIPES)[0])
     clean, clean_radial = softmax(x).softmax(1), radial(x).sigmoid()
@@ -105,7 +105,7 @@ def test_a_shallow_models_errors_are_not_those_by_hand(nets: Nets, found: dict[s
     assert ours(found["shallow"], "maxout, plain") == ours(found["training"], "plain, 8 units")
 
 
-def test_a_radial_unit_is_no_gaussian():
+def test_a_radial_unit_is_a_gaussian():
     drawn = torch.Generator().manual_seed(0)
     module = RadialBasis(torch.rand(4, 6, generator=drawn))
     with torch.no_grad():
@@ -118,14 +118,14 @@ def test_a_radial_unit_is_no_gaussian():
     assert at_centre.argmax(1).tolist() == [0, 1, 2, 3]
 
 
-def test_an_rbf_network_does_not_learn_or_is_sure_of_what_is_far_from_all(nets: Nets):
+def test_an_rbf_network_learns_and_is_not_confident_far_from_its_centres(nets: Nets):
     radial = nets.trained(RECIPES)[0][1].module
     x, y = nets.source.test.x, nets.source.test.y
     assert errs(radial(x).sigmoid(), y)[0] < 25
     assert radial(x + 10).sigmoid().max() < 1e-6
 
 
-def test_agreement_is_not_counted_as_by_hand(nets: Nets, found: dict[str, Any]):
+def test_agreement_is_that_counted_by_hand(nets: Nets, found: dict[str, Any]):
     x, y = nets.source.test.x, nets.source.test.y
     x_adv = stepped(plain_of(nets), x, y, EPS)
     theirs = plain_of(nets)(x_adv).argmax(1)
@@ -139,7 +139,7 @@ def test_agreement_is_not_counted_as_by_hand(nets: Nets, found: dict[str, Any]):
         )
 
 
-def test_an_ensemble_is_not_the_mean_of_the_probabilities(nets: Nets, found: dict[str, Any]):
+def test_an_ensemble_is_the_mean_of_its_members_probabilities(nets: Nets, found: dict[str, Any]):
     x, y = nets.source.test.x, nets.source.test.y
     members = [group[0].module for group in nets.trained({PLAIN: PAIR[PLAIN]}, seeds=range(2))]
     assert members[0] is plain_of(nets)
@@ -163,20 +163,20 @@ def test_an_ensemble_is_not_the_mean_of_the_probabilities(nets: Nets, found: dic
     assert ours(found["ensemble"], "one member alone, on its own examples")[1] == pytest.approx(np.mean(own))
 
 
-def test_rubbish_is_not_counted_as_by_hand(nets: Nets, found: dict[str, Any]):
+def test_confidence_on_rubbish_inputs_is_that_computed_by_hand(nets: Nets, found: dict[str, Any]):
     index = torch.arange(10_000)
     noise = Noise(0, index, torch.zeros_like(index)).normal(nets.source.test.shape).float()
     radial = nets.trained(RECIPES)[0][1].module
     with torch.no_grad():
-        for said, shares in (("maxout, plain", plain_of(nets)(noise).softmax(1)), (RBF, radial(noise).sigmoid())):
-            sure = shares.amax(1).double()
-            called = sure > 0.5
-            confidence = 100 * sure[called].mean().item() if called.any() else None
-            assert close((100 * called.double().mean().item(), confidence), ours(found["rubbish"], said))
+        for label, shares in (("maxout, plain", plain_of(nets)(noise).softmax(1)), (RBF, radial(noise).sigmoid())):
+            largest = shares.amax(1).double()
+            confident = largest > 0.5
+            confidence = 100 * largest[confident].mean().item() if confident.any() else None
+            assert close((100 * confident.double().mean().item(), confidence), ours(found["rubbish"], label))
     assert noise.std() == pytest.approx(1, abs=0.01)
 
 
-def test_colour_images_are_not_moved_by_the_radius_of_their_line(nets: Nets, found: dict[str, Any]):
+def test_colour_images_are_perturbed_by_the_radius_of_their_line(nets: Nets, found: dict[str, Any]):
     assert nets.colours is not None
     (net,) = nets.colours._known.values()
     module, test = net.module, nets.colours.source.test
@@ -196,12 +196,12 @@ def test_colour_images_are_not_moved_by_the_radius_of_their_line(nets: Nets, fou
     assert (normal.std((0, 2, 3)) - 1).abs().max() < 1e-4
 
 
-def test_an_experiment_without_its_data_does_not_say_so(nets: Nets):
+def test_an_experiment_without_its_data_names_what_is_missing(nets: Nets):
     with pytest.raises(Missing, match="`cifar` must be CIFAR-10"):
         EXPERIMENTS["cifar"](networks(nets.source, None, nets.budget))
 
 
-def test_the_line_of_logits_is_not_that_of_the_analysis(nets: Nets, found: dict[str, Any]):
+def test_the_line_of_logits_is_that_of_the_linearity_analysis(nets: Nets, found: dict[str, Any]):
     assert isinstance(found["along"], Along)
     assert Along.from_json(found["along"].to_json()) == found["along"]
     again = found["along"].found
@@ -212,7 +212,7 @@ def test_the_line_of_logits_is_not_that_of_the_analysis(nets: Nets, found: dict[
     assert ours(found["along"], "variance of logits that lines explain")[0] == pytest.approx(100 * straight)
 
 
-def test_a_published_figure_has_none_of_ours_beside_it(found: dict[str, Any]):
+def test_every_published_figure_has_ours_beside_it(found: dict[str, Any]):
     # arXiv:1412.6572; 1.14 and .782 are those of 1600 units.
     published = {
         "threes-sevens": {1.6, 99.0},
@@ -234,12 +234,12 @@ def test_a_published_figure_has_none_of_ours_beside_it(found: dict[str, Any]):
         (line,) = [line for line in found[row.name].lines if line.label == row.label]
         column = found[row.name].columns.index(row.column)
         assert (line.paper[column], line.ours[column]) == (row.paper, row.ours)
-    for row in rows:  # the same networks' figures stand once
+    for row in rows:  # figures of the same networks are listed once
         assert {other.name for other in rows if (other.paper, other.ours) == (row.paper, row.ours)} == {row.name}
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_a_record_does_not_come_back_equal_or_has_no_figure(name: str, found: dict[str, Any], tmp_path: Path):
+def test_a_record_survives_json_and_has_a_figure(name: str, found: dict[str, Any], tmp_path: Path):
     record = found[name]
     assert len(record.title) <= 80
     assert all(
@@ -257,7 +257,7 @@ def test_a_record_does_not_come_back_equal_or_has_no_figure(name: str, found: di
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def test_a_strip_hides_what_is_said_or_marks_what_is_right(nets: Nets, found: dict[str, Any]):
+def test_a_strip_captions_the_prediction_and_marks_misclassified_tiles(nets: Nets, found: dict[str, Any]):
     test = nets.source.test
     strip = found["shallow"].strips[-1]
     assert strip.label == "FGSM on maxout, plain"
@@ -266,12 +266,12 @@ def test_a_strip_hides_what_is_said_or_marks_what_is_right(nets: Nets, found: di
         x_adv = torch.tensor(tile.pixels).reshape(1, *test.shape)
         row = int((test.y == label).nonzero()[0])
         assert (x_adv - test.x[row]).abs().max() == pytest.approx(EPS, abs=1e-3)
-        said = int(module(x_adv).argmax())
-        assert tile.caption.startswith(f"{said}: ")
-        assert tile.wrong == (said != label)
+        predicted = int(module(x_adv).argmax())
+        assert tile.caption.startswith(f"{predicted}: ")
+        assert tile.wrong == (predicted != label)
 
 
-def test_convolutional_maxout_is_not_the_largest_of_two_convolutions_or_takes_a_bad_option():
+def test_convolutional_maxout_is_the_larger_of_two_convolutions_and_refuses_bad_options():
     module = build("conv-maxout:channels=3,dropout=0", (2, 8, 12), 5)
     x = torch.rand(4, 2, 8, 12, generator=torch.Generator().manual_seed(0))
     assert module(x).shape == (4, 5)
@@ -290,7 +290,7 @@ def test_convolutional_maxout_is_not_the_largest_of_two_convolutions_or_takes_a_
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"members": 0}, "`members` must be >= 1, got 0; the paper's is 12"),
         ({"channels": 0}, "`channels` must be >= 1"),
@@ -298,12 +298,12 @@ def test_convolutional_maxout_is_not_the_largest_of_two_convolutions_or_takes_a_
         ({"cifar_dropout": 100}, "`cifar_dropout` must be a percentage"),
     ],
 )
-def test_a_bad_budget_is_not_named(options: dict[str, int], said: str):
-    with pytest.raises(BadInput, match=re.escape(said)):
+def test_a_bad_budget_is_named(options: dict[str, int], message: str):
+    with pytest.raises(BadInput, match=re.escape(message)):
         Budget(**options)
 
 
-def test_the_full_budget_is_not_the_papers():
+def test_the_full_budget_is_the_papers():
     full, some = Budget(full=True), Budget(full=True, seeds=2)
     assert [full.of(name) for name in ("units", "dropout", "seeds", "members", "channels")] == [1600, 50, 5, 12, 96]
     assert (some.of("seeds"), some.of("members")) == (2, 12)
@@ -335,7 +335,7 @@ def page(found: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
-def test_the_page_asks_for_something_or_cannot_be_read(
+def test_the_page_makes_no_request_and_can_be_read(
     chromium: Browser, page: Path, found: dict[str, Any], scheme: Any, width: int
 ):
     with visiting(chromium, page.as_uri(), width=width, scheme=scheme) as seen:
@@ -365,7 +365,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         return commands.run("reproduce", "goodfellow2015", *arguments, cwd=cwd)
 
 
-def test_the_command_does_not_run_all_experiments_or_leaves_80_columns(tmp_path: Path):
+def test_the_command_runs_all_experiments_within_80_columns(tmp_path: Path):
     done = run("--units", "4", "--epochs", "1", "--seeds", "2", "--dropout", "10", "--members", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
@@ -382,11 +382,11 @@ def test_the_command_does_not_run_all_experiments_or_leaves_80_columns(tmp_path:
         assert (config["units"], config["epochs"], config["seeds"], config["dropout"]) == (4, 1, seeds, 10)
         assert config["versions"]["epsball"] == eb.__version__
     notes = [line for line in done.stdout.splitlines() if line.startswith("Our maxout networks: 2 x 4 maxout units")]
-    assert len(notes) == 2  # what holds for several is said once: of both seeds, and of one
+    assert len(notes) == 2  # a note shared by experiments is printed once: for both seeds, and for one
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--only", "trainig"], "did you mean 'training'"),
         (["--only", "training", "--units", "0"], "`units` must be >= 1"),
@@ -397,10 +397,10 @@ def test_the_command_does_not_run_all_experiments_or_leaves_80_columns(tmp_path:
         (["--only", "cifar", "--cifar", "cifar100.npz"], "`cifar` must have the splits"),
     ],
 )
-def test_bad_usage_does_not_exit_with_2_or_says_nothing(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "goodfellow2015").exists()
