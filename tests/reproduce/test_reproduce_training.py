@@ -1,4 +1,4 @@
-"""The experiments with maxout networks: figures against a computation by hand, noise, the paper's, the command."""
+"""The experiments with maxout networks: figures against a computation by hand and the paper's, and noise training."""
 
 from __future__ import annotations
 
@@ -67,9 +67,11 @@ def by_hand(made_on: nn.Module, evaluator: nn.Module, source: Source, eps: float
     x, y = source.test.x.clone().requires_grad_(), source.test.y
     (grad,) = torch.autograd.grad(F.cross_entropy(made_on(x), y, reduction="sum"), x)
     with torch.no_grad():
-        sure, predicted = evaluator(x + eps * grad.sign()).double().softmax(1).max(1)
+        confidences, predicted = evaluator(x + eps * grad.sign()).double().softmax(1).max(1)
     wrong = predicted != y
-    return Outcome(error=wrong.double().mean().item(), confidence=sure[wrong].mean().item() if wrong.any() else None)
+    return Outcome(
+        error=wrong.double().mean().item(), confidence=confidences[wrong].mean().item() if wrong.any() else None
+    )
 
 
 def modules(nets: Nets, recipes: dict[str, Any]) -> dict[tuple[str, int], nn.Module]:
@@ -80,7 +82,7 @@ def same(one: Outcome, other: Outcome) -> bool:
     return one.error == other.error and one.confidence == pytest.approx(other.confidence, rel=1e-6)
 
 
-def test_an_error_is_not_that_of_fgsm_by_hand(nets: Nets, trained: Training, noisy: Controls):
+def test_errors_are_those_of_fgsm_computed_by_hand(nets: Nets, trained: Training, noisy: Controls):
     made = modules(nets, RECIPES)
     assert len(trained.networks) == 2 * len(PAIR)
     assert len(noisy.networks) == 2 * len(RECIPES)
@@ -91,7 +93,7 @@ def test_an_error_is_not_that_of_fgsm_by_hand(nets: Nets, trained: Training, noi
         assert same(net.fgsm, by_hand(module, module, nets.source, EPS))
 
 
-def test_a_transferred_example_is_not_made_on_one_and_judged_by_the_other(nets: Nets, moved: Transfer):
+def test_transferred_examples_are_made_on_one_network_and_classified_by_the_other(nets: Nets, moved: Transfer):
     made, cells = modules(nets, PAIR), {(cell.maker, cell.evaluator, cell.seed): cell.outcome for cell in moved.cells}
     assert len(cells) == len(moved.cells) == 2 * 3 * 2
     for (maker, evaluator, seed), found in cells.items():
@@ -99,7 +101,7 @@ def test_a_transferred_example_is_not_made_on_one_and_judged_by_the_other(nets: 
         assert same(found, by_hand(made[on, seed], made[evaluator, seed], nets.source, 0.0 if maker == CLEAN else EPS))
 
 
-def test_examples_are_clipped_to_the_pixels_box(nets: Nets):
+def test_adversarial_examples_are_not_clipped_to_the_box_of_the_pixels(nets: Nets):
     for pair in nets.trained(PAIR):
         for net in pair:
             x_adv, x = nets.fgsm(net), nets.source.test.x
@@ -108,16 +110,16 @@ def test_examples_are_clipped_to_the_pixels_box(nets: Nets):
             assert ((x_adv - x).abs().sub(EPS).abs() < 1e-6).float().mean() > 0.99
 
 
-def test_the_two_findings_do_not_show_or_noise_does_as_well(trained: Training, noisy: Controls):
-    plain, adversarial = ([net.fgsm.error for net in trained.of(said)] for said in (PLAIN, ADVERSARIAL))
+def test_adversarial_training_lowers_fgsm_error_by_more_than_noise_training(trained: Training, noisy: Controls):
+    plain, adversarial = ([net.fgsm.error for net in trained.of(name)] for name in (PLAIN, ADVERSARIAL))
     assert max(adversarial) < 0.6 * min(plain)
-    for said in (SIGN, UNIFORM):
-        assert min(net.fgsm.error for net in noisy.of(said)) > max(adversarial) + 0.1
-    clean = {said: np.mean([net.clean.error for net in trained.of(said)]) for said in (PLAIN, ADVERSARIAL)}
+    for name in (SIGN, UNIFORM):
+        assert min(net.fgsm.error for net in noisy.of(name)) > max(adversarial) + 0.1
+    clean = {name: np.mean([net.clean.error for net in trained.of(name)]) for name in (PLAIN, ADVERSARIAL)}
     assert clean[ADVERSARIAL] <= clean[PLAIN] + 0.01
 
 
-def test_the_same_network_differs_between_experiments(trained: Training, moved: Transfer, noisy: Controls):
+def test_the_same_network_has_the_same_figures_in_all_experiments(trained: Training, moved: Transfer, noisy: Controls):
     controlled = {(net.name, net.seed): net for net in noisy.networks}
     transferred = {(cell.maker, cell.evaluator, cell.seed): cell.outcome for cell in moved.cells}
     for net in trained.networks:
@@ -127,7 +129,7 @@ def test_the_same_network_differs_between_experiments(trained: Training, moved: 
         assert transferred[CLEAN, net.name, net.seed] == net.clean
 
 
-def test_a_network_is_trained_twice_or_with_another_budget(digits: Source, monkeypatch: pytest.MonkeyPatch):
+def test_each_network_is_trained_once_and_all_with_the_same_budget(digits: Source, monkeypatch: pytest.MonkeyPatch):
     calls: list[dict[str, Any]] = []
     starts: list[Tensor] = []
     real = networks.fit
@@ -139,9 +141,9 @@ def test_a_network_is_trained_twice_or_with_another_budget(digits: Source, monke
 
     monkeypatch.setattr(networks, "fit", counted)
     nets = Nets(digits, Budget(units=4, epochs=1, seeds=2))
-    said: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     for name in ("training", "controls", "transfer"):
-        EXPERIMENTS[name](nets, on_progress=lambda *parts: said.append(parts))
+        EXPERIMENTS[name](nets, on_progress=lambda *parts: reports.append(parts))
     assert len(calls) == 2 * len(RECIPES)
     assert {repr(call["objective"]) for call in calls} == {repr(one.objective) for one in RECIPES.values()}
     for seed in (0, 1):
@@ -155,12 +157,12 @@ def test_a_network_is_trained_twice_or_with_another_budget(digits: Source, monke
         assert all(torch.equal(starts[place], starts[of_seed[0]]) for place in of_seed)
     assert not torch.equal(starts[0], starts[-1])
     steps = math.ceil(len(digits.train) / BATCH)
-    assert said[0] == (1, 4 * steps, "plain, seed 0")
-    assert [parts[0] for parts in said[: 4 * steps]] == list(range(1, 4 * steps + 1))
-    assert said[-1][:2] == (4 * steps, 4 * steps)  # controls, the second: its four networks of noise
+    assert reports[0] == (1, 4 * steps, "plain, seed 0")
+    assert [parts[0] for parts in reports[: 4 * steps]] == list(range(1, 4 * steps + 1))
+    assert reports[-1][:2] == (4 * steps, 4 * steps)  # controls, the second: its four networks of noise
 
 
-def test_training_changes_torchs_generator_or_depends_on_it(digits: Source):
+def test_training_neither_changes_torchs_generator_nor_depends_on_it(digits: Source):
     budget = Budget(units=4, epochs=1, dropout=50)
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -175,7 +177,7 @@ def test_training_changes_torchs_generator_or_depends_on_it(digits: Source):
 
 @pytest.mark.parametrize("kind", ["sign", "uniform"])
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
-def test_noise_training_is_not_plain_training_on_noisy_points(kind: str, shape: tuple[int, ...]):
+def test_noise_training_is_plain_training_on_noisy_inputs(kind: str, shape: tuple[int, ...]):
     x, y = batch_of(400, shape, 3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3)).double()
     ball, ids = eb.Linf(eps=0.3).bind(x), torch.arange(400)
@@ -202,7 +204,7 @@ def test_noise_training_is_not_plain_training_on_noisy_points(kind: str, shape: 
     assert not torch.equal(seen[-1], noisy)  # the next epoch draws anew
 
 
-def test_a_kind_of_noise_that_is_none_or_a_missing_ball_is_not_named():
+def test_an_unknown_kind_of_noise_and_a_missing_ball_are_named():
     with pytest.raises(BadInput, match="did you mean 'uniform'"):
         NoiseTraining(kind="unifrom")
     x, y = batch_of(2, (3,), 2)
@@ -211,7 +213,7 @@ def test_a_kind_of_noise_that_is_none_or_a_missing_ball_is_not_named():
         NoiseTraining(kind="sign")(nn.Linear(3, 2).double(), x, y, None, step)
 
 
-def test_the_papers_figures_are_not_beside_ours(digits: Source, trained: Training, noisy: Controls, moved: Transfer):
+def test_the_papers_figures_are_beside_ours(digits: Source, trained: Training, noisy: Controls, moved: Transfer):
     nets = Nets(digits, Budget(units=4, epochs=1))
     published = {
         name: {line.label: (line.source, line.paper) for line in EXPERIMENTS[name](nets).lines if line.paper}
@@ -224,13 +226,13 @@ def test_the_papers_figures_are_not_beside_ours(digits: Source, trained: Trainin
         "adversarially trained, 4 units": ("the paper, 240 units", (0.84, 17.9, 81.4)),
         "adversarially trained": ("the paper, 1600 units", (0.782, None, None)),
     }
-    assert {said: paper for said, (_, paper) in published["controls"].items()} == {
+    assert {row: paper for row, (_, paper) in published["controls"].items()} == {
         PLAIN: (None, 89.4, 97.6),
         SIGN: (None, 86.2, 97.3),
         UNIFORM: (None, 90.4, 97.8),
         ADVERSARIAL: (None, 17.9, 81.4),
     }
-    assert {said: paper for said, (_, paper) in published["transfer"].items()} == {
+    assert {row: paper for row, (_, paper) in published["transfer"].items()} == {
         "made on the plain one": (89.4, 19.6),
         "made on the trained one": (40.9, 17.9),
     }
@@ -247,10 +249,10 @@ def test_the_papers_figures_are_not_beside_ours(digits: Source, trained: Trainin
         assert len(found.title) <= 80
 
 
-def test_a_line_is_not_the_mean_over_the_seeds(trained: Training, noisy: Controls, moved: Transfer):
+def test_a_line_is_the_mean_over_the_seeds(trained: Training, noisy: Controls, moved: Transfer):
     ours = [line.ours for line in trained.lines if line.ours]
-    for figures, said in zip(ours, PAIR, strict=True):
-        nets = trained.of(said)
+    for figures, name in zip(ours, PAIR, strict=True):
+        nets = trained.of(name)
         assert [net.seed for net in nets] == [0, 1]
         assert figures[0] == pytest.approx(50 * sum(net.clean.error for net in nets))
         assert figures[1] == pytest.approx(50 * sum(net.fgsm.error for net in nets))
@@ -262,7 +264,7 @@ def test_a_line_is_not_the_mean_over_the_seeds(trained: Training, noisy: Control
     assert (on_plain[0], on_trained[1]) == (ours[0][1], ours[1][1])
 
 
-def test_a_network_without_mistakes_has_a_confidence():
+def test_a_network_without_mistakes_has_no_confidence_in_them():
     logits = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
     shares = logits.double().softmax(1)
     right = outcome_of(shares, torch.tensor([0, 1]))
@@ -274,7 +276,7 @@ def test_a_network_without_mistakes_has_a_confidence():
     assert networks.mean([right, right]).confidence is None
 
 
-def test_a_note_hides_the_budget_the_data_or_that_fgsm_is_one_step(trained: Training, noisy: Controls, moved: Transfer):
+def test_notes_state_the_budget_the_data_and_the_error_under_pgd(trained: Training, noisy: Controls, moved: Transfer):
     for found in (trained, noisy, moved):
         notes = " ".join(found.notes)
         assert "digits stand in for MNIST" in notes
@@ -288,7 +290,7 @@ def test_a_note_hides_the_budget_the_data_or_that_fgsm_is_one_step(trained: Trai
     assert f"{50 * sum(net.pgd.error for net in trained.of(ADVERSARIAL)):.1f} %" in pgd
 
 
-def test_a_saved_record_does_not_come_back_equal(trained: Training, noisy: Controls, moved: Transfer):
+def test_records_survive_json(trained: Training, noisy: Controls, moved: Transfer):
     assert Training.from_json(trained.to_json()) == trained
     assert Controls.from_json(noisy.to_json()) == noisy
     assert Transfer.from_json(moved.to_json()) == moved
@@ -298,15 +300,15 @@ def test_a_saved_record_does_not_come_back_equal(trained: Training, noisy: Contr
         assert len(json.dumps(found.summary(), allow_nan=False)) < 20_000  # no pixels, no weights
 
 
-def test_the_filters_are_not_those_of_the_network(nets: Nets, trained: Training):
+def test_the_filters_are_those_of_the_network(nets: Nets, trained: Training):
     made = modules(nets, PAIR)
-    for said in PAIR:
-        first = next(part for part in made[said, 0].modules() if isinstance(part, nn.Linear))
-        assert len(trained.filters[said]) == 24
-        assert np.abs(np.array(trained.filters[said]) - first.weight[:24].numpy()).max() < 1e-4
+    for name in PAIR:
+        first = next(part for part in made[name, 0].modules() if isinstance(part, nn.Linear))
+        assert len(trained.filters[name]) == 24
+        assert np.abs(np.array(trained.filters[name]) - first.weight[:24].numpy()).max() < 1e-4
 
 
-def test_the_shown_examples_are_not_those_of_the_test_split(nets: Nets, moved: Transfer):
+def test_the_shown_examples_are_those_of_the_test_split(nets: Nets, moved: Transfer):
     test, made = nets.source.test, modules(nets, PAIR)
     assert [one.label for one in moved.shown] == [0, 1, 2, 3, 4, 5]
     for one in moved.shown:
@@ -316,13 +318,13 @@ def test_the_shown_examples_are_not_those_of_the_test_split(nets: Nets, moved: T
         assert np.allclose(one.points[0].x, test.x[row].flatten().numpy(), atol=1e-4)
         for picture in one.points:
             x = torch.tensor(picture.x).reshape(1, *test.shape)
-            for said in PAIR:
-                share = made[said, 0](x).softmax(1)[0]
-                assert picture.confidence[said] == pytest.approx(float(share[picture.predicted[said]]), abs=2e-3)
+            for name in PAIR:
+                share = made[name, 0](x).softmax(1)[0]
+                assert picture.confidence[name] == pytest.approx(float(share[picture.predicted[name]]), abs=2e-3)
 
 
 @pytest.mark.parametrize("name", ["training", "controls", "transfer"])
-def test_a_figure_is_no_picture(tmp_path: Path, name: str, trained: Training, noisy: Controls, moved: Transfer):
+def test_the_figure_is_a_picture(tmp_path: Path, name: str, trained: Training, noisy: Controls, moved: Transfer):
     draw({"training": trained, "controls": noisy, "transfer": moved}[name], tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
@@ -331,7 +333,7 @@ def test_a_figure_is_no_picture(tmp_path: Path, name: str, trained: Training, no
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"units": 0}, "`units` must be >= 1"),
         ({"epochs": 0}, "`epochs` must be >= 1"),
@@ -340,18 +342,18 @@ def test_a_figure_is_no_picture(tmp_path: Path, name: str, trained: Training, no
         ({"dropout": -1}, "`dropout` must be a percentage"),
     ],
 )
-def test_a_bad_budget_is_not_named(options: dict[str, int], said: str):
-    with pytest.raises(BadInput, match=said):
+def test_a_bad_budget_is_named(options: dict[str, int], message: str):
+    with pytest.raises(BadInput, match=message):
         Budget(**options)
 
 
-def test_a_radius_that_is_none_is_taken(digits: Source):
+def test_a_negative_or_infinite_radius_is_refused(digits: Source):
     for eps in (-0.1, math.inf):
         with pytest.raises(BadInput, match="`eps` must be >= 0 and finite"):
             Nets(digits, eps=eps)
 
 
-def test_training_on_a_slice_of_mnist_leaves_fgsm_as_strong_as_it_was():
+def test_adversarial_training_on_a_slice_of_mnist_weakens_fgsm():
     source = mnist(shared_data("mnist"))
     few = replace(source, train=source.train.rows(slice(0, 6000)), test=source.test.rows(slice(0, 2000)))
     found = training(Nets(few, Budget(units=48, dropout=0, epochs=8)))
@@ -362,7 +364,7 @@ def test_training_on_a_slice_of_mnist_leaves_fgsm_as_strong_as_it_was():
     assert not any("stand in" in note for note in found.notes)
 
 
-def test_the_budgets_network_is_not_that_of_the_registry(nets: Nets):
+def test_the_budgets_network_is_that_of_the_registry(nets: Nets):
     (pair, _) = nets.trained(PAIR)
     again = build("maxout:units=24,pieces=5,dropout=0", nets.source.train.shape, 10)
     assert [p.shape for p in pair[0].module.parameters()] == [p.shape for p in again.parameters()]
