@@ -1,4 +1,4 @@
-"""The report: its figures are the evaluation's, nothing that a user wrote is taken for markup, it needs no torch."""
+"""The report: its figures are the evaluation's, nothing that a user wrote becomes markup, it needs no torch."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def linear(inputs: int, classes: int, seed: int = 0) -> nn.Module:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         net[1].weight.copy_(torch.randn(classes, inputs, generator=draw) / inputs**0.5)
-        net[1].bias.copy_(-net[1].weight.sum(1) / 2)  # no class has the upper hand
+        net[1].bias.copy_(-net[1].weight.sum(1) / 2)  # no class is preferred
     return net
 
 
 def subject(*shape: int, n: int = 60, classes: int = 3, seed: int = 0) -> tuple[nn.Module, Examples]:
-    """A linear model, and examples on the levels of an image that it gets right but for every seventh."""
+    """A linear model, and examples on the levels of an image; every seventh is misclassified."""
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed + 1)).mul(255).round().div(255)
     net = linear(x[0].numel(), classes)
     y = net(x).argmax(1)
@@ -74,35 +74,35 @@ def curved(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def texts(page: str) -> str:
-    """What of a page is read: without scripts, styles and tags."""
+    """The text of a page, without scripts, styles and tags."""
     bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", bare)))
 
 
-# What it says
+# Its text
 
 
-def test_the_verdict_its_interval_and_its_cost_are_the_evaluations(run: Run) -> None:
-    said = texts(of_run(run))
+def test_robust_accuracy_its_interval_and_its_cost_are_the_evaluations(run: Run) -> None:
+    text = texts(of_run(run))
     found = run.found
     low, high = found.interval
     assert (
         f"Robust accuracy {100 * found.robust_accuracy:.2f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-        in said
+        in text
     )
-    assert f"clean accuracy {100 * found.clean_accuracy:.2f} %, on 60 examples" in said
-    assert "An upper bound: a stronger attack may find more." in said
-    assert f"{found.forwards + found.backwards:,} passes" in said
+    assert f"clean accuracy {100 * found.clean_accuracy:.2f} %, on 60 examples" in text
+    assert "An upper bound: a stronger attack may find more." in text
+    assert f"{found.forwards + found.backwards:,} passes" in text
     assert found.diagnosis is not None
-    assert found.diagnosis.sentence[1:] in said
+    assert found.diagnosis.sentence[1:] in text
     assert found.binarization_test is not None
-    assert found.binarization_test.sentence[1:] in said
+    assert found.binarization_test.sentence[1:] in text
     for one in found.diagnosis.indicators:
-        assert one.name in said
-        assert one.what in said
+        assert one.name in text
+        assert one.what in text
 
 
-def test_what_stands_after_each_attack_is_what_the_records_say(run: Run, curved: Run) -> None:
+def test_robust_accuracy_after_each_attack_follows_from_the_records(run: Run, curved: Run) -> None:
     for one in (run, curved):
         records = one.found.records.to_pylist()
         radii = one.config["radii"]
@@ -110,40 +110,40 @@ def test_what_stands_after_each_attack_is_what_the_records_say(run: Run, curved:
             before = {(r, a) for r in radii for a in ("sign-noise", "fgsm", "pgd:steps=5") if r < row.stage.eps}
             order = ["sign-noise", "fgsm", "pgd:steps=5"]
             before |= {(row.stage.eps, a) for a in order[: order.index(row.stage.attack) + 1]}
-            standing = sum(
+            robust = sum(
                 r["status"] == "robust" or (r["status"] == "fooled" and (r["eps"], r["attack"]) not in before)
                 for r in records
             )
-            assert row.standing == standing
-            assert row.accuracy == pytest.approx(standing / 60)
+            assert row.standing == robust
+            assert row.accuracy == pytest.approx(robust / 60)
     assert [row.control for row in run.stages] == [True, False, False]
 
 
-def test_each_stage_is_there_with_its_counts_and_its_cost(run: Run) -> None:
-    said = texts(of_run(run))
+def test_each_stage_is_listed_with_its_counts_and_its_cost(run: Run) -> None:
+    text = texts(of_run(run))
     for row in run.stages:
         stage = row.stage
         counts = (
             f"{stage.attacked:,} {stage.fooled:,} {row.standing:,} {row.passes} {stage.forwards:,} {stage.backwards:,}"
         )
-        assert f"{stage.attack} {'control ' if row.control else ''}{EPS} {counts}" in said
+        assert f"{stage.attack} {'control ' if row.control else ''}{EPS} {counts}" in text
 
 
-def test_the_curve_ends_at_the_worst_case_and_shows_noise_for_itself(curved: Run) -> None:
+def test_the_curve_ends_at_the_worst_case_and_shows_noise_separately(curved: Run) -> None:
     chart = curve(curved)
     worst, noise = chart.data[-1], chart.data[0]
     assert worst["x"] == [0, *curved.config["radii"]]
     assert worst["y"] == pytest.approx([curved.found.clean_accuracy, *(share for _, share in curved.found.curve)])
     assert "control" in noise["name"]
-    fell = sum(row.stage.fooled for row in curved.stages if row.control)
-    assert noise["y"][-1] == pytest.approx(curved.found.clean_accuracy - fell / 60)
+    broken = sum(row.stage.fooled for row in curved.stages if row.control)
+    assert noise["y"][-1] == pytest.approx(curved.found.clean_accuracy - broken / 60)
     low, high = curved.found.interval
     assert worst["y"][-1] - worst["error_y"]["arrayminus"][-1] == pytest.approx(low)
     assert worst["y"][-1] + worst["error_y"]["array"][-1] == pytest.approx(high)
     assert chart.table.rows[-1][0] == "8/255"
 
 
-def test_the_histogram_counts_every_fallen_example_once(run: Run, curved: Run) -> None:
+def test_the_histogram_counts_every_broken_example_once(run: Run, curved: Run) -> None:
     for one in (run, curved):
         chart = distances(one)
         assert chart is not None
@@ -151,7 +151,7 @@ def test_the_histogram_counts_every_fallen_example_once(run: Run, curved: Run) -
     assert chart.layout["shapes"][0]["x0"] == 8 / 255
 
 
-def test_distances_that_are_all_the_radius_are_shown_in_a_norm_that_tells_them_apart(run: Run) -> None:
+def test_distances_that_all_equal_the_radius_are_shown_in_a_norm_in_which_they_differ(run: Run) -> None:
     chart = distances(run)
     assert chart is not None
     assert set(np.round(run.distances("distance"), 6)) == {EPS}
@@ -167,8 +167,10 @@ def test_the_histogram_of_counted_coordinates_has_whole_bins(tmp_path: Path) -> 
     assert chart is not None
     assert chart.layout["xaxis"]["title"]["text"] == "distance, l0"
     counts = dict(zip(chart.data[0]["x"], chart.data[0]["y"], strict=True))
-    far = one.distances("distance")
-    assert {at: n for at, n in counts.items() if n} == {v: int((far == v).sum()) for v in np.unique(far).tolist()}
+    measured = one.distances("distance")
+    assert {at: n for at, n in counts.items() if n} == {
+        v: int((measured == v).sum()) for v in np.unique(measured).tolist()
+    }
 
 
 def test_the_confusion_is_recounted_from_the_records(run: Run) -> None:
@@ -182,7 +184,7 @@ def test_the_confusion_is_recounted_from_the_records(run: Run) -> None:
     assert sum(count for *_, count in found.pairs) == run.found.count("fooled")
 
 
-def test_many_classes_leave_a_matrix_that_can_be_read(tmp_path: Path) -> None:
+def test_with_many_classes_the_matrix_is_reduced_to_those_broken_most_often(tmp_path: Path) -> None:
     net, data = subject(1, 5, 5, n=200, classes=40)
     eb.evaluate(net, data, eb.Linf(eps=0.05, lo=0, hi=1), "fgsm", run_dir=tmp_path, diagnose=0)
     found = confusion(Run.load(tmp_path))
@@ -198,12 +200,12 @@ def decoded(address: str) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
-def test_the_gallery_has_the_stored_points_weakest_first(run: Run) -> None:
+def test_the_gallery_has_the_stored_adversarial_examples_smallest_distance_first(run: Run) -> None:
     shown = gallery(run)
     ids, points = run.found.points()
     originals = run.found.originals()
-    far = [float(one.distance) for one in shown.examples]
-    assert far == sorted(far)
+    measured = [float(one.distance) for one in shown.examples]
+    assert measured == sorted(measured)
     assert len(shown.examples) == shown.fell == len(ids)
     for one in shown.examples:
         (row,) = np.flatnonzero(ids == one.id)
@@ -214,21 +216,21 @@ def test_the_gallery_has_the_stored_points_weakest_first(run: Run) -> None:
         assert np.abs(decoded(one.perturbation) / 255 - (0.5 + one.amplified * delta)).max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_bounded_gallery_has_the_weakest_of_every_class(run: Run) -> None:
+def test_a_bounded_gallery_has_the_smallest_distances_of_every_class(run: Run) -> None:
     shown = gallery(run, 6)
     assert len(shown.examples) == 6
     assert [(key, count) for key, _, count in shown.labels] == [(0, 2), (1, 2), (2, 2)]
     records = [one for one in run.found.records.to_pylist() if one["status"] == "fooled"]
     for key in range(3):
         own = sorted(one["distance"] for one in records if one["label"] == key)[:2]
-        assert [one.distance for one in shown.examples if one.key == key] == [f"{far:.4g}" for far in own]
+        assert [one.distance for one in shown.examples if one.key == key] == [f"{value:.4g}" for value in own]
 
 
-def test_of_examples_at_one_distance_those_most_surely_mistaken_come_first(run: Run) -> None:
+def test_at_equal_distance_the_most_confident_misclassifications_come_first(run: Run) -> None:
     shown = gallery(run)
     assert {one.distance for one in shown.examples} == {str(EPS)}
-    sure = [one.after_confidence for one in shown.examples]
-    assert sure == sorted(sure, reverse=True)
+    confidences = [one.after_confidence for one in shown.examples]
+    assert confidences == sorted(confidences, reverse=True)
     few = gallery(run, 6).examples
     for key in range(3):
         own = [one.id for one in shown.examples if one.key == key]
@@ -284,7 +286,7 @@ def test_large_images_are_reduced_and_bounded_in_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "expected"),
     [
         ({"target": 2}, "Not driven to the target"),
         ({"storage": "8bit"}, "Points are judged as they are kept, in 8 bits"),
@@ -296,14 +298,14 @@ def test_large_images_are_reduced_and_bounded_in_bytes(tmp_path: Path) -> None:
         ({"ball": eb.L2(eps=0.5)}, "in l2 0.5;"),
     ],
 )
-def test_a_run_of_another_kind_is_reported_too(tmp_path: Path, asked: dict[str, Any], says: str) -> None:
-    one = made(tmp_path, 1, 6, 6, **{"attacks": "fgsm", **asked})
-    said = texts(of_run(one))
-    assert says in said
-    assert "nan" not in said
-    possible = not ({"source", "min_norm"} & set(asked))
-    assert ("--binarization-test 32" in said) is possible  # where it would be refused it is no advice
-    assert says.split(":")[0].lower() in (markdown(one) + said).lower()
+def test_runs_of_every_kind_are_reported(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
+    one = made(tmp_path, 1, 6, 6, **{"attacks": "fgsm", **options})
+    text = texts(of_run(one))
+    assert expected in text
+    assert "nan" not in text
+    possible = not ({"source", "min_norm"} & set(options))
+    assert ("--binarization-test 32" in text) is possible  # it is not advised where it would be refused
+    assert expected.split(":")[0].lower() in (markdown(one) + text).lower()
 
 
 @pytest.mark.parametrize("eps", [None, [0.01, 0.02]])
@@ -311,13 +313,13 @@ def test_a_model_that_is_always_wrong_leaves_nothing_to_attack(tmp_path: Path, e
     net, data = subject(1, 6, 6)
     wrong = from_arrays(data.x, (net(data.x).argmax(1) + 1) % 3, lo=0, hi=1)
     eb.evaluate(net, wrong, eb.Linf(eps=0.1, lo=0, hi=1), "fgsm", eps=eps, run_dir=tmp_path, diagnose=0)
-    said = texts(of_run(Run.load(tmp_path)))
-    assert "Robust accuracy 0.00 %" in said
-    assert "clean accuracy 0.00 %" in said
+    text = texts(of_run(Run.load(tmp_path)))
+    assert "Robust accuracy 0.00 %" in text
+    assert "clean accuracy 0.00 %" in text
     assert markdown(Run.load(tmp_path))
 
 
-def test_where_all_fell_at_a_smaller_radius_the_curve_goes_on_at_nothing(tmp_path: Path) -> None:
+def test_where_all_examples_are_broken_at_a_smaller_radius_the_curve_continues_at_zero(tmp_path: Path) -> None:
     one = made(tmp_path, 1, 6, 6, attacks="fgsm", eps=[0.9, 0.95], diagnose=0)
     chart = curve(one)
     assert one.found.robust_accuracy == 0
@@ -325,21 +327,21 @@ def test_where_all_fell_at_a_smaller_radius_the_curve_goes_on_at_nothing(tmp_pat
     assert "not known" not in texts(of_run(one))
 
 
-def test_without_a_diagnosis_it_says_how_to_get_one(tmp_path: Path) -> None:
-    said = texts(of_run(made(tmp_path, 4, attacks="fgsm", diagnose=0)))
-    assert "There is no diagnosis in this run" in said
-    assert "The binarization test was not run" in said
-    assert "as the run kept no command line" in said
+def test_without_a_diagnosis_the_report_names_what_is_missing(tmp_path: Path) -> None:
+    text = texts(of_run(made(tmp_path, 4, attacks="fgsm", diagnose=0)))
+    assert "There is no diagnosis in this run" in text
+    assert "The binarization test was not run" in text
+    assert "as the run kept no command line" in text
 
 
-def test_the_python_call_in_it_makes_the_same_records_again(curved: Run) -> None:
+def test_the_python_call_in_the_report_reproduces_the_robust_accuracy(curved: Run) -> None:
     model, data = subject(1, 6, 6)
     x, y = data.x, data.y
     again = eval(curved.python, {"eb": eb, "model": model, "x": x, "y": y})
     assert again.robust_accuracy == curved.found.robust_accuracy
 
 
-def test_a_verdict_that_is_not_to_be_believed_says_so_beside_the_figure(tmp_path: Path) -> None:
+def test_an_unreliable_evaluation_is_marked_beside_its_robust_accuracy(tmp_path: Path) -> None:
     class Steps(nn.Module):
         """The same function of an image in nine levels: its gradient is zero."""
 
@@ -405,8 +407,8 @@ def test_the_policy_names_the_two_scripts_and_nothing_else(run: Run) -> None:
 def test_every_figure_is_one_that_plotly_knows(run: Run, curved: Run, tmp_path: Path) -> None:
     from plotly.graph_objects import Figure
 
-    nearest = made(tmp_path, 1, 6, 6, attacks="fmn:steps=20", min_norm=True)
-    charts = [curve(run), curve(curved), curve(nearest), distances(run)]
+    minimum_norm = made(tmp_path, 1, 6, 6, attacks="fmn:steps=20", min_norm=True)
+    charts = [curve(run), curve(curved), curve(minimum_norm), distances(run)]
     for chart in charts:
         assert chart is not None
         known = re.sub(r'"--[a-z0-9-]+"', '"#123456"', json.dumps([chart.data, chart.layout]))
@@ -419,7 +421,7 @@ def test_every_figure_is_one_that_plotly_knows(run: Run, curved: Run, tmp_path: 
 # What lies beside it
 
 
-def test_the_card_has_the_verdict_and_the_command(run: Run) -> None:
+def test_the_card_has_the_robust_accuracy_and_the_attacks(run: Run) -> None:
     card = markdown(run)
     assert f"| **robust accuracy** | **{100 * run.found.robust_accuracy:.2f} %** |" in card
     assert "sign-noise, fgsm, pgd:steps=5" in card
@@ -454,7 +456,7 @@ def test_a_report_leaves_the_run_as_it_was_and_needs_no_torch(run: Run) -> None:
     assert done.stdout.strip() == "False", done.stderr
     new = {file.name for file in run.path.rglob("*") if file.is_file()} - {file.name for file in before}
     assert new == {"report.html", "card.md", "robustbench.json"}
-    assert all(file.read_bytes() == held for file, held in before.items())
+    assert all(file.read_bytes() == content for file, content in before.items())
     assert (run.path / "report.html").read_text() == of_run(run)
     net, data = subject(1, 6, 6)
     again = eb.evaluate(
@@ -468,28 +470,28 @@ def test_a_report_leaves_the_run_as_it_was_and_needs_no_torch(run: Run) -> None:
 
 def test_two_runs_are_compared_example_by_example(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a", 1, 6, 6, attacks="fgsm"), made(tmp_path / "b", 1, 6, 6, attacks="sign-noise")
-    said = texts(write_comparison([a.path, b.path], tmp_path / "c.html").read_text())
+    text = texts(write_comparison([a.path, b.path], tmp_path / "c.html").read_text())
     found = eb.compare(a.path, b.path)
-    assert found.sentence in said
-    assert f"holds in A {found.both} {found.only_a} falls in A {found.only_b} {found.neither}" in said
-    assert f"difference of {100 * found.difference:+.2f} points" in said
-    assert "They differ in: attacks" in said
+    assert found.sentence in text
+    assert f"holds in A {found.both} {found.only_a} falls in A {found.only_b} {found.neither}" in text
+    assert f"difference of {100 * found.difference:+.2f} points" in text
+    assert "They differ in: attacks" in text
 
 
 def test_runs_that_cannot_be_compared_are_shown_and_the_reason_is_given(tmp_path: Path) -> None:
     a = made(tmp_path / "a", 1, 6, 6, attacks="fgsm")
     other = made(tmp_path / "other", 4, attacks="fgsm", ball=eb.L2(eps=0.2, lo=0, hi=1))
-    nearest = made(tmp_path / "nearest", 1, 6, 6, attacks="fmn:steps=20", min_norm=True)
-    page = of_runs([a, other, nearest])
-    said = texts(page)
-    assert said.count("Not compared") == 2
-    assert "must be runs on the same data" in said
-    assert "nearest sought the nearest points" in said
+    minimum_norm = made(tmp_path / "nearest", 1, 6, 6, attacks="fmn:steps=20", min_norm=True)
+    page = of_runs([a, other, minimum_norm])
+    text = texts(page)
+    assert text.count("Not compared") == 2
+    assert "must be runs on the same data" in text
+    assert "nearest sought the nearest points" in text
     assert 'id="curve-linf"' in page
     assert 'id="curve-l2"' in page
 
 
-def test_goals_and_more_runs_than_colours_are_told_apart(tmp_path: Path) -> None:
+def test_targeted_runs_and_more_runs_than_colours_are_distinguished(tmp_path: Path) -> None:
     a = made(tmp_path / "a", 1, 6, 6, attacks="fgsm", diagnose=0)
     goal = made(tmp_path / "goal", 1, 6, 6, attacks="fgsm", target=2, diagnose=0)
     page = of_runs([a, goal])
@@ -506,17 +508,17 @@ def test_goals_and_more_runs_than_colours_are_told_apart(tmp_path: Path) -> None
     assert chart.data[0]["y"][1] + chart.data[0]["error_y"]["array"][1] == pytest.approx(high)
 
 
-def test_two_searches_for_the_nearest_points_are_compared_by_distance(tmp_path: Path) -> None:
+def test_two_minimum_norm_evaluations_are_compared_by_distance(tmp_path: Path) -> None:
     short = made(tmp_path / "short", 1, 6, 6, attacks="fmn:steps=3", min_norm=True, diagnose=0)
     longer = made(tmp_path / "longer", 1, 6, 6, attacks="fmn:steps=40", min_norm=True, diagnose=0)
-    said = texts(of_runs([short, longer]))
+    text = texts(of_runs([short, longer]))
     one, two = short.found.distances, longer.found.distances
-    assert f"A's is nearer {(one < two).sum()} times, B's {(two < one).sum()} times" in said
-    far = two[(one > 0) & np.isfinite(one)] / one[(one > 0) & np.isfinite(one)]
-    assert f"the median of B's distance over A's is {np.median(far):.4g}" in said
+    assert f"A's is nearer {(one < two).sum()} times, B's {(two < one).sum()} times" in text
+    ratios = two[(one > 0) & np.isfinite(one)] / one[(one > 0) & np.isfinite(one)]
+    assert f"the median of B's distance over A's is {np.median(ratios):.4g}" in text
 
 
-def test_one_run_is_no_comparison(run: Run, tmp_path: Path) -> None:
+def test_a_comparison_of_one_run_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="two runs or more"):
         write_comparison([run.path], tmp_path / "c.html")
 
@@ -524,7 +526,7 @@ def test_one_run_is_no_comparison(run: Run, tmp_path: Path) -> None:
 # The command
 
 
-def test_the_command_writes_where_it_is_told(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_to_the_given_file(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.html"
     assert cli.run(["report", str(run.path), "--out", str(out), "--examples", "3"]) == 0
     assert "r.html" in capsys.readouterr().out
@@ -534,7 +536,9 @@ def test_the_command_writes_where_it_is_told(run: Run, tmp_path: Path, capsys: p
     assert "2 runs side by side" in texts(out.read_text())
 
 
-def test_what_is_no_run_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_is_no_run_and_bad_options_are_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(["report", str(tmp_path / "nothing")]) == 2
     assert "must be a run directory" in capsys.readouterr().err
     assert cli.run(["report", str(run.path), "--out", str(tmp_path)]) == 2
@@ -542,6 +546,6 @@ def test_what_is_no_run_is_refused(run: Run, tmp_path: Path, capsys: pytest.Capt
     assert cli.run(["report", str(run.path), "--examples", "-1"]) == 2
 
 
-def test_an_evaluation_at_hand_gives_the_same_report(run: Run, tmp_path: Path) -> None:
+def test_an_evaluation_that_is_loaded_already_gives_the_same_report(run: Run, tmp_path: Path) -> None:
     one = write_report(run.path, tmp_path / "a.html", found=Evaluation.load(run.path)).read_text()
     assert one == write_report(run.path, tmp_path / "b.html").read_text()
