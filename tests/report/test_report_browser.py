@@ -1,4 +1,4 @@
-"""The report in a browser: it asks no one for anything, complains of nothing, and can be read by everyone."""
+"""The report in a browser: it makes no request, logs no error, and can be read by everyone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVIL = "<img src=x onerror=\"document.title='owned'\">"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Ten thousand images under a linear model, most of which fall; one class has a name that is markup."""
+    """Ten thousand images under a linear model, most of which are broken; one class has a name that is markup."""
     x = torch.rand(N, 1, 12, 12, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 10))
     with torch.no_grad():
@@ -60,7 +60,7 @@ def opened(seen: Visit, page: Path) -> None:
     seen.page.locator(".chart:not(:has(svg))").first.wait_for(state="detached")
 
 
-def test_a_report_of_ten_thousand_examples_is_one_small_file_that_asks_for_nothing(
+def test_a_report_of_ten_thousand_examples_is_one_small_file_that_makes_no_request(
     chromium: Browser, pages: dict[str, Path], run: Run
 ) -> None:
     start = time.process_time()  # whatever else this machine does now
@@ -88,7 +88,7 @@ def test_a_report_of_ten_thousand_examples_is_one_small_file_that_asks_for_nothi
         ("comparison", "dark", 1280),
     ],
 )
-def test_it_can_be_read_light_and_dark_narrow_and_wide(
+def test_the_pages_can_be_read_light_and_dark_narrow_and_wide(
     chromium: Browser, pages: dict[str, Path], which: str, scheme, width: int
 ) -> None:
     with visiting(chromium, pages[which].as_uri(), width=width, scheme=scheme) as seen:
@@ -113,7 +113,7 @@ def test_the_figures_on_the_page_are_the_evaluations(chromium: Browser, pages: d
             assert cells[2:5] == [f"{row.stage.attacked:,}", f"{row.stage.fooled:,}", f"{row.standing:,}"]
 
 
-def test_figures_follow_the_window_from_light_to_dark(chromium: Browser, pages: dict[str, Path]) -> None:
+def test_figures_follow_the_colour_scheme_from_light_to_dark(chromium: Browser, pages: dict[str, Path]) -> None:
     from playwright.sync_api import expect
 
     ink = "getComputedStyle(document.querySelector('#curve .xtick text')).fill"
@@ -160,8 +160,8 @@ def test_markup_in_a_class_name_is_text_and_the_policy_stops_a_script_that_is_no
         seen.page.evaluate("document.body.append(Object.assign(new Image(), {src: 'https://example.com/x.png'}))")
         assert seen.page.evaluate("window.owned") is None
         assert len(seen.complaints) == 2
-        assert all("Content Security Policy" in said for said in seen.complaints)
-        assert seen.refused == []  # it did not come so far
+        assert all("Content Security Policy" in message for message in seen.complaints)
+        assert seen.refused == []  # the policy stopped it before a request
 
 
 def test_on_paper_everything_is_open_and_light(chromium: Browser, pages: dict[str, Path]) -> None:
