@@ -1,4 +1,4 @@
-"""The page's server: its numbers are the library's, it remembers nothing, and what should stay out stays out."""
+"""The page's server: its numbers are the library's, it keeps no state, and it refuses foreign requests."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_numbers_are_the_librarys_for_every_attack_in_every_norm(served: TestCli
             assert (column["after"]["margin"] > 0) == column["after"]["fooled"]
 
 
-def test_a_goal_is_climbed_towards_and_reached(served: TestClient, two):
+def test_a_targeted_attack_is_the_librarys_and_reaches_its_target(served: TestClient, two):
     data = judged()
     found = ask(served, row=3, eps=0.4, attack="pgd:steps=20", target=7)["models"]
     for model, column in zip(two, found, strict=True):
@@ -119,7 +119,7 @@ def test_a_goal_is_climbed_towards_and_reached(served: TestClient, two):
     assert any(column["after"]["fooled"] for column in found)
 
 
-def test_an_image_made_on_one_model_is_shown_to_all(served: TestClient, two):
+def test_an_adversarial_image_made_on_one_model_is_given_to_all_models(served: TestClient, two):
     data = judged()
     x_adv = FGSM()(two[1], data.x[3:4], data.y[3:4], Linf(eps=0.2, lo=0, hi=1))
     found = ask(served, row=3, eps=0.2, made_on=1)["models"]
@@ -134,13 +134,13 @@ def test_the_line_of_logits_goes_through_the_image_and_the_adversarial_image(ser
             line = column["line"]
             assert line["here"] == pytest.approx(eps, rel=1e-4)
             at = [round(value, 6) for value in line["at"]]
-            for wanted, said in ((0.0, column["before"]), (eps, column["after"])):
+            for wanted, outputs in ((0.0, column["before"]), (eps, column["after"])):
                 found = [values[at.index(wanted)] for values in line["logits"]]
-                assert found == pytest.approx(said["logits"], abs=1e-2)
+                assert found == pytest.approx(outputs["logits"], abs=1e-2)
     assert all(column["line"] is None for column in ask(served, row=4, eps=0.0, points=41)["models"])
 
 
-def test_iterates_are_those_of_shorter_attacks_and_the_last_is_where_it_ends(served: TestClient, two):
+def test_iterates_are_those_of_shorter_attacks_and_the_last_is_the_result(served: TestClient, two):
     data, ball = judged(), Linf(eps=0.02, lo=0, hi=1)
     found = ask(served, row=3, eps=0.02, attack="bim:steps=6", iterate=0)["models"]
     for number, model in enumerate(two):
@@ -158,7 +158,7 @@ def test_iterates_are_those_of_shorter_attacks_and_the_last_is_where_it_ends(ser
         assert late["after"]["probabilities"] == pytest.approx(probabilities(model, x_adv), abs=1e-6)
         break
     else:
-        pytest.fail("both models fell, so that there was nothing to compare")
+        pytest.fail("both models were fooled, so that there was nothing to compare")
 
 
 @pytest.mark.parametrize("attack", [text for text in ATTACKS if text not in ("fgsm", "uniform-noise", "sign-noise")])
@@ -171,7 +171,7 @@ def test_every_attack_with_steps_can_be_stepped_through(served: TestClient, atta
     assert point["distance"] == pytest.approx(column["distance"], abs=1e-6)
 
 
-def test_the_png_is_rounded_towards_the_image_and_judged_by_its_own_bytes(served: TestClient, two):
+def test_the_png_is_rounded_towards_the_image_and_its_own_bytes_are_classified(served: TestClient, two):
     data, table = judged(), levels(0, 1, "float32")
     question = {"row": 3, "norm": "linf", "eps": 0.1, "attack": "fgsm"}
     for of, model in enumerate(two):
@@ -181,14 +181,14 @@ def test_the_png_is_rounded_towards_the_image_and_judged_by_its_own_bytes(served
         z = torch.from_numpy(table[pixels])[None, None]
         x, x_adv = data.x[3:4], FGSM()(model, data.x[3:4], data.y[3:4], Linf(eps=0.1, lo=0, hi=1))
         assert (z - x_adv).abs().max() <= 1.0001 / 255
-        looked = ask(served, "/api/look", file=base64.b64encode(answer.content).decode(), question=question)
-        for evaluator, column in zip(two, looked["models"], strict=True):
+        found = ask(served, "/api/look", file=base64.b64encode(answer.content).decode(), question=question)
+        for evaluator, column in zip(two, found["models"], strict=True):
             assert column["probabilities"] == pytest.approx(probabilities(evaluator, z), abs=1e-6)
             assert column["fooled"] == (column["prediction"] != int(data.y[3]))
-        assert looked["distance"] == pytest.approx(float((z - x).abs().max()))
+        assert found["distance"] == pytest.approx(float((z - x).abs().max()))
 
 
-def test_a_success_that_rounding_undoes_is_said_to_be_undone():
+def test_a_success_that_rounding_undoes_is_reported_as_undone():
     # One logit, +1 for each pixel above 100.4 levels: 8 bits cannot hold the step that crosses it.
     threshold = 100.4 / 255
     model = linear((1, 1, 1), 1).float()
@@ -200,10 +200,10 @@ def test_a_success_that_rounding_undoes_is_said_to_be_undone():
     question = {"row": 0, "eps": 0.5 / 255}
     assert ask(served, **question)["models"][0]["after"]["fooled"]
     file = served.post("/api/file", json=question).content
-    looked = ask(served, "/api/look", file=base64.b64encode(file).decode(), question=question)
-    assert not looked["models"][0]["fooled"]
-    assert looked["distance"] == 0
-    assert looked["inside"]
+    found = ask(served, "/api/look", file=base64.b64encode(file).decode(), question=question)
+    assert not found["models"][0]["fooled"]
+    assert found["distance"] == 0
+    assert found["inside"]
 
 
 def test_an_uploaded_image_comes_back_as_the_models_see_it_and_is_attacked_as_a_row_is(served: TestClient, two):
@@ -214,9 +214,9 @@ def test_an_uploaded_image_comes_back_as_the_models_see_it_and_is_attacked_as_a_
     x = torch.from_numpy(levels(0, 1, "float32")[pixels])[None, None]
     found = ask(served, png=taken["picture"].split(",")[1], eps=0.1)["models"]
     for model, column in zip(two, found, strict=True):
-        said = int(model(x).argmax())
-        assert column["label"] == said  # where nobody says what it shows, the attack leaves what the model says
-        x_adv = FGSM()(model, x, said, Linf(eps=0.1, lo=0, hi=1))
+        predicted = int(model(x).argmax())
+        assert column["label"] == predicted  # without a label the attack is against the model's prediction
+        x_adv = FGSM()(model, x, predicted, Linf(eps=0.1, lo=0, hi=1))
         assert column["after"]["probabilities"] == pytest.approx(probabilities(model, x_adv), abs=1e-6)
     named = ask(served, png=taken["picture"].split(",")[1], label=7, eps=0.1)["models"]
     assert [column["label"] for column in named] == [7, 7]
@@ -265,17 +265,17 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", list(BAD))
-def test_a_bad_upload_gets_a_plain_message(served: TestClient, kind: str):
-    make, said = BAD[kind]
+def test_a_bad_upload_is_refused_with_a_plain_message(served: TestClient, kind: str):
+    make, message = BAD[kind]
     answer = served.post("/api/upload", content=make())
     assert answer.status_code == 400
     assert list(answer.json()) == ["error"]
-    assert said in answer.json()["error"]
+    assert message in answer.json()["error"]
     assert "Traceback" not in answer.text
-    assert said in refused(served, png=base64.b64encode(make()).decode())  # also as a part of a question
+    assert message in refused(served, png=base64.b64encode(make()).decode())  # also as a part of a request
 
 
-def test_uploads_become_the_models_shape_and_say_how():
+def test_uploads_are_converted_to_the_models_shape_and_the_conversions_are_reported():
     grey, colour = (8, 8), (3, 8, 8)
     red = Image.new("RGB", (8, 8), (255, 0, 0))
     assert decode(saved(red), grey).notes == ("made grey",)
@@ -337,7 +337,7 @@ def test_another_name_of_this_machine_is_refused_so_that_no_name_can_be_rebound(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:9", "127.0.0.1:9000"])
-def test_this_machines_own_names_are_let_in(served: TestClient, host: str):
+def test_this_machines_own_names_are_accepted(served: TestClient, host: str):
     assert served.get("/api/about", headers={"host": host}).status_code == 200
 
 
@@ -354,13 +354,13 @@ def test_this_machines_own_names_are_let_in(served: TestClient, host: str):
     ids=str,
 )
 @pytest.mark.parametrize("path", ["/api/attack", "/api/upload", "/api/file", "/api/look"])
-def test_another_page_cannot_ask(served: TestClient, path: str, headers: dict[str, str]):
+def test_requests_of_another_page_are_refused(served: TestClient, path: str, headers: dict[str, str]):
     answer = served.post(path, json={"row": 0}, headers=headers)
     assert answer.status_code == 403
     assert "only its own page may ask" in answer.json()["error"]
 
 
-def test_its_own_page_and_a_program_can_ask(served: TestClient):
+def test_requests_of_its_own_page_and_of_programs_are_answered(served: TestClient):
     own = {"origin": HERE, "sec-fetch-site": "same-origin"}
     assert served.post("/api/attack", json={"row": 0}, headers=own).status_code == 200
     assert served.post("/api/attack", json={"row": 0}).status_code == 200
@@ -377,7 +377,7 @@ def test_a_body_without_end_is_refused(served: TestClient):
         for _ in range(MOST_BODY // 65536 + 2):
             yield bytes(65536)
 
-    answer = served.post("/api/upload", content=endless())  # with no length told
+    answer = served.post("/api/upload", content=endless())  # without a content length
     assert answer.status_code == 413
     assert "at most" in answer.json()["error"]
 
@@ -448,15 +448,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("question", "said"), WRONG, ids=[str(question) for question, _ in WRONG])
-def test_a_wrong_question_gets_the_rule_the_value_and_the_remedy(
-    served: TestClient, question: dict[str, Any], said: str
+@pytest.mark.parametrize(("question", "message"), WRONG, ids=[str(question) for question, _ in WRONG])
+def test_a_wrong_request_is_answered_with_the_rule_the_value_and_the_remedy(
+    served: TestClient, question: dict[str, Any], message: str
 ):
-    assert said in refused(served, **question)
+    assert message in refused(served, **question)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"eps": "much"}', b'{"colour": 1}', b'{"row": 1.5}'])
-def test_what_is_no_question_is_refused_in_words(served: TestClient, body: bytes):
+def test_a_malformed_request_is_refused_with_a_message(served: TestClient, body: bytes):
     answer = served.post("/api/attack", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert list(answer.json()) == ["error"]
@@ -470,7 +470,7 @@ def test_radii_that_are_no_numbers_are_refused(served: TestClient, number: str):
     assert "eps" in answer.json()["error"] or "JSON" in answer.json()["error"]
 
 
-def test_answers_do_not_depend_on_what_was_asked_before_or_is_asked_meanwhile(served: TestClient, two):
+def test_answers_do_not_depend_on_earlier_or_concurrent_requests(served: TestClient, two):
     questions = [{"row": row, "eps": 0.1, "attack": "pgd:steps=5", "seed": row} for row in range(8)]
     alone = [ask(served, **question) for question in questions]
     found: dict[int, Any] = {}
@@ -487,7 +487,7 @@ def test_answers_do_not_depend_on_what_was_asked_before_or_is_asked_meanwhile(se
         assert found[number]["models"] == before["models"]
 
 
-def test_the_models_stay_as_they_came_also_when_they_fail():
+def test_the_models_are_unchanged_also_when_they_fail():
     model = mlp((1, 8, 8), 10, noisy=True).float().train()
     model[0].eval()
     weight = next(model.parameters())
@@ -507,7 +507,7 @@ def test_the_models_stay_as_they_came_also_when_they_fail():
     assert failing.training
 
 
-def test_one_logit_colours_and_nameless_classes():
+def test_one_logit_colour_images_and_classes_without_names_are_served():
     data = pictures((3, 9, 7), classes=2)
     model = linear((3, 9, 7), 1, squeeze=True).float()
     served = client(model, data=data)
@@ -528,20 +528,20 @@ def test_class_names_are_shown_where_the_data_have_them_and_numbers_where_not():
     assert names == ["cat", "dog", "<b>", "3", "4"]
 
 
-def test_logits_that_are_not_finite_are_null_and_fool_nobody():
+def test_logits_that_are_not_finite_are_null_and_count_as_no_success():
     served = client(Broken(net(), -1.0))
     (column,) = ask(served, row=0, points=5)["models"]
     assert column["before"]["logits"] == [None] * 10
     assert not column["after"]["fooled"]
 
 
-def test_what_the_library_warns_of_is_told_with_the_answer():
+def test_warnings_of_the_library_are_part_of_the_answer():
     class Softmax(Wrapper):
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x).softmax(1)
 
-    told = ask(client(Softmax(net())), row=0)["warnings"]
-    assert any("probabilities" in text for text in told)
+    warned = ask(client(Softmax(net())), row=0)["warnings"]
+    assert any("probabilities" in text for text in warned)
 
 
 def test_examples_are_paged_and_filtered(served: TestClient):
@@ -558,7 +558,7 @@ def test_examples_are_paged_and_filtered(served: TestClient):
     assert served.get("/api/examples?start=9999").json()["examples"] == []
 
 
-def test_pictures_show_the_perturbation_as_large_as_the_scale_allows():
+def test_pictures_amplify_the_perturbation_as_much_as_the_scale_allows():
     delta = np.float32([[0.1, -0.1], [0.0, 0.05]])
     pixels, factor = amplified(delta, 0.0, 1.0)
     assert factor == 5.0  # .1 in single precision is a little more
@@ -568,7 +568,7 @@ def test_pictures_show_the_perturbation_as_large_as_the_scale_allows():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda: exhibit(net((5,)), data=from_arrays(torch.zeros(1, 5), [0], lo=0, hi=1)), "must be images"),
         (lambda: exhibit(net((2, 4, 4)), data=pictures((2, 4, 4))), "must be images"),
@@ -580,12 +580,14 @@ def test_pictures_show_the_perturbation_as_large_as_the_scale_allows():
         (lambda: exhibit(net(), data=load_data("digits").rows(slice(0, 0))), "at least one example"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_before_the_server_starts(change: Callable[[], object], said: str):
-    with pytest.raises(BadInput, match=said):
+def test_models_and_data_that_cannot_be_shown_are_refused_before_the_server_starts(
+    change: Callable[[], object], message: str
+):
+    with pytest.raises(BadInput, match=message):
         change()
 
 
-def test_the_api_is_described_and_asks_no_other_host_for_its_description(served: TestClient):
+def test_the_api_is_described_without_a_request_to_another_host(served: TestClient):
     described = served.get("/api/openapi.json").json()
     assert {"/api/about", "/api/examples", "/api/attack", "/api/file", "/api/look", "/api/upload"} == set(
         described["paths"]
@@ -594,7 +596,7 @@ def test_the_api_is_described_and_asks_no_other_host_for_its_description(served:
     assert json.dumps(described).count("http") == 0
 
 
-def test_no_request_is_reported_to_a_telemetry_that_is_there():
+def test_no_request_is_reported_to_an_installed_telemetry():
     # In a process of its own: a provider is set once and for all.
     pytest.importorskip("opentelemetry", reason="FastAPI came without OpenTelemetry, and has nothing to report to")
     code = """
@@ -622,8 +624,8 @@ assert served.post("/api/attack", json={"row": 0}).status_code == 200
 assert served.get("/").status_code == 200
 print("asked:", asked)
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert said.stdout.strip() == "asked: []", said.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "asked: []", done.stderr
 
 
 def test_the_files_of_the_page_are_in_the_package():
