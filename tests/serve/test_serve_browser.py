@@ -1,4 +1,4 @@
-"""The page in a browser: what it shows is what the library says, nothing leaves it, and any hand or eye can use it."""
+"""The page in a browser: what it shows is what the library computes, no foreign request, accessibility."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def address() -> Iterator[str]:
 
 
 def answered(page: Page, **asked: Any) -> None:
-    """Wait until the page shows the answer to a question with these values."""
+    """Wait until the page shows the answer to a request with these values."""
     page.wait_for_function(
         """wanted => {
           const shown = document.body.dataset.answered && JSON.parse(document.body.dataset.answered);
@@ -55,7 +55,7 @@ def opened(seen: Visit, address: str, **state: Any) -> Page:
 
 
 def quiet(seen: Visit, address: str) -> None:
-    """Nothing was asked of any other machine, and nothing was complained of."""
+    """No request went to another machine, and the browser logged no error."""
     assert seen.refused == []
     assert seen.complaints == []
     assert all(request.startswith(address) for request in seen.requests)
@@ -118,7 +118,7 @@ def test_the_slider_follows_a_mouse_and_a_keyboard_and_the_page_ends_at_the_last
         quiet(seen, address)
 
 
-def test_a_burst_of_moves_asks_twice_at_most(chromium: Browser, address: str):
+def test_a_burst_of_moves_makes_two_requests_at_most(chromium: Browser, address: str):
     with visiting(chromium, address) as seen:
         page = opened(seen, address, row=ROW)
         before = len([request for request in seen.requests if request.endswith("/api/attack")])
@@ -163,7 +163,7 @@ def test_a_drag_takes_less_than_50_ms_of_one_core(chromium: Browser, address: st
     moves = 40
     with visiting(chromium, address) as seen:
         page = opened(seen, address, row=ROW)
-        page.evaluate(DRAG, moves // 2)  # the first ones find everything cold
+        page.evaluate(DRAG, moves // 2)  # warm up
         costs, medians = [], []
         for _ in range(3):
             start = used()
@@ -250,7 +250,7 @@ def test_clicks_faster_than_answers_leave_the_page_at_the_last_examples(chromium
         quiet(seen, address)
 
 
-def test_a_goal_is_named_and_marked_before_it_is_reached(chromium: Browser, address: str):
+def test_a_target_is_named_and_marked_before_it_is_reached(chromium: Browser, address: str):
     with visiting(chromium, address) as seen:
         page = opened(seen, address, row=ROW, eps=0.01, target=3)
         article = page.locator("article[data-model='1']")
@@ -259,7 +259,7 @@ def test_a_goal_is_named_and_marked_before_it_is_reached(chromium: Browser, addr
         assert "╍ 3, its goal" in article.locator(".line .legend").inner_text()
 
 
-def test_a_slow_answer_is_waited_for_in_sight(chromium: Browser, address: str):
+def test_waiting_for_a_slow_answer_is_shown(chromium: Browser, address: str):
     with visiting(chromium, address) as seen:
         page = opened(seen, address, row=ROW)
         assert page.get_attribute("#models", "aria-busy") is None
@@ -286,8 +286,8 @@ def test_an_upload_is_shown_and_attacked_and_a_bad_one_gets_a_message(chromium: 
         answered(page, row=None)
         assert "resized from 32x32 to 8x8" in page.inner_text("#uploaded")
         assert page.inner_text("#image-now") == "uploaded"
-        said = int(np.argmax(read(page, 0, 1)))
-        assert said == int(data.y[ROW])
+        predicted = int(np.argmax(read(page, 0, 1)))
+        assert predicted == int(data.y[ROW])
         page.fill("#eps-number", "0.3")
         answered(page, row=None, eps=0.3)
         for name, message in (("no.png", "PNG or JPEG"), ("large.png", "at most 4 MB")):
@@ -300,10 +300,10 @@ def test_an_upload_is_shown_and_attacked_and_a_bad_one_gets_a_message(chromium: 
         answered(page, row=2)
         assert page.locator("#error").is_hidden()
         assert seen.refused == []
-        assert all("400" in complaint for complaint in seen.complaints)  # chromium notes the refused upload itself
+        assert all("400" in complaint for complaint in seen.complaints)  # chromium logs the refused upload itself
 
 
-def test_the_downloaded_png_is_what_was_judged(chromium: Browser, address: str, tmp_path: Path):
+def test_the_downloaded_png_is_the_one_whose_prediction_is_shown(chromium: Browser, address: str, tmp_path: Path):
     data, model = judged(), trained()[1]
     with visiting(chromium, address, accept_downloads=True) as seen:
         page = opened(seen, address, row=ROW, eps=0.3)
@@ -312,15 +312,15 @@ def test_the_downloaded_png_is_what_was_judged(chromium: Browser, address: str, 
             article.locator("button").dblclick()
         download.value.save_as(tmp_path / "adversarial.png")
         page.wait_for_function("() => document.querySelectorAll('.kept')[1].textContent")
-        told = article.locator(".kept").inner_text()
+        note = article.locator(".kept").inner_text()
         z = torch.from_numpy(levels(0, 1, "float32")[np.asarray(Image.open(tmp_path / "adversarial.png"))])[None, None]
         x_adv = FGSM()(model, data.x[ROW : ROW + 1], data.y[ROW : ROW + 1], Linf(eps=0.3, lo=0, hi=1))
         assert (z - x_adv).abs().max() <= 1.0001 / 255
         with torch.no_grad():
             share = model(z).softmax(1)[0]
         fooled = int(share.argmax()) != int(data.y[ROW])
-        assert told.startswith(f"The file {'still fools' if fooled else 'does not fool'}: {int(share.argmax())}, ")
-        shown = re.search(r"([\d.]+) %", told)
+        assert note.startswith(f"The file {'still fools' if fooled else 'does not fool'}: {int(share.argmax())}, ")
+        shown = re.search(r"([\d.]+) %", note)
         assert shown is not None
         assert float(shown[1]) / 100 == pytest.approx(float(share.max()), abs=1e-4)
         assert sum(request.endswith("/api/file") for request in seen.requests) == 1
@@ -329,7 +329,7 @@ def test_the_downloaded_png_is_what_was_judged(chromium: Browser, address: str, 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_is_readable_narrow_and_wide_light_and_dark(
+def test_the_page_is_readable_narrow_and_wide_light_and_dark(
     chromium: Browser, address: str, width: int, scheme: Literal["light", "dark"]
 ):
     with visiting(chromium, address, width=width, scheme=scheme, reduced_motion="reduce") as seen:
@@ -353,7 +353,7 @@ def test_it_is_readable_narrow_and_wide_light_and_dark(
         quiet(seen, address)
 
 
-def test_everything_can_be_reached_with_the_tab_key_and_shows_where_it_is(chromium: Browser, address: str):
+def test_every_control_can_be_reached_with_the_tab_key_and_shows_its_focus(chromium: Browser, address: str):
     with visiting(chromium, address) as seen:
         page = opened(seen, address, row=ROW, attack="pgd:steps=20", iterate=2)
         reached, unseen = set(), []
@@ -374,7 +374,7 @@ def test_everything_can_be_reached_with_the_tab_key_and_shows_where_it_is(chromi
         assert unseen == []
 
 
-def test_a_screen_reader_hears_the_verdict_and_finds_the_charts_in_words(chromium: Browser, address: str):
+def test_a_screen_reader_hears_the_result_and_finds_the_charts_in_words(chromium: Browser, address: str):
     with visiting(chromium, address) as seen:
         page = opened(seen, address, row=ROW, eps=0.1)
         page.wait_for_function("() => document.getElementById('spoken').textContent.includes('Radius 0.1')")
@@ -414,7 +414,7 @@ def test_one_logit_has_two_bars(chromium: Browser):
         quiet(seen, address)
 
 
-def test_a_page_of_many_classes_shows_those_that_matter(chromium: Browser):
+def test_of_many_classes_the_page_shows_ten_and_the_label_among_them(chromium: Browser):
     shown = exhibit(linear((1, 8, 8), 100).float(), data=pictures((1, 8, 8), classes=100))
     with serving(shown) as address, visiting(chromium, address) as seen:
         page = opened(seen, address, row=1, eps=0.05)
@@ -424,7 +424,7 @@ def test_a_page_of_many_classes_shows_those_that_matter(chromium: Browser):
         quiet(seen, address)
 
 
-def test_a_server_that_has_gone_is_said_to_have_gone(chromium: Browser):
+def test_a_server_that_has_stopped_is_reported(chromium: Browser):
     with serving(exhibit(linear((1, 8, 8), 10).float())) as address:
         context = visiting(chromium, address)
         seen = context.__enter__()
@@ -436,7 +436,7 @@ def test_a_server_that_has_gone_is_said_to_have_gone(chromium: Browser):
         context.__exit__(None, None, None)
 
 
-def test_another_page_cannot_read_or_ask(chromium: Browser, address: str):
+def test_another_page_can_neither_read_nor_send_requests(chromium: Browser, address: str):
     # A page of another origin on this machine: the browser's own rules and the server's refusal together.
     with serving(exhibit(linear((1, 8, 8), 10).float())) as other:
         context = chromium.new_context()
