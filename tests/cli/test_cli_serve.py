@@ -1,4 +1,4 @@
-"""`epsball serve` as a process: its address, its one machine, its end, and what it refuses before it trains."""
+"""`epsball serve` as a process: its address, reached from this machine only, its end, its refusals before training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 @contextmanager
 def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The process when it listens, its address, and what it said before."""
+    """The process when it listens, its address, and the lines that it printed before."""
     process = subprocess.Popen(
         [*COMMAND, "--port", "0", "--epochs", "1", *arguments],
         stdout=subprocess.PIPE,
@@ -35,15 +35,15 @@ def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[
         env=ENV,
     )
     assert process.stdout is not None
-    said: list[str] = []
+    lines: list[str] = []
     try:
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if found := re.search(r"http://\S+", line):
-                yield process, found[0], said
+                yield process, found[0], lines
                 break
         else:
-            pytest.fail(f"it said no address: {said} {process.communicate()[1]}")
+            pytest.fail(f"it printed no address: {lines} {process.communicate()[1]}")
     finally:
         process.kill()
         process.communicate()
@@ -55,13 +55,13 @@ def ask(address: str, path: str, question: dict[str, Any] | None = None) -> Any:
         return json.load(answer)
 
 
-def test_with_no_argument_it_shows_digits_on_a_plain_and_a_trained_network_and_ctrl_c_ends_it():
-    with started() as (process, address, said):
+def test_with_no_argument_a_plain_and_a_trained_network_on_digits_are_served_until_ctrl_c():
+    with started() as (process, address, lines):
         about = ask(address, "api/about")
         assert [model["name"] for model in about["models"]] == ["plain", "trained against attacks"]
         assert about["data"]["name"] == "digits"
         assert about["ball"] == {"norm": "linf", "eps": 0.1}
-        assert "fgsm-mix against linf:0.1" in "".join(said)
+        assert "fgsm-mix against linf:0.1" in "".join(lines)
         found = ask(address, "api/attack", {"row": 0, "eps": 0.1})["models"]
         assert found[0]["adversarial"] != found[1]["adversarial"]
         port = int(address.rstrip("/").rpartition(":")[2])
@@ -95,12 +95,12 @@ def test_a_model_and_data_are_named_in_their_order_and_a_second_model_beside(tmp
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
-        with started("nets:one", "data.npz", "--beside", "nets:two", "--ball", "l2:0.5") as (_, address, _said):
+        with started("nets:one", "data.npz", "--beside", "nets:two", "--ball", "l2:0.5") as (_, address, _lines):
             about = ask(address, "api/about")
             assert [model["name"] for model in about["models"]] == ["nets:one", "nets:two"]
             assert (about["data"]["count"], about["data"]["shape"]) == (5, [3, 4, 4])
             assert about["ball"] == {"norm": "l2", "eps": 0.5}
-        with started("nets:one", "data.npz") as (_, address, _said):
+        with started("nets:one", "data.npz") as (_, address, _lines):
             assert len(ask(address, "api/about")["models"]) == 1
     finally:
         os.chdir(before)
@@ -112,8 +112,8 @@ def test_a_port_in_use_is_refused_with_the_remedy_before_anything_is_trained(cap
         taken.listen()
         port = taken.getsockname()[1]
         assert cli.run(["serve", "--port", str(port)]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"`--port` must be free, got {port}, which another program uses; choose another, or --port 0" in said
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"`--port` must be free, got {port}, which another program uses; choose another, or --port 0" in printed
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_port_in_use_is_refused_with_the_remedy_before_anything_is_trained(cap
         (["small-mlp", "./no-such-data"], "`data` must be"),
     ],
 )
-def test_what_cannot_be_served_is_refused_and_the_port_is_free_again(
+def test_arguments_that_cannot_be_served_are_refused_and_the_port_is_free_again(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     with socket.socket() as asked:
@@ -143,6 +143,6 @@ def test_help_loads_neither_a_server_nor_torch():
         "import sys\nfrom epsball.cli import main as cli\ncli.run(['--help'])\ncli.run(['serve', '--help'])\n"
         "print('LOADED', *(name for name in ('torch', 'fastapi', 'uvicorn', 'PIL') if name in sys.modules))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENV).stdout
-    assert "127.0.0.1 alone" in said
-    assert said.rstrip().endswith("LOADED")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENV).stdout
+    assert "127.0.0.1 alone" in printed
+    assert printed.rstrip().endswith("LOADED")
