@@ -1,4 +1,4 @@
-"""The protocol: who is attacked, what counts, what is recorded, and that nothing but the work depends on the queue."""
+"""The protocol: which examples are attacked, what counts as success, what is recorded; only the cost depends on the queue."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Counting(nn.Module):
         return self.model(x)
 
 
-def test_records_tell_the_robust_the_fooled_and_the_wrong_apart(net, digits):
+def test_records_distinguish_robust_fooled_and_misclassified_examples(net, digits):
     ball = eb.Linf(eps=0.1, **BOX)
     ev = eb.evaluate(net, digits, ball, ["fgsm", "pgd:steps=10"])
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_records_tell_the_robust_the_fooled_and_the_wrong_apart(net, digits):
     assert (fooled["distance"].to_numpy() == fooled["linf"].to_numpy()).all()
 
 
-def test_every_row_that_the_model_saw_is_accounted_for(net, digits):
+def test_every_row_that_the_model_saw_is_counted(net, digits):
     model = Counting(net)
     ev = eb.evaluate(model, digits, eb.Linf(eps=0.08, **BOX), ["fgsm", "pgd:steps=5,restarts=3"], batch_size=64)
     assert model.rows == ev.forwards == sum(ev.cost.values())
@@ -104,7 +104,7 @@ def test_every_row_that_the_model_saw_is_accounted_for(net, digits):
 
 
 @pytest.mark.parametrize("batch_size", [32, 128, 512])
-def test_records_do_not_depend_on_the_width(net, digits, batch_size):
+def test_records_do_not_depend_on_the_batch_size(net, digits, batch_size):
     attacks = ["fgsm", "pgd:steps=7,restarts=2", eb.PGD(steps=5, n_targets=3)]
     reference = eb.evaluate(net, digits, eb.Linf(eps=0.06, **BOX), attacks, batch_size=64, seed=3)
     ev = eb.evaluate(net, digits, eb.Linf(eps=0.06, **BOX), attacks, batch_size=batch_size, seed=3)
@@ -123,12 +123,12 @@ def test_records_do_not_depend_on_the_order_of_the_data(net, digits, ball):
     assert ev.adversarial.equals(reference.adversarial)
 
 
-def test_another_seed_is_another_run(net, digits):
+def test_another_seed_gives_other_adversarial_examples(net, digits):
     first, second = (eb.evaluate(net, digits, eb.Linf(eps=0.06, **BOX), "pgd:steps=3", seed=seed) for seed in (0, 1))
     assert not first.adversarial.equals(second.adversarial)
 
 
-def test_a_curve_carries_the_fallen_and_attacks_only_who_stands(net, digits):
+def test_a_curve_attacks_only_what_is_robust_at_the_smaller_radii(net, digits):
     radii = [0.15, 0.03, 0.09]  # 0.09 is above its neighbour in single precision
     model = Counting(net)
     ev = eb.evaluate(model, digits, eb.Linf(eps=1.0, **BOX), "pgd:steps=10", eps=radii)
@@ -137,12 +137,12 @@ def test_a_curve_carries_the_fallen_and_attacks_only_who_stands(net, digits):
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > shares[-1]
     given = [stage.attacked for stage in ev.stages[1:]]
-    fell = [stage.fooled for stage in ev.stages[1:]]
-    assert given[1] == given[0] - fell[0]
-    assert given[2] == given[1] - fell[1]
+    fooled = [stage.fooled for stage in ev.stages[1:]]
+    assert given[1] == given[0] - fooled[0]
+    assert given[2] == given[1] - fooled[1]
     assert model.rows == ev.forwards
-    standing = given[0] - np.cumsum(fell)
-    assert shares == [count / len(digits) for count in standing]
+    robust = given[0] - np.cumsum(fooled)
+    assert shares == [count / len(digits) for count in robust]
     assert set(ev.records["eps"].drop_null().to_pylist()) <= set(radii)
     eps = ev.records["eps"].to_numpy()
     distance = ev.records["linf"].to_numpy()
@@ -157,19 +157,19 @@ def test_bad_radii_are_refused(net, digits, bad):
         eb.evaluate(net, digits, eb.Linf(eps=0.1, **BOX), "fgsm", eps=bad)
 
 
-def test_a_target_asks_for_that_class_and_sets_aside_who_is_there(net, digits):
+def test_a_target_must_be_reached_and_examples_already_there_are_left_out(net, digits):
     ev = eb.evaluate(net, digits, eb.Linf(eps=0.2, **BOX), "pgd:steps=20", target=3)
     records = ev.records.to_pylist()
     assert all(r["adversarial_prediction"] == 3 for r in records if r["status"] == "fooled")
     at = [r for r in records if r["label"] == 3 or r["clean_prediction"] == 3]
     assert at
     assert all(r["status"] == "at-target" for r in at)
-    asked = [r for r in records if r["status"] in ("robust", "fooled")]
-    assert ev.robust_accuracy == sum(r["status"] == "robust" for r in asked) / len(asked)
-    assert ev.interval == wilson(ev.count("robust"), len(asked))
+    attacked = [r for r in records if r["status"] in ("robust", "fooled")]
+    assert ev.robust_accuracy == sum(r["status"] == "robust" for r in attacked) / len(attacked)
+    assert ev.interval == wilson(ev.count("robust"), len(attacked))
 
 
-def test_a_target_for_each_example(net, digits):
+def test_every_example_can_have_its_own_target(net, digits):
     target = (digits.y + 1) % 10
     ev = eb.evaluate(net, digits, eb.Linf(eps=0.25, **BOX), "pgd:steps=20", target=target)
     for record in ev.records.to_pylist():
@@ -179,7 +179,7 @@ def test_a_target_for_each_example(net, digits):
 
 @dataclass(frozen=True, kw_only=True)
 class Liar(Attack[State]):
-    """Ends outside the ball, where the model is fooled."""
+    """Returns adversarial examples outside the ball."""
 
     until = "done"
 
@@ -203,8 +203,8 @@ def test_a_success_outside_the_ball_does_not_count(net, digits, caplog):
     assert "did not stand" in caplog.text
 
 
-def test_success_is_looked_at_once_more_on_the_stored_point(digits, net):
-    """A model that answers differently the second time it sees a point: nothing it says in the attack counts."""
+def test_success_is_checked_again_on_the_stored_point(digits, net):
+    """A model whose logits change once no gradient is asked for: predictions made during the attack do not count."""
 
     class Forgetful(nn.Module):
         def __init__(self) -> None:
@@ -230,7 +230,7 @@ def test_double_precision_is_stored_in_double_precision(net, digits):
     assert ev.stages[1].unconfirmed == 0
 
 
-def test_rows_with_logits_that_are_not_finite_are_neither_robust_nor_fooled(net, digits):
+def test_examples_with_nonfinite_logits_are_neither_robust_nor_fooled(net, digits):
     class Overflowing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             logits = net(x)
@@ -246,7 +246,7 @@ def test_rows_with_logits_that_are_not_finite_are_neither_robust_nor_fooled(net,
     assert ev.robust_accuracy <= 1 - ev.count("invalid") / len(digits)
 
 
-def test_a_callable_that_gives_labels_is_served_by_attacks_that_need_no_more(net, digits):
+def test_a_callable_that_returns_labels_accepts_only_decision_based_attacks(net, digits):
     from doubles import LabelWalk
 
     def labels_only(x: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ def test_a_callable_that_gives_labels_is_served_by_attacks_that_need_no_more(net
         eb.evaluate(labels_only, digits, eb.Linf(eps=0.4, **BOX), "pgd")
 
 
-def test_one_logit_and_per_example_radii_and_a_mask():
+def test_one_logit_with_per_example_radii_and_a_mask_gives_the_exact_accuracy():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(100, 6, generator=generator)
     w = torch.randn(6, generator=generator)
@@ -275,7 +275,7 @@ def test_one_logit_and_per_example_radii_and_a_mask():
     assert np.allclose(sorted(e for e in ev.records["eps"].to_pylist() if e), sorted(eps[broken].tolist()))
 
 
-def test_a_user_defines_success(net, digits):
+def test_a_user_can_define_success(net, digits):
     def confident(logits: Tensor, task: Task) -> Tensor:
         confidence, predicted = logits.softmax(1).max(1)
         return (predicted != task.y) & (confidence > 0.9)
@@ -287,7 +287,7 @@ def test_a_user_defines_success(net, digits):
     assert (fooled[~np.isnan(fooled)] > 0.9).all()
 
 
-def test_the_model_comes_back_as_it_was(net, digits):
+def test_the_model_keeps_its_training_flags_and_gradients(net, digits):
     model = nn.Sequential(net, nn.Dropout(0.5)).train()
     model[0].eval()
     before = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
@@ -299,7 +299,7 @@ def test_the_model_comes_back_as_it_was(net, digits):
     assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()] == before
 
 
-def test_a_stochastic_model_is_named(digits):
+def test_a_stochastic_model_is_warned_about(digits):
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :10] + torch.randn(len(x), 10)
@@ -309,7 +309,7 @@ def test_a_stochastic_model_is_named(digits):
         eb.evaluate(Noisy(), digits, eb.Linf(eps=0.1, **BOX), "uniform-noise")
 
 
-def test_no_example_at_all_is_refused(net, digits):
+def test_empty_data_is_refused(net, digits):
     with pytest.raises(BadInput, match="`data` must hold"):
         eb.evaluate(net, digits.rows(torch.arange(0)), eb.Linf(eps=0.1, **BOX), "fgsm")
 
@@ -357,7 +357,7 @@ def test_the_adversarial_set_loads_with_datasets(net, digits, tmp_path):
         ("target", {"target": 1}),
     ],
 )
-def test_a_resume_that_does_not_match_is_refused_by_name(net, digits, tmp_path, field, change):
+def test_a_resume_with_another_argument_is_refused_by_its_name(net, digits, tmp_path, field, change):
     arguments = {"ball": eb.Linf(eps=0.05, **BOX), "run_dir": tmp_path / "run", **RUN}
     eb.evaluate(net, digits, **arguments)
     with pytest.raises(BadInput, match=f"another `({field}|ball|attacks|stages)`"):
@@ -373,7 +373,7 @@ def test_a_resume_with_other_weights_or_data_is_refused(net, digits, tmp_path):
         eb.evaluate(net, digits.rows(torch.arange(100)), **arguments)
 
 
-def test_a_run_that_is_not_finished_says_so(net, digits, tmp_path):
+def test_loading_an_unfinished_run_is_refused(net, digits, tmp_path):
     eb.evaluate(net, digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)
     (tmp_path / "run" / "records" / "00001.parquet").unlink()
     with pytest.raises(BadInput, match="not finished"):
@@ -393,7 +393,7 @@ DAMAGE = {
 @pytest.mark.parametrize(
     "file", ["stages/00000-00-fgsm.parquet", "stages/00001-clean.parquet", "records/00001.parquet"]
 )
-def test_a_damaged_table_is_named_and_its_remedy_mends_the_run(net, digits, tmp_path, file, kind):
+def test_a_damaged_table_is_named_and_deleting_it_repairs_the_run(net, digits, tmp_path, file, kind):
     path, arguments = tmp_path / "run" / file, (net, digits.rows(torch.arange(60)), eb.Linf(eps=0.05, **BOX), "fgsm")
     whole = eb.evaluate(*arguments, run_dir=tmp_path / "run", shard_size=30)
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
@@ -403,8 +403,8 @@ def test_a_damaged_table_is_named_and_its_remedy_mends_the_run(net, digits, tmp_
     path.unlink()
     with pytest.raises(BadInput, match=path.name if "stages" in file else "not finished"):
         Evaluation.load(tmp_path / "run")
-    mended = eb.evaluate(*arguments, run_dir=tmp_path / "run", shard_size=30)
-    assert mended.records.equals(whole.records)
+    repaired = eb.evaluate(*arguments, run_dir=tmp_path / "run", shard_size=30)
+    assert repaired.records.equals(whole.records)
     assert path.exists()
 
 
@@ -424,10 +424,10 @@ def test_a_damaged_json_file_is_named_with_a_remedy(net, digits, tmp_path, file,
     (tmp_path / file).write_text(whole)
     assert eb.evaluate(*arguments, run_dir=tmp_path, binarization_test=4) == Evaluation.load(
         tmp_path
-    )  # nobody holds the lock
+    )  # the lock is released
 
 
-def test_an_endless_radius_is_not_json(net, digits, tmp_path):
+def test_an_infinite_radius_is_written_as_valid_json(net, digits, tmp_path):
     def refused(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
@@ -442,7 +442,7 @@ def test_an_endless_radius_is_not_json(net, digits, tmp_path):
         eb.evaluate(*arguments, eps=[0.5, 9.0], run_dir=tmp_path)
 
 
-def test_a_resumed_run_makes_only_the_passes_that_are_missing(net, digits, tmp_path):
+def test_a_resumed_run_makes_only_the_missing_model_calls(net, digits, tmp_path):
     model = Counting(net)
     arguments = {"ball": eb.Linf(eps=0.05, **BOX), "run_dir": tmp_path / "run", **RUN}
     ev = eb.evaluate(model, digits, **arguments)
@@ -454,7 +454,7 @@ def test_a_resumed_run_makes_only_the_passes_that_are_missing(net, digits, tmp_p
     assert 0 < model.rows < ev.forwards / 2
 
 
-def test_two_processes_do_not_share_a_directory(net, digits, tmp_path):
+def test_a_run_directory_in_use_is_refused(net, digits, tmp_path):
     from epsball.evaluation.run_directory import RunDir
 
     with RunDir(tmp_path / "run", {}), pytest.raises(BadInput, match="in use"):
@@ -510,8 +510,8 @@ SMALL_STANDARD = ["apgd-ce:steps=12", "apgd-t:steps=8,n_targets=3", "fab-t:steps
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("storage", "attacks"), [("float", SMALL_STANDARD), ("8bit", ["fgsm", "pgd:steps=20"])])
-def test_ten_kills_at_random_moments_leave_other_records(net, tmp_path, storage, attacks):
-    """The attacks of `standard` at small budgets; a forked process is killed as dead as any, and starts sooner."""
+def test_ten_kills_at_random_moments_leave_the_records_unchanged(net, tmp_path, storage, attacks):
+    """The attacks of `standard` at small budgets; the killed process is a fork, which starts faster than a new one."""
     from epsball.models.weights import save_weights
 
     save_weights(net, tmp_path / "net.safetensors")
@@ -529,11 +529,11 @@ def test_ten_kills_at_random_moments_leave_other_records(net, tmp_path, storage,
         assert eb.verify(tmp_path / name, net).agrees
 
 
-# A linear model knows the answer
+# Linear models: the exact answer is known
 
 
 @pytest.mark.parametrize("attacks", ["fgsm", "pgd"])
-def test_the_robust_accuracy_of_a_linear_model_is_the_exact_one(attacks):
+def test_the_robust_accuracy_of_a_linear_model_is_exact(attacks):
     generator = torch.Generator().manual_seed(2)
     x = torch.rand(300, 20, generator=generator, dtype=torch.float64)
     w = torch.randn(20, generator=generator, dtype=torch.float64)
@@ -545,14 +545,14 @@ def test_the_robust_accuracy_of_a_linear_model_is_the_exact_one(attacks):
     assert ev.robust_accuracy == (worst > 0).double().mean().item()
 
 
-def test_an_objective_is_made_for_each_attack_with_its_own_needs(net, digits):
+def test_each_attack_gets_an_objective_with_its_own_needs(net, digits):
     assert Objective(net, eb.PGD().loss).needs == "grad"
     ev = eb.evaluate(net, digits, eb.Linf(eps=0.1, **BOX), ["uniform-noise", "sign-noise", "fgsm"])
     assert [stage.backwards for stage in ev.stages[:3]] == [0, 0, 0]
     assert isinstance(eb.Linf(eps=0.1), Ball)
 
 
-# What a second pair of eyes found
+# Found in review
 
 
 def test_parts_of_a_ball_that_do_not_fit_the_data_are_refused(net, digits):
@@ -561,7 +561,7 @@ def test_parts_of_a_ball_that_do_not_fit_the_data_are_refused(net, digits):
             eb.evaluate(net, digits, eb.Linf(eps=eps, **BOX), "fgsm")
 
 
-def test_radii_per_example_follow_their_examples_through_a_shuffle_and_a_resume(net, digits, tmp_path):
+def test_per_example_radii_follow_their_examples_through_shuffle_and_resume(net, digits, tmp_path):
     generator = torch.Generator().manual_seed(4)
     eps = torch.rand(len(digits), generator=generator) * 0.1
     order = torch.randperm(len(digits), generator=generator)
@@ -572,7 +572,7 @@ def test_radii_per_example_follow_their_examples_through_a_shuffle_and_a_resume(
         eb.evaluate(net, digits.rows(order), eb.Linf(eps=eps, **BOX), run_dir=tmp_path / "run", **RUN)
 
 
-def test_logits_that_are_not_finite_are_no_correct_prediction(digits):
+def test_nonfinite_logits_are_no_correct_prediction(digits):
     zeros = Examples(digits.x, torch.zeros_like(digits.y), digits.ids, 0.0, 1.0, 10, "zeros")
     ev = eb.evaluate(lambda z: z.flatten(1)[:, :10] * torch.nan, zeros, eb.Linf(eps=0.1, **BOX), "uniform-noise")
     assert ev.clean_accuracy == 0
@@ -594,7 +594,7 @@ def test_a_larger_radius_does_not_change_the_curve_at_the_smaller_ones():
     assert [accuracy for _, accuracy in long.curve] == [1, 0, 0]
 
 
-def test_a_resume_with_a_model_that_no_digest_tells_apart_is_refused(net, digits, tmp_path):
+def test_a_resume_with_a_model_of_the_same_digest_but_other_logits_is_refused(net, digits, tmp_path):
     eb.evaluate(lambda z: net(z), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)
     with pytest.raises(BadInput, match="another `model`"):
         eb.evaluate(lambda z: -net(z), digits, eb.Linf(eps=0.05, **BOX), run_dir=tmp_path / "run", **RUN)
@@ -642,7 +642,7 @@ def test_half_precision_runs_through(digits, dtype):
 
 
 @pytest.mark.parametrize("ball", [eb.L1(eps=float("inf"), **BOX), eb.L2(eps=float("inf"), **BOX)])
-def test_an_endless_radius_reaches_the_box_also_where_gradients_are_zero(ball):
+def test_an_infinite_radius_reaches_the_box_even_where_gradients_are_zero(ball):
     x = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
     w = torch.tensor([1.0, -2.0, 0.0, 0.5])
     y = (x @ w > 0.2).long()
@@ -651,7 +651,7 @@ def test_an_endless_radius_reaches_the_box_also_where_gradients_are_zero(ball):
     assert ev.robust_accuracy == 0
 
 
-def test_an_overflow_counts_also_where_the_radius_is_one_per_feature():
+def test_an_overflow_counts_with_per_feature_radii_too():
     def far_is_lost(z: Tensor) -> Tensor:
         lost = z.abs().amax(1, keepdim=True) > 0.05
         return torch.where(lost, torch.nan, torch.cat([z[:, :1] * 0 + 1, z[:, :1] * 0], 1))
