@@ -1,4 +1,4 @@
-"""An evaluation whose attacks climb on the accelerated model: when it is, and that nothing but the time changes."""
+"""An evaluation whose attacks run on the accelerated model: when that is done, and that only the time changes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.mark.parametrize("attacks", [["fgsm", "pgd:steps=10"], ["apgd-t:steps=8,n_targets=2", "square:steps=40"]])
 @pytest.mark.parametrize("storage", ["float", "8bit"])
-def test_acceleration_changes_a_verdict_or_the_count(digits, attacks: list[str], storage: str) -> None:
+def test_acceleration_leaves_results_unchanged(digits, attacks: list[str], storage: str) -> None:
     model, x, y = digits
     plain = eb.evaluate(model, (x, y), BALL, attacks, accelerate=False, storage=storage)
     fast = eb.evaluate(model, (x, y), BALL, attacks, accelerate=FORCED, storage=storage)
@@ -55,14 +55,14 @@ def test_acceleration_changes_a_verdict_or_the_count(digits, attacks: list[str],
     assert again.adversarial.equals(fast.adversarial)
 
 
-def test_what_counts_is_what_the_model_itself_says(digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that fools itself (as a draft in low precision would) must not make an example fall."""
+def test_success_is_checked_on_the_model_itself(digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerated network with wrong predictions (as in low precision) must not add a success."""
     model, x, y = digits
     honest = eb.evaluate(model, (x, y), BALL, "pgd:steps=10", accelerate=False)
 
     class Liar(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
-            return -model(z)  # it calls nearly every example wrong from the start
+            return -model(z)  # misclassifies nearly every example without attack
 
     lying = Accelerated(Liar(), FORCED)
     monkeypatch.setattr("epsball.evaluation.acceleration_policy.accelerate", lambda *_, **__: lying)
@@ -73,7 +73,7 @@ def test_what_counts_is_what_the_model_itself_says(digits, monkeypatch: pytest.M
             assert model(torch.from_numpy(point)[None]).argmax(1) != y[index]
 
 
-def test_resume_makes_another_plan_or_forgets_it(digits, tmp_path: Path) -> None:
+def test_resume_keeps_the_acceleration_plan(digits, tmp_path: Path) -> None:
     model, x, y = digits
     run = {"attacks": ["fgsm", "pgd:steps=10"], "shard_size": 32}
     whole = eb.evaluate(model, (x, y), BALL, **run, accelerate=FORCED, run_dir=tmp_path / "whole")
@@ -91,7 +91,7 @@ def test_resume_makes_another_plan_or_forgets_it(digits, tmp_path: Path) -> None
         eb.evaluate(model, (x, y), BALL, **run, run_dir=plain, accelerate=FORCED)
 
 
-def test_transfer_climbs_on_the_accelerated_source(digits) -> None:
+def test_transfer_attacks_run_on_the_accelerated_source(digits) -> None:
     model, x, y = digits
     source = build("small-cnn", (1, 8, 8), 10)
     plain = eb.evaluate(model, (x, y), BALL, "pgd:steps=10", source=source, accelerate=False)
@@ -99,7 +99,7 @@ def test_transfer_climbs_on_the_accelerated_source(digits) -> None:
     assert fast.records["status"].equals(plain.records["status"])
 
 
-def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_is_made_only_where_it_can_pay(digits, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = digits
     asked: list[int] = []
 
@@ -109,7 +109,7 @@ def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("epsball.evaluation.acceleration_policy.accelerate", noted)
     many, few = eb.PGD(steps=3 * LONG // len(x)), eb.PGD(steps=LONG // len(x) - 1)
-    some = eb.PGD(steps=LONG // len(x) + 2)  # enough if all stood
+    some = eb.PGD(steps=LONG // len(x) + 2)  # enough if all were robust
     far = Linf(eps=1.0, lo=0, hi=1)
 
     def tried(network: object, attack: eb.PGD, ball: Linf) -> bool:
@@ -120,14 +120,14 @@ def test_trial_is_made_where_it_cannot_pay(digits, monkeypatch: pytest.MonkeyPat
 
     assert tried(model, many, BALL)
     assert not tried(model, few, BALL)  # too short
-    assert not tried(model, some, BALL)  # too short for the share that stands
-    assert not tried(model, many, far)  # nothing stands
-    assert not tried(build("small-mlp", (1, 8, 8), 10), many, BALL)  # nothing to win
+    assert not tried(model, some, BALL)  # too short for the share that is robust
+    assert not tried(model, many, far)  # nothing is robust
+    assert not tried(build("small-mlp", (1, 8, 8), 10), many, BALL)  # nothing to accelerate
     assert not tried(lambda z: model(z), many, BALL)
     assert model.training
 
 
-def test_callable_is_accelerated_or_refused_without_a_reason(digits) -> None:
+def test_accelerating_a_callable_is_refused_with_a_reason(digits) -> None:
     model, x, y = digits
     with pytest.raises(BadInput, match="`model` must be a torch module, got function"):
         eb.evaluate(lambda z: model(z), (x, y), BALL, "fgsm", accelerate=True)
@@ -136,9 +136,9 @@ def test_callable_is_accelerated_or_refused_without_a_reason(digits) -> None:
         accelerate(other, x, plan=FORCED)
 
 
-@pytest.mark.parametrize(("forward_ratio", "climbs"), [(1.05, False), (0.8, True)])
-def test_an_attack_without_gradients_climbs_on_a_network_whose_forward_is_slower(
-    digits, monkeypatch: pytest.MonkeyPatch, forward_ratio: float, climbs: bool
+@pytest.mark.parametrize(("forward_ratio", "used"), [(1.05, False), (0.8, True)])
+def test_gradient_free_attacks_use_the_accelerated_network_only_if_its_forward_is_faster(
+    digits, monkeypatch: pytest.MonkeyPatch, forward_ratio: float, used: bool
 ) -> None:
     model, x, y = digits
     rows: list[int] = []
@@ -146,7 +146,7 @@ def test_an_attack_without_gradients_climbs_on_a_network_whose_forward_is_slower
     monkeypatch.setattr(Accelerated, "forward", lambda self, x: rows.append(len(x)) or forward(self, x))
     plan = replace(FORCED, forward_ratio=forward_ratio)
     found = eb.evaluate(model, (x, y), BALL, "square:steps=40", accelerate=plan)
-    assert (sum(rows) > 40 * found.count("robust")) is climbs
+    assert (sum(rows) > 40 * found.count("robust")) is used
     rows.clear()
     eb.evaluate(model, (x, y), BALL, "pgd:steps=10", accelerate=plan)
     assert sum(rows) > 100
