@@ -1,4 +1,4 @@
-"""Two runs side by side: which examples are robust where, is that chance, and where does it come from?"""
+"""Two runs side by side: which examples are robust in which run, whether that may be chance, and what differs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(data: Examples, weight: Tensor = W, eps: float = 0.3, attacks: Any = "fg
     return eb.evaluate(model(weight), data, eb.Linf(eps=eps, lo=-1.5, hi=2), attacks, **more)
 
 
-# What is known
+# Published values
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def run(data: Examples, weight: Tensor = W, eps: float = 0.3, attacks: Any = "fg
         ((36, 12, 2, 0), (0.0569, 0.3404)),
     ],
 )
-def test_newcombes_interval_is_not_the_published_one(table, ends) -> None:
+def test_newcombes_interval_is_the_published_one(table, ends) -> None:
     assert paired_interval(*table) == pytest.approx(ends, abs=6e-4 if len(str(ends[0])) < 7 else 6e-5)
     swapped = paired_interval(table[0], table[2], table[1], table[3])
     assert swapped == pytest.approx((-ends[1], -ends[0]), abs=6e-4)
 
 
-def test_the_interval_of_a_difference_misses_it_too_often() -> None:
+def test_the_interval_of_a_difference_covers_it() -> None:
     """4,000 draws of 150 pairs: a 95 % interval holds the true difference in 93 % of them or more."""
     generator = np.random.default_rng(0)
     for shares in ([0.5, 0.1, 0.02, 0.38], [0.3, 0.05, 0.05, 0.6], [0.9, 0.03, 0.0, 0.07], [0.1, 0.4, 0.3, 0.2]):
@@ -75,7 +75,7 @@ def test_the_interval_of_a_difference_misses_it_too_often() -> None:
         assert covered > 0.93
 
 
-def test_mcnemars_test_is_not_exact() -> None:
+def test_mcnemars_test_is_exact() -> None:
     from math import comb
 
     for a in range(9):
@@ -96,11 +96,11 @@ def test_wilsons_interval_solves_its_own_equation() -> None:
 # Two runs
 
 
-def test_pairs_are_counted_by_place_and_not_by_id(data: Examples) -> None:
+def test_pairs_are_counted_by_id(data: Examples) -> None:
     a, b = run(data), run(data.rows(torch.randperm(120, generator=torch.Generator().manual_seed(1))), V)
     found = compare(a, b)
-    held = [dict(zip(ev.records["id"].to_pylist(), ev.records["status"].to_pylist(), strict=True)) for ev in (a, b)]
-    robust = [{id for id, status in part.items() if status == "robust"} for part in held]
+    statuses = [dict(zip(ev.records["id"].to_pylist(), ev.records["status"].to_pylist(), strict=True)) for ev in (a, b)]
+    robust = [{id for id, status in part.items() if status == "robust"} for part in statuses]
     assert (found.both, found.only_a, found.only_b) == (
         len(robust[0] & robust[1]),
         len(robust[0] - robust[1]),
@@ -121,7 +121,7 @@ def test_pairs_are_counted_by_place_and_not_by_id(data: Examples) -> None:
     assert json.loads(json.dumps(found.summary()))["sentence"] == found.sentence
 
 
-def test_a_run_differs_from_itself(data: Examples, tmp_path: Path) -> None:
+def test_a_run_equals_itself(data: Examples, tmp_path: Path) -> None:
     ev = run(data, run_dir=tmp_path / "a")
     found = compare(ev, tmp_path / "a")
     assert (found.only_a, found.only_b, found.difference, found.p_value) == (0, 0, 0, 1)
@@ -147,11 +147,11 @@ def test_a_run_differs_from_itself(data: Examples, tmp_path: Path) -> None:
         ({"batch_size": 32, "shard_size": 17}, ()),
     ],
 )
-def test_what_differs_is_not_said(data: Examples, change: dict[str, Any], differ: tuple[str, ...]) -> None:
+def test_what_differs_is_reported(data: Examples, change: dict[str, Any], differ: tuple[str, ...]) -> None:
     assert compare(run(data), run(data, **change)).differ == differ
 
 
-def test_another_ball_is_not_said(data: Examples) -> None:
+def test_another_ball_is_reported(data: Examples) -> None:
     a = run(data)
     assert compare(a, eb.evaluate(model(W), data, eb.L2(eps=0.3, lo=-1.5, hi=2), "fgsm")).differ == ("ball",)
     assert compare(a, eb.evaluate(model(W), data, eb.Linf(eps=0.3, lo=-2, hi=2), "fgsm")).differ == ("ball",)
@@ -183,7 +183,7 @@ def test_the_sentence_names_the_more_robust_model_or_the_stronger_attacks(data: 
     assert even.sentence == "Equal robust accuracy; 2 examples are robust in A only, and as many in B only."
 
 
-def test_examples_of_one_run_only_are_compared(data: Examples) -> None:
+def test_examples_of_one_run_only_are_left_out(data: Examples) -> None:
     a, b = run(data.rows(torch.arange(100))), run(data.rows(torch.arange(30, 120)), eps=0.5)
     found = compare(a, b)
     assert found.n == 70
@@ -193,7 +193,7 @@ def test_examples_of_one_run_only_are_compared(data: Examples) -> None:
     assert found.accuracy_a == np.mean([part == "robust" for part in shared])
 
 
-def test_examples_that_a_target_sets_apart_are_compared(data: Examples) -> None:
+def test_examples_already_at_the_target_are_left_out(data: Examples) -> None:
     a, b = (run(data, eps=eps, target=1) for eps in (0.2, 0.6))
     found = compare(a, b)
     assert found.n == a.count("robust") + a.count("fooled")
@@ -201,7 +201,7 @@ def test_examples_that_a_target_sets_apart_are_compared(data: Examples) -> None:
     assert found.accuracy_b == b.robust_accuracy
 
 
-def test_runs_on_other_data_are_compared(data: Examples) -> None:
+def test_runs_on_other_data_are_refused_or_marked(data: Examples) -> None:
     a = run(data)
     with pytest.raises(BadInput, match="must be runs on the same data, got table"):
         compare(a, run(replace(data, x=data.x * 0.9, name="other")))
