@@ -1,4 +1,4 @@
-"""What the doubles prove about Attack, State, Point and the direct call."""
+"""Attack, State, Point and the direct call, tested with small attacks made for these tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BALL = eb.Linf(eps=0.3, lo=0, hi=1)
 @pytest.mark.parametrize(
     ("needs", "shown"), [("grad", {"logits", "loss", "grad"}), ("logits", {"logits", "loss"}), ("label", set())]
 )
-def test_point_shows_what_needs_does_not_declare(needs: str, shown: set[str]) -> None:
+def test_point_shows_only_what_needs_declares(needs: str, shown: set[str]) -> None:
     x, y = batch_of(4, (5,), 3)
     with Objective(mlp((5,), 3), margin, needs=needs) as objective:
         point = objective(x, task_of(x, y, BALL))
@@ -52,7 +52,7 @@ def test_point_shows_what_needs_does_not_declare(needs: str, shown: set[str]) ->
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
 @pytest.mark.parametrize("classes", [1, 2, 10])
-def test_k_columns_of_loss_are_not_k_backwards_on_one_forward(classes: int, shape: tuple[int, ...]) -> None:
+def test_k_columns_of_loss_are_k_backwards_on_one_forward(classes: int, shape: tuple[int, ...]) -> None:
     x, y = batch_of(4, shape, classes)
     model = Counting(linear(shape, classes))
     attack, k = DeepFoolStep(), max(classes, 2)
@@ -66,7 +66,7 @@ def test_k_columns_of_loss_are_not_k_backwards_on_one_forward(classes: int, shap
     assert point.loss.shape == (4, k)
 
 
-def test_deepfool_step_misses_the_border_of_a_linear_model() -> None:
+def test_deepfool_step_reaches_the_decision_boundary_of_a_linear_model() -> None:
     x = batch(20, (6,))
     model = Counting(linear((6,), 4))
     y = predicted(model, x)
@@ -79,7 +79,7 @@ def test_deepfool_step_misses_the_border_of_a_linear_model() -> None:
     assert (predicted(model, x + (1 - 1e-6) * (x_adv - x)) == y).all()
 
 
-def test_state_map_forgets_a_field_or_mixes_them() -> None:
+def test_state_map_applies_to_every_field() -> None:
     state = Best.at(torch.rand(3, 2, generator=torch.Generator().manual_seed(0)), height=torch.arange(3.0))
     picked = state.map(lambda part: part[[2, 0]])
     assert type(picked) is Best
@@ -95,7 +95,7 @@ def test_state_map_forgets_a_field_or_mixes_them() -> None:
 
 
 @every_attack
-def test_hyperparameters_can_be_changed_in_place(attack: Attack) -> None:
+def test_hyperparameters_are_frozen(attack: Attack) -> None:
     with pytest.raises(FrozenInstanceError):
         attack.restarts = 2
     assert replace(attack, restarts=2).jobs == 2
@@ -104,7 +104,7 @@ def test_hyperparameters_can_be_changed_in_place(attack: Attack) -> None:
 
 @every_attack_and_norm
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
-def test_step_is_not_pure_or_not_row_by_row(attack: Attack, norm: str, shape: tuple[int, ...]) -> None:
+def test_step_is_pure_and_row_by_row(attack: Attack, norm: str, shape: tuple[int, ...]) -> None:
     """Seven steps over seven rows against the same steps over three of them, and the states before and after."""
     x, y = batch_of(7, shape, 3)
     ball = BALLS[norm](eps=EPS[norm], lo=-0.2, hi=1.1)
@@ -126,8 +126,8 @@ def test_step_is_not_pure_or_not_row_by_row(attack: Attack, norm: str, shape: tu
 
 
 @every_attack_and_norm
-def test_rows_of_a_pool_share_a_clock(attack: Attack, norm: str) -> None:
-    """Rows that have made 0, 3 and 5 steps, side by side in one pool, go on as each would with its like."""
+def test_rows_of_a_pool_keep_their_own_step_counts(attack: Attack, norm: str) -> None:
+    """Rows that have made 0, 3 and 5 steps, mixed in one pool, continue as each group would alone."""
     x, y = batch_of(9, (5,), 3)
     task = task_of(x, y, BALLS[norm](eps=EPS[norm], lo=-0.2, hi=1.1), ids=torch.arange(9) + 11, seed=2)
     groups = [(torch.tensor([1, 4, 8]), 0), (torch.tensor([0, 2, 6]), 3), (torch.tensor([3, 5, 7]), 5)]
@@ -152,7 +152,7 @@ def test_rows_of_a_pool_share_a_clock(attack: Attack, norm: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class UntilItsTurn(Attack[State]):
-    """Row `id` ends after id + 1 passes; every pass moves it by one."""
+    """Row `id` ends after id + 1 steps; every step moves it by one."""
 
     needs = "logits"
 
@@ -164,7 +164,7 @@ class UntilItsTurn(Attack[State]):
         return State(z=state.z + 1, best=state.z + 1, t=t, done=t > task.noise.ids)
 
 
-def test_row_that_is_done_moves_on() -> None:
+def test_row_that_is_done_stays_where_it_is() -> None:
     x = torch.zeros(4, 1, dtype=torch.float64)
     model = Counting(weighted(torch.ones(1).double()))
     x_adv = UntilItsTurn()(model, x, 0, eb.Linf(eps=9.0), ids=torch.tensor([2, 0, 4, 1]), success=NEVER)
@@ -173,7 +173,7 @@ def test_row_that_is_done_moves_on() -> None:
 
 
 @pytest.mark.parametrize("name", DOUBLES)
-def test_double_does_not_fool_what_falls_easily(name: str) -> None:
+def test_double_fools_a_model_that_is_easily_fooled(name: str) -> None:
     x = batch(30, (6,))
     model = linear((6,), 3)
     y = predicted(model, x)
@@ -181,7 +181,7 @@ def test_double_does_not_fool_what_falls_easily(name: str) -> None:
 
 
 def test_until_done_stops_at_the_first_success() -> None:
-    """x = 0 climbs by .25 a pass and fools from .4 on: the first point is .5, the closest .4 = .8 x .5."""
+    """x = 0 moves by .25 a step and fools from .4 on: the first success is .5, the closest .4 = .8 x .5."""
     model = weighted(torch.ones(1).double(), -0.399)
     x = torch.zeros(2, 1, dtype=torch.float64)
     ball = eb.Linf(eps=torch.tensor([1.0, 0.1]))
@@ -191,7 +191,7 @@ def test_until_done_stops_at_the_first_success() -> None:
     assert MinimumNorm()(model, x, 0, ball)[1].item() == 0.0  # nothing fools there
 
 
-def test_minimum_norm_hands_over_another_point_than_the_closest_it_saw() -> None:
+def test_minimum_norm_returns_the_closest_adversarial_example_it_saw() -> None:
     x = batch(25, (6,))
     inner = mlp((6,), 3)
     y = predicted(inner, x)
@@ -200,16 +200,16 @@ def test_minimum_norm_hands_over_another_point_than_the_closest_it_saw() -> None
     seen = torch.stack(model.seen)
     fools = torch.stack([predicted(inner, z) != y for z in seen])
     distance = torch.where(fools, (seen - x).square().sum(2).sqrt(), math.inf).amin(0)
-    fell = fools.any(0)
-    assert 5 < fell.sum() < 25
-    assert torch.equal(predicted(inner, x_adv) != y, fell)
-    torch.testing.assert_close((x_adv - x).square().sum(1).sqrt()[fell], distance[fell], rtol=0, atol=1e-14)
-    assert torch.equal(x_adv[~fell], x[~fell])
+    broken = fools.any(0)
+    assert 5 < broken.sum() < 25
+    assert torch.equal(predicted(inner, x_adv) != y, broken)
+    torch.testing.assert_close((x_adv - x).square().sum(1).sqrt()[broken], distance[broken], rtol=0, atol=1e-14)
+    assert torch.equal(x_adv[~broken], x[~broken])
     assert len(seen) == 16
 
 
-def test_phases_do_not_depend_on_the_row() -> None:
-    """Rows of one batch are in different phases; none of them loses height, and each costs what it needs."""
+def test_rows_in_different_phases_do_not_disturb_each_other() -> None:
+    """Rows of one batch are in different phases; the best loss of none decreases, and each makes the steps it needs."""
     x, y = batch_of(30, (6,), 3)
     model, attack = mlp((6,), 3), LineSearch()
     task = task_of(x, y, eb.L2(eps=1.0, lo=0, hi=1))
@@ -227,7 +227,7 @@ def test_phases_do_not_depend_on_the_row() -> None:
     assert state.done.all()
 
 
-def test_random_search_goes_downhill() -> None:
+def test_random_search_increases_the_loss() -> None:
     x, y = batch_of(10, (6,), 3)
     model = Counting(mlp((6,), 3))
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
@@ -238,7 +238,7 @@ def test_random_search_goes_downhill() -> None:
         assert (objective(x_adv, task).loss > objective(x, task).loss).all()
 
 
-def test_label_walk_asks_for_more_than_labels() -> None:
+def test_label_walk_needs_only_labels() -> None:
     x = batch(30, (6,))
     inner = linear((6,), 3)
     y = predicted(inner, x)
@@ -252,10 +252,10 @@ def test_label_walk_asks_for_more_than_labels() -> None:
         replace(LabelWalk(), n_targets=2)(LabelOnly(inner), x, y, ball)
 
 
-# Jobs: starts and aims.
+# Jobs: restarts and target classes.
 
 
-def test_aims_are_not_in_the_order_of_the_clean_logits() -> None:
+def test_target_classes_are_in_the_order_of_the_clean_logits() -> None:
     clean = torch.tensor([[5.0, 1, 3, 3, 2], [0, 1, 2, 3, 4]])
     task = task_of(torch.zeros(2, 1), torch.tensor([0, 4]), eb.Linf(eps=1.0))
     attack = eb.PGD(restarts=2, n_targets=6)
@@ -272,8 +272,8 @@ def test_aims_are_not_in_the_order_of_the_clean_logits() -> None:
 
 
 @pytest.mark.parametrize("attack", [eb.BIM(loss=margin), eb.FGSM(loss=margin), MinimumNorm(loss=margin)])
-def test_aims_of_a_direct_call_are_not_all_tried(attack: Attack) -> None:
-    """Only the least likely class is a success: that is the last aim."""
+def test_a_direct_call_tries_all_target_classes(attack: Attack) -> None:
+    """Only the least likely class is a success: that is the last target class."""
     x, model = batch(6, (3,)), lambda z: 2 * z
     y, last = x.argmax(1), x.argmin(1)
     hit = lambda output, task: output.argmax(1) == last[task.noise.ids]  # noqa: E731
@@ -281,7 +281,7 @@ def test_aims_of_a_direct_call_are_not_all_tried(attack: Attack) -> None:
     assert torch.equal(x_adv.argmax(1), last)
 
 
-def test_aimed_loss_sees_no_aim() -> None:
+def test_targeted_loss_sees_its_target_class() -> None:
     seen: list[Tensor] = []
 
     def spy(logits: Tensor, task: Task) -> Tensor:
