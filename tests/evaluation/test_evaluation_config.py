@@ -40,7 +40,7 @@ def test_radii_are_numbers_or_fractions_and_sorted():
         EvaluationConfig(eps=("0.5", 1 / 2))
 
 
-def test_a_toml_file_gives_flags_and_the_command_line_comes_first(tmp_path: Path):
+def test_a_toml_file_sets_flags_and_the_command_line_overrides_it(tmp_path: Path):
     (tmp_path / "run.toml").write_text('eps = [0.05]\nattacks = ["fgsm"]\nlimit = 20\nepochs = 1\ndiagnose = 0\n')
     done = run("evaluate", "--config", "run.toml", "--eps", "0.1", "0.2", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
