@@ -1,4 +1,4 @@
-"""How far is the border? One run gives every distance, other attacks check them, and the files say the same."""
+"""Distances to the decision boundary: one run gives all of them, other attacks check them, the files agree."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def linear(d: int = 12) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_distances_of_a_linear_model_are_the_exact_ones(norm: str) -> None:
+def test_distances_of_a_linear_model_are_exact(norm: str) -> None:
     model, (x, y) = linear()
     ball = BALLS[norm](eps=0.1, lo=0, hi=1)
     found = eb.evaluate(model, (x, y), ball, [FAB, "apgd:steps=20"], min_norm=True)
@@ -68,7 +68,7 @@ def test_distances_of_a_linear_model_are_the_exact_ones(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_no_attack_of_one_radius_finds_what_the_distances_deny(norm: str) -> None:
+def test_the_curve_is_at_most_that_of_each_attack_alone(norm: str) -> None:
     model, data = subject()
     ball = BALLS[norm](eps=1.0, lo=0, hi=1)
     weak = eb.evaluate(model, data, ball, "fab:minimise=true,steps=2", min_norm=True)
@@ -84,7 +84,7 @@ def test_no_attack_of_one_radius_finds_what_the_distances_deny(norm: str) -> Non
     assert [stage.attack for stage in both.stages[1:]] == ["fab:minimise=true,steps=2", *["apgd:steps=30"] * 3]
 
 
-def test_within_each_distance_a_stronger_attack_finds_nearer_points_and_a_weaker_one_none() -> None:
+def test_a_stronger_attack_shortens_distances_and_a_weaker_one_does_not() -> None:
     model, data = subject()
     ball = eb.L2(eps=0, lo=0, hi=1)
     alone = eb.evaluate(model, data, ball, "fab:minimise=true,steps=1", min_norm=True)
@@ -99,7 +99,7 @@ def test_within_each_distance_a_stronger_attack_finds_nearer_points_and_a_weaker
     assert noise.stages[-1].fooled == 0
 
 
-def test_the_run_directory_says_the_same_and_goes_on_to_the_same_bits(tmp_path) -> None:
+def test_the_run_directory_agrees_and_resumes_to_the_same_bits(tmp_path) -> None:
     model, data = subject()
     ball, attacks = eb.Linf(eps=0.1, lo=0, hi=1), ["fab:minimise=true,steps=3", "deepfool", "apgd:steps=20"]
     whole = eb.evaluate(model, data, ball, attacks, min_norm=True, run_dir=tmp_path / "a", shard_size=32)
@@ -129,7 +129,7 @@ def test_the_run_directory_says_the_same_and_goes_on_to_the_same_bits(tmp_path) 
         eb.evaluate(model, data, ball.with_eps(math.inf), attacks, run_dir=tmp_path / "b", shard_size=32)
 
 
-def test_a_file_of_distances_that_was_edited_is_noticed(tmp_path) -> None:
+def test_edited_distances_are_noticed(tmp_path) -> None:
     from epsball.evaluation import run_directory
 
     model, data = subject()
@@ -148,31 +148,31 @@ def test_a_file_of_distances_that_was_edited_is_noticed(tmp_path) -> None:
     assert eb.verify(tmp_path, model).agrees
 
 
-def test_points_are_kept_in_8_bits_where_they_fool_and_no_further_than_they_are() -> None:
+def test_in_8_bits_adversarial_examples_are_on_the_levels_and_hardly_farther() -> None:
     model, (x, y) = subject()
     x = (x * 255).round() / 255
     with torch.no_grad():
         y = model(x).argmax(1)
     ball = eb.Linf(eps=0, lo=0, hi=1)
     exact = eb.evaluate(model, (x, y), ball, [FAB], min_norm=True)
-    kept = eb.evaluate(model, (x, y), ball, [FAB], min_norm=True, storage="8bit")
-    there = np.isfinite(kept.distances)
-    assert there.mean() > 0.9
-    levels = kept.distances[there] * 255
+    rounded = eb.evaluate(model, (x, y), ball, [FAB], min_norm=True, storage="8bit")
+    finite = np.isfinite(rounded.distances)
+    assert finite.mean() > 0.9
+    levels = rounded.distances[finite] * 255
     assert np.abs(levels - levels.round()).max() < 1e-3
-    assert (kept.distances[there] < exact.distances[there] + 3 / 255).all()
+    assert (rounded.distances[finite] < exact.distances[finite] + 3 / 255).all()
 
 
-def test_of_several_jobs_the_nearest_point_is_the_answer() -> None:
+def test_of_several_jobs_the_nearest_adversarial_example_is_returned() -> None:
     model, data = subject()
     ball = eb.L2(eps=0, lo=0, hi=1)
-    aimed = eb.evaluate(model, data, ball, [f"{FAB},n_targets=3"], min_norm=True)
-    first = eb.evaluate(model, data, ball, [f"{FAB},n_targets=1"], min_norm=True)
-    assert (aimed.distances <= first.distances * (1 + 1e-6)).all()
-    assert (aimed.distances < 0.99 * first.distances).any()
+    three = eb.evaluate(model, data, ball, [f"{FAB},n_targets=3"], min_norm=True)
+    one = eb.evaluate(model, data, ball, [f"{FAB},n_targets=1"], min_norm=True)
+    assert (three.distances <= one.distances * (1 + 1e-6)).all()
+    assert (three.distances < 0.99 * one.distances).any()
 
 
-def test_what_cannot_be_asked_is_refused() -> None:
+def test_arguments_that_do_not_go_together_are_refused() -> None:
     model, data = subject(8)
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
     with pytest.raises(BadInput, match=r"`attacks` must have a minimum-norm attack.*got pgd"):
@@ -189,11 +189,11 @@ def test_every_forward_is_counted() -> None:
     model.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     found = eb.evaluate(model, data, eb.L1(eps=0, lo=0, hi=1), [FAB, "apgd:steps=5"], min_norm=True)
     assert found.forwards == sum(rows)
-    assert found.cost["verification"] > 10 * found.count("fooled")  # drawing the points to the border
+    assert found.cost["verification"] > 10 * found.count("fooled")  # the boundary search
 
 
 @pytest.mark.filterwarnings("ignore:the gradient is exactly zero")
-def test_what_no_point_fools_is_infinitely_far() -> None:
+def test_without_an_adversarial_example_the_distance_is_infinite() -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :3] * 0 + torch.tensor([3.0, 0.0, 0.0])
@@ -223,7 +223,7 @@ class Far(Attack[State]):
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_a_point_far_behind_the_border_is_drawn_to_it_and_still_fools(norm: str) -> None:
+def test_the_boundary_search_ends_at_the_decision_boundary_and_still_fools(norm: str) -> None:
     model, (x, y) = subject()
     ball: Ball = BALLS[norm](eps=math.inf, lo=0, hi=1).bind(x)
     with Objective(model, cross_entropy) as objective:
@@ -233,14 +233,14 @@ def test_a_point_far_behind_the_border_is_drawn_to_it_and_still_fools(norm: str)
         rows = fools.nonzero().squeeze(1)
         assert len(rows) > 10
         task, corner = task.rows(rows), corner[rows]
-        near = boundary_search(objective, task, corner)
-        assert objective.evaluate_at(near, task).fooled.all()
-        reached, began = (task.ball.distance(part, task.x) for part in (near, corner))
+        at_boundary = boundary_search(objective, task, corner)
+        assert objective.evaluate_at(at_boundary, task).fooled.all()
+        reached, began = (task.ball.distance(part, task.x) for part in (at_boundary, corner))
         assert (reached < began).all()
         inner = task.ball.with_eps(reached * (1 - 1e-3) if norm != "l0" else reached - 1).project(corner, task.x)
         assert not objective.evaluate_at(inner, task).fooled.any()
         assert torch.equal(boundary_search(objective, task, task.x), task.x)  # does not fool: comes back as it is
-    if norm != "l0":  # and so a run does, whatever its attack leaves
+    if norm != "l0":  # a run does the same with what an attack returns
         found = eb.evaluate(model, (x, y), ball, [Far()], min_norm=True)
         assert found.distances[rows.numpy()] == pytest.approx(reached.double().numpy(), rel=1e-4)
 
@@ -254,7 +254,7 @@ def test_the_curve_at_one_radius_is_that_of_the_distances() -> None:
 
 
 class Steps(nn.Module):
-    """Units that are 0 or 1: no gradient, and plenty of fooling points."""
+    """Units that are 0 or 1: no gradient, and plenty of adversarial examples."""
 
     def __init__(self, model: nn.Sequential) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Steps(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:the gradient is exactly zero")
-def test_what_hides_its_gradient_is_not_infinitely_far_where_another_attack_finds_a_point(tmp_path) -> None:
+def test_a_gradient_free_attack_finds_finite_distances_where_gradients_are_masked(tmp_path) -> None:
     model, (x, _) = subject()
     model = Steps(model)
     with torch.no_grad():
@@ -280,7 +280,7 @@ def test_what_hides_its_gradient_is_not_infinitely_far_where_another_attack_find
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_where_logits_are_not_finite_no_example_holds_at_any_radius() -> None:
+def test_examples_with_nonfinite_logits_are_robust_at_no_radius() -> None:
     model, (x, y) = subject()
 
     def broken(z: Tensor) -> Tensor:
@@ -293,7 +293,7 @@ def test_where_logits_are_not_finite_no_example_holds_at_any_radius() -> None:
     assert found.accuracy_at(0.05) == 0
 
 
-def test_a_target_s_distances_leave_out_whom_nobody_was_to_drive_there() -> None:
+def test_distances_to_a_target_leave_out_examples_that_were_not_attacked() -> None:
     model, (x, y) = subject()
     radii = [0.05, 0.2]
     found = eb.evaluate(model, (x, y), eb.L2(eps=1, lo=0, hi=1), ["fmn:steps=20"], eps=radii, min_norm=True, target=1)
@@ -302,7 +302,7 @@ def test_a_target_s_distances_leave_out_whom_nobody_was_to_drive_there() -> None
     assert [share for _, share in found.curve] == [found.accuracy_at(eps) for eps in radii]
 
 
-def test_a_border_within_a_rounding_is_found_a_few_levels_away() -> None:
+def test_a_decision_boundary_closer_than_one_level_is_found_a_few_levels_away() -> None:
     x = torch.full((40, 4), 100 / 255)
     weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
 
@@ -315,7 +315,7 @@ def test_a_border_within_a_rounding_is_found_a_few_levels_away() -> None:
     assert (found.distances < 3 / 255).all()
 
 
-def test_a_stochastic_model_is_refused_before_anything_is_made() -> None:
+def test_several_passes_per_point_are_refused_with_min_norm() -> None:
     model, data = subject(8)
     with pytest.raises(BadInput, match="`eot` must be 1 with `min_norm`, got 4"):
         eb.evaluate(model, data, eb.L2(eps=1, lo=0, hi=1), FAB, min_norm=True, eot=4)
