@@ -1,4 +1,4 @@
-"""evaluate(source=): attacks see another model and the model judges; evaluate(eot=): means over a stochastic model."""
+"""evaluate(source=): attacks run on another model and success is checked on the model; evaluate(eot=): means over a stochastic model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRS = {f"{name}-{norm}": (SUITE[name], norm) for name in SUITE for norm in SUI
 
 
 def two() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    """A model and one that is like it, examples, and the labels that the model gives them."""
+    """A model, a source close to it, examples, and the labels that the model gives them."""
     model, source = mlp((20,), 5, seed=5), mlp((20,), 5, seed=5)
     with torch.no_grad():
         for part in source.parameters():
@@ -36,11 +36,11 @@ def fooled(run: eb.Evaluation) -> Tensor:
 
 
 @pytest.mark.parametrize(("attack", "norm"), PAIRS.values(), ids=PAIRS)
-def test_transfer_from_the_model_itself_is_not_the_attack_to_its_end(attack: Attack, norm: str) -> None:
+def test_transfer_from_the_model_itself_is_the_attack_run_to_its_end(attack: Attack, norm: str) -> None:
     """Without a source an attack stops at its first success; a transfer does not know when that is."""
     model, _, x, y = two()
     ball = BALLS[norm](eps=0.8 * EPS[norm], lo=0, hi=1)
-    own = attack.until == "done" or attack is SUITE["label-walk"]  # these look at their own success, on the source
+    own = attack.until == "done" or attack is SUITE["label-walk"]  # these check success themselves, on the source
     end = attack(model, x, y, ball, success=changes_prediction if own else NEVER)
     run = eb.evaluate(model, (x, y), ball, attack, source=model)
     assert torch.equal(fooled(run), (predicted(model, end) != y))
@@ -49,8 +49,8 @@ def test_transfer_from_the_model_itself_is_not_the_attack_to_its_end(attack: Att
 
 
 @pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
-def test_attack_of_a_transfer_asks_the_model(attack: Attack) -> None:
-    """The model has no gradient, and is shown clean examples, half of them thrice, where jobs end, what is kept."""
+def test_attack_of_a_transfer_runs_on_the_source_only(attack: Attack) -> None:
+    """The model has no gradient; it sees clean examples (half of them thrice), the ends of jobs, the stored points."""
     inner, source, x, y = two()
     norm = "linf" if "linf" in attack.norms() else attack.norms()[0]
     shown: list[Tensor] = []
@@ -67,7 +67,7 @@ def test_attack_of_a_transfer_asks_the_model(attack: Attack) -> None:
     assert (seen.backwards > 0) == (attack.needs == "grad")
 
 
-def test_passes_of_a_transfer_are_not_those_that_were_made() -> None:
+def test_model_calls_of_a_transfer_are_those_that_were_made() -> None:
     inner, source, x, y = two()
     for attack in (eb.PGD(steps=4, restarts=2), eb.FGSM(n_targets=2), eb.UniformNoise(restarts=3), MinimumNorm()):
         model, seen = Counting(inner), Counting(source)
@@ -79,11 +79,11 @@ def test_passes_of_a_transfer_are_not_those_that_were_made() -> None:
             ~np.isin(run.records["status"].to_numpy(zero_copy_only=False), ("misclassified",))
         )
         steps = {eb.PGD: 4, eb.FGSM: 1, eb.UniformNoise: 1, MinimumNorm: 16}[type(attack)]
-        # Each job is climbed to its end on the source and looked at once by the model; and one look at x.
+        # Each job runs to its end on the source and is checked once on the model; and one forward at x.
         assert set(attacked["forwards"].to_numpy()) <= {1 + jobs * (steps + 1) for jobs in range(1, attack.jobs + 1)}
 
 
-def test_aims_of_a_transfer_are_ranked_by_the_model() -> None:
+def test_target_classes_of_a_transfer_are_ranked_by_the_source() -> None:
     model, source, x, y = two()
     source = linear((20,), 5, seed=4)
     seen: dict[int, int] = {}
@@ -98,18 +98,18 @@ def test_aims_of_a_transfer_are_ranked_by_the_model() -> None:
     assert [seen[i] for i in range(64)] == ranked[0]
 
 
-def test_transfer_reaches_more_than_the_attack_itself_or_nothing() -> None:
+def test_transfer_breaks_some_examples_and_fewer_than_the_attack_itself() -> None:
     model, source, x, y = two()
     ball = eb.Linf(eps=0.08, lo=0, hi=1)
-    own, near, far = (
+    own, close, far = (
         eb.evaluate(model, (x, y), ball, "pgd:steps=10", source=source).count("fooled")
         for source in (None, source, mlp((20,), 5, seed=9))
     )
-    assert far < near <= own
-    assert near > 0
+    assert far < close <= own
+    assert close > 0
 
 
-def test_source_of_labels_is_not_served() -> None:
+def test_source_that_returns_labels_needs_a_decision_based_attack() -> None:
     model, source, x, y = two()
     ball = eb.Linf(eps=0.2, lo=0, hi=1)
     walked = eb.evaluate(model, (x, y), ball, SUITE["label-walk"], source=LabelOnly(source))
@@ -120,7 +120,7 @@ def test_source_of_labels_is_not_served() -> None:
     assert torch.equal(fooled(judged), fooled(eb.evaluate(model, (x, y), ball, "pgd", source=source)))
 
 
-def test_source_with_other_classes_is_taken() -> None:
+def test_source_with_other_classes_is_refused() -> None:
     model, _, x, y = two()
     assert y.max() > 1
     with pytest.raises(eb.BadInput, match="must be below the 2 classes"):
@@ -129,7 +129,7 @@ def test_source_with_other_classes_is_taken() -> None:
         eb.evaluate(model, (x, y), eb.Linf(eps=0.2), "pgd", source="resnet18")
 
 
-def test_callable_of_a_user_is_handed_the_model_and_not_the_source() -> None:
+def test_callable_of_a_user_is_given_the_source() -> None:
     model, source, x, y = two()
     handed = []
 
@@ -141,7 +141,7 @@ def test_callable_of_a_user_is_handed_the_model_and_not_the_source() -> None:
     assert handed == [source]
 
 
-def test_target_of_a_transfer_is_any_wrong_class() -> None:
+def test_target_of_a_transfer_must_be_reached() -> None:
     model, source, x, y = two()
     ball, target = eb.Linf(eps=0.3, lo=0, hi=1), (y + 1) % 5
     run = eb.evaluate(model, (x, y), ball, "pgd:steps=10", source=source, target=target)
@@ -150,7 +150,7 @@ def test_target_of_a_transfer_is_any_wrong_class() -> None:
     assert torch.equal(predicted(model, torch.from_numpy(points)), target[torch.from_numpy(ids)])
 
 
-def test_flags_of_the_source_do_not_come_back() -> None:
+def test_flags_of_the_source_are_restored() -> None:
     model, _, x, y = two()
     source = mlp((20,), 5, noisy=True)
     source.train()
@@ -161,7 +161,7 @@ def test_flags_of_the_source_do_not_come_back() -> None:
     assert all(part.grad is None for part in source.parameters())
 
 
-def test_resume_with_another_source_mixes_two_runs(tmp_path: Path) -> None:
+def test_resume_with_another_source_is_refused(tmp_path: Path) -> None:
     model, source, x, y = two()
     ball, more = eb.Linf(eps=0.1, lo=0, hi=1), {"run_dir": tmp_path / "run"}
     first = eb.evaluate(model, (x, y), ball, "fgsm", source=source, **more)
@@ -176,8 +176,8 @@ def test_resume_with_another_source_mixes_two_runs(tmp_path: Path) -> None:
 # Means over a stochastic model.
 
 
-def test_mean_of_several_passes_is_no_more_stable_than_one() -> None:
-    """Examples close to a border: the verdicts of two runs with other draws differ less often with eot=16."""
+def test_mean_of_several_passes_is_more_stable_than_one() -> None:
+    """Close to a decision boundary the results of two runs with other draws differ less often with eot=16."""
     inner, _, x, y = two()
     differ = []
     for eot in (1, 16):
@@ -192,21 +192,21 @@ def test_mean_of_several_passes_is_no_more_stable_than_one() -> None:
     assert differ[0] > 2 * differ[1], differ
 
 
-def test_passes_of_a_mean_are_counted_once() -> None:
+def test_every_forward_pass_of_a_mean_is_counted() -> None:
     inner, _, x, y = two()
     for attack, steps in ((eb.PGD(steps=3), 3), (eb.UniformNoise(restarts=2), 2), (eb.FGSM(n_targets=2), 2)):
         for model in (Counting(Stochastic(inner)), Counting(inner)):
             run = eb.evaluate(model, (x, y), eb.Linf(eps=1e-4, lo=0, hi=1), attack, eot=5, batch_size=32)
             assert model.forwards == run.forwards
             assert model.backwards == run.backwards
-        stood = run.records["status"].to_numpy(zero_copy_only=False) == "robust"
-        assert set(run.records["forwards"].to_numpy()[stood]) == {5 * (steps + attack.jobs)}
+        robust = run.records["status"].to_numpy(zero_copy_only=False) == "robust"
+        assert set(run.records["forwards"].to_numpy()[robust]) == {5 * (steps + attack.jobs)}
         assert run.cost["clean"] == 5 * 64
         assert run.probes == 0
 
 
-def test_resume_with_a_stochastic_model_is_refused(tmp_path: Path) -> None:
-    """Its first logits are never what they were."""
+def test_resume_with_a_stochastic_model_is_accepted(tmp_path: Path) -> None:
+    """Its clean logits differ from those of the first run."""
     inner, _, x, y = two()
     more = {"run_dir": tmp_path / "run", "shard_size": 32, "eot": 3}
     model = Stochastic(inner)
@@ -217,7 +217,7 @@ def test_resume_with_a_stochastic_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("eot", [0, -1, 1.5, True, "2"])
-def test_mean_of_no_passes_is_taken(eot: object) -> None:
+def test_eot_below_one_is_refused(eot: object) -> None:
     inner, _, x, y = two()
     with pytest.raises(eb.BadInput, match="`eot` must be"):
         eb.evaluate(inner, (x, y), eb.Linf(eps=0.05), "fgsm", eot=eot)
