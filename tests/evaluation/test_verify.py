@@ -1,4 +1,4 @@
-"""A run verified from its files: nothing is taken from a verdict, and whatever was changed comes out, with its id."""
+"""A run verified from its files: every result is recomputed, and whatever was changed is reported with its id."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def told(found: Verification, what: str | None = None) -> list[tuple[int | None, str]]:
+def reported(found: Verification, what: str | None = None) -> list[tuple[int | None, str]]:
     return [(row.id, row.what) for row in found.differences if what in (None, row.what)]
 
 
@@ -114,7 +114,7 @@ def with_point(
 STAGE = "stages/00001-00-fgsm.parquet"
 
 
-def test_an_untouched_run_differs(net: Net, images: Examples, finished: Path) -> None:
+def test_an_untouched_run_agrees(net: Net, images: Examples, finished: Path) -> None:
     before = [parameter.requires_grad for parameter in net.parameters()]
     net.train()
     found = verify(finished, net)
@@ -138,7 +138,7 @@ def test_an_untouched_run_differs(net: Net, images: Examples, finished: Path) ->
 
 
 @pytest.mark.parametrize("part", ["x_adv", "x"])
-def test_a_flipped_bit_in_a_point_goes_unnoticed(net: Net, run: Path, part: str) -> None:
+def test_a_flipped_bit_in_a_point_is_reported(net: Net, run: Path, part: str) -> None:
     def flip(table: pa.Table) -> pa.Table:
         def change(point: np.ndarray) -> np.ndarray:
             point.view(np.uint8)[5] ^= 1
@@ -149,11 +149,11 @@ def test_a_flipped_bit_in_a_point_goes_unnoticed(net: Net, run: Path, part: str)
     table = run_directory.load(run / STAGE)
     id = table["id"][first_fooled(table)].as_py()
     changed(run / STAGE, flip)
-    assert (id, "checksum") in told(verify(run, net))
-    assert {row for row, _ in told(verify(run, net), "checksum")} == {id}
+    assert (id, "checksum") in reported(verify(run, net))
+    assert {row for row, _ in reported(verify(run, net), "checksum")} == {id}
 
 
-def test_a_point_outside_the_ball_goes_unnoticed(net: Net, run: Path) -> None:
+def test_a_point_outside_the_ball_is_reported(net: Net, run: Path) -> None:
     table = run_directory.load(run / STAGE)
     row = first_fooled(table)
     id = table["id"][row].as_py()
@@ -164,15 +164,15 @@ def test_a_point_outside_the_ball_goes_unnoticed(net: Net, run: Path) -> None:
 
     changed(run / STAGE, partial(with_point, name="x_adv", row=row, change=away))
     found = verify(run, net)
-    assert (id, "containment") in told(found)
-    assert (id, "distance") in told(found)
-    assert {row for row, _ in told(found) if row is not None} == {id}
+    assert (id, "containment") in reported(found)
+    assert (id, "distance") in reported(found)
+    assert {row for row, _ in reported(found) if row is not None} == {id}
     assert found.confirmed == found.fooled - 1
-    assert (None, "accuracy") in told(found)
+    assert (None, "accuracy") in reported(found)
     assert found.robust_accuracy == pytest.approx(eb.Evaluation.load(run).robust_accuracy + 1 / 80)
 
 
-def test_a_point_that_does_not_fool_goes_unnoticed(net: Net, run: Path) -> None:
+def test_a_point_that_does_not_fool_is_reported(net: Net, run: Path) -> None:
     table = run_directory.load(run / STAGE)
     row = first_fooled(table)
     id = table["id"][row].as_py()
@@ -181,13 +181,13 @@ def test_a_point_that_does_not_fool_goes_unnoticed(net: Net, run: Path) -> None:
         x = levels(-1, 1, "float32")[x]
     changed(run / STAGE, partial(with_point, name="x_adv", row=row, change=lambda z: x.astype(z.dtype)))
     found = verify(run, net)
-    assert {(id, "success"), (id, "prediction"), (id, "distance")} <= set(told(found))
-    assert (id, "containment") not in told(found)
-    assert {row for row, _ in told(found) if row is not None} == {id}
-    assert (None, "accuracy") in told(found)
+    assert {(id, "success"), (id, "prediction"), (id, "distance")} <= set(reported(found))
+    assert (id, "containment") not in reported(found)
+    assert {row for row, _ in reported(found) if row is not None} == {id}
+    assert (None, "accuracy") in reported(found)
 
 
-def test_an_example_that_was_moved_goes_unnoticed(net: Net, images: Examples, run: Path) -> None:
+def test_an_example_that_was_moved_is_reported(net: Net, images: Examples, run: Path) -> None:
     table = run_directory.load(run / STAGE)
     row = first_fooled(table)
     id = table["id"][row].as_py()
@@ -197,12 +197,12 @@ def test_an_example_that_was_moved_goes_unnoticed(net: Net, images: Examples, ru
         return x
 
     changed(run / STAGE, partial(with_point, name="x", row=row, change=one_level))
-    assert (id, "distance") in told(verify(run, net))
-    assert (id, "x") in told(verify(run, net, data=images))
+    assert (id, "distance") in reported(verify(run, net))
+    assert (id, "x") in reported(verify(run, net, data=images))
 
 
-def test_a_forged_success_is_believed(net: Net, run: Path) -> None:
-    """A robust example, said to have fallen in its stage and in its record, with a point in the ball."""
+def test_a_forged_success_is_reported(net: Net, run: Path) -> None:
+    """A robust example, marked as fooled in its stage and in its record, with a point in the ball."""
     table = run_directory.load(run / STAGE)
     status = run_directory.load(run / "records/00001.parquet")
     robust = status.filter(pc.equal(status["status"], "robust"))["id"][0].as_py()
@@ -227,8 +227,8 @@ def test_a_forged_success_is_believed(net: Net, run: Path) -> None:
 
     changed(run / "records/00001.parquet", record)
     found = verify(run, net)
-    assert (robust, "clean prediction") in told(found) or (robust, "success") in told(found)
-    assert (None, "count") in told(found)
+    assert (robust, "clean prediction") in reported(found) or (robust, "success") in reported(found)
+    assert (None, "count") in reported(found)
 
 
 # Records
@@ -255,7 +255,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_record_that_was_edited_goes_unnoticed(net: Net, run: Path, name: str) -> None:
+def test_an_edited_record_is_reported(net: Net, run: Path, name: str) -> None:
     what, edit = EDITS[name]
     path = run / "records/00002.parquet"
     table = run_directory.load(path)
@@ -263,63 +263,66 @@ def test_a_record_that_was_edited_goes_unnoticed(net: Net, run: Path, name: str)
     id = table["id"][row].as_py()
     changed(path, lambda table: with_value(table, name, row, edit(table[name][row].as_py())))
     found = verify(run, net)
-    assert (id, what) in told(found)
-    assert {row for row, _ in told(found) if row is not None} == {id}
+    assert (id, what) in reported(found)
+    assert {row for row, _ in reported(found) if row is not None} == {id}
 
 
 @pytest.mark.parametrize("status", ["fooled", "misclassified", "invalid", "at-target"])
-def test_a_robust_example_that_was_counted_otherwise_goes_unnoticed(net: Net, run: Path, status: str) -> None:
+def test_a_robust_example_with_another_status_is_reported(net: Net, run: Path, status: str) -> None:
     path = run / "records/00000.parquet"
     table = run_directory.load(path)
     row = table["status"].to_pylist().index("robust")
     changed(path, lambda table: with_value(table, "status", row, status))
     found = verify(run, net)
-    assert told(found, "status") == [(table["id"][row].as_py(), "status")]
-    assert (None, "accuracy") in told(found)
+    assert reported(found, "status") == [(table["id"][row].as_py(), "status")]
+    assert (None, "accuracy") in reported(found)
 
 
-def test_a_label_that_was_edited_in_every_file_goes_unnoticed(net: Net, images: Examples, run: Path) -> None:
-    """A wrong example becomes a robust one: only the digest of all labels, and the data, know better."""
+def test_a_label_that_was_edited_in_every_file_is_reported(net: Net, images: Examples, run: Path) -> None:
+    """A wrong example becomes a robust one: only the digest of all labels, and the data, reveal it."""
     table = run_directory.load(run / "records/00000.parquet")
     row = table["status"].to_pylist().index("misclassified")
-    id, said = table["id"][row].as_py(), table["clean_prediction"][row].as_py()
+    id, predicted = table["id"][row].as_py(), table["clean_prediction"][row].as_py()
     for path in ("records/00000.parquet", "stages/00000-clean.parquet"):
-        changed(run / path, lambda table: with_value(table, "label", row, said))
+        changed(run / path, lambda table: with_value(table, "label", row, predicted))
     found = verify(run, net)
-    assert (None, "label") in told(found)
-    assert (id, "status") in told(found)
-    assert (id, "label") in told(verify(run, net, data=images))
+    assert (None, "label") in reported(found)
+    assert (id, "status") in reported(found)
+    assert (id, "label") in reported(verify(run, net, data=images))
 
 
 @pytest.mark.parametrize("kind", ["records/00001.parquet", "stages/00001-clean.parquet", STAGE])
 @pytest.mark.parametrize("twice", [False, True])
-def test_a_row_that_is_gone_or_there_twice_goes_unnoticed(net: Net, run: Path, kind: str, twice: bool) -> None:
+def test_a_missing_or_duplicated_row_is_reported(net: Net, run: Path, kind: str, twice: bool) -> None:
     id = run_directory.load(run / kind)["id"][4].as_py()
     rows = [*range(9), *([4] if twice else []), *range(9, run_directory.load(run / kind).num_rows)]
     changed(run / kind, lambda table: table.take(pa.array([row for row in rows if twice or row != 4])))
     found = verify(run, net)
-    assert ((None, "count") if twice else (id, "missing")) in told(found)
+    assert ((None, "count") if twice else (id, "missing")) in reported(found)
 
 
 # Files
 
 
-def test_a_file_that_is_gone_goes_unnoticed(net: Net, run: Path) -> None:
+def test_a_missing_file_is_reported(net: Net, run: Path) -> None:
     records = run_directory.load(run / "records/00001.parquet")
-    fell = records.filter(pc.equal(records["attack"], "fgsm"))["id"].to_pylist()
+    fooled = records.filter(pc.equal(records["attack"], "fgsm"))["id"].to_pylist()
     (run / STAGE).unlink()
     found = verify(run, net)
-    assert {id for id, _ in told(found, "missing")} == {None, *fell}
-    assert {id for id, what in told(found) if what not in ("model calls", "prediction", "confidence")} <= {None, *fell}
-    assert found.confirmed == found.fooled - len(fell)
+    assert {id for id, _ in reported(found, "missing")} == {None, *fooled}
+    assert {id for id, what in reported(found) if what not in ("model calls", "prediction", "confidence")} <= {
+        None,
+        *fooled,
+    }
+    assert found.confirmed == found.fooled - len(fooled)
     (run / "records/00001.parquet").unlink()
     found = verify(run, net)
-    assert {id for id, _ in told(found, "missing")} == {None, *records["id"].to_pylist()}
+    assert {id for id, _ in reported(found, "missing")} == {None, *records["id"].to_pylist()}
     assert found.n == 80 - 30
 
 
-def test_a_bit_flipped_anywhere_in_a_file_goes_unnoticed(net: Net, finished: Path, tmp_path: Path) -> None:
-    """Where nothing is said, the flip was in bytes that say nothing: statistics, or padding."""
+def test_a_bit_flipped_anywhere_in_a_file_is_reported(net: Net, finished: Path, tmp_path: Path) -> None:
+    """Where nothing is reported, the flip was in bytes without content: statistics, or padding."""
     generator = np.random.default_rng(0)
     whole = {path: run_directory.load(finished / path) for path in (STAGE, "records/00001.parquet")}
     noticed = 0
@@ -343,68 +346,70 @@ def test_a_bit_flipped_anywhere_in_a_file_goes_unnoticed(net: Net, finished: Pat
     assert noticed > 10
 
 
-def test_a_configuration_that_was_edited_goes_unnoticed(net: Net, run: Path) -> None:
+def test_an_edited_configuration_is_reported(net: Net, run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
 
     def edited(**change: Any) -> Verification:
         (run / "config.json").write_text(json.dumps(config | change))
         return verify(run, net)
 
-    fooled = {id for id, _ in told(edited(stages=[stage | {"eps": 0.1} for stage in config["stages"]]), "containment")}
+    fooled = {
+        id for id, _ in reported(edited(stages=[stage | {"eps": 0.1} for stage in config["stages"]]), "containment")
+    }
     assert fooled  # a smaller radius is in no point
     wider = edited(stages=[stage | {"eps": 0.4} for stage in config["stages"]])
-    assert fooled <= {id for id, _ in told(wider, "eps")}
+    assert fooled <= {id for id, _ in reported(wider, "eps")}
     lower = edited(ball=config["ball"] | {"hi": 0.0})
-    assert fooled & {id for id, _ in told(lower, "containment")}
+    assert fooled & {id for id, _ in reported(lower, "containment")}
     other = edited(ball=config["ball"] | {"norm": "l1"})
-    assert fooled <= {id for id, _ in told(other, "containment")}
-    assert fooled <= {id for id, _ in told(other, "distance")}
+    assert fooled <= {id for id, _ in reported(other, "containment")}
+    assert fooled <= {id for id, _ in reported(other, "distance")}
     named = edited(stages=[stage | {"attack": "nothing"} for stage in config["stages"]])
-    assert fooled <= {id for id, _ in told(named, "attack")}
+    assert fooled <= {id for id, _ in reported(named, "attack")}
     digest = edited(data=config["data"] | {"labels": "0" * 16})
-    assert told(digest) == [(None, "label")]
-    assert set(told(edited(radii=[0.5]))) == {(None, "eps")}
-    assert (None, "eps") in told(edited(radii=[0.15, 0.5]))
-    assert (None, "eps") in told(edited(ball=config["ball"] | {"eps": 0.5}))
-    assert told(edited(target="tensor 0")) == [(None, "target")]
+    assert reported(digest) == [(None, "label")]
+    assert set(reported(edited(radii=[0.5]))) == {(None, "eps")}
+    assert (None, "eps") in reported(edited(radii=[0.15, 0.5]))
+    assert (None, "eps") in reported(edited(ball=config["ball"] | {"eps": 0.5}))
+    assert reported(edited(target="tensor 0")) == [(None, "target")]
     assert edited().agrees
 
 
 # Models and data
 
 
-def test_a_wrong_model_is_confirmed(net: Net, run: Path) -> None:
+def test_a_wrong_model_is_reported(net: Net, run: Path) -> None:
     found = verify(run, Net(seed=5))
-    assert (None, "model") in told(found)
-    fooled = {id for id, _ in told(found, "confidence")}
+    assert (None, "model") in reported(found)
+    fooled = {id for id, _ in reported(found, "confidence")}
     assert len(fooled) == found.fooled
-    assert {id for id, _ in told(found, "clean prediction")} & fooled
+    assert {id for id, _ in reported(found, "clean prediction")} & fooled
     assert found.confirmed < found.fooled + 1
-    near = Net()
+    close = Net()
     with torch.no_grad():
-        near.last[0, 0] += 1e-7
-    assert told(verify(run, near)) == [(None, "model")]
+        close.last[0, 0] += 1e-7
+    assert reported(verify(run, close)) == [(None, "model")]
 
 
-def test_a_model_that_does_not_fit_crashes(run: Path) -> None:
+def test_a_model_that_does_not_fit_is_refused(run: Path) -> None:
     with pytest.raises(BadInput, match="`model` must take the run's examples"):
         verify(run, nn.Sequential(nn.Flatten(), nn.Linear(15, 4)))
 
 
-def test_other_data_is_taken_for_the_runs(net: Net, images: Examples, finished: Path) -> None:
+def test_other_data_is_reported(net: Net, images: Examples, finished: Path) -> None:
     moved = images.x.clone()
     row = int((images.ids == 7 + 3 * 40).nonzero())
     moved[row, 0, 0, 0] = 0.0123
     found = verify(finished, net, data=from_arrays(moved, images.y, ids=images.ids))
-    assert (None, "data") in told(found)
+    assert (None, "data") in reported(found)
     ev = eb.Evaluation.load(finished)
     if 127 in ev.points()[0].tolist():
-        assert told(found, "x") == [(127, "x")]
+        assert reported(found, "x") == [(127, "x")]
     found = verify(finished, net, data=from_arrays(images.x, (images.y + 1) % 4, ids=images.ids))
-    assert len(told(found, "label")) == 80
+    assert len(reported(found, "label")) == 80
     few = images.rows(torch.arange(70))
     found = verify(finished, net, data=few)
-    assert {id for id, _ in told(found, "missing")} == set(images.ids[70:].tolist())
+    assert {id for id, _ in reported(found, "missing")} == set(images.ids[70:].tolist())
     everything = from_arrays(
         torch.cat([images.x, images.x[:9]]),
         torch.cat([images.y, images.y[:9]]),
@@ -425,7 +430,7 @@ def labels_only(x: Tensor) -> Tensor:
     return linear(x).gt(0).long()
 
 
-def sure(logits: Tensor, task: Task) -> Tensor:
+def confident(logits: Tensor, task: Task) -> Tensor:
     return (logits.argmax(1) != task.y) & (logits.softmax(1).amax(1) > 0.55)
 
 
@@ -459,7 +464,7 @@ def kinds() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "counts": (linear, eb.L0(eps=1, **box), {}),
         "a target": (linear, eb.Linf(eps=0.3, **box), {"target": target}),
         "labels": (labels_only, eb.Linf(eps=0.5, **box), {"attacks": LabelWalk()}),
-        "a success": (linear, eb.Linf(eps=0.3, **box), {"success": sure}),
+        "a success": (linear, eb.Linf(eps=0.3, **box), {"success": confident}),
         "no success at all": (linear, eb.Linf(eps=0.0, **box), {}),
         "bytes": (linear, eb.Linf(eps=0.3, **box), {"storage": "8bit"}),
         "a source": (linear, eb.Linf(eps=0.3, **box), {"source": linear}),
@@ -473,7 +478,7 @@ def kinds() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_a_run_of_its_kind_does_not_verify(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_kind_of_run_verifies(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model, ball, arguments = kinds()[kind]
     arguments = {"attacks": ["fgsm", "pgd:steps=5"], "shard_size": 20} | arguments
     data = table(dtype)
@@ -490,7 +495,7 @@ def test_a_run_of_its_kind_does_not_verify(kind: str, dtype: torch.dtype, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["radii of examples", "a mask", "a box of tensors"])
-def test_a_ball_that_was_edited_goes_unnoticed(kind: str, tmp_path: Path) -> None:
+def test_an_edited_ball_is_reported(kind: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model, ball, _ = kinds()[kind]
@@ -506,18 +511,18 @@ def test_a_ball_that_was_edited_goes_unnoticed(kind: str, tmp_path: Path) -> Non
         parts["hi"][id] -= 5
     save_file(parts, path)
     found = verify(tmp_path / "run", model)
-    assert (None, "ball") in told(found)
-    assert (id, "containment") in told(found)
+    assert (None, "ball") in reported(found)
+    assert (id, "containment") in reported(found)
     if kind != "a mask":
-        assert {row for row, what in told(found) if row is not None} == {id}
+        assert {row for row, what in reported(found) if row is not None} == {id}
     path.unlink()
     found = verify(tmp_path / "run", model)
-    assert (None, "ball") in told(found)
+    assert (None, "ball") in reported(found)
     assert found.confirmed == 0
-    assert {row for row, _ in told(found, "containment")} == set(ev.points()[0].tolist())
+    assert {row for row, _ in reported(found, "containment")} == set(ev.points()[0].tolist())
 
 
-def test_a_stochastic_model_is_asked_once_where_the_run_asked_often(tmp_path: Path) -> None:
+def test_a_stochastic_model_is_verified_with_the_eot_of_the_run(tmp_path: Path) -> None:
     class Noisy(nn.Module):
         asked = 0
 
@@ -532,10 +537,10 @@ def test_a_stochastic_model_is_asked_once_where_the_run_asked_often(tmp_path: Pa
     assert found.eot == 4
     assert model.asked >= 4 * 2 * ev.count("fooled")
     assert (found.fooled, found.confirmed) == (ev.count("fooled"), ev.count("fooled"))
-    assert {what for _, what in told(found)} <= {"confidence"}
+    assert {what for _, what in reported(found)} <= {"confidence"}
 
 
-def test_what_is_no_run_is_verified(tmp_path: Path, net: Net, run: Path) -> None:
+def test_what_is_no_run_is_refused(tmp_path: Path, net: Net, run: Path) -> None:
     with pytest.raises(BadInput, match="`run_dir` must be the directory of a run"):
         verify(tmp_path / "nothing", net)
     config = json.loads((run / "config.json").read_text())
