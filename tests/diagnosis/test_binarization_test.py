@@ -1,4 +1,4 @@
-"""The binarization test: what is planted exists, strong attacks find it, and weak ones fail the test."""
+"""The binarization test: planted adversarial examples exist, strong attacks find them, weak ones fail the test."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_point_among_the_others_cannot_be_separated():
     assert separate(np.zeros((4, 3)), np.zeros(3)) is None
 
 
-# What is planted.
+# Planted adversarial examples.
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -123,7 +123,7 @@ def test_a_planted_example_is_in_the_ball_and_inner_points_are_not_adversarial(n
             assert not headed.evaluate_at(planted_examples.scattered(replace(inner, ball=small)), inner).fooled.any()
 
 
-def test_the_edge_of_every_ball_is_random_and_keyed_by_the_example(digits):
+def test_points_at_the_edge_of_every_ball_are_random_and_keyed_by_the_example(digits):
     for norm, ball in BALLS.items():
         task = task_of(digits.x, digits.y, ball, ids=digits.ids, seed=3)
         points = at_edge(task)
@@ -183,7 +183,7 @@ class Post(Wrapper):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "batch_size"),
+    ("model", "shape", "n_features"),
     [
         (mlp((6,), 3), (6,), 16),
         (linear((6,), 1, squeeze=True), (6,), 6),
@@ -193,13 +193,13 @@ class Post(Wrapper):
         (Wrapper(mlp((6,), 3)).model, (6,), 16),
     ],
 )
-def test_the_features_are_what_the_last_layer_is_shown(model: nn.Module, shape: tuple[int, ...], batch_size: int):
+def test_the_features_are_the_input_of_the_last_layer(model: nn.Module, shape: tuple[int, ...], n_features: int):
     x = torch.rand(5, *shape, generator=rng(), dtype=torch.float64)
     layer = last_linear(model, x)
     assert isinstance(layer, nn.Linear)
     with Featured(model, layer) as featured:
         features = featured.forward(x)
-        assert features.shape == (5, batch_size)
+        assert features.shape == (5, n_features)
     torch.testing.assert_close(layer(features).reshape(5, -1), model(x).reshape(5, -1))
     assert not layer._forward_hooks
 
@@ -277,7 +277,7 @@ def test_masked_gradients_fail_the_test_and_random_search_passes(net, digits):
     assert found.passed, found.sentence
 
 
-def test_rounded_logits_are_part_of_what_is_tested(net, digits):
+def test_rounded_logits_are_tested_as_they_are(net, digits):
     def rounded(x: Tensor) -> Tensor:
         return (net(x) * 1000).round()
 
@@ -324,7 +324,7 @@ def test_the_test_is_inconclusive_where_random_search_finds_everything():
     assert "inconclusive, too easy" in found.sentence
 
 
-def test_nothing_can_be_planted_in_a_ball_of_radius_0(net, digits):
+def test_in_a_ball_of_radius_0_nothing_is_planted_and_the_test_is_inconclusive(net, digits):
     found = binarization_test(net, digits, eb.Linf(eps=0.0, **BOX), "pgd", n=8)
     assert (found.n, found.found, found.skipped) == (0, 0, 8)
     assert found.inconclusive
@@ -332,7 +332,7 @@ def test_nothing_can_be_planted_in_a_ball_of_radius_0(net, digits):
     assert "inconclusive, nothing could be planted" in found.sentence
 
 
-def test_there_may_be_fewer_examples_than_requested(net, digits):
+def test_fewer_examples_than_requested_are_accepted(net, digits):
     data = digits.rows(torch.arange(20))
     with torch.no_grad():
         correct = int((net(data.x).argmax(1) == data.y).sum())
@@ -345,7 +345,7 @@ def test_there_may_be_fewer_examples_than_requested(net, digits):
     assert not found.passed
 
 
-def test_only_what_is_classified_correctly_takes_part_first_ids_first(net, digits):
+def test_correctly_classified_examples_take_part_in_the_order_of_their_ids(net, digits):
     with torch.no_grad():
         correct = digits.ids[net(digits.x).argmax(1) == digits.y].sort().values
     shuffled = digits.rows(torch.randperm(len(digits), generator=rng(2)))
@@ -374,7 +374,7 @@ def flags_of(model: nn.Module) -> list[tuple[bool, int, int]]:
 
 
 @pytest.mark.parametrize("at", [0.02, 0.3, 0.99])
-def test_a_model_is_not_changed_also_after_an_exception(digits, at: float):
+def test_a_model_is_unchanged_even_after_an_exception(digits, at: float):
     """`at` is the share of all model calls after which one fails: in the features, under attack, in the control."""
     inside = mlp((1, 8, 8), 10, noisy=True).float()
     inside[1].weight.requires_grad_(False)
@@ -409,7 +409,7 @@ def test_the_data_is_not_changed_and_model_calls_are_counted(net, digits):
     found = binarization_test(counting, digits, BALLS["linf"], ["fgsm"], n=32)
     assert torch.equal(digits.x, before)
     assert found.backwards == found.n
-    assert found.forwards == 2 * found.n  # one for the gradient, one where it led
+    assert found.forwards == 2 * found.n  # one for the gradient, one at the end of the step
 
 
 def test_float64_stays_float64(digits):
@@ -443,7 +443,7 @@ def test_a_callable_gets_a_model_with_the_head_of_its_example(net, digits):
     assert found.found_by == (("climb", found.n),)
 
 
-def test_a_callable_that_leaves_the_ball_has_found_nothing(net, digits):
+def test_points_outside_the_ball_and_correctly_classified_ones_are_not_found(net, digits):
     far = binarization_test(
         net, digits, BALLS["linf"], lambda model, x, y, ball: x + 100 * (torch.rand_like(x) - 0.5), n=8
     )
@@ -473,17 +473,17 @@ def test_attacks_run_in_order_each_on_what_those_before_it_missed(net, digits):
         ({"attacks": "l1-apgd"}, "`ball` must be"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused_by_name(net, digits, arguments: dict, says: str):
+def test_bad_arguments_are_refused_by_name(net, digits, arguments: dict, says: str):
     with pytest.raises(BadInput, match=says):
         binarization_test(**({"model": net, "data": digits, "ball": BALLS["linf"], "attacks": "pgd"} | arguments))
 
 
-def test_a_model_of_labels_has_no_features(net, digits):
+def test_a_model_that_returns_labels_is_refused(net, digits):
     with pytest.raises(BadInput, match="must return logits for the binarization test"):
         binarization_test(LabelOnly(net), digits, BALLS["linf"], "pgd", n=4)
 
 
-def test_ids_given_twice_are_refused(net, digits):
+def test_duplicate_ids_are_refused(net, digits):
     with pytest.raises(BadInput, match="distinct"):
         binarization_test(net, replace(digits, ids=torch.zeros_like(digits.ids)), BALLS["linf"], "pgd", n=4)
 
@@ -491,7 +491,7 @@ def test_ids_given_twice_are_refused(net, digits):
 # In an evaluation.
 
 
-def test_an_evaluation_keeps_its_binarization_test(net, digits, tmp_path):
+def test_an_evaluation_stores_its_binarization_test(net, digits, tmp_path):
     arguments = (net, digits.rows(torch.arange(24)), BALLS["linf"], ["fgsm", eb.PGD(steps=10)])
     plain = eb.evaluate(*arguments, run_dir=tmp_path)
     assert plain.binarization_test is None
@@ -505,7 +505,7 @@ def test_an_evaluation_keeps_its_binarization_test(net, digits, tmp_path):
     assert ev.records.equals(plain.records)
 
 
-def test_a_kept_result_is_reused_unless_another_number_is_requested(net, digits, tmp_path, monkeypatch):
+def test_a_stored_result_is_reused_unless_another_number_is_requested(net, digits, tmp_path, monkeypatch):
     made = []
 
     def counted(*arguments, n: int, **options) -> BinarizationTest:
@@ -555,7 +555,7 @@ def test_the_binarization_test_does_not_depend_on_the_target(net, digits):
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
 
 
-def test_a_transfer_has_no_binarization_test(net, digits):
+def test_a_transfer_with_a_binarization_test_is_refused(net, digits):
     with pytest.raises(BadInput, match="`binarization_test` must be 0 with a `source`"):
         eb.evaluate(net, digits, BALLS["linf"], "pgd", source=net, binarization_test=8)
     with pytest.raises(BadInput, match="`binarization_test` must be >= 0"):
@@ -575,7 +575,7 @@ def test_the_command_line_prints_the_result():
     assert "`--binarization-test` must be >= 0" in done.stderr
 
 
-def test_noise_of_the_model_is_averaged(net, digits):
+def test_attacks_find_planted_examples_of_a_noisy_model_with_eot(net, digits):
     class Noisy(Wrapper):
         def __init__(self, model: nn.Module) -> None:
             super().__init__(model)
@@ -602,7 +602,7 @@ def test_the_test_is_failed_below_95_percent_and_inconclusive_from_50_percent_ra
     assert (test.too_weak, test.inconclusive, test.passed) == (weak, nothing, not weak and not nothing)
 
 
-def test_no_warning_where_all_is_well(net, digits):
+def test_a_sound_model_causes_no_warning(net, digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         binarization_test(net, digits, BALLS["linf"], ["fgsm", "pgd"], n=8)
