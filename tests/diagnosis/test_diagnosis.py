@@ -62,14 +62,14 @@ def test_attacks_break_a_saturated_model_once_its_logits_are_divided():
     ((_, attack),) = change.applied([("pgd", PGD(steps=20))])
     before = PGD(steps=20)(model, data.x, data.y, BALL)
     after = attack(model, data.x, data.y, BALL)
-    fell = [int((model(z).argmax(1) != data.y).sum()) for z in (data.x, before, after)]
-    assert fell[1] <= fell[0] + 2  # cross-entropy itself has no slope
+    broken = [int((model(z).argmax(1) != data.y).sum()) for z in (data.x, before, after)]
+    assert broken[1] <= broken[0] + 2  # cross-entropy itself has no gradient
     same = broken_defences.network("plain", 0)
     sound = PGD(steps=20)(same, data.x, data.y, BALL)
-    assert fell[2] >= int((same(sound).argmax(1) != data.y).sum()) - 2
+    assert broken[2] >= int((same(sound).argmax(1) != data.y).sum()) - 2
 
 
-def test_a_reaction_adds_averaging_and_search_and_changes_nothing_for_sound_models():
+def test_a_reaction_adds_eot_and_square_and_changes_nothing_for_sound_models():
     data = broken_defences.digits("test")
     noisy = react(probe(broken_defences.network("noise", 0), data, BALL), BALL)
     assert (noisy.eot, noisy.search) == (DRAWS, False)
@@ -103,7 +103,7 @@ def test_only_the_cross_entropy_is_divided_by_the_temperature():
 
 @pytest.mark.parametrize("text", ["pgd:steps=7", "apgd:steps=12", "fgsm", "square:steps=15", "fab:steps=9"])
 @pytest.mark.parametrize("squeeze", [False, True], ids=["(n, 1)", "(n,)"])
-def test_a_trace_ends_where_the_attack_itself_ends(text: str, squeeze: bool):
+def test_a_trace_ends_where_the_attack_ends(text: str, squeeze: bool):
     x, y = nets.batch_of(12, (5,), 2)
     model = nets.linear((5,), 1, squeeze=squeeze)
     y = nets.predicted(model, x)
@@ -162,7 +162,7 @@ def test_a_sound_network_passes_its_checks_in_every_norm(norm: type, dtype: torc
     ],
     ids=["infinite", "no box", "per example", "mask"],
 )
-def test_any_ball_can_be_diagnosed_also_with_one_logit(ball: eb.Linf):
+def test_any_ball_can_be_diagnosed_even_with_one_logit(ball: eb.Linf):
     model = nets.linear((5,), 1)
     x = nets.batch(20, (5,))
     found = eb.diagnose(model, (x, nets.predicted(model, x)), ball)
@@ -206,7 +206,7 @@ def test_no_check_fails_where_nothing_is_classified_correctly():
 # The record, and side effects
 
 
-def test_the_model_and_the_generators_are_not_changed_and_a_seed_repeats_the_result():
+def test_the_model_and_generators_are_unchanged_and_a_seed_repeats_the_result():
     model = broken_defences.network("noise", 0).train()
     first = next(model.parameters())
     first.requires_grad_(False)
@@ -225,7 +225,7 @@ def test_the_model_and_the_generators_are_not_changed_and_a_seed_repeats_the_res
         model.eval()
 
 
-def test_a_kept_diagnosis_loads_equal_and_a_damaged_one_is_refused(tmp_path):
+def test_a_stored_diagnosis_loads_equal_and_a_damaged_one_is_refused(tmp_path):
     found = eb.diagnose(broken_defences.network("quantised", 0), broken_defences.digits("test"), BALL, "fgsm", n=30)
     assert Diagnosis.kept(tmp_path) is None
     found.keep(tmp_path)
@@ -292,16 +292,16 @@ def test_an_unknown_fault_is_refused_with_the_most_similar_name():
         broken_defence((4,), 3, "kwiners")
 
 
-def test_block_rounding_keeps_what_it_does_not_round():
+def test_block_rounding_rounds_to_its_levels():
     from epsball.models.broken_defences import QUALITY, BlockRounding
 
     flat = torch.full((1, 1, 8, 8), 2 * QUALITY / 8)  # the mean's coefficient is 8 times it
     assert torch.allclose(BlockRounding()(flat), flat, atol=1e-6)
-    near = flat + 1e-3 * torch.randn(1, 1, 8, 8, generator=nets.rng())
-    assert torch.allclose(BlockRounding()(near), flat, atol=1e-6)
+    noisy = flat + 1e-3 * torch.randn(1, 1, 8, 8, generator=nets.rng())
+    assert torch.allclose(BlockRounding()(noisy), flat, atol=1e-6)
 
 
-def test_attacks_on_other_losses_are_not_changed():
+def test_attacks_with_other_losses_are_unchanged():
     assert Reaction(temperature=5.0).applied([("pgd", PGD(loss=margin))]) == [("pgd", PGD(loss=margin))]
     assert Reaction().applied([("pgd", PGD())]) == [("pgd", PGD())]
 
