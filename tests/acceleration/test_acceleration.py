@@ -32,7 +32,7 @@ def data(shape: tuple[int, ...], n: int, seed: int = 1) -> Tensor:
 
 
 def everything(model: nn.Module) -> list[Any]:
-    """All that a caller could find changed, but the tensors."""
+    """Everything observable of a model, except its tensors."""
     parts = list(model.modules())
     found: list[Any] = [(id(part), type(part), part.training, sorted(vars(part))) for part in parts]
     for part in parts:
@@ -81,7 +81,7 @@ def assert_same(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], w
 
 
 @every_network
-def test_a_rewritten_network_is_the_original_s_function_on_other_data_or_refused(name: str) -> None:
+def test_a_rewritten_network_agrees_with_the_original_on_other_data_or_is_refused(name: str) -> None:
     model, shape, rewritings = make(name), *ZOO[name][1:]
     plans = plans_of(model, data(shape, 12))
     networks = accelerated(model, data(shape, 12), plans)
@@ -104,7 +104,7 @@ def test_a_rewritten_network_is_the_original_s_function_on_other_data_or_refused
 
 
 @every_network
-def test_the_original_is_untouched_by_all_that_is_tried(name: str) -> None:
+def test_the_original_is_unchanged_by_every_plan(name: str) -> None:
     model, shape = make(name), ZOO[name][1]
     leaves = [part for part in model.modules() if not any(part.children())]
     leaves[0].eval()
@@ -155,7 +155,7 @@ def test_the_graph_of_a_vgg_has_no_norm_no_dropout_and_no_relu_left() -> None:
     assert kinds == {"Convolution", "MaxPool2d", "AvgPool2d", "Flatten", "Linear"}
 
 
-def test_a_second_derivative_of_a_frozen_network_is_that_of_the_original() -> None:
+def test_second_derivatives_of_a_frozen_network_are_those_of_the_original() -> None:
     model = nn.Sequential(
         *(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.ReLU()),
         *(nn.Conv2d(4, 3, 2), nn.Softplus(), nn.Flatten(), nn.Linear(3, 3), nn.Tanh()),
@@ -220,7 +220,7 @@ def test_the_plan_of_a_trial_can_be_used_again() -> None:
         assert torch.equal(one, two)
 
 
-def test_a_plan_says_what_it_is_in_words() -> None:
+def test_a_plan_is_printed_in_words() -> None:
     kernels = {"0": "phases", "3": "phases", "6": "folding", "9": "native"}
     plan = AccelerationPlan("graph", True, kernels, compiled=True, ratio=0.617, seconds=1.26)
     assert str(plan) == (
@@ -237,7 +237,7 @@ def test_a_plan_says_what_it_is_in_words() -> None:
     "record",
     [{"rewriting": "graph", "speed": 1}, {"rewriting": "grph"}, {"kernels": {"0": "winograd"}}, {"kernels": [0]}],
 )
-def test_a_record_that_is_no_plan_is_an_error(record: dict[str, Any]) -> None:
+def test_a_record_that_is_no_plan_is_refused(record: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="must be"):
         AccelerationPlan.from_record(record)
 
@@ -253,12 +253,12 @@ def test_a_record_that_is_no_plan_is_an_error(record: dict[str, Any]) -> None:
         ("listed-untraceable", AccelerationPlan("tree")),
     ],
 )
-def test_a_plan_of_another_model_is_an_error_that_names_it(name: str, plan: AccelerationPlan) -> None:
+def test_a_plan_of_another_model_is_refused(name: str, plan: AccelerationPlan) -> None:
     with pytest.raises(BadInput, match=r"`plan` must be one of this model.*leave it out"):
         accelerate(make(name), data(ZOO[name][1], 8), plan=plan)
 
 
-def test_what_accelerate_cannot_take_is_an_error() -> None:
+def test_bad_arguments_of_accelerate_are_refused() -> None:
     model, x = build("small-mlp", (4,), 3), torch.rand(4, 4)
     with pytest.raises(BadInput, match="`model` must be a torch module"):
         accelerate(lambda z: z, x)  # type: ignore[arg-type]
@@ -281,7 +281,7 @@ def test_flags_are_restored_where_a_plan_is_refused() -> None:
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-def test_under_no_grad_and_from_an_example_with_a_gradient_it_is_the_same() -> None:
+def test_no_grad_and_an_example_that_requires_grad_give_the_same_network() -> None:
     model, x = make("vgg"), data(ZOO["vgg"][1], 8)
     with torch.no_grad():
         network = accelerate(model, x.clone().requires_grad_(), plan=AccelerationPlan("graph"))
@@ -308,7 +308,7 @@ def test_a_wrong_rewriting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs C++")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_network_is_the_original_s_function() -> None:
+def test_a_compiled_network_agrees_with_the_original() -> None:
     model, x = nn.Sequential(nn.Conv2d(1, 2, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), data((1, 4, 4), 1)
     network = accelerate(model, x, plan=AccelerationPlan("graph", kernels={"0": "phases"}, compiled=True))
     assert network.plan.compiled
@@ -317,7 +317,7 @@ def test_a_compiled_network_is_the_original_s_function() -> None:
         assert_same(gradient_pass(model, x), gradient_pass(network, x), "compiled")
 
 
-def test_if_the_compiler_fails_there_is_a_warning_and_the_network_is_not_compiled(
+def test_a_failing_compiler_gives_a_warning_and_an_uncompiled_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fails(*args: object, **options: object) -> nn.Module:
@@ -334,9 +334,9 @@ def test_if_the_compiler_fails_there_is_a_warning_and_the_network_is_not_compile
             assert_same(gradient_pass(model, x), gradient_pass(network, x), "uncompiled")
 
 
-def test_a_network_that_won_once_has_to_win_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rewritten_network_is_used_only_if_faster_in_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = make("mlp"), data(ZOO["mlp"][1], 8)  # no convolutions, whose kernels are timed too
-    rounds = [0.5, 0.7, 0.6]  # the trial, the second look, a forward
+    rounds = [0.5, 0.7, 0.6]  # the trial, the second measurement, a forward
 
     def time_ratios(_, runs):
         ratio = rounds.pop(0)
