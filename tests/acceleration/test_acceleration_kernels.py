@@ -1,4 +1,4 @@
-"""The backward-data of a convolution is the one of autograd, by whatever kernel; and the form for training."""
+"""The backward-data of a convolution is that of autograd with every kernel; and the trainable form."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_backward_data_is_that_of_autograd_at_any_stride_kernel_padding_and_size
         ((3, 3), (2, 2), (0, 0), (3, 3)),  # one place
     ],
 )
-def test_backward_data_at_the_corners(
+def test_backward_data_is_that_of_autograd_in_edge_cases(
     kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]
 ) -> None:
     assert_kernels(kernel, stride, padding, size)
@@ -80,7 +80,7 @@ def test_backward_data_at_the_corners(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rectified", [False, True])
-def test_a_layer_takes_no_rows_and_gives_their_gradient(method: Method, rectified: bool) -> None:
+def test_a_layer_accepts_an_empty_batch_and_gives_its_gradient(method: Method, rectified: bool) -> None:
     layer = convolution(nn.Conv2d(2, 3, 3, stride=2), method=method, rectified=rectified)
     x = torch.rand(0, 2, 7, 7, requires_grad=True)
     (grad,) = torch.autograd.grad(layer(x).sum(), x)
@@ -88,7 +88,7 @@ def test_a_layer_takes_no_rows_and_gives_their_gradient(method: Method, rectifie
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_layer_takes_one_image_without_a_batch(method: Method) -> None:
+def test_a_layer_accepts_one_image_without_a_batch_dimension(method: Method) -> None:
     layer = nn.Conv2d(2, 3, 3, stride=2)
     x = torch.rand(2, 7, 7)
     assert torch.equal(convolution(layer, method=method)(x), layer(x))
@@ -97,7 +97,7 @@ def test_a_layer_takes_one_image_without_a_batch(method: Method) -> None:
 @pytest.mark.parametrize("method", ["phases", "folding"])
 @pytest.mark.parametrize(("stride", "padding"), [((1, 1), (1, 0)), ((2, 3), (1, 2))])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_trainable_form_can_be_derived_twice(
+def test_the_trainable_form_can_be_differentiated_twice(
     method: Method, stride: tuple[int, int], padding: tuple[int, int], bias: bool
 ) -> None:
     layer = nn.Conv2d(2, 2, (3, 2), stride=stride, padding=padding, bias=bias).double()
@@ -112,7 +112,7 @@ def test_the_trainable_form_can_be_derived_twice(
     assert torch.autograd.gradgradcheck(run, given_tensors)
 
 
-def test_kernels_are_chosen_for_every_convolution_that_a_pass_reaches_by_its_shape() -> None:
+def test_a_kernel_is_chosen_for_every_convolution() -> None:
     model = make("vgg").eval()
     network = accelerate(model, data(ZOO["vgg"][1], 4), plan=AccelerationPlan("graph")).network
     chosen = best_kernels(network, data(ZOO["vgg"][1], 4), channels_last=False)
@@ -165,7 +165,7 @@ def test_the_trainable_form_gives_the_gradients_and_statistics_of_the_model(name
             torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12, msg=f"{network.plan}")
 
 
-def test_the_statistics_are_the_model_s_and_move_once_in_a_pass() -> None:
+def test_batch_statistics_are_the_models_and_are_updated_once_a_pass() -> None:
     model = make("vgg").train()
     x = data(ZOO["vgg"][1], 6)
     count = int(model[1].num_batches_tracked)
@@ -187,7 +187,7 @@ def test_the_modes_follow_the_accelerated_network() -> None:
 
 
 @pytest.mark.parametrize("method", ["phases", "folding"])
-def test_steps_of_an_optimiser_are_seen_and_training_ends_where_the_model_s_does(method: Method) -> None:
+def test_training_the_accelerated_network_gives_the_weights_of_training_the_model(method: Method) -> None:
     x, y = data(ZOO["vgg"][1], 16).double(), torch.arange(16) % 5
     ends = []
     for rewritten in (False, True):
@@ -209,7 +209,7 @@ def test_steps_of_an_optimiser_are_seen_and_training_ends_where_the_model_s_does
         torch.testing.assert_close(ends[1][key], value, rtol=1e-8, atol=1e-10)
 
 
-def test_a_penalty_on_the_input_gradient_trains_as_it_does_in_the_model() -> None:
+def test_a_penalty_on_the_input_gradient_has_the_gradients_of_the_model() -> None:
     model = make("post-activation-resnet").double().train()
     x = data(ZOO["vgg"][1], 4).double()
 
@@ -238,7 +238,7 @@ class Centre(nn.Module):
         return self.body(x - self.mean)
 
 
-def test_a_buffer_put_in_the_place_of_another_is_the_model_s_too() -> None:
+def test_a_replaced_buffer_is_shared_with_the_model() -> None:
     model, x = Centre().train(), data((3, 8, 8), 4)
     network = accelerate(model, x, plan=AccelerationPlan("trainable", kernels={"body.0": "phases"}))
     network(x)
@@ -247,7 +247,7 @@ def test_a_buffer_put_in_the_place_of_another_is_the_model_s_too() -> None:
     torch.testing.assert_close(network.eval()(x), model.eval()(x))
 
 
-def test_the_trial_for_training_leaves_the_model_or_takes_its_layers() -> None:
+def test_the_trial_for_training_returns_the_model_or_shares_its_parameters() -> None:
     model, x = make("vgg").train(), data(ZOO["vgg"][1], 8)
     network = accelerate(model, x, trainable=True)
     assert network.plan.rewriting in ("none", "trainable")
