@@ -1,4 +1,4 @@
-"""A draft in lower precision finds no more than the model itself confirms, and what it misses is looked for in full."""
+"""Drafts: attacks in lower precision whose successes the model confirms; what they miss is attacked in full."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def subject() -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor], eb.Ba
         return model, (x, model(x).argmax(1)), eb.Linf(eps=0.004, lo=0, hi=1)
 
 
-def test_on_a_cpu_it_is_refused_with_the_reason() -> None:
+def test_a_draft_on_a_cpu_is_refused_with_the_reason() -> None:
     model, data, ball = subject()
     with pytest.raises(BadInput, match="`draft` must be left out on a cpu, got 'bf16': it is slower"):
         eb.evaluate(model, data, ball, "pgd", draft="bf16")
@@ -31,9 +31,7 @@ def test_on_a_cpu_it_is_refused_with_the_reason() -> None:
         eb.evaluate(model, data, ball, "pgd", draft="fp8")  # type: ignore[arg-type]
 
 
-def test_a_draft_comes_before_each_attack_that_takes_gradients_and_counts_only_what_the_model_confirms(
-    everywhere: None, tmp_path
-) -> None:
+def test_a_draft_precedes_each_gradient_attack_and_its_successes_are_confirmed(everywhere: None, tmp_path) -> None:
     model, data, ball = subject()
     attacks = ["fgsm", "pgd:steps=10", "square:steps=20"]
     found = eb.evaluate(model, data, ball, attacks, draft="bf16", run_dir=tmp_path)
@@ -52,7 +50,7 @@ def test_a_draft_comes_before_each_attack_that_takes_gradients_and_counts_only_w
         eb.evaluate(model, data, ball, attacks, run_dir=tmp_path)
 
 
-def test_what_fools_in_lower_precision_alone_is_not_a_success(everywhere: None) -> None:
+def test_what_fools_only_in_lower_precision_is_not_a_success(everywhere: None) -> None:
     class Cracked(torch.nn.Module):
         """Wrong for every input, but only where products are in bfloat16."""
 
@@ -75,7 +73,7 @@ def test_what_fools_in_lower_precision_alone_is_not_a_success(everywhere: None) 
     assert found.stages[1].unconfirmed == 40
 
 
-def test_logits_come_back_in_the_dtype_of_the_input_with_gradients() -> None:
+def test_logits_have_the_dtype_of_the_input_and_gradients() -> None:
     model, (x, _), _ = subject()
     x = x[:3].requires_grad_()
     logits = draft.Draft(model)(x)
