@@ -1,4 +1,4 @@
-"""Everything that a user may hand over as data, and what is refused."""
+"""Everything accepted as data, and what is refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parquet(folder: Path, images: list[bytes], split: str = "test", **columns: o
     return folder
 
 
-def test_examples_keep_their_ids_when_rows_are_taken():
+def test_examples_keep_their_ids_when_rows_are_selected():
     data = from_arrays(torch.arange(12.0).reshape(4, 3), [0, 1, 2, 1], ids=[7, 3, 9, 1], lo=-1, hi=20)
     some = data.rows(torch.tensor([2, 0]))
     assert (len(some), some.shape, some.classes, some.lo, some.hi) == (2, (3,), 3, -1.0, 20.0)
@@ -107,7 +107,7 @@ def test_arrays_that_break_a_rule_are_refused_with_the_remedy(x, y, more, messag
         from_arrays(x, y, **more)
 
 
-def test_a_box_is_read_in_the_dtype_of_the_data():
+def test_a_box_is_compared_in_the_dtype_of_the_data():
     assert from_arrays(np.full((1, 1), 0.1, dtype=np.float32), [0], lo=0, hi=0.1).hi == 0.1
 
 
@@ -220,7 +220,7 @@ def test_images_that_are_broken_or_of_another_kind_are_refused_with_their_row(tm
         load_data(folder)
 
 
-def test_columns_are_found_by_type_asked_for_by_name_and_listed_where_unclear(tmp_path):
+def test_columns_are_found_by_type_or_name_and_listed_where_ambiguous(tmp_path):
     images = [png(image) for image in pixels(2, 3, 3)]
     none = parquet(tmp_path / "none", images, target=[0, 1])
     with pytest.raises(BadInput, match="not found among the columns img, target; name it with --label-column"):
@@ -254,7 +254,7 @@ def test_rows_without_a_label_are_refused(tmp_path, labels):
         load_data(folder, label_column="target")
 
 
-def test_data_that_are_not_there_are_refused_with_the_nearest_name(tmp_path, monkeypatch):
+def test_missing_data_are_refused_with_the_most_similar_name(tmp_path, monkeypatch):
     (tmp_path / "mnist").mkdir()
     (tmp_path / "file.csv").write_text("a,b\n")
 
@@ -281,7 +281,7 @@ def test_data_that_are_not_there_are_refused_with_the_nearest_name(tmp_path, mon
         load_data("digits", split="validation")
 
 
-def test_loading_shows_no_progress_bars_and_leaves_their_switch_alone(tmp_path, capfd):
+def test_loading_shows_no_progress_bars_and_restores_their_setting(tmp_path, capfd):
     folder = parquet(tmp_path, [png(pixels(3, 3))] * 2)
     assert not datasets.are_progress_bars_disabled()
     load_data(folder)
