@@ -1,4 +1,4 @@
-"""Tables: numbers are read exactly, and what is no number is refused by name."""
+"""Tables: numbers are read exactly, and columns that are not numeric are refused by name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_fraction_after_a_megabyte_of_whole_numbers_is_read(tmp_path: Path):
     assert table.x[-1, 0] == 0.5
 
 
-def test_names_with_dots_spaces_and_quotes_are_read_as_they_are(tmp_path: Path):
+def test_names_with_dots_spaces_and_quotes_are_read_unchanged(tmp_path: Path):
     text = '"petal, width",a.b,"the ""y""",y\n1,2,3,0\n4,5,6,1\n'
     table = read_table(csv(tmp_path, text), 'the "y"', drop=["y"])
     assert table.features == ("petal, width", "a.b")
@@ -98,7 +98,7 @@ def test_labels_keep_their_kind(target: str, kind: str, values: list[Any], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a,b,y\n1,2,0\n3,?,1\n", r"'b' \(first: '\?' in row 1\).*--drop b"),
         ("a,b c,y\n1,x,0\n3,z,1\n", r"'b c' \(first: 'x' in row 0\).*--drop \"b c\""),
@@ -120,8 +120,8 @@ def test_labels_keep_their_kind(target: str, kind: str, values: list[Any], tmp_p
         ("a,y\n1,2020-01-01\n2,2021-01-01\n", "'y' is date32"),
     ],
 )
-def test_what_is_no_number_is_refused_by_name(text: str, said: str, tmp_path: Path):
-    with pytest.raises(BadInput, match=said):
+def test_columns_that_are_not_numeric_are_refused_by_name(text: str, message: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=message):
         read_table(csv(tmp_path, text), "y")
 
 
@@ -137,7 +137,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"target": "spceies"}, "lacks 'spceies'; did you mean 'species'"),
         ({}, "`target` must name the column to predict; .* has 'width', 'height', 'species'"),
@@ -146,8 +146,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
         ({"target": "species", "limit": 0}, "`limit` must be >= 1"),
     ],
 )
-def test_a_typo_is_answered_with_the_most_similar_name(options: dict[str, Any], said: str, tmp_path: Path):
-    with pytest.raises(BadInput, match=said):
+def test_a_typo_is_refused_with_the_most_similar_name(options: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=message):
         read_table(csv(tmp_path, "width,height,species\n1,2,a\n3,4,b\n"), **options)
 
 
@@ -165,11 +165,11 @@ def test_columns_that_a_model_does_not_use_are_ignored(tmp_path: Path):
     np.testing.assert_array_equal(read_table(path, "y", features=["a", "b"]).x, [[1, 2], [3, 4]])
 
 
-@pytest.mark.parametrize(("name", "said"), [("t.txt", "did you mean"), ("u.csv", "did you mean 't.csv'")])
-def test_a_missing_file_is_refused_with_the_most_similar_name(name: str, said: str, tmp_path: Path):
+@pytest.mark.parametrize(("name", "message"), [("t.txt", "did you mean"), ("u.csv", "did you mean 't.csv'")])
+def test_a_missing_file_is_refused_with_the_most_similar_name(name: str, message: str, tmp_path: Path):
     csv(tmp_path, "a,y\n1,0\n")
     csv(tmp_path, "a", "t.tsv")
-    with pytest.raises(BadInput, match=said if name == "u.csv" else "`data` must be one of .csv"):
+    with pytest.raises(BadInput, match=message if name == "u.csv" else "`data` must be one of .csv"):
         read_table(tmp_path / name, "y")
 
 
