@@ -1,4 +1,4 @@
-"""The folder of a trained model: what goes in comes out, and what is damaged or another's is refused by its file."""
+"""The folder of a trained model: it loads as it was written, and damaged or mixed folders are refused by file name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def copy(kept: tuple[nn.Module, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(kept[1], tmp_path / "copy"))
 
 
-def test_a_network_comes_back_with_its_weights_statistics_and_options(kept):
+def test_a_network_loads_with_its_weights_statistics_and_options(kept):
     model, path = kept
     for found in (read_model_folder(path), load_model(str(path), shape=(3, 8, 8), classes=2)):
         assert of_model(found) == of_model(model)
@@ -79,7 +79,7 @@ def test_the_record_is_what_was_written(kept):
     assert config["versions"]["torch"] == torch.__version__
 
 
-def test_the_hub_reads_the_figures_of_the_card(kept):
+def test_the_hub_reads_the_accuracies_of_the_card(kept):
     text = (kept[1] / "README.md").read_text()
     data = ModelCard(text).data
     assert data.pipeline_tag == "image-classification"
@@ -138,17 +138,17 @@ def test_a_users_own_network_is_built_only_when_the_model_is_read(tmp_path, monk
 
 def change(name: str, value: object):
     def changed(path: Path) -> None:
-        told = json.loads((path / "model.json").read_text())
-        (path / "model.json").write_text(json.dumps(told | {name: value}))
+        record = json.loads((path / "model.json").read_text())
+        (path / "model.json").write_text(json.dumps(record | {name: value}))
 
     return changed
 
 
 def without(name: str):
     def changed(path: Path) -> None:
-        told = json.loads((path / "model.json").read_text())
-        del told[name]
-        (path / "model.json").write_text(json.dumps(told))
+        record = json.loads((path / "model.json").read_text())
+        del record[name]
+        (path / "model.json").write_text(json.dumps(record))
 
     return changed
 
@@ -164,7 +164,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (cut("model.json"), r"model\.json is damaged"),
         (lambda path: (path / "model.json").write_text("[1]"), r"model\.json must have the format"),
@@ -186,9 +186,9 @@ def flip(path: Path) -> None:
         (lambda path: (path / "model.json").unlink(), r"no model\.json; name the network, too"),
     ],
 )
-def test_a_damaged_folder_is_refused_by_the_name_of_the_file(copy: Path, damage, said: str):
+def test_a_damaged_folder_is_refused_by_the_name_of_the_file(copy: Path, damage, message: str):
     damage(copy)
-    with pytest.raises(BadInput, match=said) as caught:
+    with pytest.raises(BadInput, match=message) as caught:
         read_model_folder(copy)
     assert str(copy) in str(caught.value)
 
@@ -221,7 +221,7 @@ def test_a_folder_whose_writing_was_interrupted_is_refused(kept, tmp_path, monke
         read_model_folder(again)
 
 
-def test_a_folder_refuses_other_weights_and_examples_of_another_shape(kept, tmp_path):
+def test_other_weights_and_examples_of_another_shape_are_refused(kept, tmp_path):
     _, path = kept
     save_weights(build("preact-resnet18:width=2", (3, 8, 8), 2), tmp_path / "other.safetensors")
     with pytest.raises(BadInput, match="`weights` must be left out with the folder"):
@@ -233,7 +233,7 @@ def test_a_folder_refuses_other_weights_and_examples_of_another_shape(kept, tmp_
     assert load_model(str(path), shape=(3, 8, 8), classes=7)[-1].out_features == 2  # its own classes, not the data's
 
 
-def test_a_built_ins_name_means_the_built_in_and_similar_folders_are_suggested(kept, tmp_path, monkeypatch):
+def test_a_built_in_name_means_the_built_in_and_similar_folders_are_suggested(kept, tmp_path, monkeypatch):
     _, path = kept
     monkeypatch.chdir(tmp_path)
     Path("small-mlp").mkdir()
@@ -244,12 +244,12 @@ def test_a_built_ins_name_means_the_built_in_and_similar_folders_are_suggested(k
     assert not is_folder("net")
     assert load_model("small-mlp", shape=(4,), classes=2)[-1].out_features == 2
     shutil.copytree(path, tmp_path / "runs" / "robust")
-    for wrong, near in (("runs/robusd", "runs/robust"), ("small-mpl", "small-mlp")):
-        with pytest.raises(BadInput, match=f"or a folder that `epsball train` wrote.*did you mean '{near}'"):
+    for wrong, similar in (("runs/robusd", "runs/robust"), ("small-mpl", "small-mlp")):
+        with pytest.raises(BadInput, match=f"or a folder that `epsball train` wrote.*did you mean '{similar}'"):
             load_model(wrong, shape=(3, 8, 8), classes=2)
 
 
-def test_infinite_and_missing_figures_are_written_as_valid_json(tmp_path):
+def test_infinite_and_nan_values_are_written_as_valid_json(tmp_path):
     model = build("small-mlp", (3, 8, 8), 2)
     result = trained(model)
     result = replace(result, epochs=({"loss": float("nan")},))
