@@ -35,7 +35,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 5, 9)])
 @pytest.mark.parametrize("name", ["small-mlp", "small-cnn", "preact_resnet18:width=8", "maxout:units=12,pieces=3"])
-def test_every_model_gives_logits_for_its_shape_and_a_gradient_for_its_input(name, shape):
+def test_every_model_gives_logits_and_an_input_gradient(name, shape):
     model = build(name, shape, 7).eval()
     x = draw(3, *shape).requires_grad_()
     logits = model(x)
@@ -88,7 +88,7 @@ def test_maxouts_weights_are_limited_in_train_mode_unless_frozen():
     torch.testing.assert_close(layer.linear.weight[:5] / norms[:5, None], long[:5] / long[:5].norm(dim=1)[:, None])
 
 
-def test_the_seed_alone_decides_the_weights_and_the_global_generator_is_left_alone():
+def test_the_seed_alone_decides_the_weights_and_the_global_generator_is_unchanged():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one = build("small-cnn", (1, 8, 8), 3, seed=7)
@@ -153,7 +153,7 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_users_factory_module_or_callable_becomes_a_module(users_folder):
+def test_a_users_factory_module_or_callable_is_loaded_as_a_module(users_folder):
     path = list(sys.path)
     x = draw(5, 3)
     assert load_model("users_nets:factory", shape=(3,), classes=2)(x).shape == (5, 2)
@@ -182,12 +182,12 @@ def test_a_name_that_makes_no_model_is_refused_with_the_remedy(users_folder, spe
         load_model(spec, shape=(3,), classes=2)
 
 
-def test_an_import_that_fails_inside_the_users_module_is_shown_as_it_is(users_folder):
+def test_an_import_error_inside_the_users_module_is_raised_unchanged(users_folder):
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         load_model("users_broken:factory", shape=(3,), classes=2)
 
 
-def test_saved_weights_come_back_bit_for_bit_and_nothing_else_is_left_behind(tmp_path):
+def test_saved_weights_load_bit_for_bit_and_leave_no_other_file(tmp_path):
     model, path = net(), tmp_path / "net.safetensors"
     path.write_bytes(b"an older file")
     save_weights(model, path)
@@ -209,7 +209,7 @@ def test_shared_and_strided_tensors_are_saved_under_every_name(tmp_path):
     assert same(fresh, model)
 
 
-def test_an_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_an_interrupted_save_leaves_the_old_file_intact(tmp_path, monkeypatch):
     path = tmp_path / "net.safetensors"
     save_weights(net(), path)
     old = path.read_bytes()
@@ -227,7 +227,7 @@ def test_an_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_state_dict_of_torch_is_read(tmp_path, wrap, suffix, legacy):
+def test_a_torch_state_dict_is_read(tmp_path, wrap, suffix, legacy):
     model, path = net(), tmp_path / f"net{suffix}"
     torch.save(wrap(model.state_dict()), path, _use_new_zipfile_serialization=not legacy)
     other = build("small-mlp", (2, 3), 4, seed=6)
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path, 
     assert same(model, net())
     if how == "pickle":
         pickle.loads(path.read_bytes())
-        assert mark.exists()  # the checkpoint was a dangerous one
+        assert mark.exists()  # unpickled, the checkpoint does run code
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -276,7 +276,7 @@ def test_whole_models_torchscript_and_exported_programs_are_refused(tmp_path):
             load_weights(net(), tmp_path / name)
 
 
-def test_weights_that_do_not_fit_are_refused_by_name_and_the_model_is_untouched(tmp_path):
+def test_weights_that_do_not_fit_are_refused_by_name_and_the_model_is_unchanged(tmp_path):
     path = tmp_path / "net.safetensors"
     state = net().state_dict()
     state["1.weight"], state["9.bias"] = torch.zeros(100, 5), state.pop("5.bias")
