@@ -1,4 +1,4 @@
-"""The command line, end to end; in processes of its own wherever more is asked of it than what it does and says."""
+"""The command line, end to end; in separate processes where the process itself is tested."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def alone(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
 
 
-def widest(said: str, path: Path) -> int:
+def widest(text: str, path: Path) -> int:
     """The longest line, but for those that name a path."""
-    return max(len(line) for line in said.splitlines() if str(path) not in line)
+    return max(len(line) for line in text.splitlines() if str(path) not in line)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_another_command_on_the_same_directory_is_refused_by_name(finished):
     assert "another `--ball`" in other.stderr
 
 
-def test_json_on_stdout_and_nothing_else():
+def test_json_is_all_of_stdout():
     done = alone("evaluate", *QUICK, "--json", "--attacks", "fgsm", "pgd:steps=5", "--eps", "0.02", "8/255")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -93,12 +93,12 @@ def test_json_on_stdout_and_nothing_else():
 
 
 @pytest.mark.parametrize(("share", "code"), [("0.0", 0), ("1", 1)])
-def test_fail_under(share: str, code: int):
+def test_fail_under_sets_the_exit_code(share: str, code: int):
     assert run("evaluate", *QUICK, "--attacks", "fgsm", "--fail-under", share).returncode == code
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["evaluate", "--attacks", "pdg"], "did you mean 'pgd'"),
         (["evaluate", "--modell", "small-mlp"], "--model"),
@@ -125,11 +125,11 @@ def test_fail_under(share: str, code: int):
         (["compare", "nothing", "nothing"], "must be a run directory"),
     ],
 )
-def test_bad_usage_exits_with_2_and_says_what_to_do(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_usage_exits_with_2_and_a_helpful_message(arguments: list[str], message: str, tmp_path: Path):
     np.savez(tmp_path / "rows.npz", x=np.eye(3, dtype=np.float32), y=np.arange(3))
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -143,28 +143,28 @@ def test_help_never_imports_torch():
 
 
 def test_help_fits_80_columns_and_names_every_option():
-    said = run("evaluate", "--help").stdout
-    assert max(map(len, said.splitlines())) <= 80
+    output = run("evaluate", "--help").stdout
+    assert max(map(len, output.splitlines())) <= 80
     for option in ("--model", "--weights", "--data", "--ball", "--attacks", "--eps", "--out", "--json", "--fail-under"):
-        assert option in said
+        assert option in output
     for option in ("--eot", "--source", "--source-weights", "--storage"):
-        assert option in said
+        assert option in output
 
 
-def test_the_list_of_attacks():
+def test_attacks_lists_every_attack_alias_and_protocol():
     listed = json.loads(run("attacks", "--json").stdout)
     assert listed["attacks"]["pgd"]["options"]["steps"] == 40
     assert listed["attacks"]["l1-apgd"]["norms"] == ["l1"]
     assert set(listed["attacks"]) == set(epsball.attacks.ATTACKS)
     assert listed["aliases"]["apgd-t"] == "apgd:loss=dlr,n_targets=9"
     assert listed["protocols"]["standard"]["linf"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    said = run("attacks").stdout
-    assert max(map(len, said.splitlines())) <= 80
+    output = run("attacks").stdout
+    assert max(map(len, output.splitlines())) <= 80
     for name in (*listed["attacks"], *listed["aliases"], *listed["protocols"], "worst-of"):
-        assert name in said
+        assert name in output
 
 
-def test_attack_writes_the_set_and_the_sheet(tmp_path: Path):
+def test_attack_writes_the_adversarial_set_and_the_contact_sheet(tmp_path: Path):
     import datasets
     from PIL import Image
 
@@ -179,11 +179,11 @@ def test_attack_writes_the_set_and_the_sheet(tmp_path: Path):
     assert np.array(loaded[0]["x_adv"]).shape == (1, 8, 8)
     assert sum(loaded["fooled"]) == figures["fooled"]
     with Image.open(out / "sheet.png") as sheet:
-        assert sheet.batch_size > 800
+        assert sheet.width > 800
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 20
 
 
-def test_a_users_own_model_data_and_one_logit(tmp_path: Path):
+def test_a_users_model_with_one_logit_and_own_data_are_evaluated(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "def model():\n"
@@ -194,8 +194,8 @@ def test_a_users_own_model_data_and_one_logit(tmp_path: Path):
     )
     x = np.array([[-2.0, 2.0, 1.0, -3.0, 1.0]], dtype=np.float32)
     np.savez(tmp_path / "mine.npz", x=x, y=np.array([0]))
-    for ask, eps, robust in ((alone, "0.15", 1.0), (run, "0.3", 0.0)):
-        done = ask(
+    for call, eps, robust in ((alone, "0.15", 1.0), (run, "0.3", 0.0)):
+        done = call(
             "evaluate", "--model", "mine:model", "--data", "mine.npz", "--ball", f"linf:{eps}", "--json", cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
@@ -203,7 +203,7 @@ def test_a_users_own_model_data_and_one_logit(tmp_path: Path):
         assert (result["clean_accuracy"], result["robust_accuracy"]) == (1.0, robust)
 
 
-def test_colour_images_from_a_folder(tmp_path: Path):
+def test_colour_images_of_a_folder_are_attacked(tmp_path: Path):
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -221,10 +221,10 @@ def test_colour_images_from_a_folder(tmp_path: Path):
     assert (out / "sheet.png").exists()
 
 
-# Runs checked, and side by side
+# verify and compare
 
 
-def test_the_command_of_a_run_is_kept_for_who_verifies_it(finished):
+def test_the_command_of_a_run_is_stored_for_verify(finished):
     _, out = finished
     command = json.loads((out / "command.json").read_text())
     assert command["command"] == ["epsball", "evaluate", *QUICK, "--out", str(out)]
@@ -239,9 +239,9 @@ def test_a_run_verifies_and_a_changed_one_does_not(finished, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "no differences" in done.stdout
     assert "64 clean predictions made anew (all)" in done.stdout
-    told = json.loads(run("verify", str(out), "--json").stdout)
-    assert (told["agrees"], told["differences"]) == (True, [])
-    assert told["fooled"] == told["confirmed"] == Evaluation.load(out).count("fooled")
+    summary = json.loads(run("verify", str(out), "--json").stdout)
+    assert (summary["agrees"], summary["differences"]) == (True, [])
+    assert summary["fooled"] == summary["confirmed"] == Evaluation.load(out).count("fooled")
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
     path = copy / "records" / "00000.parquet"
     table = run_directory.load(path)
@@ -253,11 +253,11 @@ def test_a_run_verifies_and_a_changed_one_does_not(finished, tmp_path: Path):
     fooled = Evaluation.load(out).points()[0]
     assert f"{len(fooled)} differences on {len(fooled)} examples: {len(fooled)} distance" in done.stdout
     assert str(fooled[0]) in done.stdout
-    told = json.loads(run("verify", str(copy), "--json").stdout)
-    assert {row["id"] for row in told["differences"]} == set(fooled.tolist())
+    summary = json.loads(run("verify", str(copy), "--json").stdout)
+    assert {row["id"] for row in summary["differences"]} == set(fooled.tolist())
 
 
-def test_a_run_verifies_with_another_model_or_one_that_is_not_there(finished, tmp_path: Path):
+def test_a_run_verifies_only_with_its_own_model(finished, tmp_path: Path):
     _, out = finished
     done = run("verify", str(out), "--model", "small-cnn")
     assert done.returncode == 2
@@ -275,8 +275,8 @@ def test_a_run_verifies_with_another_model_or_one_that_is_not_there(finished, tm
     assert run("verify", str(other), "--model", "small-mlp", "--weights", weights).returncode == 0
 
 
-def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_path: Path):
-    """Weights named relative to where the run was made; the source trained on the spot, and kept."""
+def test_a_transfer_in_bytes_to_a_users_weights_verifies_from_elsewhere(tmp_path: Path):
+    """Weights named relative to where the run was made; the source is trained in the run, and stored."""
     from epsball.models.registry import build
     from epsball.models.weights import save_weights
 
@@ -302,7 +302,7 @@ def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--storage", "8bit", "--lo=-inf", "--hi", "inf"], "`--storage` '8bit' must have a box"),
         (["--binarization-test", "4", "--source", "small-cnn"], "`--binarization-test` must be 0 with `--source`"),
@@ -310,10 +310,10 @@ def test_a_transfer_in_bytes_to_a_users_model_cannot_be_verified_elsewhere(tmp_p
         (["--eps", "0.1", "-0.1"], "eps"),
     ],
 )
-def test_a_command_is_refused_before_a_network_is_trained(arguments: list[str], said: str, tmp_path: Path):
+def test_a_command_is_refused_before_a_network_is_trained(arguments: list[str], message: str, tmp_path: Path):
     done = run("evaluate", *QUICK, *arguments, "--out", str(tmp_path / "run"))
     assert done.returncode == 2, done.stderr
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()
 
 
@@ -325,7 +325,7 @@ def make():
 """
 
 
-def test_a_users_module_that_is_not_found_is_not_said_to_be_elsewhere(tmp_path: Path):
+def test_a_users_module_or_table_that_is_missing_is_named_with_its_folder(tmp_path: Path):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -361,16 +361,16 @@ def test_a_run_interrupted_in_its_binarization_test_can_be_verified_and_resumed(
         patched.setattr("epsball.evaluation.evaluate.run_binarization_test", interrupted)
         assert cli.run(arguments) == 130
     capsys.readouterr()
-    kept = (out / "command.json").read_text()
+    command = (out / "command.json").read_text()
     done = run("verify", str(out))
     assert done.returncode == 0, done.stderr
     other = run("evaluate", *QUICK, "--attacks", "pgd", "--lo=-1", "--out", str(out))
     assert other.returncode == 2
-    assert (out / "command.json").read_text() == kept  # a command that was refused is not the run's
+    assert (out / "command.json").read_text() == command  # a refused command is not stored
     assert run(*arguments).returncode == 0
 
 
-def test_a_run_trains_again_where_training_was_cut_off_after_its_card(finished, tmp_path: Path):
+def test_a_run_without_weights_trains_again_to_the_same_bits(finished, tmp_path: Path):
     _, out = finished
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
     (copy / "model.safetensors").unlink()
@@ -379,7 +379,7 @@ def test_a_run_trains_again_where_training_was_cut_off_after_its_card(finished, 
     assert (copy / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
-def test_two_runs_side_by_side_fit_80_columns(finished, tmp_path: Path):
+def test_compare_fits_80_columns_and_names_what_differs(finished, tmp_path: Path):
     _, out = finished
     other = tmp_path / "other"
     names = ["apgd-ce:steps=10", "worst-of(apgd-t:steps=5,n_targets=3, square:steps=20)"]
@@ -393,10 +393,10 @@ def test_two_runs_side_by_side_fit_80_columns(finished, tmp_path: Path):
     assert widest(done.stdout, tmp_path.parent) <= 80
     assert "they differ in radii, attacks" in done.stdout
     assert "B has the stronger attacks" in done.stdout
-    told = json.loads(run("compare", str(out), str(other), "--json").stdout)
-    assert told["both"] + told["only_a"] + told["only_b"] + told["neither"] == told["n"] == 64
-    assert told["accuracy_b"] == Evaluation.load(other).robust_accuracy
-    assert len(told["ids_only_a"]) == told["only_a"] > 0
+    summary = json.loads(run("compare", str(out), str(other), "--json").stdout)
+    assert summary["both"] + summary["only_a"] + summary["only_b"] + summary["neither"] == summary["n"] == 64
+    assert summary["accuracy_b"] == Evaluation.load(other).robust_accuracy
+    assert len(summary["ids_only_a"]) == summary["only_a"] > 0
 
 
 LONG = ["evaluate", "--epochs", "1", "--attacks", "pgd:steps=400,restarts=20", "--ball", "linf:0.001"]
@@ -417,13 +417,13 @@ def started(out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_an_interrupt_exits_with_130_and_says_how_to_resume(tmp_path: Path):
+def test_an_interrupt_exits_with_130_and_explains_how_to_resume(tmp_path: Path):
     process = started(tmp_path / "run")
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130, said
-    assert "resumes it" in said
-    assert "Traceback" not in said
+    _, output = process.communicate()
+    assert process.returncode == 130, output
+    assert "resumes it" in output
+    assert "Traceback" not in output
     assert list((tmp_path / "run").glob("stages/*-clean.parquet"))
 
 
