@@ -64,7 +64,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_evaluate_takes_a_trained_folder_and_measures_the_accuracies_in_its_record(run: Run, tmp_path: Path):
+def test_evaluate_on_a_trained_folder_gives_the_accuracies_in_its_record(run: Run, tmp_path: Path):
     code, output, progress = run("train", "--epochs", "3", "--ball", "linf:0.05", "--out", "runs/a")
     assert code == 0, progress
     assert max(map(len, output.splitlines())) <= 80
@@ -93,7 +93,7 @@ def test_evaluate_takes_a_trained_folder_and_measures_the_accuracies_in_its_reco
     assert "no differences" in output
 
 
-def test_the_other_commands_take_a_folder(run: Run):
+def test_attack_explain_and_source_accept_a_folder(run: Run):
     assert run("train", *QUICK, "--objective", "plain", "--out", "net")[0] == 0
     code, output, error = run("attack", "--model", "net", "--attack", "fgsm", "--limit", "30", "--json", "--out", "adv")
     assert code == 0, error
@@ -126,7 +126,7 @@ def test_a_toml_file_and_flags_of_the_same_names_give_the_same_weights(run: Run)
         'epochs = 2\nlimit = 200\nobjective = "fgsm-mix:alpha=0.7"\nball = "l2:0.5"\nbatch_size = 64\n'
         'weight-decay = 1e-3\nschedule = "cosine"\naccelerate = false\nchannels-last = false\nlr = 0.1\nout = "a"\n'
     )
-    assert run("train", "--config", "a.toml", "--lr", "0.002")[0] == 0  # what is typed wins
+    assert run("train", "--config", "a.toml", "--lr", "0.002")[0] == 0  # flags override the file
     flags = [
         "--epochs",
         "2",
@@ -188,11 +188,11 @@ def test_bad_usage_is_refused_and_leaves_no_files(run: Run, tmp_path: Path, argu
     assert (code, out) == (2, "")
     assert message in one_line(error)
     assert "Traceback" not in error
-    if "hold-out" not in arguments[0]:  # that is seen with the data at hand
+    if "hold-out" not in arguments[0]:  # refused only after the data are loaded
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_command_that_was_refused_late_leaves_the_folder_free(run: Run):
+def test_a_command_refused_after_loading_leaves_the_folder_free(run: Run):
     assert run("train", "--hold-out", "300", "--limit", "300", "--out", "net")[0] == 2
     code, _, error = run("train", *QUICK, "--objective", "plain", "--out", "net")
     assert code == 0, error
@@ -209,7 +209,7 @@ def test_json_is_all_of_stdout(run: Run):
     assert record["next"][:4] == ["epsball", "evaluate", "--model", "net"]
 
 
-def test_a_resume_begins_repeats_a_finished_training_and_refuses_other_options(run: Run):
+def test_resume_starts_or_repeats_a_training_and_refuses_other_options(run: Run):
     arguments = ["train", *QUICK, "--objective", "plain", "--lr", "0.01", "--out", "net"]
     assert run(*arguments, "--resume")[0] == 0
     before = {name: value.clone() for name, value in weights("net").items()}
@@ -235,7 +235,7 @@ def test_a_resume_begins_repeats_a_finished_training_and_refuses_other_options(r
     assert all(torch.equal(value, before[name]) for name, value in weights("net").items())
 
 
-def test_a_restart_by_torchrun_resumes(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_a_restart_by_torchrun_resumes_the_training(run: Run, monkeypatch: pytest.MonkeyPatch):
     arguments = ["train", *QUICK, "--objective", "plain", "--out", "net"]
     assert run(*arguments)[0] == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -293,7 +293,7 @@ def make():
 """
 
 
-def test_a_users_own_network_of_one_logit_and_data_without_a_box(run: Run):
+def test_a_users_network_of_one_logit_trains_on_data_without_a_box(run: Run):
     Path("train_nets.py").write_text(FACTORY)
     generator = np.random.default_rng(0)
     y = np.arange(80) % 2
@@ -311,7 +311,7 @@ def test_a_users_own_network_of_one_logit_and_data_without_a_box(run: Run):
     assert json.loads(output)["clean_accuracy"] > 0.9
 
 
-def test_colour_images_in_bytes_and_a_convolutional_network(run: Run):
+def test_a_convolutional_network_trains_on_colour_images_in_bytes(run: Run):
     generator = np.random.default_rng(0)
     y = np.arange(64) % 2
     x = generator.integers(0, 128, (64, 3, 8, 8)) + 127 * y[:, None, None, None]
@@ -326,7 +326,7 @@ def test_colour_images_in_bytes_and_a_convolutional_network(run: Run):
     assert code == 0, error
 
 
-def test_a_training_that_begins_with_a_folder_starts_from_its_weights(run: Run):
+def test_a_training_that_starts_with_a_folder_uses_its_weights(run: Run):
     assert run("train", *QUICK, "--objective", "plain", "--lr", "0.01", "--out", "first")[0] == 0
     little = ["--lr", "1e-12", "--objective", "plain", "--epochs", "1", "--limit", "300", "--hold-out", "0"]
     code, output, error = run("train", "--model", "first", *little, "--out", "second")
@@ -354,14 +354,14 @@ def test_every_objective_trains_and_resumes(run: Run, name: str):
     assert " at 0x" not in read_record("net").training["config"]["objective"]
 
 
-def test_an_attack_or_an_objective_within_an_objective_has_its_options():
+def test_options_of_an_attack_or_objective_inside_an_objective_are_parsed():
     text = "augment:attack=(pgd:steps=3,restarts=2),every=2,objective=(fgsm-mix:alpha=0.7,alpha-end=none)"
     made = parse(text)
     assert made == Augment(attack=PGD(steps=3, restarts=2), every=2, objective=FGSMMix(alpha=0.7))
     assert options_of(Augment)["attack"] == "FGSM"
 
 
-def test_the_list_of_objectives(run: Run):
+def test_list_shows_every_objective_with_its_options(run: Run):
     code, output, error = run("train", "--list", "--json")
     assert code == 0, error
     listed = json.loads(output)["objectives"]
