@@ -1,4 +1,4 @@
-"""Who may import whom, read from the imports themselves; and what must not be imported at all."""
+"""Which package may import which, read from the import statements; and what must not be imported at all."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def room_of(module: str) -> str | None:
     return parts[1] if len(parts) > 1 and parts[1] != "__main__" else None
 
 
-def test_the_root_holds_nothing_but_its_front_and_rooms():
+def test_the_root_holds_only_its_front_and_the_rooms():
     assert {file.name for file in SOURCE.glob("*.py")} == FRONTS
     assert {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"} <= set(ROOMS)
 
@@ -73,7 +73,7 @@ def test_a_file_imports_only_rooms_above_its_own(module: str):
         assert here == there or not {here, there} <= WALLS, f"{here} and {there} are walled off from each other"
 
 
-def test_files_form_no_circle():
+def test_imports_are_acyclic():
     try:
         TopologicalSorter(IMPORTS).prepare()
     except CycleError as error:
@@ -81,14 +81,14 @@ def test_files_form_no_circle():
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_says_what_it_is_for(room: str):
+def test_every_room_has_a_docstring(room: str):
     front = SOURCE / room / "__init__.py"
     if not front.parent.exists():
         pytest.skip(f"{room} is not there yet")
     assert ast.get_docstring(ast.parse(front.read_text()))
 
 
-def test_no_file_is_longer_than_400_lines():
+def test_files_have_at_most_400_lines():
     long = {module: lines for module, file in FILES.items() if (lines := len(file.read_text().splitlines())) > 400}
     assert not long
 
