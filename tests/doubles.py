@@ -1,4 +1,4 @@
-"""Five small attacks that prove the protocol, each leaning on another part of it; and what runs over all attacks."""
+"""Five small attacks that test the protocol, each using another part of it; and parameters over all attacks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def every_logit(logits: Tensor, task: Task) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFoolStep(LossAttack[State]):
-    """One step to the nearest linearised border: Moosavi-Dezfooli et al. (CVPR 2016), algorithm 2, overshoot .02.
+    """One step to the nearest linearised decision boundary: Moosavi-Dezfooli et al. (CVPR 2016), algorithm 2, overshoot .02.
 
     As many gradients as classes, on one forward.
     """
@@ -89,10 +89,10 @@ class DeepFoolStep(LossAttack[State]):
         grads = point.grad.flatten(2) if point.grad.ndim > 2 else point.grad[:, :, None]
         normal, gap = (part - part[rows, task.y, None] for part in (grads, point.logits))
         size = normal.square().sum(2).sqrt().clamp_min(1e-6)
-        far = gap.abs() / size
-        far[rows, task.y] = math.inf
-        rival = torch.where(task.aimed, task.aim, far.argmin(1))
-        length = (1 + self.overshoot) * far[rows, rival] / size[rows, rival]
+        distance = gap.abs() / size
+        distance[rows, task.y] = math.inf
+        rival = torch.where(task.aimed, task.aim, distance.argmin(1))
+        length = (1 + self.overshoot) * distance[rows, rival] / size[rows, rival]
         step = (length[:, None] * normal[rows, rival]).reshape(task.x.shape)
         step = torch.where(column(rival == task.y, step.ndim), 0, step)  # a target that is the label
         z = task.ball.project(task.x + step, task.x)
@@ -110,7 +110,7 @@ class Searching(Best):
 
 @dataclass(frozen=True, kw_only=True)
 class LineSearch(LossAttack[Searching]):
-    """Phase 0 looks at a point and lays a line to the maximiser of its gradient; phase 1 halves until it rises."""
+    """Phase 0 draws a line from a point to the maximiser of its gradient; phase 1 halves it until the loss rises."""
 
     FACE: ClassVar[int] = 0
     WALK: ClassVar[int] = 1
@@ -148,7 +148,7 @@ class LineSearch(LossAttack[Searching]):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelWalk(Attack[State]):
-    """Labels only: a random walk through the ball until it has crossed a border."""
+    """Labels only: a random walk through the ball until it has crossed a decision boundary."""
 
     needs = "label"
     steps: int = 12
@@ -165,14 +165,14 @@ class LabelWalk(Attack[State]):
 
 @dataclass(frozen=True, eq=False)
 class Nearest(State):
-    """With the distance of `best`, infinite until a point fooled, (n,)."""
+    """With the distance of `best`, infinite until one is found, (n,)."""
 
     distance: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinimumNorm(LossAttack[Nearest]):
-    """Steps out until the point fools, back while it does; hands over the closest fooling point."""
+    """Steps out until the point fools, back while it does; returns the closest adversarial example."""
 
     until = "done"
     steps: int = 16
@@ -228,12 +228,12 @@ every_attack_and_norm = pytest.mark.parametrize(("attack", "norm"), PAIRS.values
 def ball_of(attack: Attack, eps: float, **box: object) -> Ball:
     """The max-norm ball, or, for an attack that is not defined there, one of its own norm that is about as large."""
     norm = "linf" if "linf" in attack.norms() else attack.norms()[0]
-    box = {"lo": -9.0, "hi": 9.0, **box} if norm == "l0" else box  # where a coordinate may go anywhere in it
+    box = {"lo": -9.0, "hi": 9.0, **box} if norm == "l0" else box  # L0 needs a box
     return BALLS[norm](eps=eps * EPS[norm] / EPS["linf"], **box)
 
 
 def NEVER(output: Tensor, task: Task) -> Tensor:
-    """A success that no point has: the attack goes on to its end."""
+    """A success that no point has: the attack runs to its end."""
     return torch.zeros_like(task.y, dtype=torch.bool)
 
 
