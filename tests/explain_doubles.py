@@ -1,4 +1,4 @@
-"""What the tests of the analyses share: examples, figures that are looked at, and a model that has to come back."""
+"""Shared by the tests of `explain`: examples, and checks of figures, records and side effects."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def assert_drawn(found, path: Path) -> None:
 
 
 def assert_survives_json(found) -> None:
-    """The record comes back from JSON as it was, and says its sentence again."""
+    """The record loads from JSON unchanged, with the same sentence."""
     again = type(found).from_json(found.to_json())
     assert again == found
     assert again.sentence == found.sentence == found.summary()["sentence"]
 
 
 def assert_untouched(analysis: Callable[[nn.Module], object], shape: Sequence[int], *, raises_at: int) -> None:
-    """Modes, gradients and state of a module are as they were, after an answer and after an exception."""
+    """Modes, gradients and state of a module are as they were, after a result and after an exception."""
     model = mlp(shape, 3, noisy=True).train()
     model[2].eval()
     next(model.parameters()).requires_grad_(False)
