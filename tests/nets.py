@@ -129,7 +129,7 @@ class Counting(Wrapper):
 
 
 class Recording(Wrapper):
-    """Keeps a copy of every batch that it is shown, and which of its modules were in training mode."""
+    """Keeps a copy of every batch, and whether any of its modules was in training mode."""
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         super().__init__(model)
@@ -143,7 +143,7 @@ class Recording(Wrapper):
 
 
 class Probabilities(Wrapper):
-    """The mistake of a softmax inside the model."""
+    """Returns probabilities: a softmax inside the model, a common mistake."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x).softmax(1)
@@ -207,7 +207,7 @@ class RaisesAt(Wrapper):
 
 
 class LabelOnly(Wrapper):
-    """Answers with the predicted class."""
+    """Returns the predicted class."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x).argmax(1)
