@@ -1,4 +1,4 @@
-"""A page to test: two small networks that know the digits, other exhibits, and a server in a thread."""
+"""A page to test: two small networks trained on the digits, other exhibits, and a server in a thread."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def exhibit(*models: nn.Module, data: Examples | None = None) -> Exhibit:
 
 @cache
 def trained() -> tuple[nn.Module, nn.Module]:
-    """Two small networks that know the digits."""
+    """Two small networks trained on the digits."""
     models = build("small-mlp", (1, 8, 8), 10, seed=0), build("small-mlp", (1, 8, 8), 10, seed=1)
     for model in models:
         fit(model, load_data("digits", split="train"), epochs=5, lr=3e-3)
@@ -44,7 +44,7 @@ def trained() -> tuple[nn.Module, nn.Module]:
 
 @cache
 def judged() -> Examples:
-    """The digits that both models of `two` get right: no attack is over before it began."""
+    """The digits that both models of `trained` classify correctly."""
     data = load_data("digits")
     with torch.no_grad():
         right = [model(data.x).argmax(1) == data.y for model in trained()]
