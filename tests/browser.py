@@ -1,4 +1,4 @@
-"""A browser for tests: Debian's chromium, driven by Playwright, that lets nothing out and writes down what it sees.
+"""A browser for tests: Debian's chromium, driven by Playwright, that blocks and records requests to other hosts.
 
 `chromium` is a fixture of conftest.py; tests that need it skip, with the reason, where there is no browser.
 """
@@ -23,7 +23,7 @@ HELP = "needs a browser: apt-get install chromium, or set EPSBALL_CHROMIUM to on
 
 @dataclass
 class Visit:
-    """A page, the addresses that it asked for, those that were refused, and what it complained of."""
+    """A page, the addresses it requested, those that were blocked, and its errors and warnings."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ def visiting(
     scheme: Literal["light", "dark"] = "light",
     **more: Any,
 ) -> Iterator[Visit]:
-    """An empty page in a window of its own that may load what begins with `own`; all else is refused, and noted.
+    """An empty page in a window of its own that may load what begins with `own`; all else is blocked and recorded.
 
     `more` are further options of Playwright's `new_context`, such as reduced_motion="reduce".
     """
@@ -77,7 +77,7 @@ def visiting(
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     seen.page.on(
         "console",
-        lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None,
+        lambda message: seen.complaints.append(message.text) if message.type in ("error", "warning") else None,
     )
     try:
         yield seen
