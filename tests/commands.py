@@ -16,7 +16,7 @@ from epsball.cli import main as cli
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`epsball ARGUMENTS` in `cwd`, in a terminal of 80 columns: what a process of its own would have answered.
+    """`epsball ARGUMENTS` in `cwd`, in a terminal of 80 columns: the result that a separate process would give.
 
     A user's modules in `cwd` do not stay imported.
     """
