@@ -1,4 +1,4 @@
-"""The broken defences, trained for seconds on the digits; those that differ only after the logits share weights."""
+"""The broken defences, trained for seconds on the digits; those that change only the logits share weights."""
 
 from __future__ import annotations
 
