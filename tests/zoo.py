@@ -1,6 +1,6 @@
-"""Small networks of many architectures, with forwards that are odd on purpose, for what rewrites networks.
+"""Small networks of many architectures, some with unusual forwards, to test rewriting.
 
-Each is {name: (maker, shape, rewritings)}: the rewritings of `accelerate` that must follow it.
+Each is {name: (maker, shape, rewritings)}: the rewritings of `accelerate` that must reproduce it.
 """
 
 from __future__ import annotations
@@ -197,14 +197,14 @@ def two_readers(self: nn.Module, x: Tensor) -> Tensor:
 
 
 def two_rectified(self: nn.Module, x: Tensor) -> Tensor:
-    """A rectifier in place whose source is read again, and one whose result is read twice."""
+    """A ReLU in place whose input is read again, and one whose output is read twice."""
     y = self.one(x)
     z = F.relu_(y)
     return torch.cat([z, y, self.two(F.relu(self.two(z)))], 1)
 
 
 def two_added(self: nn.Module, x: Tensor) -> Tensor:
-    """The very gradient that comes back to one rectifier comes back to another."""
+    """Two ReLUs receive the same gradient tensor."""
     return F.relu(self.one(x)) + F.relu(self.norm(self.two(F.silu(x))))
 
 
@@ -214,7 +214,7 @@ def by_rows(self: nn.Module, x: Tensor) -> Tensor:
 
 
 def centred(self: nn.Module, x: Tensor) -> Tensor:
-    """Depends on who shares the batch, and on how many they are."""
+    """Depends on the other rows of the batch and on their number."""
     return x - x.mean(0, keepdim=True) / x.shape[0]
 
 
