@@ -34,7 +34,7 @@ def towards(task: Task, z: Tensor, step: Tensor, rate: float) -> Tensor:
 class Best(State):
     """With the loss at `best`, (n,)."""
 
-    height: Tensor
+    best_loss: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,10 @@ class RandomSearch(LossAttack[Best]):
     rate: float = 0.3
 
     def init(self, task: Task) -> Best:
-        return Best.at(task.x, height=torch.full_like(flat(task.x)[:, 0], -math.inf))
+        return Best.at(task.x, best_loss=torch.full_like(flat(task.x)[:, 0], -math.inf))
 
     def step(self, state: Best, point: Point, task: Task) -> Best:
-        better = point.loss > state.height
+        better = point.loss > state.best_loss
         best = torch.where(column(better, task.x.ndim), state.z, state.best)
         t = state.t + 1
         return Best(
@@ -57,7 +57,7 @@ class RandomSearch(LossAttack[Best]):
             best=best,
             t=t,
             done=t >= self.steps,
-            height=torch.where(better, point.loss.to(state.height.dtype), state.height),
+            best_loss=torch.where(better, point.loss.to(state.best_loss.dtype), state.best_loss),
         )
 
 
@@ -68,9 +68,9 @@ def every_logit(logits: Tensor, task: Task) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFoolStep(LossAttack[State]):
-    """One step to the nearest linearised decision boundary: Moosavi-Dezfooli et al. (CVPR 2016), algorithm 2, overshoot .02.
+    """One step to the nearest linearised decision boundary, with as many gradients as classes on one forward.
 
-    As many gradients as classes, on one forward.
+    Moosavi-Dezfooli et al. (CVPR 2016), algorithm 2, overshoot .02.
     """
 
     until = "done"
@@ -121,15 +121,15 @@ class LineSearch(LossAttack[Searching]):
     def init(self, task: Task) -> Searching:
         zero = torch.zeros_like(task.y)
         lowest = torch.full_like(flat(task.x)[:, 0], -math.inf)
-        return Searching.at(task.x, height=lowest, phase=zero, halvings=zero, end=task.x)
+        return Searching.at(task.x, best_loss=lowest, phase=zero, halvings=zero, end=task.x)
 
     def step(self, state: Searching, point: Point, task: Task) -> Searching:
         facing = state.phase == self.FACE
-        loss = point.loss.to(state.height.dtype)
-        risen = ~facing & (loss > state.height)
+        loss = point.loss.to(state.best_loss.dtype)
+        risen = ~facing & (loss > state.best_loss)
         keep = facing | risen
         best = torch.where(column(keep, task.x.ndim), state.z, state.best)
-        height = torch.where(keep, loss, state.height)
+        best_loss = torch.where(keep, loss, state.best_loss)
         end = torch.where(column(facing, task.x.ndim), task.ball.argmax(point.grad, task.x), state.end)
         halvings = torch.where(keep, 0, state.halvings + 1)
         shorter = task.ball.project(best + (end - best) * column(0.5**halvings, best.ndim).to(best.dtype), task.x)
@@ -139,7 +139,7 @@ class LineSearch(LossAttack[Searching]):
             best=best,
             t=t,
             done=(halvings > self.most_halvings) | (t >= self.steps),
-            height=height,
+            best_loss=best_loss,
             phase=torch.where(risen, self.FACE, self.WALK),
             halvings=halvings,
             end=end,

@@ -1,4 +1,4 @@
-"""The protocol: which examples are attacked, what counts as success, what is recorded; only the cost depends on the queue."""
+"""The protocol: which examples are attacked, what is a success and a record; only the cost depends on the queue."""
 
 from __future__ import annotations
 

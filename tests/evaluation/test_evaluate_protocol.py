@@ -80,18 +80,18 @@ def test_deepfool_step_reaches_the_decision_boundary_of_a_linear_model() -> None
 
 
 def test_state_map_applies_to_every_field() -> None:
-    state = Best.at(torch.rand(3, 2, generator=torch.Generator().manual_seed(0)), height=torch.arange(3.0))
+    state = Best.at(torch.rand(3, 2, generator=torch.Generator().manual_seed(0)), best_loss=torch.arange(3.0))
     picked = state.map(lambda part: part[[2, 0]])
     assert type(picked) is Best
     for f in fields(Best):
         assert torch.equal(getattr(picked, f.name), getattr(state, f.name)[[2, 0]])
-    other = Best.at(torch.zeros(1, 2), height=torch.tensor([9.0]))
+    other = Best.at(torch.zeros(1, 2), best_loss=torch.tensor([9.0]))
     merged = state.map(lambda old, new: old.index_copy(0, torch.tensor([1]), new), other)
-    assert merged.height.tolist() == [0.0, 9.0, 2.0]
+    assert merged.best_loss.tolist() == [0.0, 9.0, 2.0]
     assert merged.z[1].tolist() == [0.0, 0.0]
     assert torch.equal(merged.z[[0, 2]], state.z[[0, 2]])
     assert (state.t.dtype, state.done.dtype) == (torch.long, torch.bool)
-    assert list(state.height) == [0.0, 1.0, 2.0]
+    assert list(state.best_loss) == [0.0, 1.0, 2.0]
 
 
 @every_attack
@@ -219,9 +219,9 @@ def test_rows_in_different_phases_do_not_disturb_each_other() -> None:
         for _ in range(attack.steps):
             before = state
             state = attack.step(state, objective(state.z, task), task)
-            assert (state.height >= before.height).all()
+            assert (state.best_loss >= before.best_loss).all()
             mixed += len(state.phase.unique()) == 2
-        assert torch.equal(objective(state.best, task).loss, state.height)
+        assert torch.equal(objective(state.best, task).loss, state.best_loss)
     assert mixed > 2
     assert state.phase.dtype == torch.long
     assert state.done.all()

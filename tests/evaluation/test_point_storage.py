@@ -1,4 +1,4 @@
-"""Adversarial examples stored in 8 bits: the 256 levels, how they are rounded, and that only what still fools counts."""
+"""Adversarial examples stored in 8 bits: the levels, how rounding works, and that only what still fools counts."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_success_undone_by_rounding_does_not_count_and_the_next_attack_runs() 
     "ball", [eb.Linf(eps=8 / 255, lo=0, hi=1), eb.L2(eps=0.1, lo=0, hi=1), eb.L1(eps=0.3, lo=0, hi=1)]
 )
 def test_a_success_undone_by_rounding_does_not_end_the_attack(ball: Ball) -> None:
-    """A job that stops at its first success, just over the decision boundary, would leave more examples robust than FGSM."""
+    """A job that stopped at its first success, just over the decision boundary, would be weaker than FGSM."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (100, 20), generator=generator) / 255
     model = nn.Linear(20, 2)

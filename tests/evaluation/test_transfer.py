@@ -1,4 +1,4 @@
-"""evaluate(source=): attacks run on another model and success is checked on the model; evaluate(eot=): means over a stochastic model."""
+"""evaluate(source=): attacks run on the source, success is checked on the model; evaluate(eot=): stochastic models."""
 
 from __future__ import annotations
 
