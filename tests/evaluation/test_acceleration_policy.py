@@ -101,10 +101,10 @@ def test_transfer_attacks_run_on_the_accelerated_source(digits) -> None:
 
 def test_trial_is_made_only_where_it_can_pay(digits, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = digits
-    asked: list[int] = []
+    requested: list[int] = []
 
     def noted(module: nn.Module, example: Tensor, **options: object) -> Accelerated:
-        asked.append(len(example))
+        requested.append(len(example))
         return Accelerated(module, AccelerationPlan(reason="asked"))
 
     monkeypatch.setattr("epsball.evaluation.acceleration_policy.accelerate", noted)
@@ -113,10 +113,10 @@ def test_trial_is_made_only_where_it_can_pay(digits, monkeypatch: pytest.MonkeyP
     far = Linf(eps=1.0, lo=0, hi=1)
 
     def tried(network: object, attack: eb.PGD, ball: Linf) -> bool:
-        asked.clear()
+        requested.clear()
         task = task_of(x, y, ball.bind(x))
         options = {"asked": None, "compile": False, "before": None, "batch_size": 32}
-        return accelerated(network, task, (attack,), **options) is not None and asked == [32]  # type: ignore[arg-type]
+        return accelerated(network, task, (attack,), **options) is not None and requested == [32]  # type: ignore[arg-type]
 
     assert tried(model, many, BALL)
     assert not tried(model, few, BALL)  # too short
