@@ -64,7 +64,7 @@ def test_newcombes_interval_is_the_published_one(table, ends) -> None:
     assert swapped == pytest.approx((-ends[1], -ends[0]), abs=6e-4)
 
 
-def test_the_interval_of_a_difference_covers_it() -> None:
+def test_a_95_percent_interval_of_a_difference_covers_it_in_over_93_percent() -> None:
     """4,000 draws of 150 pairs: a 95 % interval holds the true difference in 93 % of them or more."""
     generator = np.random.default_rng(0)
     for shares in ([0.5, 0.1, 0.02, 0.38], [0.3, 0.05, 0.05, 0.6], [0.9, 0.03, 0.0, 0.07], [0.1, 0.4, 0.3, 0.2]):
