@@ -204,7 +204,7 @@ def test_a_success_outside_the_ball_does_not_count(net, digits, caplog):
 
 
 def test_success_is_checked_again_on_the_stored_point(digits, net):
-    """A model whose logits change once no gradient is asked for: predictions made during the attack do not count."""
+    """A model whose logits change sign while gradients are recorded: predictions during the attack do not count."""
 
     class Forgetful(nn.Module):
         def __init__(self) -> None:
@@ -633,7 +633,7 @@ def test_a_model_that_changes_its_input_is_refused(digits, attack):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs_through(digits, dtype):
+def test_half_precision_is_evaluated(digits, dtype):
     data = from_arrays(digits.x.to(dtype), digits.y, lo=0, hi=1)
     weight = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
     ev = eb.evaluate(lambda z: z.flatten(1) @ weight, data, eb.Linf(eps=0.1, **BOX), ["fgsm", "pgd:steps=3"])
