@@ -113,11 +113,11 @@ def test_step_is_pure_and_row_by_row(attack: Attack, norm: str, shape: tuple[int
     with Objective(linear(shape, 3), attack.loss, needs=attack.needs) as objective:
         state, some = attack.init(task), attack.init(task.rows(index))
         for _ in range(7):
-            kept = state.map(torch.clone)
+            before = state.map(torch.clone)
             stepped = attack.step(state, objective(state.z, task), task)
             some = attack.step(some, objective(some.z, task.rows(index)), task.rows(index))
             for f in fields(state):
-                assert torch.equal(getattr(state, f.name), getattr(kept, f.name)), f.name
+                assert torch.equal(getattr(state, f.name), getattr(before, f.name)), f.name
                 assert len(getattr(stepped, f.name)) == 7, f.name
                 torch.testing.assert_close(
                     getattr(some, f.name), getattr(stepped, f.name)[index], rtol=0, atol=1e-12, msg=f.name
