@@ -239,7 +239,7 @@ def test_the_boundary_search_ends_at_the_decision_boundary_and_still_fools(norm:
         assert (reached < began).all()
         inner = task.ball.with_eps(reached * (1 - 1e-3) if norm != "l0" else reached - 1).project(corner, task.x)
         assert not objective.evaluate_at(inner, task).fooled.any()
-        assert torch.equal(boundary_search(objective, task, task.x), task.x)  # does not fool: comes back as it is
+        assert torch.equal(boundary_search(objective, task, task.x), task.x)  # does not fool: returned unchanged
     if norm != "l0":  # a run does the same with what an attack returns
         found = eb.evaluate(model, (x, y), ball, [Far()], min_norm=True)
         assert found.distances[rows.numpy()] == pytest.approx(reached.double().numpy(), rel=1e-4)
@@ -315,7 +315,7 @@ def test_a_decision_boundary_closer_than_one_level_is_found_a_few_levels_away() 
     assert (found.distances < 3 / 255).all()
 
 
-def test_several_passes_per_point_are_refused_with_min_norm() -> None:
+def test_eot_is_refused_with_min_norm() -> None:
     model, data = subject(8)
     with pytest.raises(BadInput, match="`eot` must be 1 with `min_norm`, got 4"):
         eb.evaluate(model, data, eb.L2(eps=1, lo=0, hi=1), FAB, min_norm=True, eot=4)
