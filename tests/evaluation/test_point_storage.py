@@ -63,10 +63,10 @@ def test_rounding_stays_between_x_and_z_on_the_level_closest_to_z(data: st.DataO
     x = table[data.draw(st.lists(st.integers(0, 255), min_size=size, max_size=size))]
     shares = data.draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))
     z = (box[0] + (box[1] - box[0]) * np.array(shares)).astype(table.dtype).clip(table[0], table[-1])
-    kept = towards(z, x, table)
-    point = table[kept]
+    stored = towards(z, x, table)
+    point = table[stored]
     assert ((np.minimum(x, z) <= point) & (point <= np.maximum(x, z))).all()
-    for at, k, goal, start in zip(point, kept, z, x, strict=True):
+    for at, k, goal, start in zip(point, stored, z, x, strict=True):
         inside = table[(table >= min(start, goal)) & (table <= max(start, goal))]
         assert abs(float(at) - float(goal)) == np.abs(inside.astype(float) - float(goal)).min()
         assert table[k] == at
@@ -166,9 +166,9 @@ def test_a_success_undone_by_rounding_does_not_count_and_the_next_attack_runs() 
     model, ball = threshold(101.2 / 255), eb.Linf(eps=1.4 / 255, lo=0, hi=1)
     plain = eb.evaluate(model, (x, y), ball, ["fgsm", "pgd:steps=20"])
     assert plain.records["status"].to_pylist() == ["fooled", "robust"]
-    kept = eb.evaluate(model, (x, y), ball, ["fgsm", "pgd:steps=20"], storage="8bit")
-    assert kept.records["status"].to_pylist() == ["robust", "robust"]
-    assert [(s.attacked, s.fooled, s.unconfirmed) for s in kept.stages[1:]] == [(2, 0, 1), (2, 0, 1)]
+    stored = eb.evaluate(model, (x, y), ball, ["fgsm", "pgd:steps=20"], storage="8bit")
+    assert stored.records["status"].to_pylist() == ["robust", "robust"]
+    assert [(s.attacked, s.fooled, s.unconfirmed) for s in stored.stages[1:]] == [(2, 0, 1), (2, 0, 1)]
     wider = eb.evaluate(model, (x, y), eb.Linf(eps=2.4 / 255, lo=0, hi=1), "fgsm", storage="8bit")
     assert wider.records["status"].to_pylist() == ["fooled", "robust"]
     ids, points = wider.points()
@@ -227,20 +227,20 @@ def test_the_stored_bytes_are_in_the_ball_and_fool_the_model(images, norm: str, 
     )
     run = {"attacks": ["fgsm", "pgd:steps=20"], "shard_size": 40}
     plain = eb.evaluate(model, (x, y), ball, **run)
-    kept = eb.evaluate(model, (x, y), ball, **run, storage="8bit", run_dir=tmp_path / "run")
-    assert kept.config["storage"] == {"dtype": "float32", "x_adv": "8bit", "x": "8bit", "lo": -1.0, "hi": 1.0}
-    assert kept.adversarial["x_adv"].type == pa.list_(pa.list_(pa.list_(pa.uint8())))
-    ids, points = kept.points()
+    stored = eb.evaluate(model, (x, y), ball, **run, storage="8bit", run_dir=tmp_path / "run")
+    assert stored.config["storage"] == {"dtype": "float32", "x_adv": "8bit", "x": "8bit", "lo": -1.0, "hi": 1.0}
+    assert stored.adversarial["x_adv"].type == pa.list_(pa.list_(pa.list_(pa.uint8())))
+    ids, points = stored.points()
     assert points.dtype == np.float32
     assert np.isin(points, levels(-1, 1, "float32")).all()
-    assert np.array_equal(kept.originals(), x[ids].numpy())
+    assert np.array_equal(stored.originals(), x[ids].numpy())
     z = torch.from_numpy(points)
     assert ball.contains(z, x[ids]).all()
     with torch.no_grad():
         assert (model(z).argmax(1) != y[ids]).all()
-    assert 10 < kept.count("fooled") <= plain.count("fooled") + 1
-    assert kept.count("fooled") >= plain.count("fooled") - 3  # rounding costs a few successes
-    assert eb.Evaluation.load(tmp_path / "run") == kept
+    assert 10 < stored.count("fooled") <= plain.count("fooled") + 1
+    assert stored.count("fooled") >= plain.count("fooled") - 3  # rounding costs a few successes
+    assert eb.Evaluation.load(tmp_path / "run") == stored
     loaded = run_directory.load(tmp_path / "run" / "stages" / "00000-00-fgsm.parquet")
     assert loaded["x"].type == loaded["x_adv"].type
 
