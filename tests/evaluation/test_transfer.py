@@ -116,8 +116,8 @@ def test_source_that_returns_labels_needs_a_decision_based_attack() -> None:
     assert torch.equal(fooled(walked), fooled(eb.evaluate(model, (x, y), ball, SUITE["label-walk"], source=source)))
     with pytest.raises(eb.BadInput, match="returns labels"):
         eb.evaluate(model, (x, y), ball, "pgd", source=LabelOnly(source))
-    judged = eb.evaluate(LabelOnly(model), (x, y), ball, "pgd", source=source)
-    assert torch.equal(fooled(judged), fooled(eb.evaluate(model, (x, y), ball, "pgd", source=source)))
+    found = eb.evaluate(LabelOnly(model), (x, y), ball, "pgd", source=source)
+    assert torch.equal(fooled(found), fooled(eb.evaluate(model, (x, y), ball, "pgd", source=source)))
 
 
 def test_source_with_other_classes_is_refused() -> None:
@@ -131,14 +131,14 @@ def test_source_with_other_classes_is_refused() -> None:
 
 def test_callable_of_a_user_is_given_the_source() -> None:
     model, source, x, y = two()
-    handed = []
+    given = []
 
     def own(model: nn.Module, x: Tensor, y: Tensor, ball: eb.Linf) -> Tensor:
-        handed.append(model)
+        given.append(model)
         return x
 
     eb.evaluate(model, (x, y), eb.Linf(eps=0.2), own, source=source)
-    assert handed == [source]
+    assert given == [source]
 
 
 def test_target_of_a_transfer_must_be_reached() -> None:
