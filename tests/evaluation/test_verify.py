@@ -98,16 +98,16 @@ def with_point(
     table: pa.Table, name: str, row: int, change: Callable[[np.ndarray], np.ndarray], sums: bool = True
 ) -> pa.Table:
     """Another point in a row, with its checksum made anew unless `sums` is false."""
-    kept = {}
+    parts = {}
     for part in ("x_adv", "x"):
         value = table[part][row].values
         while pa.types.is_list(value.type):
             value = value.flatten()
-        kept[part] = value.to_numpy(zero_copy_only=False).copy()
-    kept[name] = change(kept[name])
-    table = with_value(table, name, row, kept[name].reshape(1, 4, 4).tolist())
+        parts[part] = value.to_numpy(zero_copy_only=False).copy()
+    parts[name] = change(parts[name])
+    table = with_value(table, name, row, parts[name].reshape(1, 4, 4).tolist())
     return (
-        with_value(table, "crc32", row, int(checksums(*(part[None] for part in kept.values()))[0])) if sums else table
+        with_value(table, "crc32", row, int(checksums(*(part[None] for part in parts.values()))[0])) if sums else table
     )
 
 
@@ -177,7 +177,7 @@ def test_a_point_that_does_not_fool_is_reported(net: Net, run: Path) -> None:
     row = first_fooled(table)
     id = table["id"][row].as_py()
     x = np.array(table["x"][row].as_py()).reshape(-1)
-    if table["x"].type != table["x_adv"].type:  # the point is kept in floating point
+    if table["x"].type != table["x_adv"].type:  # the point is stored in floating point
         x = levels(-1, 1, "float32")[x]
     changed(run / STAGE, partial(with_point, name="x_adv", row=row, change=lambda z: x.astype(z.dtype)))
     found = verify(run, net)
@@ -524,10 +524,10 @@ def test_an_edited_ball_is_reported(kind: str, tmp_path: Path) -> None:
 
 def test_a_stochastic_model_is_verified_with_the_eot_of_the_run(tmp_path: Path) -> None:
     class Noisy(nn.Module):
-        asked = 0
+        rows = 0
 
         def forward(self, x: Tensor) -> Tensor:
-            self.asked += len(x)
+            self.rows += len(x)
             return linear(x) + 1e-4 * torch.randn(len(x))
 
     torch.manual_seed(0)
@@ -535,7 +535,7 @@ def test_a_stochastic_model_is_verified_with_the_eot_of_the_run(tmp_path: Path) 
     model = Noisy()
     found = verify(tmp_path / "run", model)
     assert found.eot == 4
-    assert model.asked >= 4 * 2 * ev.count("fooled")
+    assert model.rows >= 4 * 2 * ev.count("fooled")
     assert (found.fooled, found.confirmed) == (ev.count("fooled"), ev.count("fooled"))
     assert {what for _, what in reported(found)} <= {"confidence"}
 
