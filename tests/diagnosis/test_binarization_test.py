@@ -68,9 +68,9 @@ def made(model: Callable[[Tensor], Tensor], data: Examples, ball: Ball, seed: in
     task, logits = task.rows(good), logits[good]
     layer = last_linear(model, task.x[:1])
     with Featured(model, layer) as featured:
-        heads, kept = make_heads(featured, task, margin(logits, task).neg(), batch_size=64)
+        heads, rows = make_heads(featured, task, margin(logits, task).neg(), batch_size=64)
     assert heads is not None
-    return heads, replace(task, y=torch.zeros_like(task.y), clean=logits).rows(kept), layer
+    return heads, replace(task, y=torch.zeros_like(task.y), clean=logits).rows(rows), layer
 
 
 # The hyperplane.
@@ -463,7 +463,7 @@ def test_attacks_run_in_order_each_on_what_those_before_it_missed(net, digits):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"n": 0}, "`n` must be a whole number >= 1"),
         ({"batch_size": 0}, "`batch_size` must be a whole number >= 1"),
@@ -473,8 +473,8 @@ def test_attacks_run_in_order_each_on_what_those_before_it_missed(net, digits):
         ({"attacks": "l1-apgd"}, "`ball` must be"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(net, digits, arguments: dict, says: str):
-    with pytest.raises(BadInput, match=says):
+def test_bad_arguments_are_refused_by_name(net, digits, arguments: dict, message: str):
+    with pytest.raises(BadInput, match=message):
         binarization_test(**({"model": net, "data": digits, "ball": BALLS["linf"], "attacks": "pgd"} | arguments))
 
 
