@@ -250,7 +250,7 @@ def test_every_indicator_has_a_source_and_a_remedy():
 
 
 @pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
-def test_a_diagnosis_uses_what_an_evaluation_found_without_gradients_and_its_binarization_test():
+def test_a_diagnosis_uses_the_black_box_and_binarization_results_of_an_evaluation():
     model, data = broken_defences.network("step", 0), broken_defences.digits("test").rows(slice(48))
     ev = eb.evaluate(model, data, BALL, ("pgd:steps=5", "square:steps=150"), binarization_test=6)
     found = eb.diagnose(model, data, BALL, ("pgd:steps=5", "square:steps=150"), evaluation=ev)
