@@ -38,7 +38,7 @@ def trained(model: nn.Module):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     path = tmp_path_factory.mktemp("folder") / "net"
     model = build("preact-resnet18:width=2", (3, 8, 8), 2)
     result = trained(model)
@@ -57,20 +57,20 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 
 @pytest.fixture
-def copy(kept: tuple[nn.Module, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(kept[1], tmp_path / "copy"))
+def copy(written: tuple[nn.Module, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written[1], tmp_path / "copy"))
 
 
-def test_a_network_loads_with_its_weights_statistics_and_options(kept):
-    model, path = kept
+def test_a_network_loads_with_its_weights_statistics_and_options(written):
+    model, path = written
     for found in (read_model_folder(path), load_model(str(path), shape=(3, 8, 8), classes=2)):
         assert of_model(found) == of_model(model)
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
     assert sorted(file.name for file in path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
 
 
-def test_the_record_is_what_was_written(kept):
-    record = read_record(kept[1])
+def test_the_record_is_what_was_written(written):
+    record = read_record(written[1])
     assert (record.spec, record.shape, record.classes) == ("preact-resnet18:width=2", (3, 8, 8), 2)
     assert (record.options, record.label_names) == (OPTIONS, ("cat: a pet", "dog"))
     assert record.accuracies == tuple(FOUND)
@@ -79,15 +79,15 @@ def test_the_record_is_what_was_written(kept):
     assert config["versions"]["torch"] == torch.__version__
 
 
-def test_the_hub_reads_the_accuracies_of_the_card(kept):
-    text = (kept[1] / "README.md").read_text()
+def test_the_hub_reads_the_accuracies_of_the_card(written):
+    text = (written[1] / "README.md").read_text()
     data = ModelCard(text).data
     assert data.pipeline_tag == "image-classification"
     assert data.eval_results is not None
     read = [(found.dataset_name, found.metric_name, found.metric_value) for found in data.eval_results]
     assert [share for _, _, share in read] == [pytest.approx(share, abs=1e-6) for share in (1 / 3, 0.25, 0.125, 1)]
     assert read[0][:2] == ("my data.npz, held out", "accuracy, clean, 6 examples")
-    assert f"epsball evaluate --model {kept[1]} --data 'my data.npz' --ball l2:0.5 --lo=-1.0\n" in text
+    assert f"epsball evaluate --model {written[1]} --data 'my data.npz' --ball l2:0.5 --lo=-1.0\n" in text
     assert "| held out | 6 | 33.33% | 25.00% | 12.50% |" in text
     assert "| test | 4 | 100.00% |  |  |" in text
     assert "0: cat: a pet, 1: dog" in text
@@ -201,8 +201,8 @@ def test_an_unfinished_training_is_recognised(tmp_path):
         read_model_folder(tmp_path)
 
 
-def test_a_folder_whose_writing_was_interrupted_is_refused(kept, tmp_path, monkeypatch):
-    model, path = kept
+def test_a_folder_whose_writing_was_interrupted_is_refused(written, tmp_path, monkeypatch):
+    model, path = written
     result = trained(build("small-mlp", (3, 8, 8), 2))
 
     def stopped(*_: object) -> str:
@@ -221,8 +221,8 @@ def test_a_folder_whose_writing_was_interrupted_is_refused(kept, tmp_path, monke
         read_model_folder(again)
 
 
-def test_other_weights_and_examples_of_another_shape_are_refused(kept, tmp_path):
-    _, path = kept
+def test_other_weights_and_examples_of_another_shape_are_refused(written, tmp_path):
+    _, path = written
     save_weights(build("preact-resnet18:width=2", (3, 8, 8), 2), tmp_path / "other.safetensors")
     with pytest.raises(BadInput, match="`weights` must be left out with the folder"):
         load_model(str(path), shape=(3, 8, 8), classes=2, weights=tmp_path / "other.safetensors")
@@ -233,8 +233,8 @@ def test_other_weights_and_examples_of_another_shape_are_refused(kept, tmp_path)
     assert load_model(str(path), shape=(3, 8, 8), classes=7)[-1].out_features == 2  # its own classes, not the data's
 
 
-def test_a_built_in_name_means_the_built_in_and_similar_folders_are_suggested(kept, tmp_path, monkeypatch):
-    _, path = kept
+def test_a_built_in_name_means_the_built_in_and_similar_folders_are_suggested(written, tmp_path, monkeypatch):
+    _, path = written
     monkeypatch.chdir(tmp_path)
     Path("small-mlp").mkdir()
     assert not is_folder("small-mlp")
