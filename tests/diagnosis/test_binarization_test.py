@@ -510,7 +510,7 @@ def test_a_stored_result_is_reused_unless_another_number_is_requested(net, digit
 
     def counted(*arguments, n: int, **options) -> BinarizationTest:
         made.append(n)
-        return run_binarization_test(*arguments, n=n, **options)
+        return binarization_test(*arguments, n=n, **options)
 
     monkeypatch.setattr("epsball.evaluation.evaluate.run_binarization_test", counted)
     arguments = (net, digits.rows(torch.arange(24)), BALLS["linf"], "pgd")
