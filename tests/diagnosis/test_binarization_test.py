@@ -24,7 +24,7 @@ from epsball.data.examples import Examples
 from epsball.data.load import load_data
 from epsball.diagnosis import planted_examples
 from epsball.diagnosis.binarization_record import BinarizationTest
-from epsball.diagnosis.binarization_test import binarization_test
+from epsball.diagnosis.binarization_test import binarization_test, run_binarization_test
 from epsball.diagnosis.binary_heads import Featured, Headed, Heads, last_linear
 from epsball.diagnosis.planted_examples import INNER, at_edge, make_heads, repeated, separate
 from epsball.evaluation.result import Evaluation
@@ -510,7 +510,7 @@ def test_a_stored_result_is_reused_unless_another_number_is_requested(net, digit
 
     def counted(*arguments, n: int, **options) -> BinarizationTest:
         made.append(n)
-        return binarization_test(*arguments, n=n, **options)
+        return run_binarization_test(*arguments, n=n, **options)
 
     monkeypatch.setattr("epsball.evaluation.evaluate.run_binarization_test", counted)
     arguments = (net, digits.rows(torch.arange(24)), BALLS["linf"], "pgd")
