@@ -73,7 +73,7 @@ def test_every_hypothesis_and_its_answer_can_be_read(chromium: Browser, page: Pa
             if name == MISSING:
                 assert f"Not measured: no images {EVIL}" in section.inner_text()
                 continue
-            sentence = section.locator(".sentence")
+            sentence = section.locator(".result")
             assert sentence.is_visible()
             assert re.search(r"\d", sentence.inner_text())
             picture = section.get_by_role("img")
