@@ -13,7 +13,7 @@ from doubles import BALLS, EPS, NEVER
 from nets import batch, batch_of, linear, mlp, predicted, rng
 
 import epsball as eb
-from epsball.attacks.early_stopping import updated_progress, no_progress, success_margin
+from epsball.attacks.early_stopping import no_progress, success_margin, updated_progress
 from epsball.attacks.registry import parse
 from epsball.common.shapes import column
 from epsball.data.examples import Examples

@@ -20,9 +20,9 @@ from epsball.attacks.attack import LossAttack, State
 from epsball.attacks.early_stopping import (
     EarlyStopProgress,
     check_early_stop,
-    updated_progress,
     no_progress,
     success_margin,
+    updated_progress,
 )
 from epsball.common.checks import check_at_least, check_whole
 from epsball.common.shapes import column
