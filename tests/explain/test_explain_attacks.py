@@ -1,4 +1,4 @@
-"""Targets, one perturbation for all, the boundary, rubbish: against models of which the answer is known exactly."""
+"""Targets, universal perturbations, the decision boundary, rubbish: against models with a known exact answer."""
 
 from __future__ import annotations
 
@@ -149,13 +149,13 @@ def test_targeted_successes_are_counted_exactly(lo: float, hi: float):
     assert (found.at_ball.blank is None) == (lo == -math.inf)
 
 
-def test_images_that_show_nothing_are_attacked():
+def test_blank_images_and_noise_are_attacked_too():
     data = from_arrays(torch.eye(3), torch.arange(3), lo=0, hi=1)
     found = targets(itself, data, eb.Linf(eps=0.1, lo=0, hi=1), eps=(0.01,))
     shares = found.shares[3:]
     assert found.sources == ("0", "1", "2", "black", "grey", "white", "noise")
     assert shares[:3, 1:].tolist() == [[1.0, 1.0]] * 3  # one colour is a tie: any step decides it
-    assert np.isnan(shares[:3, 0]).all()  # and the first class is what it is called
+    assert np.isnan(shares[:3, 0]).all()  # and the first class is what it is predicted as
     assert found.at_ball.everywhere == 0
 
 
@@ -172,11 +172,11 @@ def test_misclassified_examples_are_left_out():
     assert found.at_ball.everywhere == found.at_ball.mean == 1
 
 
-# one perturbation for all
+# universal perturbations
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_one_step_fools_all_that_a_linear_model_allows(norm: str):
+def test_one_perturbation_fools_all_examples_that_a_linear_model_allows(norm: str):
     model, data, w = one_class(60, 12, seed=4)
     score = model(data.x).detach()
     ball = BALLS[norm](eps=float(score.median() / torch.linalg.vector_norm(w, DUAL[norm])))
@@ -255,7 +255,7 @@ def test_the_sentence_states_how_far_networks_of_one_size_differ():
     assert text in known.sentence
 
 
-# the boundary
+# the decision boundary
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -264,13 +264,13 @@ def test_the_distances_of_a_linear_model_are_its_closed_form(norm: str, lo: floa
     w, b = torch.tensor([3.0, -4.0, 1.0]).double(), 0.5
     x = batch(24, (3,), lo=-1, hi=1, seed=6)
     y = (x @ w + b > 0).long()
-    y[:2] = 1 - y[:2]  # wrong before anything
+    y[:2] = 1 - y[:2]  # misclassified without attack
     data = from_arrays(x, y, lo=lo, hi=-lo, classes=2)
     found = boundary(weighted(w, b), data, BALLS[norm](eps=1.0, lo=lo, hi=-lo)).norms[0]
-    near = (x @ w + b).abs() / torch.linalg.vector_norm(w, DUAL[norm])
-    near[:2] = 0
-    # a multiple of the gradient's coordinate cannot be overstepped by less than the rounding of float64
-    assert np.allclose(numbers(found.boundary), near, rtol=2e-3, atol=1e-6)
+    distance = (x @ w + b).abs() / torch.linalg.vector_norm(w, DUAL[norm])
+    distance[:2] = 0
+    # the boundary cannot be crossed by less than the rounding of float64
+    assert np.allclose(numbers(found.boundary), distance, rtol=2e-3, atol=1e-6)
     apart = torch.stack(
         [torch.linalg.vector_norm(x - one, {"linf": math.inf, "l2": 2, "l1": 1}[norm], dim=1) for one in x]
     )
@@ -278,9 +278,9 @@ def test_the_distances_of_a_linear_model_are_its_closed_form(norm: str, lo: floa
     same = torch.where((y[:, None] == y) & ~torch.eye(24, dtype=torch.bool), apart, math.inf).amin(1)
     assert np.allclose(numbers(found.other), other, rtol=1e-12)
     assert np.allclose(numbers(found.same), same, rtol=1e-12)
-    right = near > 0
-    assert found.median == pytest.approx(near[right].median().item(), rel=0.1)
-    assert found.within_half == pytest.approx((near < other / 2)[right].double().mean().item())
+    right = distance > 0
+    assert found.median == pytest.approx(distance[right].median().item(), rel=0.1)
+    assert found.within_half == pytest.approx((distance < other / 2)[right].double().mean().item())
     assert found.median_other == pytest.approx(np.median(other[right]))
 
 
@@ -299,7 +299,7 @@ def test_norms_and_rows_are_those_given():
 # rubbish
 
 
-def test_noise_of_no_class_does_not_count():
+def test_only_noise_with_a_confident_class_is_counted():
     data = examples(classes=3)
     ball = eb.Linf(eps=0.1, lo=0, hi=1)
     flat = rubbish(lambda x: 1e-3 * x.flatten(1)[:, :3], data, ball, draws=50)
@@ -307,14 +307,14 @@ def test_noise_of_no_class_does_not_count():
     assert flat.of("normal").confidence is None
     assert flat.of("normal").mean == pytest.approx(1 / 3, abs=1e-2)
     assert flat.stepped == 0
-    sure = rubbish(lambda x: 1e-3 * x.flatten(1)[:, :3] + torch.tensor([9.0, 0.0, 0.0]), data, ball, draws=50)
-    assert sure.of("normal").share == sure.of("uniform", "sigmoid").share == 1
-    assert sure.of("normal").classes == (50, 0, 0)
-    assert sure.towards == (None, 0, 0)
+    confident = rubbish(lambda x: 1e-3 * x.flatten(1)[:, :3] + torch.tensor([9.0, 0.0, 0.0]), data, ball, draws=50)
+    assert confident.of("normal").share == confident.of("uniform", "sigmoid").share == 1
+    assert confident.of("normal").classes == (50, 0, 0)
+    assert confident.towards == (None, 0, 0)
 
 
 @pytest.mark.parametrize("lo", [0.0, -2.0])
-def test_a_step_to_a_class_does_what_is_known_of_a_linear_model(lo: float):
+def test_a_step_towards_a_class_has_the_known_success_on_a_linear_model(lo: float):
     w, b = torch.tensor([2.0, -1.0, 0.5]), -0.3 - 1.5 * lo
     data = from_arrays(torch.full((4, 3), lo + 0.5), [0, 1, 0, 1], lo=lo, hi=lo + 1)
     ball = eb.Linf(eps=0.15, lo=lo, hi=lo + 1)
@@ -331,7 +331,7 @@ def test_a_step_to_a_class_does_what_is_known_of_a_linear_model(lo: float):
     assert found.of("uniform").classes == (int((x @ w + b <= 0).sum()), int((x @ w + b > 0).sum()))
 
 
-def test_a_sigmoid_per_class_is_no_softmax():
+def test_confidence_by_sigmoid_and_by_softmax_is_counted_separately():
     data = from_arrays(torch.zeros(3, 4), [0, 1, 2], lo=0, hi=1, classes=4)
     found = rubbish(lambda x: 0 * x + torch.tensor([0.4, 0.3, 0.2, 0.1]), data, eb.Linf(eps=0.1), draws=10)
     assert (found.of("normal").share, found.of("normal", "sigmoid").share) == (0, 1)
