@@ -1,4 +1,4 @@
-"""The page that `epsball explain` writes, in a browser: it asks no one for anything, and can be read by everyone."""
+"""The page that `epsball explain` writes, in a browser: it makes no request, and can be read by everyone."""
 
 from __future__ import annotations
 
