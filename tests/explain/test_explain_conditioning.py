@@ -70,7 +70,7 @@ def test_lanczos_finds_the_norm_of_the_matrix(monkeypatch: pytest.MonkeyPatch):
     assert np.array_equal(leading, again)
 
 
-def test_norm_rank_and_condition_of_a_layer():
+def test_norm_rank_and_condition_follow_from_the_singular_values():
     layer = Layer(name="a", kind="Linear", rows=3, columns=5, singular=(4.0, 2.0, 0.5), complete=True)
     assert (layer.norm, layer.rank, layer.condition) == (4.0, 3, 8.0)
     flat = Layer(name="a", kind="Linear", rows=3, columns=5, singular=(4.0, 2.0, 1e-9), complete=True)
@@ -103,7 +103,7 @@ def test_a_linear_model_is_as_steep_as_its_weights(norm: str, dual: float, class
 @pytest.mark.parametrize("seed", range(3))
 def test_a_chain_is_no_steeper_than_its_norms_allow(seed: int):
     shape, model = (2, 6, 6), conv(4, seed=seed)
-    assert not is_chain(model)  # it has a layer that is not known
+    assert not is_chain(model)  # it has an unknown layer
     model[4] = nn.Flatten()
     found = conditioning(model, examples(12, shape, 4), eb.Linf(eps=0.3, lo=0, hi=1))
     assert found.chain
@@ -149,7 +149,7 @@ def test_layers_are_those_that_run_in_the_order_in_which_they_run():
     assert affine_layers(nn.BatchNorm1d(6, track_running_stats=False), torch.zeros(2, 6)) == []
 
 
-def test_more_points_never_lower_the_steepness():
+def test_more_samples_never_lower_the_steepness():
     model, data, ball = mlp(SHAPE, 3), examples(10, SHAPE, 3), eb.Linf(eps=0.5)
     few, many = (conditioning(model, data, ball, samples=samples) for samples in (0, 6))
     assert few.steepness == few.at_example == many.at_example
