@@ -74,7 +74,7 @@ def test_a_network_is_like_itself_and_unlike_its_opposite():
     data = known(two, examples(20, (6,), 1, lo=-1, hi=1))
     found = direction({"two": two, "other": other}, data, ball)
     assert found.between[0][1] == pytest.approx(-1)
-    assert found.transfer[0][1] is None  # the other has none right
+    assert found.transfer[0][1] is None  # the other classifies none correctly
     assert found.transfer[1][0] == 0
 
 
