@@ -1,4 +1,4 @@
-"""All analyses at once: one that fails does not stop the others, and the page asks no one for anything."""
+"""All analyses at once: one that fails does not stop the others, and the page makes no request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_hypothesis_has_an_analysis():
         chosen(["rubish"])
 
 
-def test_an_analysis_that_fails_leaves_the_others_and_gives_its_reason():
+def test_an_analysis_that_fails_gives_its_reason_and_the_others_run():
     case = table()
     started = []
     found = {one.name: one for one in answers(case, on_progress=lambda *at: started.append(at))}
@@ -67,7 +67,9 @@ def test_an_analysis_that_fails_leaves_the_others_and_gives_its_reason():
             assert type(one.found).from_json(one.found.to_json()).sentence == one.found.sentence
 
 
-def test_a_finding_without_a_sentence_or_a_figure_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_finding_without_a_sentence_or_a_figure_gives_its_reason_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from epsball.explain import runner
 
     def undrawn(found: object) -> None:
@@ -149,7 +151,7 @@ def test_the_command_writes_every_file_within_80_columns(tmp_path: Path):
             assert " ".join(record["sentence"].split()) in text
 
 
-def test_analyses_of_a_users_own_data_are_made_or_refused(tmp_path: Path):
+def test_analyses_run_on_a_users_own_data_or_are_refused_with_a_reason(tmp_path: Path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", x=rng.random((60, 5), dtype=np.float32), y=np.arange(60) % 2)
     (tmp_path / "mine.py").write_text("import torch\ndef model():\n    return torch.nn.Linear(5, 2)\n")
