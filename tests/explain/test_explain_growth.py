@@ -223,7 +223,7 @@ def test_a_record_survives_json(digits):
     assert len(summary["sizes"]) == 9
 
 
-def test_progress_is_reported(digits):
+def test_progress_is_reported_for_every_size_and_kind_of_weights(digits):
     seen = []
     growth(digits, on_progress=lambda *at: seen.append(at), **FAST)
     assert [done for done, _, _ in seen] == list(range(10))
