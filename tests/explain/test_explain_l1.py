@@ -1,4 +1,4 @@
-"""Adversarial training beside L1: each fit against an oracle of its own, the penalties against what they stand for."""
+"""Adversarial training beside L1: each fit against an oracle of its own, the penalties against their definitions."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_every_start_leads_to_a_stationary_point(start: str):
     assert np.array_equal(w, before)
 
 
-def test_a_fit_that_stopped_short_warns(monkeypatch: pytest.MonkeyPatch):
+def test_a_fit_that_did_not_converge_warns(monkeypatch: pytest.MonkeyPatch):
     X, y = table("clouds")
     monkeypatch.setattr(gradient_penalty, "ROUNDS", 1)
     with pytest.warns(ConvergenceWarning, match="residual of"):
