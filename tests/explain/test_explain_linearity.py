@@ -71,7 +71,7 @@ def test_the_share_explained_is_that_of_numpys_lines():
     assert np.allclose(found.example["logits"], logits[:, found.example["id"]], rtol=1e-12)
 
 
-def test_at_one_radius_it_is_fgsm():
+def test_the_accuracy_at_one_radius_is_that_under_fgsm():
     model, ball = mlp(SHAPE, 3), eb.Linf(eps=0.4)
     data = known(model, examples(50, SHAPE, 3))
     found = linearity(model, data, ball, span=2, points=9)
@@ -82,7 +82,7 @@ def test_at_one_radius_it_is_fgsm():
     assert found.at(0) == 1
 
 
-def test_the_line_within_the_box_is_another_than_without_it():
+def test_the_line_within_the_box_differs_from_the_line_without_it():
     model, ball = mlp(SHAPE, 3), eb.Linf(eps=0.4, lo=0, hi=1)
     data = known(model, examples(40, SHAPE, 3))
     boxed = linearity(model, data, ball, span=2, points=9, boxed=True)
@@ -103,7 +103,7 @@ def test_the_batch_size_changes_neither_figures_nor_model_calls(batch_size: int)
     assert (model.forwards, model.backwards) == (11 * 19, 11) == (found.config["forwards"], found.config["backwards"])
 
 
-def test_a_line_that_bends_is_not_straight():
+def test_the_share_explained_of_straight_and_bent_lines_is_that_by_hand():
     t = torch.linspace(-1, 1, 51, dtype=torch.float64)
     kink = t.clamp_min(0)
     values = torch.stack([t, kink, t.abs(), torch.full_like(t, 7)], 1)[:, :, None]
@@ -114,7 +114,7 @@ def test_a_line_that_bends_is_not_straight():
     )
 
 
-def test_the_control_has_the_same_norm_and_leaves_the_masked():
+def test_the_control_has_the_same_norm_and_does_not_move_masked_coordinates():
     delta = torch.tensor([[0.1, 0.0, -0.3, 0.2, 0.5], [1.0, 2.0, 3.0, 4.0, -5.0]]).double()
     noise = Noise(3, torch.tensor([8, 9]), torch.tensor([0, 0]))
     mask = torch.tensor([[True, False, True, True, True]])
@@ -125,11 +125,11 @@ def test_the_control_has_the_same_norm_and_leaves_the_masked():
     many = torch.ones(2000, 10, dtype=torch.float64).cumsum(1)
     ids = torch.arange(2000)
     moved = shuffled(many, Noise(0, ids, torch.zeros_like(ids)))
-    assert moved.mean().abs() < 0.1  # no sign is preferred, and no place
+    assert moved.mean().abs() < 0.1  # no sign is preferred, and no coordinate
     assert (moved.abs().mean(0) - 5.5).abs().max() < 0.3
 
 
-def test_logits_that_are_not_finite_leave_the_others():
+def test_logits_that_are_not_finite_affect_no_other_example():
     data = examples(6, SHAPE, 3)
     data.x[:, 0, 0, 0] = torch.tensor([0.1, 0.1, 0.95, 0.1, 0.1, 0.1])
     with pytest.warns(ModelWarning, match="not finite"):
