@@ -33,7 +33,7 @@ def flat_data(n: int, *, seed: int = 0) -> Examples:
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_perturbations_in_the_subspace_and_across_it_are_told_apart(across: bool):
+def test_perturbations_in_the_subspace_and_across_it_are_distinguished(across: bool):
     data = flat_data(40)
     weight = basis()[R + 1 if across else 0]
     middle = float((data.x @ weight).mean())
