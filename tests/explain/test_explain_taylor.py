@@ -78,7 +78,7 @@ def test_the_first_order_is_eps_times_the_dual_norm(norm: str):
 
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("lo", [-2.0, 0.3])
-def test_with_a_box_gain_and_point_are_those_of_the_ball(norm: str, lo: float):
+def test_with_a_box_gain_and_adversarial_example_are_those_of_the_ball(norm: str, lo: float):
     model, ball = mlp(SHAPE, 3), boxed(norm, lo, lo + 1)
     x, y = batch_of(6, SHAPE, 3)
     x = x + lo
@@ -86,12 +86,12 @@ def test_with_a_box_gain_and_point_are_those_of_the_ball(norm: str, lo: float):
     (grad,) = torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
     found = taylor_gap(model, x, y, ball, eps=(0.1, EPS[norm]))
     for k, eps in enumerate((0.1, EPS[norm])):
-        near = ball.with_eps(eps)
-        z = near.argmax(grad, x)
+        scaled = ball.with_eps(eps)
+        z = scaled.argmax(grad, x)
         rise = F.cross_entropy(model(z), y, reduction="none") - F.cross_entropy(model(x), y, reduction="none")
-        assert bool(near.contains(z, x).all())
+        assert bool(scaled.contains(z, x).all())
         assert np.allclose(found.change[:, k], rise.detach(), rtol=0, atol=1e-14)
-        assert np.allclose(found.first_order[:, k], near.max_gain(grad, x), rtol=1e-12, atol=0)
+        assert np.allclose(found.first_order[:, k], scaled.max_gain(grad, x), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -111,7 +111,7 @@ def test_for_a_smooth_network_the_gap_is_of_second_order(norm: str, loss: str):
     curvature = (step * bent).flatten(1).sum(1).numpy() / 2
     half, full = (found.gap / found.eps**2).T
     assert np.median(found.gap[:, 1] / found.gap[:, 0]) == pytest.approx(4, rel=0.01)
-    extrapolated = 2 * half - full  # without what is of third order
+    extrapolated = 2 * half - full  # without the third order
     assert np.allclose(extrapolated, curvature, rtol=1e-4, atol=1e-4 * np.abs(curvature).max())
 
 
@@ -162,7 +162,7 @@ def test_single_precision_gives_the_same_answer():
     assert np.allclose(narrow.first_order, wide.first_order, rtol=1e-4, atol=1e-6)
 
 
-def test_relative_gaps_and_quantiles():
+def test_relative_gaps_and_quantiles_are_those_by_hand():
     first, change = np.array([[1.0, 2.0], [0.5, 1.0], [0.0, 1.0]]), np.array([[2.0, 1.0], [0.5, -2.0], [0.0, np.nan]])
     found = TaylorGap(eps=np.array([0.1, 0.2]), loss=np.zeros(3), first_order=first, change=change, config={})
     assert np.array_equal(found.relative, [[0.5, -1.0], [0.0, -1.5], [np.nan, np.nan]], equal_nan=True)
