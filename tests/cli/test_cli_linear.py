@@ -87,18 +87,18 @@ def test_fit_then_attack_equal_the_library(linear: Any, ending: str, classes: in
     data = written(table, f"trees.{ending}")
     done = linear("fit", "--data", data, "--target", "tree", "--eps", "0.2std", "--out", "m.skops", "--json")
     assert (done.code, done.err) == (0, "")
-    said = json.loads(done.out)
+    printed = json.loads(done.out)
     train, test = split(table.y, 0.2, 0, labels=True)
     x, y = table.x[train], table.y[train]
     direct = RobustLogisticRegression(eps=0.2 * x.std(0)).fit(x, y)
-    np.testing.assert_array_equal(said["coef"], direct.coef_)
-    assert said["held_out"] == {
+    np.testing.assert_array_equal(printed["coef"], direct.coef_)
+    assert printed["held_out"] == {
         "rows": len(test),
         "accuracy": direct.score(table.x[test], table.y[test]),
         "worst_accuracy": direct.robust_score(table.x[test], table.y[test]),
     }
-    assert said["eps_max"] == pytest.approx(eps_max(x, y, scale=x.std(0)), rel=1e-12)
-    assert 0 <= said["gap"] <= 1e-6 * np.log(classes) * 1.01
+    assert printed["eps_max"] == pytest.approx(eps_max(x, y, scale=x.std(0)), rel=1e-12)
+    assert 0 <= printed["gap"] <= 1e-6 * np.log(classes) * 1.01
     back = load(tmp_path / "m.skops")
     assert isinstance(back, RobustLogisticRegression)
     np.testing.assert_array_equal(back.coef_, direct.coef_)
@@ -109,9 +109,9 @@ def test_fit_then_attack_equal_the_library(linear: Any, ending: str, classes: in
     write_table("other.csv", {"note": ["a"] * len(table), **shuffled, "tree": table.y})
     done = linear("attack", "--model", "m.skops", "--data", "other.csv", "--target", "tree", "--json")
     assert (done.code, done.err) == (0, "")
-    said = json.loads(done.out)
-    assert said["clean_accuracy"] == direct.score(table.x, table.y)
-    assert said["accuracy"] == direct.robust_score(table.x, table.y)
+    printed = json.loads(done.out)
+    assert printed["clean_accuracy"] == direct.score(table.x, table.y)
+    assert printed["accuracy"] == direct.robust_score(table.x, table.y)
     rows = pq.read_table("adversarial.parquet").to_pydict()
     assert rows["id"] == list(range(len(table)))
     x_adv = np.stack([rows[name] for name in NAMES], 1)
@@ -119,9 +119,13 @@ def test_fit_then_attack_equal_the_library(linear: Any, ending: str, classes: in
     assert rows["adversarial_prediction"] == direct.predict(x_adv).tolist()
     assert rows["prediction"] == direct.predict(table.x).tolist()
     assert rows["label"] == table.y.tolist()
-    assert sum(rows["fooled"]) == said["fooled"] == round((said["clean_accuracy"] - said["accuracy"]) * len(table))
+    assert (
+        sum(rows["fooled"])
+        == printed["fooled"]
+        == round((printed["clean_accuracy"] - printed["accuracy"]) * len(table))
+    )
     right = np.array(rows["prediction"]) == np.array(rows["label"])
-    assert said["median_minimal_eps"] == np.median(np.array(rows["minimal_eps"])[right])
+    assert printed["median_minimal_eps"] == np.median(np.array(rows["minimal_eps"])[right])
 
 
 def corners(table: Table, unit: np.ndarray, eps: float, lo: float, hi: float, fixed: tuple[int, ...]) -> np.ndarray:
@@ -187,7 +191,7 @@ def test_a_radius_per_feature_is_trained_for_in_other_norms(norm: str):
     assert (found.unit, found.eps) == ("trained", 1.0)
 
 
-def test_toward_a_label_drives_predictions_to_it(linear: Any):
+def test_an_attack_toward_a_label_raises_its_share_of_predictions(linear: Any):
     written(made(), "t.csv")
     assert linear("fit", "--data", "t.csv", "--target", "tree", "--out", "m.skops").code == 0
     options = ["--model", "m.skops", "--data", "t.csv", "--target", "tree", "--toward", "cedar", "--eps", "1.5std"]
@@ -267,11 +271,11 @@ def test_a_target_with_fractions_is_a_regression(linear: Any):
     y = table.x @ [1.0, 0.1, -2.0] + np.random.default_rng(1).standard_normal(len(table))
     written(Table(table.x, y, NAMES, "height", ""), "t.parquet")
     done = linear("fit", "--data", "t.parquet", "--target", "height", "--json", "--test-share", "0", "--eps", "0.05")
-    said = json.loads(done.out)
+    printed = json.loads(done.out)
     model = RobustRegressor(eps=0.05).fit(table.x, y)
-    np.testing.assert_array_equal(said["coef"], [model.coef_])
-    assert said["fitted"]["worst_rmse"] == pytest.approx(np.sqrt(model.worst_loss(table.x, y)), rel=1e-12)
-    assert said["held_out"] is None
+    np.testing.assert_array_equal(printed["coef"], [model.coef_])
+    assert printed["fitted"]["worst_rmse"] == pytest.approx(np.sqrt(model.worst_loss(table.x, y)), rel=1e-12)
+    assert printed["held_out"] is None
     refused = linear("fit", "--data", "t.parquet", "--target", "height", "--loss", "logistic")
     assert refused.code == 2
     assert "`--target` must be labels for --loss logistic" in refused.err
@@ -283,7 +287,7 @@ def test_a_target_with_fractions_is_a_regression(linear: Any):
 
 
 @pytest.mark.parametrize("y", [np.arange(60) % 2, (np.arange(60) % 2).astype(bool), (np.arange(60) % 2).astype(float)])
-def test_labels_that_are_not_text_come_back(y: np.ndarray, linear: Any):
+def test_labels_that_are_not_text_are_supported(y: np.ndarray, linear: Any):
     x = made(60).x + 20 * y.astype(float)[:, None] * [1, 0, 0]
     written(Table(x, y, NAMES, "y", ""), "t.parquet")
     loss = ["--loss", "hinge"] if y.dtype.kind == "f" else []
@@ -303,9 +307,9 @@ def test_a_constant_column_gets_no_weight(linear: Any):
     for eps in ("0.1std", "0.01"):
         done = linear("fit", "--data", "t.csv", "--target", "tree", "--eps", eps, "--json", "--out", "m.skops")
         assert (done.code, done.err) == (0, "")
-        said = json.loads(done.out)
-        assert said["constant"] == ["same"]
-        assert np.all(np.array(said["coef"])[:, 3] == 0)
+        printed = json.loads(done.out)
+        assert printed["constant"] == ["same"]
+        assert np.all(np.array(printed["coef"])[:, 3] == 0)
     without = json.loads(linear("fit", "--data", "t.csv", "--target", "tree", "--drop", "same", "--json").out)
     with_it = json.loads(linear("fit", "--data", "t.csv", "--target", "tree", "--json").out)
     np.testing.assert_allclose(with_it["objective"], without["objective"], rtol=1e-5)
@@ -314,7 +318,7 @@ def test_a_constant_column_gets_no_weight(linear: Any):
     assert linear("path", "--data", "t.csv", "--target", "tree", "--radii", "3").code == 0
 
 
-def test_one_row_is_enough_or_refused_by_name(linear: Any):
+def test_one_row_is_fitted_and_attacked_or_refused_by_name(linear: Any):
     Path("one.csv").write_text("a,b,y\n1,2,0\n")
     done = linear("fit", "--data", "one.csv", "--target", "y")
     assert done.code == 2
@@ -357,7 +361,7 @@ def test_the_radius_chosen_by_cross_validation_is_the_best_of_those_tried():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["fit", "--target", "tere"], "did you mean 'tree'"),
         (["fit", "--target", "tree", "--eps", "0.1sd"], "`--eps` must be a number or a fraction"),
@@ -384,7 +388,7 @@ def test_the_radius_chosen_by_cross_validation_is_the_best_of_those_tried():
         (["fti"], '"fit"'),
     ],
 )
-def test_bad_usage_exits_with_2_and_one_line(arguments: list[str], said: str, linear: Any):
+def test_bad_usage_exits_with_2_and_one_line(arguments: list[str], message: str, linear: Any):
     table = made(120)
     write_table("t.csv", dict(zip(NAMES, table.x.T, strict=True)) | {"tree": table.y, "row": np.arange(120)})
     model = RobustLogisticRegression().fit(table.x, table.y)
@@ -392,7 +396,7 @@ def test_bad_usage_exits_with_2_and_one_line(arguments: list[str], said: str, li
     before = sorted(os.listdir())
     done = linear(*arguments, *(["--data", "t.csv"] if len(arguments) > 1 else []))
     assert done.code == 2, done.err
-    assert said in done.err
+    assert message in done.err
     assert len(done.err.splitlines()) == 1
     assert done.out == ""
     assert sorted(os.listdir()) == before
@@ -487,7 +491,7 @@ class Touch:
         return Path.touch, (self.trace,)
 
 
-def test_a_pickle_is_refused_unread(tmp_path: Path):
+def test_a_pickle_is_refused_and_never_unpickled(tmp_path: Path):
     trace, path = tmp_path / "trace", tmp_path / "m.skops"
     path.write_bytes(pickle.dumps(Touch(trace)))
     with pytest.raises(BadInput, match="it is a pickle"):
@@ -566,10 +570,10 @@ def test_a_file_that_was_tampered_with_is_refused_and_runs_no_code(tmp_path: Pat
         (lambda name, data: None if name.endswith(".npy") else data, "cannot be read"),
         (lambda name, data: data[:-40] if name == "schema.json" else data, "cannot be read"),
     ]
-    for change, said in cases:
+    for change, message in cases:
         save(RobustLogisticRegression().fit(table.x, table.y), path, features=NAMES)
         rewritten(path, change)
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=message):
             attack_table(load(path), table, AttackConfig())
     save(RobustLogisticRegression().fit(table.x, table.y), path)
     whole = path.read_bytes()
@@ -614,7 +618,7 @@ def test_the_command_line_loads_heavy_libraries_only_when_needed():
         assert done.returncode == 0, done.stderr
 
 
-def test_the_program_runs_as_a_user_types_it(tmp_path: Path):
+def test_the_command_runs_in_a_process_of_its_own(tmp_path: Path):
     path = tmp_path / "t.npz"
     table = made()
     np.savez(path, x=table.x, y=table.y)
