@@ -125,7 +125,7 @@ def test_balanced_weights_equal_those_written_out() -> None:
 
 @LOSSES
 @NORMS
-def test_a_warm_start_from_the_solution_ends_sooner(loss: str, norm: str) -> None:
+def test_a_warm_start_from_the_solution_takes_fewer_iterations(loss: str, norm: str) -> None:
     X, y = drawn(loss, 7)
     model = MODELS[loss](0.05, norm=norm, warm_start=True).fit(X, y)
     cold, before = model.n_iter_, model.objective_
@@ -135,7 +135,7 @@ def test_a_warm_start_from_the_solution_ends_sooner(loss: str, norm: str) -> Non
 
 
 @pytest.mark.parametrize("change", ["features", "more classes", "fewer classes", "sparsified", "other norm"])
-def test_a_warm_start_from_another_problem_fits_as_well(change: str) -> None:
+def test_a_warm_start_from_another_problem_reaches_the_same_objective(change: str) -> None:
     X, y = drawn("logistic", 8)
     _, three = drawn("logistic", 8, classes=3)
     first, then = {"features": ((X, y), (X[:, :3], y)), "more classes": ((X, y), (X, three))}.get(
@@ -170,7 +170,7 @@ def test_fitting_and_scoring_leave_arguments_unchanged(loss: str, kind: Callable
 
 
 @LOSSES
-def test_pickles_clones_and_parameters_come_back(loss: str) -> None:
+def test_pickles_and_clones_equal_the_estimator(loss: str) -> None:
     X, y = drawn(loss, 10)
     model = MODELS[loss](0.07, norm="l2", penalty="l1", C=0.5, tol=1e-5)
     assert clone(model).get_params() == model.get_params()
@@ -376,7 +376,7 @@ def test_bisection_on_fits_finds_eps_max_for_three_classes(intercept: bool) -> N
     assert eps_max(X, y, fit_intercept=intercept) == pytest.approx(found, rel=3e-4)
 
 
-def test_eps_max_follows_the_units() -> None:
+def test_eps_max_scales_with_the_units() -> None:
     X, y = drawn("logistic", 21)
     for loss, norm in (("logistic", "linf"), ("logistic", "l2"), ("hinge", "linf"), ("hinge", "l1"), ("squared", "l1")):
         once = eps_max(X, y, loss=loss, norm=norm)
