@@ -103,7 +103,7 @@ def scene(norm: str, classes: int, box: str, targeted: bool, *, d: int = D, per_
 
 
 def ends(case: Scene, row: int) -> tuple[np.ndarray, np.ndarray, np.longdouble]:
-    """How far the coordinates of a row may go down (<= 0) and up in box and mask, and its radius."""
+    """How much the coordinates of a row can decrease (<= 0) and increase in box and mask, and its radius."""
     ball, x = case.ball, case.x
     low, high = (torch.as_tensor(side, dtype=torch.float64).expand(x.shape)[row] for side in (ball.lo, ball.hi))
     free = np.ones(x.shape[1], bool) if ball.mask is None else ball.mask.expand(x.shape)[row].numpy()
@@ -232,7 +232,9 @@ def test_cvxpy_finds_the_same_margin(norm: str, classes: int, targeted: bool) ->
 @CLASSES
 @BOXES
 @TARGETS
-def test_minimal_eps_flips_and_less_does_not(norm: str, classes: int, box: str, targeted: bool) -> None:
+def test_minimal_eps_changes_the_prediction_and_a_smaller_radius_does_not(
+    norm: str, classes: int, box: str, targeted: bool
+) -> None:
     case = scene(norm, classes, box, targeted)
     radius = case.minimal_eps()
     assert radius.dtype == torch.float64
@@ -385,8 +387,8 @@ MODELS = {
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_estimator_predicts_the_same_at_the_optimum(name: str, classes: int) -> None:
-    kept = np.flatnonzero(np.isin(NAMES, np.unique(NAMES)[-classes:]))
-    frame, y = IRIS.data.iloc[kept], NAMES[kept]
+    rows = np.flatnonzero(np.isin(NAMES, np.unique(NAMES)[-classes:]))
+    frame, y = IRIS.data.iloc[rows], NAMES[rows]
     model = MODELS[name].fit(frame, y)
     x = frame.to_numpy()
     radius = minimal_eps(model, None, frame, y, Linf(eps=0, lo=0, hi=8))
