@@ -80,9 +80,9 @@ def agrees(model, x: np.ndarray = X, rtol: float = 1e-9) -> None:
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:Liblinear failed:UserWarning")
 def test_weights_of_a_classifier_give_its_decision(name: str, classes: int) -> None:
-    kept = np.flatnonzero(np.isin(Y, np.unique(Y)[:classes]))[::-1]
-    x = StandardScaler().fit_transform(X)[kept]
-    agrees(copy.deepcopy(CLASSIFIERS[name]).fit(x, Y[kept]), x)
+    rows = np.flatnonzero(np.isin(Y, np.unique(Y)[:classes]))[::-1]
+    x = StandardScaler().fit_transform(X)[rows]
+    agrees(copy.deepcopy(CLASSIFIERS[name]).fit(x, Y[rows]), x)
 
 
 @pytest.mark.parametrize("steps", STEPS)
