@@ -97,7 +97,7 @@ def test_the_grid_begins_at_eps_max(estimator: Any) -> None:
     assert path.nonzero[1] > 0
 
 
-def test_class_weights_move_the_grid() -> None:
+def test_the_grid_respects_class_weights() -> None:
     X, y = drawn(4)
     estimator = RobustLogisticRegression(class_weight={0: 1.0, 1: 5.0})
     path = eps_path(X, y, eps=3, estimator=estimator)
