@@ -95,7 +95,7 @@ def test_the_derivatives_of_the_smoothed_gauge_match_finite_differences(norm: st
 
 @NORMS
 def test_the_smoothing_vanishes_with_mu(norm: str) -> None:
-    """As mu falls the value rises to the exact one, and the gradient to one of its subgradients."""
+    """As mu decreases the value rises to the exact one, and the gradient to one of its subgradients."""
     w, eps, _ = drawn(4)
     gauge = GAUGES[norm](eps)
     values = [gauge.smoothed(w, mu).value for mu in (1.0, 1e-1, 1e-2, 1e-4, 1e-8)]
@@ -193,7 +193,7 @@ def test_the_dual_bound_is_attained(loss: Loss) -> None:
 
 
 @LOSSES
-def test_no_other_constant_is_better(loss: Loss) -> None:
+def test_the_best_constant_has_the_smallest_loss_of_all_constants(loss: Loss) -> None:
     rng = np.random.default_rng(11)
     y, p = targets(loss, rng, 31), rng.uniform(0.1, 1, 31)
     p /= p.sum()
@@ -280,7 +280,7 @@ def test_the_solution_is_the_same_for_all_ways_to_solve_newtons_equations(
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
-def test_few_features_are_enough(d: int) -> None:
+def test_gauges_work_with_one_to_three_features(d: int) -> None:
     """With one feature all norms are the same attacker."""
     w, eps, _ = drawn(16, d)
     for mu in (1.0, 1e-6):
@@ -294,7 +294,7 @@ def test_few_features_are_enough(d: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(2, 6))])
-def test_no_random_weights_have_an_objective_below_the_bound(seed: int) -> None:
+def test_objective_less_gap_is_a_lower_bound_for_random_weights(seed: int) -> None:
     """No weights have an objective below objective - gap, however early the solver stops."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(30, 4)) * [1, 3, 0.3, 1] + 0.5
