@@ -205,14 +205,16 @@ def test_many_classes_reach_the_optimum_that_a_cone_solver_finds(norm: str, clas
 @pytest.mark.parametrize(
     ("kind", "weighted", "intercept"), [("per feature", "examples", False), ("some zero", "none", True)]
 )
-def test_many_classes_with_radii_per_feature_and_weights(norm: str, kind: str, weighted: str, intercept: bool) -> None:
+def test_many_classes_with_radii_per_feature_and_weights_reach_the_cone_solvers_optimum(
+    norm: str, kind: str, weighted: str, intercept: bool
+) -> None:
     compare("logistic", Table.drawn(6, 120, 6, 3), norm, None, kind, weighted, intercept)
 
 
 @NORMS
 @pytest.mark.parametrize("eps", [1e-2, 1e-5, 1e-9])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_tiny_radius_is_no_harder_than_none_at_all(norm: str, eps: float, classes: int) -> None:
+def test_a_tiny_radius_gives_almost_the_model_of_radius_zero(norm: str, eps: float, classes: int) -> None:
     table = Table.drawn(7, 200, 5, classes)
     model = RobustLogisticRegression(eps, norm=norm).fit(table.X, table.y)
     plain = RobustLogisticRegression(0, norm=norm).fit(table.X, table.y)
@@ -292,7 +294,7 @@ def test_scores_agree_with_the_exact_optimum_of_the_attacker(model: Any, classes
 
 @pytest.mark.parametrize("model", [RobustLogisticRegression, RobustLinearSVC])
 def test_a_tie_goes_to_the_first_class(model: Any) -> None:
-    """Every example lies exactly as far from the boundary as the attacker reaches."""
+    """The distance of every example to the decision boundary is exactly the radius."""
     X, y = np.array([[-0.5], [0.5], [-0.5], [0.5]]), np.array([0, 1, 0, 1])
     fitted = model(0.5).fit(np.array([[-2.0], [2.0]]), np.array([0, 1]))
     fitted.coef_, fitted.intercept_ = np.array([[1.0]]), np.array([0.0])
@@ -356,8 +358,8 @@ def test_wide_and_tall_data_reach_their_tolerance(loss: str, norm: str, shape: t
 
 def thinned(table: Table, seed: int) -> Table:
     """Two thirds of the entries zero."""
-    kept = np.random.default_rng(seed).random(table.X.shape) < 0.35
-    return Table(np.where(kept, table.X, 0.0), table.y)
+    nonzero = np.random.default_rng(seed).random(table.X.shape) < 0.35
+    return Table(np.where(nonzero, table.X, 0.0), table.y)
 
 
 @LOSSES
@@ -433,7 +435,7 @@ def test_an_offset_of_the_features_is_left_to_the_intercept(case: str, offset: f
 @LOSSES
 @NORMS
 @pytest.mark.parametrize("eps", [0.0, 0.05])
-def test_constant_and_duplicated_columns_do_no_harm(loss: str, norm: str, eps: float) -> None:
+def test_constant_and_duplicated_columns_never_raise_the_objective(loss: str, norm: str, eps: float) -> None:
     table = Table.for_loss(loss, 23, 150, 5)
     wider = np.hstack([table.X, np.full((150, 1), 4.0), np.zeros((150, 1)), table.X[:, :2]])
     model = MODELS[loss](eps, norm=norm).fit(wider, table.y)
@@ -451,7 +453,7 @@ def test_constant_and_duplicated_columns_do_no_harm(loss: str, norm: str, eps: f
 @pytest.mark.parametrize("model", [RobustLogisticRegression, RobustLinearSVC])
 @NORMS
 @pytest.mark.parametrize("classes", [2, 3])
-def test_separable_data_end_with_an_objective_of_nothing(model: Any, norm: str, classes: int) -> None:
+def test_separable_data_end_with_an_objective_of_zero(model: Any, norm: str, classes: int) -> None:
     rng = np.random.default_rng(24)
     y = np.arange(90) % classes
     centres = 6 * np.eye(4)[:classes]
@@ -464,7 +466,7 @@ def test_separable_data_end_with_an_objective_of_nothing(model: Any, norm: str, 
     assert fitted.robust_score(X, y) == 1.0
 
 
-def test_data_that_a_line_fits_end_with_an_objective_of_nothing() -> None:
+def test_data_that_a_line_fits_end_with_an_objective_of_zero() -> None:
     rng = np.random.default_rng(25)
     X = rng.normal(size=(30, 3)) + 2.0
     y = X @ np.array([1.0, -2.0, 0.5]) + 4.0
@@ -475,7 +477,7 @@ def test_data_that_a_line_fits_end_with_an_objective_of_nothing() -> None:
 
 @LOSSES
 @NORMS
-def test_two_examples_are_enough(loss: str, norm: str) -> None:
+def test_two_examples_reach_the_cone_solvers_optimum(loss: str, norm: str) -> None:
     fitted = MODELS[loss](0.1, norm=norm, penalty="l2").fit([[1.0, 5.0], [3.0, 5.0]], [0, 1])
     w, b = fitted.coef_.ravel(), np.ravel(fitted.intercept_)[0]
     assert w[0] > 0.1
@@ -499,7 +501,7 @@ def test_the_working_set_settles_on_data_with_many_ties(seed: int) -> None:
     "move", [lambda X: X + 10, lambda X: X * 100, lambda X: X + 1000], ids=["+10", "x100", "+1000"]
 )
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_warm_start_from_other_data_fits_as_well(move: Any, classes: int) -> None:
+def test_a_warm_start_from_other_data_reaches_the_same_objective(move: Any, classes: int) -> None:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(classes), 30)
     X = rng.normal(size=(len(y), 5)) + y[:, None]
