@@ -1,4 +1,4 @@
-"""The training loop: what it computes, that it repeats, and that it gives back what it only borrowed."""
+"""The training loop: what it computes, that it is reproducible, and that it restores the state of the model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_order_and_the_global_gen
     assert not torch.equal(first[0], other[0])
 
 
-def test_one_step_is_that_of_torch_written_by_hand(digits):
+def test_one_step_is_that_of_torch_computed_by_hand(digits):
     data, model, twin = digits.rows(slice(50)), build("small-mlp", (1, 8, 8), 10), build("small-mlp", (1, 8, 8), 10)
     fit(model, data, epochs=1, batch_size=50, optimizer="sgd", lr=0.1, schedule="constant", weight_decay=0.01)
     F.cross_entropy(twin(data.x), data.y).backward()
@@ -91,7 +91,7 @@ def test_an_objective_gets_each_example_once_per_epoch_with_its_ball_and_noise(d
     ball = Linf(eps=torch.linspace(0, 1, 131), lo=0, hi=1)
     seen, marks = Recorder(), []
     fit(net(), data, ball, objective=seen, epochs=2, batch_size=65, seed=4, progress=marks.append)
-    assert sorted(len(x) for x, *_ in seen.calls) == [43, 43, 44, 44, 44, 44]  # no rest of one
+    assert sorted(len(x) for x, *_ in seen.calls) == [43, 43, 44, 44, 44, 44]  # no batch of one left over
     orders = []
     for epoch in range(2):
         calls = seen.calls[3 * epoch : 3 * epoch + 3]
@@ -138,13 +138,13 @@ def test_epoch_means_are_over_examples_and_the_schedule_ends_near_zero(digits):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_modes_gradients_frozen_parts_and_generators_come_back_also_after_an_exception(digits, fails):
+def test_modes_gradients_frozen_parts_and_generators_are_restored_also_after_an_exception(digits, fails):
     model = net(dropout=0.5)
     model.eval()
     model[3].train()
     model[-1].weight.requires_grad_(False)
-    kept = torch.ones_like(model[-1].bias)
-    model[-1].bias.grad = kept
+    gradient = torch.ones_like(model[-1].bias)
+    model[-1].bias.grad = gradient
     frozen_weight = model[-1].weight.clone()
     flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
     generator = torch.get_rng_state()
@@ -162,8 +162,8 @@ def test_modes_gradients_frozen_parts_and_generators_come_back_also_after_an_exc
             fit(model, digits, objective=objective, epochs=1)
     assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), generator)
-    assert model[-1].bias.grad is kept
-    assert torch.equal(kept, torch.ones_like(kept))
+    assert model[-1].bias.grad is gradient
+    assert torch.equal(gradient, torch.ones_like(gradient))
     assert [p.grad for p in model.parameters() if p is not model[-1].bias] == [None] * 7
     assert torch.equal(model[-1].weight, frozen_weight)
 
@@ -192,7 +192,7 @@ def test_label_smoothing_is_that_of_torch(digits):
         Plain(label_smoothing=1)
 
 
-def test_a_result_says_what_was_done_and_survives_json(digits):
+def test_a_result_records_what_was_done_and_survives_json(digits):
     result = fit(net(), digits, Linf(eps=0.1, lo=0, hi=1), epochs=2, seed=3, objective=Plain(label_smoothing=0.1))
     assert FitResult.from_json(result.to_json()) == result
     assert result.config["objective"] == "Plain(label_smoothing=0.1)"
