@@ -96,7 +96,7 @@ class Killed(Exception):
 def test_a_training_that_is_stopped_twice_ends_with_the_same_bits(digits, tmp_path, monkeypatch, optimizer):
     options = EVERYTHING | {"optimizer": optimizer}
     whole, expected = undisturbed(optimizer)
-    for every in (0.0, 1e9):  # a checkpoint at each look, or at the ends of epochs only
+    for every in (0.0, 1e9):  # a checkpoint at every opportunity, or at the ends of epochs only
         monkeypatch.setattr(training_directory, "SAVE_EVERY", every)
         out, stops = tmp_path / f"{optimizer}-{every}", [2, 11]
 
@@ -217,9 +217,9 @@ def test_kill_9_twice_ends_with_the_same_weights(tmp_path):
 
 
 def of_rank(rank: int, folder: str, world: int) -> None:
-    """One process of several that train the digits a step without chance."""
+    """One process of several that train on the digits without randomness."""
     meet(folder, rank, world)
-    model = build("small-mlp", (1, 8, 8), 10, seed=rank)  # another start, which the first one's replaces
+    model = build("small-mlp", (1, 8, 8), 10, seed=rank)  # overwritten by the weights of the first rank
     data = load_data("digits", split="train", limit=131)
     gradients = []
 
@@ -349,7 +349,7 @@ def test_the_radius_grows_with_the_training(digits):
     assert radii[0][1] < 0.01 < 0.1 == radii[-1][1]
 
 
-def test_averages_are_what_they_say_and_are_what_the_model_ends_with(digits):
+def test_averages_follow_their_definition_and_are_the_models_final_weights(digits):
     steps, ends = {}, {}
     for kind in ("none", "ema", "swa"):
         model, seen = net(), []
@@ -404,13 +404,13 @@ def test_held_out_examples_are_never_trained_on_and_the_best_epochs_weights_are_
     first = next((one, weight) for one, weight in ends if one.pgd == best)
     assert result.best == first[0]
     assert torch.equal(model[-1].weight, first[1])
-    held = digits.rows(torch.tensor([row for row in range(300) if int(digits.ids[row]) not in seen]))
-    found = check(model, held, BALL, step=0, epoch=0, seed=0)
+    held_out = digits.rows(torch.tensor([row for row in range(300) if int(digits.ids[row]) not in seen]))
+    found = check(model, held_out, BALL, step=0, epoch=0, seed=0)
     assert (found.clean, found.fgsm, found.pgd) == (result.best.clean, result.best.fgsm, result.best.pgd)
     assert found.clean >= found.fgsm >= found.pgd
 
 
-def test_patience_stops_a_training_that_gets_no_better(digits):
+def test_patience_stops_a_training_that_does_not_improve(digits):
     result = fit(net(), digits, BALL, epochs=50, batch_size=100, hold_out=50, patience=3, lr=0.05, checks=1)
     assert "no better robust accuracy for 3 epochs" in result.checks[-1].event
     assert len(result.epochs) == result.best.epoch + 3 < 50
@@ -424,19 +424,19 @@ BROKEN = Check(step=9, epoch=2, examples=100, clean=0.9, fgsm=0.8, pgd=0.05)
     [
         (BROKEN, 0.5, None, True),
         (BROKEN, 0.5, 0.99, True),
-        (replace(BROKEN, fgsm=0.1), 0.5, None, False),  # all is lost: it diverges, which is something else
-        (replace(BROKEN, fgsm=0.1), 0.5, 0.9, True),  # the training's own step sees nothing
+        (replace(BROKEN, fgsm=0.1), 0.5, None, False),  # FGSM accuracy collapsed too: divergence, not overfitting
+        (replace(BROKEN, fgsm=0.1), 0.5, 0.9, True),  # accuracy under the training's own step is still high
         (replace(BROKEN, pgd=0.3), 0.5, None, False),
         (replace(BROKEN, pgd=0.01), 0.19, None, False),  # it never was robust
         (Check(step=1, epoch=1, examples=9, clean=0.5), 0.9, None, False),
     ],
 )
-def test_catastrophic_overfitting_is_a_collapse_under_pgd_alone(now, best, trained, found):
+def test_catastrophic_overfitting_is_a_collapse_of_accuracy_under_pgd_alone(now, best, trained, found):
     assert overfitted(now, best, trained) is found
 
 
 @pytest.mark.parametrize(("how", "steps"), [("rollback", 12), ("switch", 12), ("stop", 6), ("ignore", 12)])
-def test_each_remedy_does_what_it_says(digits, monkeypatch, caplog, how, steps):
+def test_each_remedy_for_overfitting_has_its_effect(digits, monkeypatch, caplog, how, steps):
     seen, weights, rates = [], [], []
 
     def scripted_check(model, data, ball, *, step, epoch, seed):
@@ -528,7 +528,7 @@ def test_a_training_that_is_stopped_by_its_last_check_is_saved_as_finished(digit
     assert steps == []
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_are(digits):
+def test_a_gradient_that_is_not_finite_stops_training_and_leaves_finite_weights(digits):
     def objective(model, x, y, ball, step):
         (model(x).sum() * (torch.inf if step.number == 3 else 1)).backward()
         return {"loss": 1.0}
@@ -602,7 +602,7 @@ def test_an_accelerated_training_resumes_with_its_plan(digits, tmp_path, monkeyp
     monkeypatch.setattr(training_directory, "SAVE_EVERY", 0.0)
     with pytest.raises(Killed):
         fit(build("small-cnn", (1, 8, 8), 10), digits, BALL, out=tmp_path, progress=killed, **options)
-    chosen = AccelerationPlan("trainable", kernels={"0": "phases"})  # what a trial would find on another day
+    chosen = AccelerationPlan("trainable", kernels={"0": "phases"})  # what another run of the trial could choose
     again = build("small-cnn", (1, 8, 8), 10)
     result = fit(again, digits, BALL, out=tmp_path, **options)
     assert plans == [None, None, plan]
