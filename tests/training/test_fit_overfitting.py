@@ -34,4 +34,4 @@ def test_catastrophic_overfitting_is_detected_named_and_rolled_back(slice_of_mni
     assert broken.fgsm > broken.pgd + 0.2  # FGSM alone would not have shown it
     last = good[-1]
     now = check(model, held_out, ball.with_eps(0.3 * last.radius), step=last.step, epoch=last.epoch, seed=seed)
-    assert (now.clean, now.fgsm, now.pgd) == (last.clean, last.fgsm, last.pgd)  # the very weights
+    assert (now.clean, now.fgsm, now.pgd) == (last.clean, last.fgsm, last.pgd)  # the same weights
