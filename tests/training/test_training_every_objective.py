@@ -1,4 +1,4 @@
-"""What holds for every training objective in the table: shapes, one logit, dtypes, keyed noise, parts of a batch."""
+"""Properties of every training objective in the table: shapes, one logit, dtypes, keyed noise, parts of a batch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def step_of(ids: Tensor, **more) -> TrainingStep:
 
 
 def gradient_of(objective, model: nn.Module, x: Tensor, y: Tensor, ball, step: TrainingStep) -> list[Tensor]:
-    """The parameter gradients of one step, of a model that is left alone."""
+    """The parameter gradients of one step, on a copy of the model."""
     model = copy.deepcopy(model)
     model.zero_grad()
     objective(model, x, y, None if ball is None else ball.bind(x), step)
@@ -258,7 +258,7 @@ def test_a_row_without_a_gradient_counts_as_aligned():
 # ---------------------------------------------------------------------------------------------------------------- free
 
 
-def test_frees_perturbation_climbs_through_the_replays_and_goes_on_to_the_next_batch():
+def test_frees_perturbation_ascends_over_the_replays_and_carries_over_to_the_next_batch():
     (x, y), ball = nets.batch_of(14, (2, 6, 6), 4, seed=2), Linf(eps=0.1, lo=0, hi=1)
     model, memory, free = nets.conv(4).train(), {}, Free(m=3, label_smoothing=0.1)
     numbers = count()
@@ -289,7 +289,7 @@ def test_frees_perturbation_climbs_through_the_replays_and_goes_on_to_the_next_b
         delta = torch.cat([left, delta])
 
 
-def test_frees_perturbations_stay_with_their_rows_where_a_batch_is_made_in_parts():
+def test_frees_perturbations_stay_with_their_rows_where_a_batch_is_split():
     (x, y), ball = nets.batch_of(8, (2, 6, 6), 4, seed=2), Linf(eps=0.1, lo=0, hi=1)
     found = []
     for parts in (1, 3):
@@ -333,7 +333,7 @@ def test_augment_adds_examples_of_the_model_as_it_is_and_drops_the_oldest():
     assert torch.equal(last.x[last.ids // ID_STRIDE == 4], wanted)
 
 
-def test_augment_works_at_every_kth_epoch_with_any_attack_and_objective_and_refuses_a_ball_per_example():
+def test_augment_runs_every_kth_epoch_with_any_attack_and_refuses_a_ball_per_example():
     data, ball = load_data("digits", split="train", limit=20), Linf(eps=0.1, lo=0, hi=1)
     model = build("small-mlp", data.shape, data.classes)
     augment = Augment(attack=PGD(steps=2), every=2, keep=1, objective=Free(m=4))
@@ -353,7 +353,7 @@ def test_augment_works_at_every_kth_epoch_with_any_attack_and_objective_and_refu
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "plain"])
-def test_training_with_it_makes_digits_robust_where_plain_training_does_not(name):
+def test_every_objective_makes_digits_more_robust_than_plain_training(name):
     data, ball = load_data("digits", split="train", limit=600), Linf(eps=0.1, lo=0, hi=1)
 
     def robust(objective) -> float:
