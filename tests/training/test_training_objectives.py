@@ -1,7 +1,7 @@
 """Every training objective against a naive computation by hand, in float64: gradients, buffers, logs.
 
 The references use none of the package but a ball's geometry and its noise: each pass is a plain forward and
-`torch.autograd.grad`, and a pass that must leave the model alone is made on a deep copy.
+`torch.autograd.grad`, and a pass that must not change the model runs on a deep copy.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
 
 
 def on_points(attack: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
-    """The reference of an objective that trains on the points of an attack alone."""
+    """The reference of an objective that trains on adversarial examples alone."""
 
     def reference(model, x, y, ball, step, objective):
         z = attack(model, x, y, ball, step, objective)
@@ -189,7 +189,7 @@ def assert_same(model: nn.Module, twin: nn.Module, wanted: list[Tensor], toleran
 @with_and_without_norms
 @every_ball
 @pytest.mark.parametrize(("objective", "reference"), REFERENCES.values(), ids=REFERENCES)
-def test_gradients_and_statistics_are_those_of_the_definition_written_by_hand(objective, reference, ball, noisy):
+def test_gradients_and_statistics_are_those_of_the_definition_computed_by_hand(objective, reference, ball, noisy):
     model, (x, y) = model_of(noisy), data_of()
     twin = copy.deepcopy(model)
     bound = ball.bind(x)
@@ -225,7 +225,7 @@ class NaiveMix:
                 F.cross_entropy(half, y, label_smoothing=smoothing) for half in (logits[: len(x)], logits[len(x) :])
             ]
             return gradients(model, alpha * parts[0] + (1 - alpha) * parts[1])
-        torch.set_rng_state(generator)  # the clean pass has the draws that its gradient was taken with
+        torch.set_rng_state(generator)  # the clean pass uses the random draws of its gradient
         clean = copy.deepcopy(model) if mix.batch_norm == "adversarial" else model
         on_clean = gradients(clean, J(clean, x, y, smoothing))
         if mix.shared_dropout:
@@ -286,7 +286,7 @@ def two_steps(mix: FGSMMix, ball, noisy: bool) -> None:
                 q -= 0.1 * g
 
 
-def test_the_second_statistics_are_kept_with_the_training_and_the_models_own_are_the_clean_ones():
+def test_the_second_statistics_are_stored_apart_and_the_models_own_are_the_clean_ones():
     model, (x, y), memory = model_of(noisy=True), data_of(), {}
     ball, only_clean = BALLS["linf"].bind(x), copy.deepcopy(model)
     mix = FGSMMix(batch_norm="separate", shared_dropout=True)
@@ -301,13 +301,13 @@ def test_the_second_statistics_are_kept_with_the_training_and_the_models_own_are
     assert not torch.allclose(memory["second statistics 0"], next(model.buffers()))
 
 
-def test_alpha_goes_linearly_to_its_end():
+def test_alpha_changes_linearly_to_its_end():
     model, (x, y) = model_of(noisy=False), data_of()
     logged = FGSMMix(alpha=0.8, alpha_end=0.2)(model, x, y, BALLS["linf"].bind(x), step_at(0.5))
     torch.testing.assert_close(logged["loss"], (logged["clean_loss"] + logged["adversarial_loss"]) / 2)
 
 
-def test_at_a_constant_alpha_of_one_the_adversarial_pass_is_left_out_and_the_step_is_the_plain_one():
+def test_a_constant_alpha_of_one_leaves_out_the_adversarial_pass_and_is_plain_training():
     model, (x, y) = model_of(noisy=True), data_of()
     twin, counting = copy.deepcopy(model), nets.Counting(model).train()
     torch.manual_seed(0)
@@ -319,7 +319,7 @@ def test_at_a_constant_alpha_of_one_the_adversarial_pass_is_left_out_and_the_ste
     assert set(logged) == {"loss", "clean_loss", "accuracy"}
 
 
-# ------------------------------------------------------------------------------------------------------------- passes
+# -------------------------------------------------------------------------------------------------------- model calls
 
 SHORT = {
     "plain": (Plain(), 1, 1),
@@ -335,12 +335,12 @@ SHORT = {
     "grad-align": (GradAlign(), 3, None),
     "gradient-penalty": (GradientPenalty(), 1, None),
 }
-PASSES = {objective: forwards for objective, forwards, _ in SHORT.values()}
+FORWARDS = {objective: forwards for objective, forwards, _ in SHORT.values()}
 every_objective = pytest.mark.parametrize("objective", [part[0] for part in SHORT.values()], ids=SHORT)
 
 
 @pytest.mark.parametrize(("objective", "forwards", "backwards"), SHORT.values(), ids=SHORT)
-def test_a_step_costs_the_passes_that_the_docs_promise(objective, forwards, backwards):
+def test_a_step_costs_the_model_calls_that_the_docs_promise(objective, forwards, backwards):
     (x, y), counting = data_of(), nets.Counting(model_of(noisy=True))
     objective(counting, x, y, BALLS["linf"].bind(x), step_at())
     assert counting.forwards == forwards * N
@@ -373,7 +373,7 @@ class WeightGradients(torch.utils._python_dispatch.TorchDispatchMode):
     ],
     ids=repr,
 )
-def test_an_attack_computes_no_weight_gradients_also_in_the_accelerated_trainable_form(objective, passes, kernels):
+def test_attacks_compute_no_weight_gradients_also_in_the_accelerated_trainable_form(objective, passes, kernels):
     model, (x, y) = model_of(noisy=False), data_of()
     names = {"0": kernels, "2": kernels}
     network = accelerate(model, x, trainable=True, plan=AccelerationPlan("trainable", kernels=names)).train()
@@ -396,11 +396,11 @@ def test_the_accelerated_trainable_form_gives_the_same_gradients_and_statistics(
     assert_same(model, twin, [p.grad for p in twin.parameters()], tolerance=1e-9)
 
 
-# ------------------------------------------------------------------------------------------------- what it gives back
+# ---------------------------------------------------------------------------------------------------- what it restores
 
 
 @every_objective
-def test_modes_needs_and_earlier_gradients_are_kept_and_added_to(objective):
+def test_modes_and_requires_grad_are_unchanged_and_gradients_are_added_to_earlier_ones(objective):
     model, (x, y) = model_of(noisy=True), data_of()
     model[-1].bias.requires_grad_(False)
     twin, ball = copy.deepcopy(model), BALLS["linf"].bind(x)
@@ -422,11 +422,11 @@ def test_modes_needs_and_earlier_gradients_are_kept_and_added_to(objective):
 
 @every_objective
 @pytest.mark.parametrize("k", [1, 2])
-def test_after_an_exception_in_any_pass_modes_needs_and_statistics_of_attacks_are_what_they_were(objective, k):
+def test_after_an_exception_modes_requires_grad_and_statistics_of_attacks_are_restored(objective, k):
     model, (x, y) = model_of(noisy=True), data_of()
     broken = nets.RaisesAt(model, k).train()
     before = copy.deepcopy(model)
-    with pytest.raises(RuntimeError, match="says the test") if PASSES[objective] >= k else nullcontext():
+    with pytest.raises(RuntimeError, match="says the test") if FORWARDS[objective] >= k else nullcontext():
         objective(broken, x, y, BALLS["linf"].bind(x), step_at())
     assert all(p.requires_grad for p in model.parameters())
     assert all(part.training for part in broken.modules())
@@ -435,7 +435,7 @@ def test_after_an_exception_in_any_pass_modes_needs_and_statistics_of_attacks_ar
             assert torch.equal(buffer, other)
 
 
-def test_a_forward_that_replaces_its_buffer_gets_the_old_one_back():
+def test_a_buffer_that_the_forward_pass_replaces_is_restored():
     class Mean(nn.Module):
         def __init__(self):
             super().__init__()
