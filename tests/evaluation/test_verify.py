@@ -434,7 +434,7 @@ def confident(logits: Tensor, task: Task) -> Tensor:
     return (logits.argmax(1) != task.y) & (logits.softmax(1).amax(1) > 0.55)
 
 
-def falls_by(logits: Tensor, task: Task) -> Tensor:
+def loses_logit(logits: Tensor, task: Task) -> Tensor:
     assert task.clean is not None
     assert task.clean.dtype == logits.dtype
     loss = (task.clean - logits).gather(1, task.y[:, None])[:, 0]
@@ -461,18 +461,18 @@ def kinds() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "radii of features": (linear, eb.Linf(eps=per_feature), {}),
         "a box of tensors": (linear, eb.L1(eps=0.5, lo=lo, hi=x + 0.05), {}),
         "a mask": (linear, eb.Linf(eps=0.4, mask=torch.tensor([[True, False, True]])), {}),
-        "counts": (linear, eb.L0(eps=1, **box), {}),
+        "L0": (linear, eb.L0(eps=1, **box), {}),
         "a target": (linear, eb.Linf(eps=0.3, **box), {"target": target}),
         "labels": (labels_only, eb.Linf(eps=0.5, **box), {"attacks": LabelWalk()}),
         "a success": (linear, eb.Linf(eps=0.3, **box), {"success": confident}),
         "no success at all": (linear, eb.Linf(eps=0.0, **box), {}),
-        "bytes": (linear, eb.Linf(eps=0.3, **box), {"storage": "8bit"}),
+        "8 bits": (linear, eb.Linf(eps=0.3, **box), {"storage": "8bit"}),
         "a source": (linear, eb.Linf(eps=0.3, **box), {"source": linear}),
-        "a success that asks for the clean logits": (linear, eb.Linf(eps=0.3, **box), {"success": falls_by}),
+        "a success that uses the clean logits": (linear, eb.Linf(eps=0.3, **box), {"success": loses_logit}),
         "one radius for a ball of another": (linear, eb.Linf(eps=9.0, **box), {"eps": [0.3]}),
         "one radius for a ball of several": (linear, eb.Linf(eps=per_example, **box), {"eps": [1]}),
-        "an endless curve": (linear, eb.L2(eps=1, **box), {"eps": [0.2, float("inf")]}),
-        "an endless radius": (linear, eb.L2(eps=float("inf"), **box), {}),
+        "a curve up to an infinite radius": (linear, eb.L2(eps=1, **box), {"eps": [0.2, float("inf")]}),
+        "an infinite radius": (linear, eb.L2(eps=float("inf"), **box), {}),
     }
 
 
