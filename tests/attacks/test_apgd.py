@@ -1,4 +1,4 @@
-"""Auto-PGD against the paper's algorithm, written down once more, row by row; L1-APGD; both against linear optima."""
+"""Auto-PGD against the paper's algorithm, implemented again row by row; L1-APGD; both against linear optima."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from epsball.problem.losses import cross_entropy, dlr, margin
 from epsball.problem.objective import Objective, Point, changes_prediction
 from epsball.problem.task import Task, task_of
 
-# The paper, written down apart from the attack: one row, numbers and loops.
+# The paper's algorithm, independent of the attack: one row, numbers and loops.
 
 
 def checkpoints_of_the_paper(steps: int) -> list[int]:
@@ -37,12 +37,12 @@ def checkpoints_of_the_paper(steps: int) -> list[int]:
 
 
 @pytest.mark.parametrize("steps", [100, 200, 500, 1000])
-def test_checkpoints_are_not_those_of_the_paper(steps: int) -> None:
+def test_checkpoints_are_those_of_the_paper(steps: int) -> None:
     assert list(APGD(steps=steps).checkpoints) == checkpoints_of_the_paper(steps)
 
 
 @pytest.mark.parametrize("steps", [*range(1, 60), 77, 99, 101])
-def test_checkpoints_come_late_or_grow_apart(steps: int) -> None:
+def test_intervals_between_checkpoints_shrink_from_22_to_6_percent_of_the_steps(steps: int) -> None:
     """Where .22, .03 and .06 of the steps are no whole numbers they are rounded down, to 1 at least."""
     found = APGD(steps=steps).checkpoints
     waits = np.diff([0, *found]).tolist()
@@ -56,7 +56,7 @@ Walk = tuple[list[np.ndarray], list[int]]
 
 
 def paper(
-    height: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    evaluate: Callable[[np.ndarray], tuple[float, np.ndarray]],
     project: Callable[[np.ndarray], np.ndarray],
     unit: Callable[[np.ndarray], np.ndarray],
     x: np.ndarray,
@@ -64,27 +64,27 @@ def paper(
     steps: int,
     rho: float,
 ) -> Walk:
-    """Algorithm 1 of Croce and Hein (ICML 2020) from x: the points it looks at, and the checkpoints where it went back.
+    """Algorithm 1 of Croce and Hein (ICML 2020) from x: the points evaluated, and the checkpoints where it went back.
 
-    As in their code, whether the loss rose is asked of consecutive points that were looked at, also after a restart.
+    As in their code, the loss is compared between consecutive points that were evaluated, also after a restart.
     """
     marks = checkpoints_of_the_paper(steps)
     eta, points, restarts = 2 * eps, [x], []
-    loss, grad = height(x)
-    losses, best, peak, slope = [loss], loss, x, grad
+    loss, grad = evaluate(x)
+    losses, best, best_point, best_grad = [loss], loss, x, grad
     at = project(x + eta * unit(grad))
     before, points = x, [x, at]
     best_then, halved_then, last_mark = best, True, 0
     for k in range(1, steps):
-        loss, grad = height(at)
+        loss, grad = evaluate(at)
         losses.append(loss)
         if loss > best:
-            best, peak, slope = loss, at, grad
+            best, best_point, best_grad = loss, at, grad
         if k in marks:
             rises = sum(losses[i + 1] > losses[i] for i in range(last_mark, k))
             halved = rises <= rho * (k - last_mark) or (not halved_then and best_then == best)
             if halved:
-                eta, at, grad = eta / 2, peak, slope
+                eta, at, grad = eta / 2, best_point, best_grad
                 restarts.append(k)
             best_then, halved_then, last_mark = best, halved, k
         z = project(at + eta * unit(grad))
@@ -115,10 +115,10 @@ def seen_by(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: eb.Lin
 
 @pytest.mark.parametrize("loss", [cross_entropy, margin, dlr])
 @pytest.mark.parametrize(("norm", "lo", "hi"), [("linf", 0.0, 1.0), ("linf", -0.3, 0.8), ("l2", -math.inf, math.inf)])
-def test_trajectory_departs_from_algorithm_1(norm: str, lo: float, hi: float, loss: Callable[..., Tensor]) -> None:
+def test_trajectory_is_that_of_algorithm_1(norm: str, lo: float, hi: float, loss: Callable[..., Tensor]) -> None:
     """All points of 100 steps, on a net whose rows have the same bits in every batch.
 
-    In L2 the last bits of a length differ, and climbing among waves multiplies what differs; a wrong rule costs 1e-3.
+    In L2 the last bits of a length differ, and steps among waves multiply what differs; a wrong rule costs 1e-3.
     """
     atol = {"linf": 1e-12, "l2": 1e-6}[norm]
     eps = {"linf": 0.25, "l2": 0.7}[norm]
@@ -132,7 +132,7 @@ def test_trajectory_departs_from_algorithm_1(norm: str, lo: float, hi: float, lo
     for i in range(8):
         row = task_of(x[i, None], y[i, None], ball)
 
-        def height(z: np.ndarray, row: Task = row) -> tuple[float, np.ndarray]:
+        def evaluate(z: np.ndarray, row: Task = row) -> tuple[float, np.ndarray]:
             leaf = torch.from_numpy(z)[None].requires_grad_()
             value = loss(model(leaf), row)
             return value.item(), torch.autograd.grad(value.sum(), leaf)[0][0].numpy()
@@ -145,14 +145,14 @@ def test_trajectory_departs_from_algorithm_1(norm: str, lo: float, hi: float, lo
             return centre + (z - centre) * min(1.0, eps / distance) if distance else z
 
         unit = np.sign if norm == "linf" else lambda grad: grad / (np.linalg.norm(grad) or 1)
-        want, restarts = paper(height, project, unit, points[0][i].numpy(), eps, 100, 0.75)
+        want, restarts = paper(evaluate, project, unit, points[0][i].numpy(), eps, 100, 0.75)
         went_back.add(tuple(restarts))
         for k, point in enumerate(want):
             np.testing.assert_allclose(points[k][i].numpy(), point, rtol=0, atol=atol, err_msg=f"row {i}, point {k}")
-    assert len(went_back) > 1, "every row went back at the same checkpoints: nothing is told apart"
+    assert len(went_back) > 1, "every row went back at the same checkpoints: the test distinguishes nothing"
 
 
-def test_start_is_not_a_point_of_the_ball_of_its_own() -> None:
+def test_each_restart_starts_at_a_random_point_of_its_own_in_the_ball() -> None:
     x, y = batch_of(6, (5,), 3)
     ball = eb.Linf(eps=0.2, lo=0, hi=1)
     for attack in (APGD(steps=1), APGD(steps=1, restarts=2)):
@@ -167,8 +167,8 @@ def test_start_is_not_a_point_of_the_ball_of_its_own() -> None:
 # The rules of a checkpoint, from losses that are as they are written.
 
 
-def told(attack: APGD, losses: list[list[float]]) -> list[object]:
-    """The states after each pass, one row per list, where pass k finds the k-th loss and the gradient k + 1."""
+def states_for(attack: APGD, losses: list[list[float]]) -> list[object]:
+    """The states after each step, one row per list, where step k finds the k-th loss and the gradient k + 1."""
     n = len(losses)
     task = task_of(torch.zeros(n, 1, dtype=torch.float64), 0, eb.Linf(eps=1.0))
     states = [attack.init(task)]
@@ -187,36 +187,36 @@ def rising(times: int, of: int, first: float = 0.0) -> list[float]:
 
 
 @pytest.mark.parametrize(("rises", "halved"), [(0, True), (16, True), (17, False), (22, False)])
-def test_too_many_or_too_few_rises_halve_the_step(rises: int, halved: bool) -> None:
+def test_step_is_halved_if_the_loss_rose_in_at_most_three_quarters_of_the_steps(rises: int, halved: bool) -> None:
     """22 steps to the first checkpoint: .75 of them is 16.5."""
-    states = told(APGD(), [[0.0, *rising(rises, 22)], [0.0, *rising(22, 22)]])
-    assert [state.size.tolist() for state in states[:23]] == [[2.0, 2.0]] * 23
-    assert states[23].size.tolist() == [1.0 if halved else 2.0, 2.0]
+    states = states_for(APGD(), [[0.0, *rising(rises, 22)], [0.0, *rising(22, 22)]])
+    assert [state.step_size.size.tolist() for state in states[:23]] == [[2.0, 2.0]] * 23
+    assert states[23].step_size.size.tolist() == [1.0 if halved else 2.0, 2.0]
     best = 0 if rises == 0 else 22
     if halved:
-        assert torch.equal(states[23].last[0], states[best].z[0])
-        assert states[23].slope[0].item() == best + 1
+        assert torch.equal(states[23].previous[0], states[best].z[0])
+        assert states[23].best_point.grad[0].item() == best + 1
 
 
-def test_row_that_did_not_get_higher_is_not_halved_or_is_twice_in_a_row() -> None:
-    """17 of 22 steps rise, then 16 of 19, but never above the best of before: halved, as it was not the time before."""
+def test_step_is_halved_without_a_new_best_loss_but_not_twice_in_a_row() -> None:
+    """17 of 22 steps rise, then 16 of 19, but never above the best: halved, as it was not the last time."""
     start = [0.0, *rising(22, 22)]
     second = [-100.0, *rising(18, 18, -100.0)]
     third = [-100.0, *rising(15, 15, -100.0)]
-    states = told(APGD(), [start + second + third, start + rising(19, 19, 22.0) + rising(16, 16, 50.0)])
-    sizes = [states[at + 1].size.tolist() for at in (22, 41, 57)]
-    assert sizes == [[2.0, 2.0], [1.0, 2.0], [1.0, 2.0]]  # the third time it was halved the time before: it goes on
-    assert torch.equal(states[42].last[0], states[22].z[0])
+    states = states_for(APGD(), [start + second + third, start + rising(19, 19, 22.0) + rising(16, 16, 50.0)])
+    sizes = [states[at + 1].step_size.size.tolist() for at in (22, 41, 57)]
+    assert sizes == [[2.0, 2.0], [1.0, 2.0], [1.0, 2.0]]  # it was halved the last time: not again
+    assert torch.equal(states[42].previous[0], states[22].z[0])
 
 
-def test_rho_or_ties_are_not_as_written() -> None:
+def test_rho_is_the_share_of_rises_required_and_a_tie_is_no_rise() -> None:
     """A loss that stays is no rise; with rho = 1 every checkpoint halves, with 0 only a row that never rose."""
     flat, up = [1.0] * 60, np.arange(60.0).tolist()
-    assert told(APGD(rho=1), [up, flat])[-1].size.tolist() == [0.25, 0.25]
-    assert told(APGD(rho=0), [up, flat])[-1].size.tolist() == [2.0, 0.25]
+    assert states_for(APGD(rho=1), [up, flat])[-1].step_size.size.tolist() == [0.25, 0.25]
+    assert states_for(APGD(rho=0), [up, flat])[-1].step_size.size.tolist() == [2.0, 0.25]
 
 
-# Rows at different steps, the queue, and what it costs.
+# Rows at different steps, the queue, and model calls.
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_rho_or_ties_are_not_as_written() -> None:
         (L1APGD(steps=30, loss=dlr, restarts=2), "l1"),
     ],
 )
-def test_rows_that_enter_a_pool_late_climb_another_way(attack: Attack, norm: str) -> None:
-    """130 examples in a pool of 32, falling at all times, against one pool that holds them all from the start."""
+def test_result_of_a_row_does_not_depend_on_when_it_enters_the_pool(attack: Attack, norm: str) -> None:
+    """130 examples in a pool of 32, broken at different steps, against one pool that holds them all from the start."""
     model, x = mlp((20,), 5), batch(130, (20,))
     y = predicted(model, x)
     ball = BALLS[norm](eps={"linf": 0.25, "l2": 0.8, "l1": 1.5}[norm], lo=0, hi=1)
@@ -246,27 +246,29 @@ def test_rows_that_enter_a_pool_late_climb_another_way(attack: Attack, norm: str
 
 
 @pytest.mark.parametrize("attack", [APGD(steps=37), L1APGD(steps=37), APGD(steps=1), L1APGD(steps=1)])
-def test_steps_cost_more_or_less_than_as_many_passes(attack: Attack) -> None:
+def test_each_step_costs_one_forward_and_one_backward_pass(attack: Attack) -> None:
     model, (x, y) = Counting(mlp((5,), 3)), batch_of(6, (5,), 3)
     attack(model, x, y, eb.L1(eps=0.3), success=NEVER)
     assert (model.calls, model.forwards, model.backwards) == (attack.steps, 6 * attack.steps, 6 * attack.steps)
 
 
-def test_apgd_is_weaker_than_pgd_of_as_many_steps_in_any_norm() -> None:
+def test_apgd_is_at_least_as_strong_as_pgd_of_as_many_steps_in_every_norm() -> None:
     x, model = batch(400, CONV_SHAPE), conv()
     y = predicted(model, x)
     for norm, eps in (("linf", 0.04), ("l2", 0.15), ("l1", 0.8)):
         ball = BALLS[norm](eps=eps, lo=0, hi=1)
-        fell = [(predicted(model, eb_attack(model, x, y, ball)) != y).sum() for eb_attack in (eb.PGD(), APGD(steps=40))]
-        assert 40 < fell[0] < 360
-        assert fell[1] >= fell[0], (norm, fell)
+        broken = [
+            (predicted(model, eb_attack(model, x, y, ball)) != y).sum() for eb_attack in (eb.PGD(), APGD(steps=40))
+        ]
+        assert 40 < broken[0] < 360
+        assert broken[1] >= broken[0], (norm, broken)
 
 
 # L1-APGD.
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(0.0, 1.0), (-0.5, 2.0), (-math.inf, math.inf)])
-def test_balls_of_l1_apgd_are_not_three_two_and_one_eps(lo: float, hi: float) -> None:
+def test_l1_apgd_searches_balls_of_three_two_and_one_eps(lo: float, hi: float) -> None:
     """And each begins at the projection of the best point of the one before."""
     model, eps = Steady(12, 3), 0.8
     x, y = batch(6, (12,), lo=max(lo, -0.5), hi=min(hi, 1.5)), torch.arange(6) % 3
@@ -284,7 +286,7 @@ def test_balls_of_l1_apgd_are_not_three_two_and_one_eps(lo: float, hi: float) ->
 
 
 @pytest.mark.parametrize(("steps", "begins"), [(1, (0, 0, 0)), (2, (0, 1, 1)), (3, (0, 1, 2)), (10, (0, 3, 6))])
-def test_few_steps_leave_none_in_the_ball(steps: int, begins: tuple[int, ...]) -> None:
+def test_l1_apgd_ends_in_the_ball_with_few_steps(steps: int, begins: tuple[int, ...]) -> None:
     assert L1APGD(steps=steps)._begins == begins
     x, y = batch_of(6, (12,), 3)
     ball = eb.L1(eps=0.4, lo=0, hi=1)
@@ -293,20 +295,20 @@ def test_few_steps_leave_none_in_the_ball(steps: int, begins: tuple[int, ...]) -
     assert ball.contains(points[-1], x).all()
 
 
-def test_point_outside_the_ball_is_a_success_of_l1_apgd() -> None:
-    """The prediction changes between 1 and 3 eps only; then inside, at .75 eps, where the first that fools ends it."""
-    x, far = torch.zeros(1, 1, dtype=torch.float64), weighted(torch.ones(1).double(), -1.5)
-    model = Counting(far)
+def test_l1_apgd_counts_only_points_inside_the_ball_as_successes() -> None:
+    """The prediction changes between 1 and 3 eps only; then at .75 eps, where the first success ends it."""
+    x, outside = torch.zeros(1, 1, dtype=torch.float64), weighted(torch.ones(1).double(), -1.5)
+    model = Counting(outside)
     x_adv = L1APGD()(model, x, 0, eb.L1(eps=1.0))
     assert x_adv.abs().item() <= 1.0
     assert model.calls == 100
-    near = Counting(weighted(torch.ones(1).double(), -0.75))
-    x_adv = L1APGD()(near, x, 0, eb.L1(eps=1.0))
+    inside = Counting(weighted(torch.ones(1).double(), -0.75))
+    x_adv = L1APGD()(inside, x, 0, eb.L1(eps=1.0))
     assert 0.75 < x_adv.item() <= 1
-    assert near.calls == 61  # the first point of the last ball
+    assert inside.calls == 61  # the first point of the last ball
 
 
-def test_sparse_sign_moves_other_coordinates_than_the_largest() -> None:
+def test_sparse_sign_keeps_the_signs_of_the_largest_coordinates() -> None:
     grad = torch.randn(40, 2, 5, generator=rng(1), dtype=torch.float64)
     count = torch.arange(40) % 10 + 1.0
     signs = sparse_sign(grad, count)
@@ -320,8 +322,8 @@ def test_sparse_sign_moves_other_coordinates_than_the_largest() -> None:
     assert sparse_sign(torch.zeros(1, 4), torch.tensor([2.0])).tolist() == [[0, 0, 0, 0]]
 
 
-def test_l1_apgd_spends_its_steps_on_coordinates_that_mask_or_box_hold_fast() -> None:
-    """All large weights are behind the mask, or at the box with nowhere to go: the rest must be driven to its end."""
+def test_l1_apgd_ignores_coordinates_that_mask_or_box_hold_fixed() -> None:
+    """All large weights are behind the mask, or at the box: the small ones must go all the way."""
     weight = torch.tensor([50.0, -40, 30, 20, 3, 2, 1, 0.5], dtype=torch.float64)
     x = torch.full((2, 8), 0.5, dtype=torch.float64)
     x[:, :4] = torch.tensor([1.0, 0, 1, 1], dtype=torch.float64)
@@ -344,7 +346,7 @@ RADII = {"linf": (0.05, 0.4), "l2": (0.2, 1.5), "l1": (0.3, 4.0)}
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("lo", "hi"), [(0.0, 1.0), (-1.0, 0.5), (-math.inf, math.inf)])
 @pytest.mark.parametrize(("name", "norm"), SHARE)
-def test_less_than_its_share_of_the_linear_optimum_is_reached_with_one_logit(
+def test_promised_share_of_the_linear_optimum_is_reached_with_one_logit(
     name: str, norm: str, lo: float, hi: float, weights: str, d: int
 ) -> None:
     attack = {"apgd": APGD(steps=40), "l1-apgd": L1APGD(steps=40)}[name]
@@ -371,7 +373,7 @@ def towards(logits: Tensor, task: Task) -> Tensor:
     ("classes", "loss"), [(1, margin), (2, dlr), (1, towards), (2, towards), (3, towards), (10, towards)]
 )
 @pytest.mark.parametrize(("name", "norm"), SHARE)
-def test_less_than_its_share_of_the_linear_optimum_is_reached_with_classes(
+def test_promised_share_of_the_linear_optimum_is_reached_with_any_number_of_classes(
     name: str, norm: str, classes: int, loss: Callable[..., Tensor], shape: tuple[int, ...]
 ) -> None:
     """Away from the label, where there are two classes; towards a target among any number."""
@@ -391,7 +393,7 @@ def test_less_than_its_share_of_the_linear_optimum_is_reached_with_classes(
 
 
 @pytest.mark.parametrize(("name", "norm"), [*SHARE, ("apgd", "l0")])
-def test_radius_zero_moves_or_an_infinite_one_does_not_reach_the_corner(name: str, norm: str) -> None:
+def test_radius_zero_returns_the_example_and_an_infinite_one_the_corner_of_the_box(name: str, norm: str) -> None:
     attack = {"apgd": APGD(steps=25), "l1-apgd": L1APGD(steps=25)}[name]
     weight = WEIGHTS["dense"][:7]
     x, y = batch(6, (7,), lo=-1.0, hi=0.5), torch.arange(6) % 2
