@@ -1,4 +1,4 @@
-"""Every attack of the table, and the doubles of the protocol, through one suite; oracles; the pitfalls of the field."""
+"""Every registered attack, and the test doubles, through one suite; exact optima; known pitfalls of the field."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ every_norm = pytest.mark.parametrize("norm", BALLS)
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @every_attack_and_norm
-def test_leaves_ball_box_mask_or_dtype(attack: Attack, norm: str, dtype: torch.dtype) -> None:
+def test_result_lies_in_ball_box_and_mask_and_keeps_its_dtype(attack: Attack, norm: str, dtype: torch.dtype) -> None:
     model = linear((5,), 3, scale=1.5).to(dtype)
     mask = torch.tensor([[True, False, True, True, False]])
     boxes = [(0.0, 1.0), (-1.0, 2.0)] if norm == "l0" else [(0.0, 1.0), (-1.0, 2.0), (-math.inf, math.inf)]
@@ -59,7 +59,7 @@ REGISTERED = {name: pair for name, pair in PAIRS.items() if pair[0] in [SUITE[on
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("attack", "norm"), REGISTERED.values(), ids=REGISTERED)
-def test_breaks_or_leaves_the_ball_where_logits_are_of_another_dtype(
+def test_result_lies_in_the_ball_where_logits_are_of_another_dtype(
     attack: Attack, norm: str, dtype: torch.dtype
 ) -> None:
     """As under autocast; with more examples than the pool has rows, so that new rows join those that have stepped."""
@@ -81,7 +81,7 @@ def test_breaks_or_leaves_the_ball_where_logits_are_of_another_dtype(
 
 
 @pytest.mark.parametrize(("attack", "norm"), REGISTERED.values(), ids=REGISTERED)
-def test_infinite_radius_of_one_row_changes_another(attack: Attack, norm: str) -> None:
+def test_infinite_radius_of_one_row_leaves_the_others_unchanged(attack: Attack, norm: str) -> None:
     x, net = batch(9, (6,), lo=-0.5, hi=0.8), mlp((6,), 3)
     y = predicted(net, x)
     radius = torch.linspace(0.2, 1.2, 9, dtype=x.dtype).mul(EPS[norm])
@@ -90,7 +90,7 @@ def test_infinite_radius_of_one_row_changes_another(attack: Attack, norm: str) -
     same = endless.isfinite()
     torch.testing.assert_close(ends[1][same], ends[0][same], rtol=0, atol=1e-12)
     assert same.sum() == 7
-    if attack.needs == "grad" and not attack.minimises:  # those hand over x where nothing fools
+    if attack.needs == "grad" and not attack.minimises:  # those return x where they find no adversarial example
         moved = flat(ends[1] - x).abs().sum(1)
         assert (moved[~same] > moved[same].max() / 2).all()
         assert ((ends[1] >= -0.5) & (ends[1] <= 0.8)).all()
@@ -100,7 +100,7 @@ def test_infinite_radius_of_one_row_changes_another(attack: Attack, norm: str) -
 @pytest.mark.parametrize(("classes", "squeeze"), [(1, True), (1, False), (2, False), (3, False), (10, False)])
 @pytest.mark.parametrize("shape", [(), (5,), CONV_SHAPE], ids=["dim 1", "dim 2", "dim 4"])
 @every_attack
-def test_depends_on_dimensions_or_classes(
+def test_any_shape_and_number_of_classes_is_attacked(
     attack: Attack, shape: tuple[int, ...], classes: int, squeeze: bool, targeted: bool
 ) -> None:
     model = linear(shape, classes, squeeze=squeeze)
@@ -118,7 +118,7 @@ def test_depends_on_dimensions_or_classes(
 
 
 @every_attack_and_norm
-def test_answer_depends_on_the_batch_or_global_randomness(attack: Attack, norm: str) -> None:
+def test_result_does_not_depend_on_the_batch_or_on_global_randomness(attack: Attack, norm: str) -> None:
     x, y = batch_of(9, (6,), 3)
     model, ball = Steady(6, 3), BALLS[norm](eps=EPS[norm], lo=0, hi=1)
     ids = torch.arange(9) * 1000 + 7
@@ -133,8 +133,8 @@ def test_answer_depends_on_the_batch_or_global_randomness(attack: Attack, norm: 
 
 
 @every_attack_and_norm
-def test_verdict_depends_on_the_batch(attack: Attack, norm: str) -> None:
-    """A network's last bits do depend on the batch; no verdict may."""
+def test_prediction_at_the_result_does_not_depend_on_the_batch(attack: Attack, norm: str) -> None:
+    """The last bits of a network's logits depend on the batch; the success of an attack does not."""
     x, model = batch(9, (6,)), mlp((6,), 3)
     y, ball = predicted(model, x), BALLS[norm](eps=2 * EPS[norm], lo=0, hi=1)
     whole = attack(model, x, y, ball)
@@ -143,7 +143,7 @@ def test_verdict_depends_on_the_batch(attack: Attack, norm: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pgd", "uniform-noise", "sign-noise", "random-search", "label-walk"])
-def test_seed_or_id_is_not_in_the_key_of_the_noise(name: str) -> None:
+def test_seed_and_id_are_in_the_key_of_the_noise(name: str) -> None:
     x, y = batch_of(4, (6,), 3)
     model = linear((6,), 3)
 
@@ -152,7 +152,7 @@ def test_seed_or_id_is_not_in_the_key_of_the_noise(name: str) -> None:
 
     first = at(0, torch.arange(4))
     changed = at(1, torch.arange(4)), at(0, torch.arange(4) + 50)
-    if name == "pgd":  # its end is the optimum, wherever it starts
+    if name == "pgd":  # it ends at the optimum, wherever it starts
         changed = tuple(-z for z in changed)
     assert all(bool((z != first).any(1).all()) for z in changed)
 
@@ -163,7 +163,7 @@ def snapshot(model: nn.Module) -> list[object]:
 
 @pytest.mark.parametrize("raises_at", [None, 1, 2], ids=["sound", "raises at once", "raises later"])
 @every_attack
-def test_caller_gets_back_something_else(attack: Attack, raises_at: int | None) -> None:
+def test_model_and_arguments_come_back_unchanged(attack: Attack, raises_at: int | None) -> None:
     inner = conv(noisy=True)
     inner.train()
     inner[1].eval()
@@ -174,7 +174,7 @@ def test_caller_gets_back_something_else(attack: Attack, raises_at: int | None) 
     model = Recording(RaisesAt(inner, raises_at or -1))
     x, y = batch_of(5, CONV_SHAPE, 10)
     handed = x, y, (y + 1) % 10, torch.arange(5)
-    kept = [part.clone() for part in (*handed, *inner.state_dict().values(), *(p.grad for p in inner.parameters()))]
+    copies = [part.clone() for part in (*handed, *inner.state_dict().values(), *(p.grad for p in inner.parameters()))]
     before = snapshot(model)
     call, ball = replace(attack, restarts=2), ball_of(attack, 0.01, lo=0, hi=1)
     if raises_at is None:
@@ -184,13 +184,13 @@ def test_caller_gets_back_something_else(attack: Attack, raises_at: int | None) 
             call(model, x, y, ball, target=handed[2], ids=handed[3])
     assert snapshot(model) == before
     now = (*handed, *inner.state_dict().values(), *(p.grad for p in inner.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(now, kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(now, copies, strict=True))
     assert not any(model.modes)
     assert not x.requires_grad
 
 
 @every_attack_and_norm
-def test_fails_on_an_example_that_requires_a_gradient(attack: Attack, norm: str) -> None:
+def test_example_that_requires_a_gradient_gives_the_same_result(attack: Attack, norm: str) -> None:
     x, y = batch_of(4, (5,), 3)
     model, ball = linear((5,), 3), BALLS[norm](eps=EPS[norm], lo=0, hi=1)
     leaf = x.clone().requires_grad_()
@@ -202,7 +202,7 @@ def test_fails_on_an_example_that_requires_a_gradient(attack: Attack, norm: str)
 
 
 @every_attack
-def test_needs_the_caller_to_have_gradients_on(attack: Attack) -> None:
+def test_result_is_the_same_under_no_grad(attack: Attack) -> None:
     x, y = batch_of(4, (5,), 3)
     ball = ball_of(attack, 0.2)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_needs_the_caller_to_have_gradients_on(attack: Attack) -> None:
 
 
 @every_attack
-def test_empty_batch_reaches_the_model(attack: Attack) -> None:
+def test_empty_batch_costs_no_model_call(attack: Attack) -> None:
     model = Counting(mlp((5,), 3))
     x = batch(0, (5,))
     assert attack(model, x, torch.zeros(0, dtype=torch.long), ball_of(attack, 0.2)).shape == (0, 5)
@@ -223,11 +223,11 @@ REFUSED = [(name, norm) for name, attack in SUITE.items() for norm in BALLS if n
 
 
 @pytest.mark.parametrize(("name", "norm"), REFUSED)
-def test_norm_for_which_an_attack_is_not_defined_is_taken(name: str, norm: str) -> None:
-    """By a direct call, the queue and an evaluation, before the model has been asked anything."""
+def test_norm_for_which_an_attack_is_not_defined_is_refused(name: str, norm: str) -> None:
+    """By a direct call, the queue and an evaluation, before any model call."""
     attack, ball = SUITE[name], BALLS[norm](eps=EPS[norm], lo=0, hi=1)
     model, (x, y) = Counting(linear((5,), 3)), batch_of(4, (5,), 3)
-    told = rf"`ball` must be .*{' or '.join(attack.norms())} for {type(attack).__name__}, got {norm}; .* which norm"
+    message = rf"`ball` must be .*{' or '.join(attack.norms())} for {type(attack).__name__}, got {norm}; .* which norm"
 
     def queued() -> None:
         with Objective(model, attack.loss, needs=attack.needs) as objective:
@@ -237,15 +237,15 @@ def test_norm_for_which_an_attack_is_not_defined_is_taken(name: str, norm: str) 
     if name in ATTACKS:
         calls.append(lambda: eb.evaluate(model, (x, y), ball, attacks=["fgsm", name]))
     for call in calls:
-        with pytest.raises(eb.BadInput, match=told):
+        with pytest.raises(eb.BadInput, match=message):
             call()
     assert model.calls == 0
 
 
-# The table.
+# The registry.
 
 
-def test_table_and_package_disagree_about_which_attacks_there_are() -> None:
+def test_registry_lists_every_attack_of_the_package() -> None:
     found = set()
     for module in pkgutil.walk_packages(epsball.attacks.__path__, "epsball.attacks."):
         for _, cls in inspect.getmembers(import_module(module.name), inspect.isclass):
@@ -258,7 +258,7 @@ def test_table_and_package_disagree_about_which_attacks_there_are() -> None:
         assert all(v is None or isinstance(v, str | int | float) for v in options_of(attack_class(name)).values())
 
 
-def test_reading_the_table_imports_torch() -> None:
+def test_reading_the_registry_does_not_import_torch() -> None:
     code = "import sys; from epsball.attacks.registry import ATTACKS; sys.exit(not ATTACKS or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -273,12 +273,12 @@ def test_reading_the_table_imports_torch() -> None:
         ("uniform-noise:restarts=5", eb.UniformNoise(restarts=5)),
     ],
 )
-def test_parse_misreads(text: str, attack: Attack) -> None:
+def test_parse_gives_the_attack_with_its_options(text: str, attack: Attack) -> None:
     assert parse(text) == attack
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("pdg", "did you mean 'pgd'"),
         ("", "must be one of fgsm"),
@@ -290,10 +290,10 @@ def test_parse_misreads(text: str, attack: Attack) -> None:
         ("pgd:loss=cross_entrpy", "did you mean 'cross_entropy'"),
     ],
 )
-def test_parse_error_has_no_remedy(text: str, told: str) -> None:
+def test_parse_error_names_a_remedy(text: str, message: str) -> None:
     with pytest.raises(eb.BadInput) as error:
         parse(text)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_parse_error_has_no_remedy(text: str, told: str) -> None:
         lambda: eb.FGSM(loss="margin"),
     ],
 )
-def test_invalid_hyperparameter_is_taken(make: Callable[[], Attack]) -> None:
+def test_invalid_hyperparameter_is_refused(make: Callable[[], Attack]) -> None:
     with pytest.raises(eb.BadInput, match=r"`(steps|step_size|momentum|restarts|n_targets|loss)` must be"):
         make()
 
@@ -319,7 +319,7 @@ def test_invalid_hyperparameter_is_taken(make: Callable[[], Attack]) -> None:
 # Oracles: on a linear model the optimum is known.
 
 
-def test_worked_example_of_the_issue() -> None:
+def test_fgsm_gives_the_figures_of_the_worked_example() -> None:
     x, w = torch.tensor([[-2.0, 2, 1, -3, 1]], dtype=torch.float64), torch.tensor([[3.0, 2, -1, 1, 4]]).double()
     for eps, figure in ((0.0, 0.11920292202211755), (0.3, 0.7858349830425586), (1.0, 0.9998766054240137)):
         ball = eb.Linf(eps=eps)
@@ -344,7 +344,9 @@ RADII = [
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("lo", "hi"), [(0.0, 1.0), (-1.0, 0.5)])
 @pytest.mark.parametrize(("norm", "eps"), [*RADII, ("l0", 1.0), ("l0", 5.0)])
-def test_linear_optimum_is_missed_or_beaten(norm: str, eps: float, lo: float, hi: float, weights: str) -> None:
+def test_linear_optimum_is_reached_by_pgd_and_exceeded_by_no_attack(
+    norm: str, eps: float, lo: float, hi: float, weights: str
+) -> None:
     w = WEIGHTS[weights] / WEIGHTS[weights].abs().sum()
     x, y = batch(8, (40,), lo=lo, hi=hi), torch.tensor([0, 1] * 4)
     x[0, :5], x[1, 5:10] = lo, hi
@@ -366,7 +368,7 @@ def test_linear_optimum_is_missed_or_beaten(norm: str, eps: float, lo: float, hi
 
 @pytest.mark.parametrize("targeted", [False, True])
 @every_norm
-def test_fgsm_is_not_the_maximiser_of_the_true_gradient(norm: str, targeted: bool) -> None:
+def test_fgsm_is_the_maximiser_of_the_true_gradient(norm: str, targeted: bool) -> None:
     x, y = batch_of(6, (5,), 3)
     model, ball = linear((5,), 3), BALLS[norm](eps=EPS[norm], lo=-0.2, hi=1.3)
     goal, sign = ((y + 1) % 3, -1) if targeted else (y, 1)
@@ -382,22 +384,22 @@ def test_fgsm_is_not_the_maximiser_of_the_true_gradient(norm: str, targeted: boo
 LINE = scored(torch.ones(1, dtype=torch.float64))  # the logit is x
 
 
-def test_restart_is_chosen_for_the_batch_or_run_on_fallen_rows() -> None:
+def test_restarts_are_chosen_per_row_and_end_with_the_first_success() -> None:
     x, inner = batch(40, (4,)), scored(torch.tensor([2.0, -1, 1, -1]).double(), -0.5)
     y = (inner(x) > 0).long()
     model, ball, restarts = Counting(inner), eb.Linf(eps=0.25, lo=0, hi=1), 6
     points = [ball.sample(x, Noise(9, torch.arange(40), torch.full((40,), r))) for r in range(restarts)]
-    fools = torch.stack([(inner(z) > 0).long() != y for z in points])
-    first = torch.where(fools.any(0), fools.long().argmax(0), 0)
+    succeeds = torch.stack([(inner(z) > 0).long() != y for z in points])
+    first = torch.where(succeeds.any(0), succeeds.long().argmax(0), 0)
     assert len(set(first.tolist())) > 3
-    assert not fools.any(0).all()
+    assert not succeeds.any(0).all()
     x_adv = eb.UniformNoise(restarts=restarts)(model, x, y, ball, seed=9)
     assert torch.equal(x_adv, torch.stack(points)[first, torch.arange(40)])
-    assert model.forwards == torch.where(fools.any(0), first + 1, restarts).sum()
+    assert model.forwards == torch.where(succeeds.any(0), first + 1, restarts).sum()
 
 
 @pytest.mark.parametrize("attack", [eb.BIM(steps=40, step_size=0.1), eb.BIM(steps=7, step_size=0.1)])
-def test_last_iterate_is_returned_and_not_the_first_that_fools(attack: Attack) -> None:
+def test_first_adversarial_example_is_returned_and_not_the_last_iterate(attack: Attack) -> None:
     x = torch.tensor([[0.0], [0.1], [5.0]], dtype=torch.float64)
     band = lambda output, task: (output[:, 1] > 0.25) & (output[:, 1] < 0.55)  # noqa: E731
     x_adv = attack(LINE, x, torch.zeros(3, dtype=torch.long), eb.Linf(eps=1.0), success=band)
@@ -405,7 +407,7 @@ def test_last_iterate_is_returned_and_not_the_first_that_fools(attack: Attack) -
     assert x_adv[2, 0] == pytest.approx(5 + min(1, attack.max_steps * 0.1))
 
 
-def test_targeted_success_is_any_wrong_class() -> None:
+def test_targeted_success_is_the_target_class_only() -> None:
     corner = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)  # classes change at .5 and 1.5
     model = lambda x: -((x - corner.T) ** 2)  # noqa: E731
     x, y = torch.full((3, 1), 0.3, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
@@ -418,7 +420,7 @@ def test_targeted_success_is_any_wrong_class() -> None:
 
 @every_norm
 @pytest.mark.parametrize("attack", [eb.FGSM(), eb.BIM(), eb.PGD(), eb.BIM(momentum=1.0), eb.PGD(loss=margin)])
-def test_targeted_climbs_the_wrong_way(attack: Attack, norm: str) -> None:
+def test_targeted_raises_the_targets_probability_and_untargeted_lowers_the_labels(attack: Attack, norm: str) -> None:
     x, y = batch_of(12, (5,), 4)
     model, ball, target = linear((5,), 4), BALLS[norm](eps=EPS[norm], lo=0, hi=1), (y + 1) % 4
     chance = lambda z: model(z).log_softmax(1)  # noqa: E731
@@ -428,7 +430,7 @@ def test_targeted_climbs_the_wrong_way(attack: Attack, norm: str) -> None:
     assert (chance(away).gather(1, y[:, None]) < chance(x).gather(1, y[:, None])).all()
 
 
-def test_misclassified_rows_stand_still_under_fgsm_or_move_under_bim() -> None:
+def test_misclassified_rows_move_under_fgsm_and_stay_put_under_bim() -> None:
     x, y = batch_of(10, (5,), 3)
     model, ball = linear((5,), 3), eb.Linf(eps=0.1)
     wrong = model(x).argmax(1) != y
@@ -437,7 +439,7 @@ def test_misclassified_rows_stand_still_under_fgsm_or_move_under_bim() -> None:
     assert torch.equal(eb.BIM()(model, x, y, ball)[wrong], x[wrong])
 
 
-def test_momentum_departs_from_equation_6() -> None:
+def test_momentum_is_that_of_equation_6() -> None:
     x, y = batch_of(5, (6,), 3)
     model = mlp((6,), 3)
     z, velocity = x, torch.zeros_like(x)
@@ -453,7 +455,7 @@ def test_momentum_departs_from_equation_6() -> None:
 @pytest.mark.parametrize(
     ("attack", "k"), [(eb.FGSM(), 1), (eb.BIM(steps=3), 3), (eb.PGD(steps=7), 7), (eb.PGD(momentum=0.5), 40)]
 )
-def test_k_steps_cost_more_or_less_than_k_passes(attack: Attack, k: int) -> None:
+def test_k_steps_cost_k_forward_and_backward_passes(attack: Attack, k: int) -> None:
     model = Counting(mlp((5,), 3))
     x, y = batch_of(6, (5,), 3)
     attack(model, x, y, eb.L2(eps=0.3))
