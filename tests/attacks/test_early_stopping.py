@@ -1,4 +1,4 @@
-"""Jobs that are given up, points that are handed from stage to stage, and the protocol that lives on both."""
+"""Early stopping, warm starts from stage to stage, and the `fast` protocol, which uses both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from epsball.training.fit import fit
 
 
 def by_hand(margins: list[float], steps: int, early_stop: float, first: int) -> int | None:
-    """The step at which a row with these margins is given up, in plain Python; None for never."""
+    """The step at which a row with these margins is stopped, in plain Python; None for never."""
     best = [max(margins[: t + 1]) for t in range(len(margins))]
     powers = [1 << k for k in range(20) if 1 << k < len(margins)]
     for t in (p for p in powers if p >= first):
@@ -41,9 +41,9 @@ def by_hand(margins: list[float], steps: int, early_stop: float, first: int) -> 
 
 @pytest.mark.parametrize("early_stop", [0.0, 1.0, 2.0, 50.0])
 @pytest.mark.parametrize("first", [4, 16])
-def test_row_is_given_up_at_another_step_than_the_rule_says(early_stop: float, first: int) -> None:
+def test_row_is_stopped_at_the_step_that_the_rule_says(early_stop: float, first: int) -> None:
     steps, n = 100, 64
-    # A path whose steps shrink, as those of an attack do, at a pace of its own in each row.
+    # A path whose steps shrink, as those of an attack do, at a rate of its own in each row.
     shrinking = torch.rand(steps, n, generator=rng(1), dtype=torch.float64) / torch.arange(1, steps + 1)[:, None] ** 1.2
     margins = shrinking.cumsum(0) * torch.logspace(-1, 1, n, dtype=torch.float64) - 5
     margins += 0.3 * torch.rand(steps, n, generator=rng(2), dtype=torch.float64)
@@ -61,44 +61,44 @@ def test_row_is_given_up_at_another_step_than_the_rule_says(early_stop: float, f
     assert any(one is not None for one in expected) or early_stop > 2
 
 
-def given_up(heights: list[float], like: torch.Tensor, steps: int = 100, early_stop: float = 2.0) -> int | None:
-    """The step at which one row with these margins is given up."""
+def stopped_at(margins: list[float], like: torch.Tensor, steps: int = 100, early_stop: float = 2.0) -> int | None:
+    """The step at which one row with these margins is stopped."""
     progress = no_progress(like, early_stop)
-    for t, height in enumerate(heights):
+    for t, value in enumerate(margins):
         progress, lost = updated_progress(
-            progress, torch.tensor([height], dtype=progress.dtype), torch.tensor([t]), steps, early_stop, first=4
+            progress, torch.tensor([value], dtype=progress.dtype), torch.tensor([t]), steps, early_stop, first=4
         )
         if lost.item():
             return t
     return None
 
 
-def test_margin_that_is_not_known_yet_gives_a_row_up_or_counts_as_a_gain() -> None:
+def test_unknown_margin_neither_stops_a_row_nor_counts_as_a_gain() -> None:
     one = torch.zeros(1, dtype=torch.float64)
-    assert given_up([-1.0] * 100, one) == 4
-    assert given_up([-math.inf] * 100, one) is None
+    assert stopped_at([-1.0] * 100, one) == 4
+    assert stopped_at([-math.inf] * 100, one) is None
     for unknown in range(1, 80):
-        first = 1 << unknown.bit_length() - (unknown & (unknown - 1) == 0)  # the first mark that knows
-        later = 2 * first if 2 * first < 100 else None  # the first that has a pace
-        assert given_up([-math.inf] * unknown + [-1.0] * (100 - unknown), one) == (max(later, 4) if later else None)
-    assert given_up([-math.inf] * 3 + [-1.0] * 2 + [-0.6] * 95, one) == 64  # 1 > .4 * 2 * log2(100 / 64) alone
+        first = 1 << unknown.bit_length() - (unknown & (unknown - 1) == 0)  # the first checkpoint with a known margin
+        later = 2 * first if 2 * first < 100 else None  # the first with a rate
+        assert stopped_at([-math.inf] * unknown + [-1.0] * (100 - unknown), one) == (max(later, 4) if later else None)
+    assert stopped_at([-math.inf] * 3 + [-1.0] * 2 + [-0.6] * 95, one) == 64  # 1 > .4 * 2 * log2(100 / 64) alone
 
 
-def test_small_gain_is_lost_in_half_precision() -> None:
+def test_small_gain_counts_in_half_precision() -> None:
     """Of a margin of 8 the unit in the last place is .0625 in bfloat16; the gain of a doubling is .02."""
-    heights = [-8 + 0.02 * math.log2(max(t, 1)) for t in range(100)]
+    margins = [-8 + 0.02 * math.log2(max(t, 1)) for t in range(100)]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         like = torch.zeros(1, dtype=dtype)
         assert no_progress(like, 2.0).dtype == torch.promote_types(dtype, torch.float32)
-        assert given_up(heights, like, early_stop=1e4) is None
-        assert given_up(heights, like, early_stop=1.0) == 4
+        assert stopped_at(margins, like, early_stop=1e4) is None
+        assert stopped_at(margins, like, early_stop=1.0) == 4
 
 
-def test_lead_is_not_what_success_asks_for() -> None:
+def test_success_margin_measures_label_or_target_and_not_the_aim() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
     task = task_of(torch.zeros(2, 1), torch.tensor([0, 1]), eb.Linf(eps=1.0))
     assert success_margin(logits, task).tolist() == [-1.0, 2.0]
-    aimed = replace(task, aim=torch.tensor([1, 2]))  # an aim is only a way: any wrong class counts
+    aimed = replace(task, aim=torch.tensor([1, 2]))  # an aim only directs the search: any wrong class counts
     assert success_margin(logits, aimed).tolist() == [-1.0, 2.0]
     targeted = task_of(torch.zeros(2, 1), torch.tensor([0, 1]), eb.Linf(eps=1.0), target=torch.tensor([2, 0]))
     assert success_margin(logits, targeted).tolist() == [-1.0, 1.0]
@@ -107,11 +107,11 @@ def test_lead_is_not_what_success_asks_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["apgd", "square"])
-def test_endless_hope_is_another_attack_than_none(name: str) -> None:
+def test_early_stop_of_1e9_gives_the_same_result_as_none(name: str) -> None:
     x, model = batch(40, (6,)), mlp((6,), 3)
     y, ball = predicted(model, x), eb.Linf(eps=torch.linspace(0, 1, 40), lo=-1, hi=2)
     plain, endless = parse(f"{name}:steps=30"), parse(f"{name}:steps=30,early_stop=1e9")
-    assert (plain.passes, endless.passes) == (30, None)
+    assert (plain.max_steps, endless.max_steps) == (30, None)
     fooled = [predicted(model, attack(model, x, y, ball, seed=1)) != y for attack in (plain, endless)]
     assert torch.equal(*fooled)
     assert 0 < fooled[0].sum() < 40
@@ -121,13 +121,13 @@ FIRST, SECOND = (torch.randn(*shape, generator=rng(7), dtype=torch.float64) for 
 
 
 def wavy(z: torch.Tensor) -> torch.Tensor:
-    """Logits with many hills, on which a climb does not end at its best point."""
+    """Logits with many local maxima, on which a search does not end at its best point."""
     return torch.sin(6 * (z - 0.5) @ FIRST.to(z)) @ SECOND.to(z)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_last_point_is_not_looked_at_where_hope_is_finite(norm: str, steps: int) -> None:
+def test_last_point_is_evaluated_where_early_stop_is_finite(norm: str, steps: int) -> None:
     x = batch(300, (6,))
     y, ball = predicted(wavy, x), BALLS[norm](eps=torch.linspace(0, EPS[norm] / 3, 300), lo=0, hi=1)
     fooled, late = [], 0
@@ -138,11 +138,11 @@ def test_last_point_is_not_looked_at_where_hope_is_finite(norm: str, steps: int)
         late += int((found.fooled & (found.forwards == steps + 1)).sum())
         fooled += [found.fooled, predicted(wavy, attack(wavy, x, y, ball, seed=1)) != y]
     assert all(torch.equal(fooled[0], other) for other in fooled[1:])
-    assert late > 0  # by the look at the last point
+    assert late > 0  # through the evaluation of the last point
 
 
 @pytest.mark.parametrize("text", ["apgd:steps=12", "apgd:steps=12,early_stop=0.1", "l1-apgd:steps=12"])
-def test_point_that_is_handed_on_is_worse_than_one_that_was_looked_at(text: str) -> None:
+def test_warm_start_has_the_best_margin_of_all_points_evaluated(text: str) -> None:
     attack = replace(parse(text), loss=margin)
     x = batch(48, (6,))
     y, radius = predicted(wavy, x), torch.linspace(0.01, 0.5, 48)
@@ -162,15 +162,15 @@ def test_point_that_is_handed_on_is_worse_than_one_that_was_looked_at(text: str)
             state = state.map(lambda old, new, done=done: torch.where(column(done, old.ndim), old, new), stepped)
     torch.testing.assert_close(success_margin(wavy(found.warm_start), task), found.margin)
     assert (found.margin > seen - 1e-9).all()
-    again = found.forwards - plain.forwards  # the look at the peak, where the climb ended elsewhere
+    again = found.forwards - plain.forwards  # evaluating the best point, where the search ended elsewhere
     assert torch.equal(found.backwards, plain.backwards)
     assert ((again == 0) | (again == 1)).all()
-    assert (plain.forwards == 10).any() == ("early_stop" in text)  # given up: the peak is where they end
+    assert (plain.forwards == 10).any() == ("early_stop" in text)  # stopped early: they end at their best point
     assert (again[plain.forwards == 10] == 0).all()
     assert (success_margin(wavy(state.best), task) < found.margin - 1e-3).any()
 
 
-def test_approach_is_worked_out_where_nobody_asks_for_it() -> None:
+def test_warm_start_is_computed_only_on_request() -> None:
     x, attack = batch(8, (6,)), parse("apgd:steps=5")
     with Objective(wavy, attack.loss, success=NEVER) as objective:
         found = queue.run(attack, objective, task_of(x, predicted(wavy, x), eb.Linf(eps=0.1)))
@@ -181,21 +181,21 @@ def test_approach_is_worked_out_where_nobody_asks_for_it() -> None:
 
 @pytest.mark.parametrize("early_stop", [-1.0, math.nan])
 @pytest.mark.parametrize("attack", [eb.APGD, eb.Square])
-def test_hope_without_sense_is_taken(attack: type, early_stop: float) -> None:
+def test_invalid_early_stop_is_refused(attack: type, early_stop: float) -> None:
     with pytest.raises(eb.BadInput, match="`early_stop` must be >= 0"):
         attack(early_stop=early_stop)
 
 
-def test_hopeless_row_goes_on_or_hopeful_row_stops() -> None:
-    """A linear model: after the first steps nothing moves any more, and a far row is given up at step 8."""
+def test_row_out_of_reach_is_stopped_early_and_its_warm_start_gains_margin() -> None:
+    """On a linear model nothing moves after the first steps: a row far from the boundary is stopped at step 8."""
     model, x = linear((6,), 2, seed=3), batch(64, (6,))
     y = predicted(model, x)
     ball = eb.Linf(eps=1e-3, lo=0, hi=1)
     task = task_of(x, y, ball)
     with Objective(model, parse("apgd").loss) as objective:
         found = queue.run(parse("apgd:early_stop=2"), objective, task, QueueOptions(warm_start=True, batch_size=32))
-    passes = found.forwards[~found.fooled]
-    assert (passes == 10).double().mean() > 0.9  # nine passes, and a look at the point that is handed over
+    calls = found.forwards[~found.fooled]
+    assert (calls == 10).double().mean() > 0.9  # nine steps, and an evaluation of the warm start
     gain = success_margin(model(found.warm_start), task) - success_margin(model(x), task)
     assert (gain[~found.fooled] > 0).all()
     torch.testing.assert_close(
@@ -204,22 +204,22 @@ def test_hopeless_row_goes_on_or_hopeful_row_stops() -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_square_does_not_start_where_it_is_told(norm: str) -> None:
+def test_square_starts_at_the_warm_start(norm: str) -> None:
     x, y = batch_of(5, (6,), 3)
     ball = BALLS[norm](eps=0.4, lo=0, hi=1).bind(x)
-    near = ball.argmax(torch.randn(5, 6, generator=rng(5), dtype=x.dtype), x)
-    task = replace(task_of(x, y, ball), warm_start=near)
+    start = ball.argmax(torch.randn(5, 6, generator=rng(5), dtype=x.dtype), x)
+    task = replace(task_of(x, y, ball), warm_start=start)
     attack = eb.Square(steps=9, warm_start=True)
     assert attack.uses_warm_start
     assert not eb.Square().uses_warm_start
-    assert torch.equal(attack.init(task).z, near)
-    assert not torch.equal(eb.Square(steps=9).init(task).z, near)
+    assert torch.equal(attack.init(task).z, start)
+    assert not torch.equal(eb.Square(steps=9).init(task).z, start)
     assert torch.equal(attack.init(replace(task, warm_start=None)).z, eb.Square(steps=9).init(task).z)
     model = linear((6,), 3)
     with Objective(model, attack.loss, needs="logits", success=NEVER) as objective:
         found = queue.run(attack, objective, task, QueueOptions(warm_start=True, batch_size=32))
     assert ball.contains(found.warm_start, x).all()
-    assert (found.margin >= success_margin(model(near), task).double() - 1e-12).all()
+    assert (found.margin >= success_margin(model(start), task).double() - 1e-12).all()
 
 
 # The protocol.
@@ -236,7 +236,7 @@ def digits() -> tuple[torch.nn.Module, Examples]:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.35), ("l1", 1.2)])
-def test_fast_is_more_robust_than_standard_or_no_sooner(
+def test_fast_is_as_strong_as_standard_with_fewer_model_calls(
     digits: tuple[torch.nn.Module, Examples], norm: str, eps: float
 ) -> None:
     model, test = digits
@@ -249,8 +249,8 @@ def test_fast_is_more_robust_than_standard_or_no_sooner(
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.08), ("l1", 0.1)])
-def test_fast_is_more_robust_than_standard_where_the_border_is_winding(norm: str, eps: float) -> None:
-    """Few dimensions and many borders: a search that goes on from where gradients end is no substitute for its own."""
+def test_fast_is_as_strong_as_standard_where_the_decision_boundary_is_winding(norm: str, eps: float) -> None:
+    """Few dimensions and many decision boundaries: a warm start does not replace a search from the start."""
     for seed in range(2):
         w, b, v = (torch.randn(shape, generator=rng(seed)) for shape in ((2, 32), (32,), (32, 2)))
         model = lambda z, w=2 * w, b=b, v=v: torch.sin(4 * (z - 0.5) @ w + b) @ v  # noqa: E731
@@ -261,7 +261,9 @@ def test_fast_is_more_robust_than_standard_where_the_border_is_winding(norm: str
         assert eb.evaluate(model, data, ball, "fast", seed=seed).count("robust") <= standard.count("robust")
 
 
-def test_points_handed_on_are_lost_on_a_resume(digits: tuple[torch.nn.Module, Examples], tmp_path: Path) -> None:
+def test_resume_after_any_stage_reproduces_the_whole_run(
+    digits: tuple[torch.nn.Module, Examples], tmp_path: Path
+) -> None:
     model, test = digits
     arguments = (model, test, eb.Linf(eps=0.06, lo=0, hi=1), "fast")
     whole = eb.evaluate(*arguments, eps=[0.04, 0.06], seed=2, shard_size=32, run_dir=tmp_path / "whole")
@@ -280,7 +282,7 @@ def test_points_handed_on_are_lost_on_a_resume(digits: tuple[torch.nn.Module, Ex
         assert again.adversarial.equals(whole.adversarial)
 
 
-def test_transfer_is_told_what_the_model_answered(digits: tuple[torch.nn.Module, Examples]) -> None:
+def test_fast_with_a_source_model_attacks_up_to_its_last_stage(digits: tuple[torch.nn.Module, Examples]) -> None:
     model, test = digits
     found = eb.evaluate(
         model, test.rows(torch.arange(32)), eb.Linf(eps=0.06, lo=0, hi=1), "fast", source=build("small-mlp", (8, 8), 10)
