@@ -1,4 +1,4 @@
-"""FAB: its equations written out, the least radius of linear models, what it costs, and where it could go astray."""
+"""FAB: its equations written out, the least radius of linear models, model calls, and corner cases."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def weights(model: nn.Module, classes: int) -> tuple[Tensor, Tensor]:
     return (weight[0], bias) if classes == 1 else (weight, bias)
 
 
-@pytest.mark.parametrize("n_targets", [0, 9], ids=["all borders", "one border at a time"])
+@pytest.mark.parametrize("n_targets", [0, 9], ids=["all boundaries", "one boundary at a time"])
 @pytest.mark.parametrize("classes", [1, 2, 3, 10])
 @pytest.mark.parametrize("d", [1, 2, 40])
 @every_norm
@@ -142,7 +142,7 @@ def test_steps_are_those_of_algorithm_1(norm: str, classes: int, attack: eb.FAB)
     x[:3, 0], x[2, 1:4] = -0.5, 1.5
     net = mlp((7,), classes, seed=2)
     y = predicted(net, x)
-    ball = BALLS[norm](eps=1e-9, lo=-0.5, hi=1.5)  # nothing in it fools: the walk goes on
+    ball = BALLS[norm](eps=1e-9, lo=-0.5, hi=1.5)  # no adversarial example in it: the search goes on
     retreats = 0
     for i in range(6):
         model = Recording(net)
@@ -195,11 +195,11 @@ def test_step_costs_one_backward_pass_for_each_boundary(classes: int, n_targets:
     y = predicted(model.model, x)
     model.calls = 0
     eb.FAB(steps=7, n_targets=min(n_targets, 1))(model, x, y, eb.L2(eps=1e-9, lo=0, hi=1), success=NEVER)
-    assert model.calls == 7 + bool(n_targets)  # aims are ranked by the clean logits
+    assert model.calls == 7 + bool(n_targets)  # targets are ranked by the clean logits
     assert model.backwards == 6 * 7 * backwards
     model.calls = 0
     eb.FAB(steps=7, minimise=True)(model, x, y, eb.L2(eps=math.inf, lo=-9, hi=9))
-    assert model.calls == 8  # one looks at the end
+    assert model.calls == 8  # one evaluates the end
 
 
 def test_adversarial_example_at_the_edge_of_the_ball_counts_as_inside() -> None:
@@ -207,10 +207,10 @@ def test_adversarial_example_at_the_edge_of_the_ball_counts_as_inside() -> None:
     model = Recording(scored(torch.tensor([3.0]), -3.0).float())
     x, y = torch.zeros(1, 1), torch.zeros(1, dtype=torch.long)
     landed = torch.tensor(1.05).item()
-    for eps, looks in ((landed, 2), (landed * (1 + 1e-6), 2), (landed * (1 - 1e-5), 3)):
+    for eps, calls in ((landed, 2), (landed * (1 + 1e-6), 2), (landed * (1 - 1e-5), 3)):
         model.seen.clear()
         x_adv = eb.FAB()(model, x, y, eb.Linf(eps=eps))
-        assert len(model.seen) == looks
+        assert len(model.seen) == calls
         assert predicted(model, x_adv).item() == 1
         assert_inside(x_adv, x, "linf", eps, -math.inf, math.inf, None)
 
@@ -244,7 +244,7 @@ def test_last_point_is_returned_projected_into_the_ball() -> None:
 
 
 def test_boundary_beyond_the_box_is_passed_over_for_one_in_reach() -> None:
-    """The border of class 1 is 0.1 beyond the box, that of class 2 is 0.6 away: the paper's rule stays in a corner."""
+    """The decision boundary of class 1 is 0.1 beyond the box, of class 2 0.6 away; the paper's rule stays in a corner."""
     weight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     bias = torch.tensor([0.0, -1.1, -0.6], dtype=torch.float64)
     x, y = torch.tensor([[0.9, 0.0]], dtype=torch.float64), torch.tensor([0])
@@ -332,7 +332,7 @@ def test_restarts_start_at_random_points_of_their_own_near_x(norm: str) -> None:
     y = predicted(model.model, x)
     ball = BALLS[norm](eps=0.4, lo=-1, hi=1)
     eb.FAB(steps=2, restarts=3)(model, x, y, ball, success=NEVER, seed=4)
-    firsts = [z for z in model.seen if len(z) == 5][::3][:3]  # two steps and a look at the end
+    firsts = [z for z in model.seen if len(z) == 5][::3][:3]  # two steps and an evaluation of the end
     starts = [z for z in firsts if not torch.equal(z, x)]
     assert torch.equal(firsts[0], x)
     assert len(starts) == 2
@@ -373,7 +373,7 @@ def test_logit_gaps_are_zero_on_the_boundaries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: parse("fab:loss=margin"), "`fab option` must be one of"),
         (lambda: eb.FAB(steps=0), "`steps` must be a whole number >= 1"),
@@ -386,10 +386,10 @@ def test_logit_gaps_are_zero_on_the_boundaries() -> None:
         ),
     ],
 )
-def test_errors_name_argument_and_rule(make: Callable[[], object], told: str) -> None:
+def test_errors_name_argument_and_rule(make: Callable[[], object], message: str) -> None:
     with pytest.raises(eb.BadInput) as error:
         make()
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_short_form_and_the_name_of_the_literature_are_understood() -> None:
@@ -404,10 +404,10 @@ def test_early_stopping_saves_backward_passes_and_changes_no_result() -> None:
     for name, eps in (("linf", 0.6), ("l2", 1.4), ("l1", 3.8)):
         ball = BALLS[name](eps=eps, lo=0, hi=1)
         full = eb.evaluate(model, (x, y), ball, "fab-t:n_targets=3")
-        hoping = eb.evaluate(model, (x, y), ball, "fab-t:n_targets=3,early_stop=2")
+        stopping = eb.evaluate(model, (x, y), ball, "fab-t:n_targets=3,early_stop=2")
         assert 5 < full.count("robust") < 60
-        assert hoping.count("robust") == full.count("robust")
-        assert hoping.stages[1].backwards < 0.9 * full.stages[1].backwards  # aims out of reach are not given up
+        assert stopping.count("robust") == full.count("robust")
+        assert stopping.stages[1].backwards < 0.9 * full.stages[1].backwards  # jobs out of reach are stopped
 
 
 def test_early_stopping_is_refused_for_the_minimum_norm_and_below_zero() -> None:
