@@ -57,12 +57,12 @@ def weights(model: nn.Module, classes: int) -> tuple[Tensor, Tensor]:
     return (weight[0], bias) if classes == 1 else (weight, bias)
 
 
-SEES_EVERY_BORDER = (eb.DeepFool, eb.FAB)
-"""The others climb towards one class at a time: the nearest border of several is sought with an aim for each."""
+SEES_EVERY_BOUNDARY = (eb.DeepFool, eb.FAB)
+"""The others search towards one class at a time: the nearest decision boundary is sought with a target for each."""
 
 
 def nearest_of_all_jobs(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
-    """Through the queue, which keeps the nearest point of an example's jobs."""
+    """Through the queue, which keeps the minimum-norm adversarial example of all jobs."""
     with Objective(model, attack.loss, needs=attack.needs) as objective:
         task = replace(task_of(x, y, ball), clean=objective.forward(x))
         return queue.run(attack, objective, task, QueueOptions(batch_size=160)).x_adv
@@ -75,7 +75,7 @@ def everywhere(norm: str, lo: float = 0.0, hi: float = 1.0, **more: object) -> B
 @pytest.mark.parametrize("classes", [1, 3, 10])
 @every_one
 def test_distance_on_a_linear_model_is_within_a_hundredth_of_the_least(attack: Attack, norm: str, classes: int) -> None:
-    if classes > 2 and not isinstance(attack, SEES_EVERY_BORDER):
+    if classes > 2 and not isinstance(attack, SEES_EVERY_BOUNDARY):
         attack = replace(attack, n_targets=classes - 1)
     for lo, hi in BOXES[: 2 if norm == "l0" else 3]:
         model, x, y = case(40, classes, lo, hi, n=16)
@@ -160,9 +160,9 @@ def test_nearest_adversarial_example_seen_is_returned(attack: Attack, norm: str)
     recording, ball = Recording(net), everywhere(norm)
     x_adv = attack(recording, x, y, ball)
     seen = torch.stack(recording.seen)
-    fools = torch.stack([predicted(net, z) != y for z in seen])
+    succeeds = torch.stack([predicted(net, z) != y for z in seen])
     lengths = torch.stack([ball.norm(z - x) for z in seen])
-    nearest = torch.where(fools, lengths, math.inf).amin(0)
+    nearest = torch.where(succeeds, lengths, math.inf).amin(0)
     assert nearest.isfinite().double().mean() > 0.9
     found = nearest.isfinite()
     assert torch.equal(ball.norm(x_adv - x)[found], nearest[found])
@@ -314,7 +314,7 @@ def test_fmn_radius_follows_the_boundary_and_points_stay_in_it(norm: str) -> Non
         for turn in range(40):
             point = objective(state.z, task)
             after = attack.step(state, point, task)
-            if turn == 38:  # the last look may be anywhere, but nearer than what is known
+            if turn == 38:  # the last point may be anywhere, but nearer than the best so far
                 assert (ball.norm(after.z - x) <= torch.maximum(after.eps, after.distance) * (1 + 1e-6)).all()
             elif norm == "l1" and turn == 24:  # back to the best point
                 assert torch.equal(after.z[after.distance < math.inf], after.best[after.distance < math.inf])
@@ -345,7 +345,7 @@ def test_ddn_stays_on_the_sphere_without_a_box() -> None:
     task = task_of(x, y, ball)
     with Objective(net, attack.loss) as objective:
         state = attack.init(task)
-        for _ in range(23):  # then comes the last look
+        for _ in range(23):  # then comes the last step
             state = attack.step(state, objective(state.z, task), task)
             torch.testing.assert_close(ball.norm(state.z - x), state.eps, rtol=1e-5, atol=0)
 
@@ -379,7 +379,7 @@ def test_attacks_say_whether_they_minimise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: eb.DeepFool(overshoot=-0.1), "`overshoot` must be >= 0"),
         (lambda: eb.DeepFool(step_size=0), "`step_size` must be in (0, 1], got 0"),
@@ -394,10 +394,10 @@ def test_attacks_say_whether_they_minimise() -> None:
         ),
     ],
 )
-def test_errors_name_argument_and_rule(make: Callable[[], object], told: str) -> None:
+def test_errors_name_argument_and_rule(make: Callable[[], object], message: str) -> None:
     with pytest.raises(BadInput) as error:
         make()
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_short_form_is_understood() -> None:
