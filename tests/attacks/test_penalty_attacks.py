@@ -66,7 +66,7 @@ class Balanced(nn.Module):
 
 
 def bent(d: int, classes: int, n: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network, points of the unit box, and what it calls them: each class for some."""
+    """A small network, points of the unit box, and its predictions: each class for some."""
     x = batch(n, (d,), seed=seed)
     net = Balanced(mlp((d,), classes, seed=seed), x)
     y = predicted(net, x)
@@ -194,7 +194,7 @@ def test_dtype_is_kept_and_fine_enough(attack: Attack, dtype: torch.dtype) -> No
     assert_inside(found, x, ball.name, math.inf, 0, 1, None)
     assert (predicted(inner, found) != y).all()
     least = minimal_eps(*weights(model), x.double(), y, ball)
-    # Logits are rounded too: what they are rounded by is made good for along the border's normal.
+    # Logits are rounded too: what they are rounded by is made good for along the decision boundary's normal.
     rounding = 4 * torch.finfo(dtype).eps * (1 + model(x.double()).abs().amax(1))
     slack = rounding if "l2" in attack.norms() else (torch.finfo(dtype).eps > 1e-4) * 2.0
     assert (ball.norm((found - x).double()) <= 1.01 * least + slack).all()
@@ -249,13 +249,13 @@ def test_nearest_adversarial_example_seen_is_returned(attack: Attack) -> None:
     net, x, y = bent(6, 3, 12)
     model, ball = Recording(net), everywhere(attack)
     found = attack(model, x, y, ball)
-    # The first look of an aimed attack is at x; afterwards rows keep their places in the batch.
+    # A targeted attack evaluates x first; afterwards rows keep their places in the batch.
     seen = torch.stack([z for z in model.seen if len(z) == 12])
-    fools = torch.stack([predicted(model.model, z) != y for z in seen])
+    succeeds = torch.stack([predicted(model.model, z) != y for z in seen])
     lengths = torch.stack([ball.norm(z - x) for z in seen]).to(torch.float64)
     assert (predicted(model.model, found) != y).all()
     torch.testing.assert_close(
-        torch.where(fools, lengths, math.inf).amin(0), ball.norm(found - x).double(), rtol=0, atol=0
+        torch.where(succeeds, lengths, math.inf).amin(0), ball.norm(found - x).double(), rtol=0, atol=0
     )
 
 
@@ -342,7 +342,7 @@ def test_second_restart_starts_elsewhere(attack: Attack) -> None:
     assert (torch.stack(away) >= 0).all()
 
 
-# What a pass is spent on.
+# What model calls are spent on.
 
 
 def test_cw_costs_at_most_its_steps_a_round() -> None:
@@ -369,11 +369,11 @@ def test_cw_that_ends_early_is_cheaper_and_hardly_farther_away() -> None:
 
 
 def test_cw_rows_in_the_queue_do_not_wait_for_each_other() -> None:
-    """A row that is done costs the queue nothing more: the passes of a record are its own."""
+    """A row that is done costs no further model call: the model calls of a record are its own."""
     model, x, y = case(10, 3, 0.0, 1.0, n=40)
     found = eb.evaluate(model, (x, y), eb.L2(eps=9.0, lo=0, hi=1), "cw:steps=60")
-    passes = torch.tensor(found.records["forwards"].to_pylist())
-    assert passes.min() < 0.8 * passes.max()
+    calls = torch.tensor(found.records["forwards"].to_pylist())
+    assert calls.min() < 0.8 * calls.max()
 
 
 @pytest.mark.parametrize("kappa", [0.0, 2.0])
@@ -385,12 +385,12 @@ def test_cw_confidence_is_reached_at_the_least_distance(kappa: float) -> None:
     assert attack.minimises == (kappa == 0)
     found = attack(model, x, y, ball)
     logits = model(found)
-    lead = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
+    gap = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
     gap = (model(x).gather(1, y[:, None]) - model(x).gather(1, 1 - y[:, None])).squeeze(1)
     side = (weight[1] - weight[0]) * (1 - 2 * y[:, None])
     least = ball.min_eps(gap + kappa, side, x)
     reached = least.isfinite()
-    assert (lead[reached] >= kappa).all()
+    assert (gap[reached] >= kappa).all()
     assert (ball.norm(found - x)[reached] <= 1.05 * least[reached]).all()
     assert torch.equal(found[~reached], x[~reached])
 
@@ -448,7 +448,7 @@ def test_log_probability_is_that_of_softmax() -> None:
 
 
 def test_lbfgs_converges_faster_with_a_longer_memory() -> None:
-    """With a memory of one step against six on an ill-conditioned score: passes until the jobs end."""
+    """With a memory of one step against six on an ill-conditioned score: model calls until the jobs end."""
     weight = torch.logspace(0, 2, 30).double()
     model = Counting(lambda z: torch.stack([0 * z[:, 0], (z * weight).tanh().sum(1) - 12], 1))
     x = torch.full((4, 30), 0.01).double() * torch.arange(1, 5)[:, None] / 4
@@ -484,7 +484,7 @@ def test_goal_losses_are_squared_distances_to_the_goal() -> None:
 
 @pytest.mark.parametrize("output", ["probability", "logits"])
 def test_weighted_loss_is_at_its_least(output: str) -> None:
-    """The gradient is about zero, on a smooth network; the less the weight, the farther."""
+    """The gradient is about zero, on a smooth network; the less the weight, the greater the distance."""
     net, x, y = bent(5, 3, 8)
     target = (y + 1) % 3
     ball = eb.L2(eps=math.inf, lo=-4, hi=4)
@@ -493,7 +493,7 @@ def test_weighted_loss_is_at_its_least(output: str) -> None:
         out = net(z).softmax(1) if output == "probability" else net(z)
         return (out - nn.functional.one_hot(target, 3)).square().sum(1) + weight * (z - x).square().sum(1)
 
-    far = []
+    distances = []
     for weight in (0.03, 0.3):
         attack = eb.GoalDistance(weight=weight, steps=400, output=output)
         assert not attack.minimises
@@ -505,19 +505,19 @@ def test_weighted_loss_is_at_its_least(output: str) -> None:
         assert slope.median() < 1e-3
         assert slope.max() < 0.05
         assert ((loss < value(x, weight)) | (predicted(net, found) == target)).all()
-        far.append(ball.norm(found - x))
-    assert (far[0] >= far[1] - 1e-2).all()
+        distances.append(ball.norm(found - x))
+    assert (distances[0] >= distances[1] - 1e-2).all()
 
 
 def test_result_is_near_the_reference_wherever_it_starts() -> None:
-    """UserAttack the target, it looks like the reference, wherever it came from."""
+    """Predicted as the target and close to the reference, whatever the example."""
     net, x, y = bent(8, 3, 4, seed=1)
     target, reference = (y + 1) % 3, batch(9, (8,), seed=5)
     ids, ball = torch.tensor([3, 0, 7, 8]), eb.L2(eps=math.inf, lo=0, hi=1)
     attack = eb.GoalDistance(weight=0.2, steps=300, reference=reference)
     found = attack(net, x, y, ball, target=target, ids=ids)
-    near = (found - reference[ids]).norm(dim=1)
-    assert (near < 0.9 * (x - reference[ids]).norm(dim=1)).all()
+    distance = (found - reference[ids]).norm(dim=1)
+    assert (distance < 0.9 * (x - reference[ids]).norm(dim=1)).all()
     assert (predicted(net, found) == target).sum() >= 3
     shared = replace(attack, reference=reference[0])(net, x, y, ball, target=target, ids=ids)
     each = replace(attack, reference=reference[0].expand(9, 8))(net, x, y, ball, target=target, ids=ids)
@@ -527,7 +527,7 @@ def test_result_is_near_the_reference_wherever_it_starts() -> None:
     starts = recording.seen[0]
     assert not torch.equal(starts[0], starts[1])
     assert ((starts - x).abs().amax(1) > 0.1).all()
-    assert ((noisy - reference[ids]).norm(dim=1) < near + 0.1).all()
+    assert ((noisy - reference[ids]).norm(dim=1) < distance + 0.1).all()
 
 
 def test_weighted_result_is_in_its_ball_and_adversarial_if_any_point_was() -> None:
@@ -559,7 +559,7 @@ def test_short_form_is_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: eb.CW(loss=cross_entropy), "`loss` must be margin or dlr for CW, got 'cross_entropy'"),
         (lambda: eb.CW(kappa=-1), "`kappa` must be >= 0"),
@@ -585,7 +585,7 @@ def test_short_form_is_understood() -> None:
         ),
     ],
 )
-def test_errors_name_argument_and_rule(make: Callable[[], object], told: str) -> None:
+def test_errors_name_argument_and_rule(make: Callable[[], object], message: str) -> None:
     with pytest.raises(BadInput) as error:
         make()
-    assert any(part in str(error.value) for part in told.split("|"))
+    assert any(part in str(error.value) for part in message.split("|"))
