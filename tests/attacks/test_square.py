@@ -1,4 +1,4 @@
-"""Square: the paper's windows, one query a step, the best point kept, and no more than the exact optimum."""
+"""Square: the paper's windows, one query a step, the best point so far, and at most the exact optimum."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def opened(
     )
 
 
-def looked(state: SearchState, task: Task, loss: Tensor) -> Point:
-    """What a pass that gave this loss shows."""
+def evaluated(state: SearchState, task: Task, loss: Tensor) -> Point:
+    """The evaluation of `state.z`, with this loss."""
     logits = torch.zeros(len(loss), 2, dtype=torch.float64)
     return Point(state.z, logits, loss, None, changes_prediction, task)
 
 
 def walk(attack: Square, task: Task, steps: int, seed: int = 0) -> list[SearchState]:
-    """The states of a search in which each query is kept with probability .3."""
+    """The states of a search in which each query is accepted with probability .3."""
     states, generator = [attack.init(task)], rng(seed)
     for turn in range(steps):
         rise = torch.where(torch.rand(len(task.x), generator=generator) < 0.3, 1.0, -1.0) * (turn > 0) + (turn == 0)
         loss = rise + (states[-1].best_loss if turn else 0)
-        states.append(attack.step(states[-1], looked(states[-1], task, loss), task))
+        states.append(attack.step(states[-1], evaluated(states[-1], task, loss), task))
     return states
 
 
@@ -62,14 +62,14 @@ def walk(attack: Square, task: Task, steps: int, seed: int = 0) -> list[SearchSt
 
 
 @pytest.mark.parametrize("steps", [10_000, 5_000, 1_000])
-def test_schedule_is_not_the_papers_at_10000_queries_scaled(steps: int) -> None:
+def test_schedule_is_the_papers_at_10000_queries_scaled(steps: int) -> None:
     last = {10: 1, 50: 2, 200: 4, 500: 8, 1000: 16, 2000: 32, 4000: 64, 6000: 128, 8000: 256, 10_000: 512}
     for query in range(steps):
         paper = next(part for end, part in last.items() if query * 10_000 // steps <= end)
         assert 2 ** halvings(query, steps) == paper, query
 
 
-def test_side_of_a_window_is_not_autoattacks() -> None:
+def test_side_of_a_window_is_autoattacks() -> None:
     for side in (28, 32, 224):
         for k in range(10):
             here = max(round(math.sqrt(0.8 / 2**k * side * side)), 1)
@@ -83,7 +83,7 @@ def test_side_of_a_window_is_not_autoattacks() -> None:
 
 @pytest.mark.parametrize(("power", "decay"), [(2, 2), (1, 4)])
 @pytest.mark.parametrize("side", [2, 3, 6, 7])
-def test_pattern_is_not_two_opposite_pyramids(side: int, power: int, decay: int) -> None:
+def test_pattern_is_two_opposite_pyramids(side: int, power: int, decay: int) -> None:
     halves = []
     for rows, sign in ((side // 2, 1), (side - side // 2, -1)):
         hill = torch.zeros(rows, side, dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_pattern_is_not_two_opposite_pyramids(side: int, power: int, decay: int)
         ((2, 3, 4, 5), (2, (3, 4, 5))),
     ],
 )
-def test_shape_is_misread(shape: tuple[int, ...], grid: tuple[int, tuple[int, ...]]) -> None:
+def test_grid_of_a_shape_has_its_channels_and_sides(shape: tuple[int, ...], grid: tuple[int, tuple[int, ...]]) -> None:
     assert Grid.of(shape) == Grid(*grid)
 
 
@@ -118,7 +118,7 @@ def extent(changed: Tensor) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 11), (12,), (6, 5), (2, 4, 5, 6)], ids=str)
-def test_linf_writes_more_than_a_cube_or_leaves_the_ends(shape: tuple[int, ...]) -> None:
+def test_linf_proposal_changes_one_cube_to_the_ends_of_the_interval(shape: tuple[int, ...]) -> None:
     attack, task = opened("linf", shape)
     low, high = torch.maximum(task.x - 0.3, torch.tensor(-0.5)), torch.minimum(task.x + 0.3, torch.tensor(1.0))
     grid, fuller = Grid.of(shape), 0
@@ -140,7 +140,7 @@ def test_linf_writes_more_than_a_cube_or_leaves_the_ends(shape: tuple[int, ...])
     assert fuller > 50
 
 
-def test_window_never_reaches_the_first_or_last_place() -> None:
+def test_window_reaches_every_place() -> None:
     attack, task = opened("linf", (7, 6), n=32)
     seen = torch.zeros(7, 6, dtype=torch.long)
     for state in walk(attack, task, 150)[-60:]:
@@ -149,7 +149,7 @@ def test_window_never_reaches_the_first_or_last_place() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_mass_moves_outside_two_windows_or_is_lost(norm: str) -> None:
+def test_l2_and_l1_proposals_move_mass_between_two_windows_and_spend_the_radius(norm: str) -> None:
     attack, task = opened(norm, (1, 9, 11), box=(-math.inf, math.inf))
     power = {"l2": 2, "l1": 1}[norm]
     for t, state in enumerate(walk(attack, task, 120)):
@@ -169,7 +169,7 @@ def test_mass_moves_outside_two_windows_or_is_lost(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_what_the_box_takes_is_not_given_to_the_next_window(norm: str) -> None:
+def test_mass_that_the_box_cuts_off_goes_to_later_windows(norm: str) -> None:
     attack, task = opened(norm, (1, 10, 10), n=8)
     grown = [s.spent_by_z.median() for s in walk(attack, task, 150)]
     assert grown[-1] > 0.9 * EPS[norm] ** {"l2": 2, "l1": 1}[norm]
@@ -178,7 +178,7 @@ def test_what_the_box_takes_is_not_given_to_the_next_window(norm: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(), (2,), (3, 7, 5), (2, 4, 5, 6)], ids=str)
 @every_norm
-def test_leaves_ball_box_or_mask(norm: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_every_query_lies_in_ball_box_and_mask(norm: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = batch(5, shape, lo=-0.5, hi=2.0).to(dtype)
     model, y = linear(shape, 3).to(dtype), torch.arange(5) % 3
     mask = (torch.rand(1, *shape, generator=rng(3)) < 0.7) if shape else None
@@ -193,7 +193,7 @@ def test_leaves_ball_box_or_mask(norm: str, shape: tuple[int, ...], dtype: torch
 
 
 @every_norm
-def test_radius_per_example_is_one_for_all_or_zero_moves_or_infinity_breaks(norm: str) -> None:
+def test_radius_is_per_example_from_zero_to_infinity(norm: str) -> None:
     x, y = batch_of(4, (1, 6, 6), 3)
     eps = torch.tensor([0.0, 0.2, 1.0, math.inf], dtype=torch.float64)
     model = Recording(linear((1, 6, 6), 3))
@@ -201,10 +201,10 @@ def test_radius_per_example_is_one_for_all_or_zero_moves_or_infinity_breaks(norm
     z = Square(steps=100)(model, x, y, ball, success=NEVER)
     assert all(ball.contains(seen, x).all() for seen in model.seen)
     assert torch.equal(z[0], x[0])
-    far = ball.norm(z - x)
-    assert far[1] > 0.19
-    assert far[2] > 0.9
-    assert far[3] > (0.9 if norm == "linf" else 2)
+    distance = ball.norm(z - x)
+    assert distance[1] > 0.19
+    assert distance[2] > 0.9
+    assert distance[3] > (0.9 if norm == "linf" else 2)
     with pytest.raises(eb.BadInput, match="`eps` must be finite where the box is not"):
         Square(steps=3)(model, x, y, BALLS[norm](eps=math.inf))
 
@@ -213,19 +213,19 @@ def test_radius_per_example_is_one_for_all_or_zero_moves_or_infinity_breaks(norm
 
 
 @every_norm
-def test_best_is_not_the_highest_loss_that_was_seen(norm: str) -> None:
+def test_result_has_the_highest_loss_of_all_queries(norm: str) -> None:
     x, y = batch_of(12, CONV_SHAPE, 10)
     model = Recording(conv())
     z = Square(steps=80)(model, x, y, BALLS[norm](eps=EPS[norm], lo=0, hi=1), success=NEVER)
     assert len(model.seen) == 80
     task = task_of(x, y, eb.Linf(eps=1))
-    heights = torch.stack([margin(model(seen), task) for seen in model.seen[:80]])
-    best = torch.stack(model.seen[:80])[heights.argmax(0), torch.arange(12)]
+    losses = torch.stack([margin(model(seen), task) for seen in model.seen[:80]])
+    best = torch.stack(model.seen[:80])[losses.argmax(0), torch.arange(12)]
     assert torch.equal(z, best)
-    assert (heights.argmax(0) > 40).any()
+    assert (losses.argmax(0) > 40).any()
 
 
-def test_first_point_that_fools_is_not_where_the_job_ends() -> None:
+def test_job_ends_at_the_first_adversarial_example() -> None:
     x, y = batch_of(24, CONV_SHAPE, 10)
     model, ball = conv(), eb.Linf(eps=0.15, lo=0, hi=1)
     y = predicted(model, x)
@@ -238,7 +238,7 @@ def test_first_point_that_fools_is_not_where_the_job_ends() -> None:
         assert torch.equal(x_adv[row], recorded.seen[first[row]][row])
 
 
-def test_a_query_costs_more_than_a_forward() -> None:
+def test_a_query_costs_one_forward_pass() -> None:
     x, y = batch_of(6, CONV_SHAPE, 10)
     model = Counting(conv())
     Square(steps=37)(model, x, y, eb.L2(eps=0.1), success=NEVER)
@@ -247,7 +247,7 @@ def test_a_query_costs_more_than_a_forward() -> None:
 
 @pytest.mark.parametrize("shape", [(), (5,), (6, 5), (3, 7, 6)], ids=str)
 @every_norm
-def test_candidates_depend_on_the_batch(norm: str, shape: tuple[int, ...]) -> None:
+def test_candidates_do_not_depend_on_the_batch(norm: str, shape: tuple[int, ...]) -> None:
     n, order = 9, torch.tensor([4, 0, 8, 2, 7, 1, 6, 3, 5])
     x, y = batch(n, shape, lo=-0.5), torch.arange(n) % 3
     ball = BALLS[norm](eps=EPS[norm], lo=-0.5, hi=1)
@@ -267,7 +267,7 @@ def test_candidates_depend_on_the_batch(norm: str, shape: tuple[int, ...]) -> No
 
 @pytest.mark.parametrize("shape", [(12,), (3, 9, 8)], ids=str)
 @every_norm
-def test_rows_of_different_age_share_a_step_otherwise_than_alone(norm: str, shape: tuple[int, ...]) -> None:
+def test_rows_at_different_steps_share_a_batch_as_if_alone(norm: str, shape: tuple[int, ...]) -> None:
     attack, task = opened(norm, shape, n=8, steps=150)
     ages, rows = (0, 3, 45, 110), torch.arange(8)
     loss = torch.linspace(-1, 1, 8).double()
@@ -279,23 +279,23 @@ def test_rows_of_different_age_share_a_step_otherwise_than_alone(norm: str, shap
         parts.append(states[age])
         warm_start = [states[age]]
         for _ in range(BLOCK + 4):
-            warm_start.append(attack.step(warm_start[-1], looked(warm_start[-1], some, loss[mine]), some))
+            warm_start.append(attack.step(warm_start[-1], evaluated(warm_start[-1], some, loss[mine]), some))
         alone.append(warm_start[1:])
     mixed = parts[0].map(lambda *these: torch.cat(these), *parts[1:])
     for turn in range(BLOCK + 4):
-        mixed = attack.step(mixed, looked(mixed, task, loss), task)
+        mixed = attack.step(mixed, evaluated(mixed, task, loss), task)
         for name in ("z", "best", "best_loss", "spent_by_z", "t"):
             expected = torch.cat([getattr(states[turn], name) for states in alone])
             assert torch.equal(getattr(mixed, name), expected), (turn, name)
 
 
 @every_norm
-def test_a_step_changes_what_it_was_given(norm: str) -> None:
+def test_a_step_leaves_its_arguments_unchanged(norm: str) -> None:
     attack, task = opened(norm, (2, 6, 6))
     state = walk(attack, task, 40)[-1]
     before = {f.name: getattr(state, f.name).clone() for f in fields(state)}
     x = task.x.clone()
-    one, other = (attack.step(state, looked(state, task, state.best_loss + 1), task) for _ in range(2))
+    one, other = (attack.step(state, evaluated(state, task, state.best_loss + 1), task) for _ in range(2))
     for name, part in before.items():
         assert torch.equal(getattr(state, name), part), name
         assert torch.equal(getattr(one, name), getattr(other, name)), name
@@ -304,7 +304,7 @@ def test_a_step_changes_what_it_was_given(norm: str) -> None:
 
 
 @every_norm
-def test_seed_example_or_restart_is_not_in_the_key_of_a_proposal(norm: str) -> None:
+def test_seed_example_and_restart_are_in_the_key_of_a_proposal(norm: str) -> None:
     attack, task = opened(norm, (12,))
     same = replace(task, x=task.x[:1].expand(6, -1).contiguous())
     same = replace(same, ball=BALLS[norm](eps=EPS[norm], lo=-0.5, hi=1).bind(same.x))
@@ -316,7 +316,7 @@ def test_seed_example_or_restart_is_not_in_the_key_of_a_proposal(norm: str) -> N
     assert (attack.init(seeded).proposals != moves).flatten(1).any(1).all()
 
 
-# Oracles: on a linear model the optimum is known, box and all.
+# Exact optima: on a linear model the optimum in ball and box is known.
 
 SHARES = [
     # shape, queries, the least and the median share of the optimum that Square's docstring promises in L2 and L1
@@ -332,7 +332,7 @@ SHARES = [
 @pytest.mark.parametrize(("lo", "hi"), [(-0.5, 1.0), (-math.inf, math.inf)])
 @pytest.mark.parametrize(("shape", "queries", "least", "median"), SHARES, ids=[str(row[0]) for row in SHARES])
 @every_norm
-def test_linear_optimum_is_beaten_or_missed_by_more_than_is_promised(
+def test_promised_share_of_the_linear_optimum_is_reached_and_the_optimum_never_exceeded(
     norm: str, shape: tuple[int, ...], queries: int, least: float, median: float, lo: float, hi: float
 ) -> None:
     w = torch.stack([torch.randn(shape, generator=rng(seed), dtype=torch.float64) for seed in range(2)])
@@ -354,7 +354,9 @@ def test_linear_optimum_is_beaten_or_missed_by_more_than_is_promised(
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
 @pytest.mark.parametrize(("classes", "squeeze"), [(1, True), (1, False), (2, False), (3, False), (10, False)])
 @pytest.mark.parametrize("shape", [(), (2,), CONV_SHAPE], ids=str)
-def test_misses_what_is_easy(shape: tuple[int, ...], classes: int, squeeze: bool, targeted: bool) -> None:
+def test_succeeds_on_linear_models_exactly_where_success_is_possible(
+    shape: tuple[int, ...], classes: int, squeeze: bool, targeted: bool
+) -> None:
     model = linear(shape, classes, squeeze=squeeze)
     x = batch(16, shape, lo=-0.5)
     y = predicted(model, x)
@@ -382,7 +384,7 @@ def test_misses_what_is_easy(shape: tuple[int, ...], classes: int, squeeze: bool
         assert torch.equal(done, possible)
 
 
-def test_aims_do_not_climb_towards_the_likeliest_classes() -> None:
+def test_n_targets_raise_the_margins_of_the_likeliest_classes() -> None:
     x, _ = batch_of(8, CONV_SHAPE, 10)
     model = conv()
     y, ball = predicted(model, x), eb.Linf(eps=0.03, lo=0, hi=1)
@@ -396,11 +398,11 @@ def test_aims_do_not_climb_towards_the_likeliest_classes() -> None:
             assert exists.all()
             z, _ = attack._run(objective, job)
             aim = rivals[:, place]
-            lead = lambda at, aim=aim: margin(model(at), replace(task, aim=aim, target=aim))  # noqa: E731
-            assert (lead(z) >= lead(x) - 1e-12).float().mean() > 0.8
+            target_margin = lambda at, aim=aim: margin(model(at), replace(task, aim=aim, target=aim))  # noqa: E731
+            assert (target_margin(z) >= target_margin(x) - 1e-12).float().mean() > 0.8
 
 
-def test_needs_torch_inside_the_model() -> None:
+def test_model_may_compute_its_logits_without_torch() -> None:
     generator = np.random.default_rng(0)
     weight = 3 * generator.normal(size=(36, 3))
 
@@ -417,7 +419,7 @@ def test_needs_torch_inside_the_model() -> None:
         assert (predicted(black_box, x_adv) != y).float().mean() > 0.75
 
 
-def test_logits_that_are_no_numbers_become_the_best() -> None:
+def test_logits_that_are_nan_never_become_the_best() -> None:
     x, y = batch_of(4, (6,), 3)
     inner = linear((6,), 3)
     calls = iter(range(1000))
@@ -431,7 +433,7 @@ def test_logits_that_are_no_numbers_become_the_best() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: Square(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: Square(steps=2.5), "`steps` must be a whole number"),
@@ -440,19 +442,19 @@ def test_logits_that_are_no_numbers_become_the_best() -> None:
         (lambda: Square(p=math.nan), "`p` must be in (0, 1], got nan"),
     ],
 )
-def test_invalid_hyperparameter_is_taken(make: Callable[[], Square], told: str) -> None:
+def test_invalid_hyperparameter_is_refused(make: Callable[[], Square], message: str) -> None:
     with pytest.raises(eb.BadInput) as error:
         make()
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_l0_is_attempted() -> None:
+def test_l0_is_refused() -> None:
     x, y = batch_of(2, (4,), 3)
     with pytest.raises(eb.BadInput, match="`ball` must be linf or l2 or l1 for Square, got l0"):
         Square(steps=3)(linear((4,), 3), x, y, eb.L0(eps=1, lo=0, hi=1))
 
 
-def test_another_loss_is_not_climbed() -> None:
+def test_another_loss_is_maximised() -> None:
     x, y = batch_of(8, (10,), 3)
     model, ball = linear((10,), 3, scale=1.0), eb.L2(eps=0.5, lo=0, hi=1)
     task = task_of(x, y, ball)
@@ -461,24 +463,24 @@ def test_another_loss_is_not_climbed() -> None:
 
 
 @every_norm
-def test_example_at_which_no_attack_ended_is_gone_on_from(norm: str) -> None:
-    """Its point is x itself, at which the windows of an attack that goes on have nothing to build on."""
+def test_warm_start_equal_to_the_example_is_ignored(norm: str) -> None:
+    """Where no attack moved an example its warm start is x: Square starts there as it does without one."""
     x, y = batch_of(6, (3, 5, 4), 3)
     task = task_of(x, y, BALLS[norm](eps=EPS[norm], lo=0, hi=1))
-    near = task.ball.argmax(torch.randn(x.shape, generator=rng(5), dtype=x.dtype), x)
+    elsewhere = task.ball.argmax(torch.randn(x.shape, generator=rng(5), dtype=x.dtype), x)
     none = torch.tensor([False, True, False, False, True, False])
     start = Square(steps=9).init(task)
     for without in (none, none | True, none & False):
-        mixed = torch.where(without[:, None, None, None], x, near)
+        mixed = torch.where(without[:, None, None, None], x, elsewhere)
         state = Square(steps=9, warm_start=True).init(replace(task, warm_start=mixed))
         assert torch.equal(state.z[without], start.z[without])
-        assert torch.equal(state.z[~without], near[~without])
+        assert torch.equal(state.z[~without], elsewhere[~without])
         assert torch.equal(state.spent_by_best[without], start.spent_by_best[without])
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_infinite_radius_of_one_row_changes_what_another_may_spend(norm: str) -> None:
-    """Next to it a row could spend no more than its box holds, which is less than its radius."""
+def test_infinite_radius_of_one_row_leaves_the_budgets_of_others_unchanged(norm: str) -> None:
+    """A finite radius is spent in full, also one beyond what the box holds, whatever the radius of another row."""
     x, y = batch_of(3, (5,), 3)
     radius = torch.tensor([0.5, 40.0, 1.0], dtype=x.dtype)
     budgets = [
