@@ -30,7 +30,7 @@ EDGES_FIRST = torch.linspace(1.5, 0.5, 8)[None, None, None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedLinf(Ball):
-    """|z_i - x_i| <= eps * w_i. What is asked of it, it asks of the max norm in units of the weights."""
+    """|z_i - x_i| <= eps * w_i, computed as the max norm in units of the weights."""
 
     name = "wlinf"
     symbol = "weighted L∞"
@@ -110,7 +110,7 @@ def ball_of(**parts: Any) -> WeightedLinf:
     return WeightedLinf(**{"eps": 0.1, "lo": 0, "hi": 1} | parts)
 
 
-def test_its_geometry_is_that_of_a_max_norm_with_a_radius_per_feature(digits):
+def test_geometry_is_that_of_a_max_norm_with_a_radius_per_feature(digits):
     x, _ = digits
     mine, known = ball_of(), eb.Linf(eps=0.1 * EDGES_FIRST.expand(1, 1, 8, 8), lo=0, hi=1)
     generator = torch.Generator().manual_seed(3)
@@ -129,7 +129,7 @@ def test_its_geometry_is_that_of_a_max_norm_with_a_radius_per_feature(digits):
 
 
 @pytest.mark.parametrize("attack", [eb.FGSM(), eb.PGD(steps=20), eb.APGD(steps=20), eb.Square(steps=60)])
-def test_attacks_end_in_it_and_reach_the_exact_optimum_of_a_linear_model(attack, digits, linear):
+def test_attacks_end_in_the_ball_and_reach_the_exact_optimum_of_a_linear_model(attack, digits, linear):
     x, y = digits
     ball = ball_of(eps=0.02)
     weight = linear[1].weight.detach()
@@ -145,7 +145,7 @@ def test_attacks_end_in_it_and_reach_the_exact_optimum_of_a_linear_model(attack,
         assert (gained > 0.98 * best).all()
 
 
-def test_a_run_has_its_distances_and_verifies_and_reports(digits, linear, tmp_path: Path):
+def test_run_records_the_distances_of_the_norm_and_verifies_and_reports(digits, linear, tmp_path: Path):
     ball = ball_of(eps=0.15)
     found = eb.evaluate(linear, digits, ball, attacks=["fgsm", "pgd:steps=10", "apgd:steps=10"], run_dir=tmp_path / "a")
     assert found.robust_accuracy < found.clean_accuracy
@@ -159,14 +159,14 @@ def test_a_run_has_its_distances_and_verifies_and_reports(digits, linear, tmp_pa
     assert "weighted L∞" in page
 
 
-def test_its_default_protocols_are_those_of_its_traits(digits, linear):
+def test_default_protocols_are_those_of_the_traits_of_the_norm(digits, linear):
     found = eb.evaluate(linear, digits, ball_of(eps=0.3), attacks="fast", diagnose=0)
     assert found.robust_accuracy == 0
     nearest = eb.evaluate(linear, digits, ball_of(eps=math.inf), attacks="min-norm", min_norm=True, diagnose=0)
     assert (nearest.records["distance"].drop_null().to_numpy() > 0).all()
 
 
-def test_the_command_line_knows_it(tmp_path: Path):
+def test_command_line_accepts_the_norm(tmp_path: Path):
     assert isinstance(parse("wlinf:0.1"), WeightedLinf)
     out = tmp_path / "run"
     common = ["--ball", "wlinf:0.1", "--attacks", "fgsm", "pgd:steps=5", "--limit", "40", "--out", str(out)]
