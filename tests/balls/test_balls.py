@@ -1,4 +1,4 @@
-"""The four norms by their properties: nothing feasible is nearer, nothing feasible gains more, rows stand alone."""
+"""The four norms by their properties: nothing feasible is nearer or gains more, rows are independent."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @NORMS
 @properties
 @given(case=cases())
-def test_projection_moves_a_point_inside_or_is_not_the_nearest(norm: str, case: Case) -> None:
+def test_projection_is_the_nearest_point_and_keeps_points_inside(norm: str, case: Case) -> None:
     ball = case.ball(norm)
     p = ball.project(case.z, case.x)
     assert ball.contains(p, case.x).all()
@@ -102,21 +102,21 @@ def test_projection_moves_a_point_inside_or_is_not_the_nearest(norm: str, case: 
 @NORMS
 @properties
 @given(case=cases(), factor=st.sampled_from([0.0, 1e-3, 0.3, 7.0, 1e6]))
-def test_argmax_is_beaten_or_support_is_not_its_gain(norm: str, case: Case, factor: float) -> None:
+def test_argmax_has_the_greatest_gain_and_max_gain_is_its_value(norm: str, case: Case, factor: float) -> None:
     ball, x, grad = case.ball(norm), case.x, case.grad
-    z, support = ball.argmax(grad, x), ball.max_gain(grad, x)
+    z, gain = ball.argmax(grad, x), ball.max_gain(grad, x)
     assert ball.contains(z, x).all()
-    torch.testing.assert_close(support, dot(grad, z - x), rtol=1e-12, atol=1e-12)
-    assert (dot(grad, case.feasible(ball) - x) <= support + 1e-12 * (1 + support)).all()
-    torch.testing.assert_close(ball.max_gain(factor * grad, x), factor * support, rtol=1e-10, atol=1e-12 * factor)
-    assert (support >= 0).all()
+    torch.testing.assert_close(gain, dot(grad, z - x), rtol=1e-12, atol=1e-12)
+    assert (dot(grad, case.feasible(ball) - x) <= gain + 1e-12 * (1 + gain)).all()
+    torch.testing.assert_close(ball.max_gain(factor * grad, x), factor * gain, rtol=1e-10, atol=1e-12 * factor)
+    assert (gain >= 0).all()
     assert torch.equal(z[grad == 0], x[grad == 0])
 
 
 @pytest.mark.parametrize("norm", DUALS)
 @properties
 @given(case=cases())
-def test_support_without_a_box_is_not_eps_times_the_dual_norm(norm: str, case: Case) -> None:
+def test_max_gain_without_a_box_is_eps_times_the_dual_norm(norm: str, case: Case) -> None:
     ball = BALLS[norm](eps=case.parts["eps"])
     dual = torch.linalg.vector_norm(case.grad, DUALS[norm], dim=1)
     expected = torch.as_tensor(ball.eps, dtype=torch.float64) * dual
@@ -126,7 +126,7 @@ def test_support_without_a_box_is_not_eps_times_the_dual_norm(norm: str, case: C
 @NORMS
 @properties
 @given(case=cases())
-def test_ascent_is_not_a_unit_step_into_the_open_coordinates(norm: str, case: Case) -> None:
+def test_ascent_is_a_unit_step_in_the_free_coordinates(norm: str, case: Case) -> None:
     ball, z, grad = case.ball(norm), case.x, case.grad
     step = ball.ascent(grad, z)
     lo, hi = ball.lo * torch.ones_like(z), ball.hi * torch.ones_like(z)
@@ -162,7 +162,7 @@ def answers(ball: Ball, x: torch.Tensor, z: torch.Tensor, grad: torch.Tensor, no
 @NORMS
 @properties
 @given(case=cases())
-def test_sample_or_step_leaves_the_ball(norm: str, case: Case) -> None:
+def test_samples_and_steps_stay_in_the_ball(norm: str, case: Case) -> None:
     ball = case.ball(norm)
     for seed in (case.seed, -1):
         drawn = ball.sample(case.x, noise(len(case.x), seed))
@@ -180,7 +180,7 @@ def test_sample_or_step_leaves_the_ball(norm: str, case: Case) -> None:
 @NORMS
 @properties
 @given(case=cases(), data=st.data())
-def test_row_depends_on_its_batch(norm: str, case: Case, data: st.DataObject) -> None:
+def test_row_does_not_depend_on_its_batch(norm: str, case: Case, data: st.DataObject) -> None:
     n = len(case.x)
     index = torch.tensor(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=5)))
     ball, rows = case.ball(norm), noise(n)
@@ -193,7 +193,7 @@ def test_row_depends_on_its_batch(norm: str, case: Case, data: st.DataObject) ->
 
 @NORMS
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_row_of_an_image_depends_on_its_batch(norm: str, dtype: torch.dtype) -> None:
+def test_row_of_an_image_does_not_depend_on_its_batch(norm: str, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(5)
     x, z, grad = (torch.randn(9, 3, 16, 16, generator=draw) for _ in range(3))
     x = x.clamp(-0.75, 1.5).to(dtype)
@@ -211,7 +211,7 @@ def test_row_of_an_image_depends_on_its_batch(norm: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("n", [0, 1, 3])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_answer_has_another_dtype_or_shape_or_lies_outside(norm: str, n: int, shape: tuple, dtype: torch.dtype) -> None:
+def test_results_keep_dtype_and_shape_and_lie_in_the_ball(norm: str, n: int, shape: tuple, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(n + len(shape))
     x, z, grad = (0.4 + torch.randn(n, *shape, generator=draw) for _ in range(3))
     scale = 100.0 if n == 3 else 1.0
@@ -237,7 +237,7 @@ def test_answer_has_another_dtype_or_shape_or_lies_outside(norm: str, n: int, sh
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 64.0])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_contains_is_not_eps_and_four_ulp_at_the_scale_of_the_data(
+def test_contains_allows_eps_and_four_ulp_at_the_scale_of_the_data(
     norm: str, dtype: torch.dtype, scale: float, sign: int
 ) -> None:
     ulp = torch.finfo(dtype).eps * scale
@@ -253,7 +253,7 @@ def test_contains_is_not_eps_and_four_ulp_at_the_scale_of_the_data(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 255.0, 2.0**14])
-def test_l0_contains_counts_a_coordinate_too_many(dtype: torch.dtype, scale: float) -> None:
+def test_l0_contains_counts_the_changed_coordinates_exactly(dtype: torch.dtype, scale: float) -> None:
     x = torch.full((5, 30), scale, dtype=dtype)
     z = x.clone()
     for row, count in enumerate((0, 2, 3, 4, 30)):
@@ -264,7 +264,7 @@ def test_l0_contains_counts_a_coordinate_too_many(dtype: torch.dtype, scale: flo
 @NORMS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["number", "shared", "row"])
-def test_contains_overlooks_one_ulp_off_the_box_or_the_mask(norm: str, dtype: torch.dtype, kind: str) -> None:
+def test_contains_refuses_one_ulp_beyond_the_box_or_the_mask(norm: str, dtype: torch.dtype, kind: str) -> None:
     lo, hi = (torch.tensor(side, dtype=torch.float64).to(dtype).item() for side in (-0.7, 1.1))
     rows = {"number": (), "shared": (1, 3), "row": (4, 3)}[kind]
     sides = (
@@ -287,7 +287,7 @@ def test_contains_overlooks_one_ulp_off_the_box_or_the_mask(norm: str, dtype: to
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_l0_projection_loses_a_change_whose_square_under_or_overflows(dtype: torch.dtype) -> None:
+def test_l0_projection_keeps_a_change_whose_square_under_or_overflows(dtype: torch.dtype) -> None:
     for change in (2.0**-14, 0.5, 400.0):
         x = torch.full((1, 4), 0.0, dtype=dtype)
         z = torch.tensor([[0, change, 0, -change / 2]], dtype=dtype)
@@ -296,7 +296,7 @@ def test_l0_projection_loses_a_change_whose_square_under_or_overflows(dtype: tor
 
 
 @NORMS
-def test_method_changes_its_arguments(norm: str) -> None:
+def test_methods_leave_their_arguments_unchanged(norm: str) -> None:
     x, z, grad = (torch.randn(4, 5, generator=torch.Generator().manual_seed(s)).clamp(-1, 2) for s in (1, 2, 3))
     given = [x, z, grad, torch.full((4,), 1.5), torch.full((1, 5), -1.0), torch.full((4, 5), 2.0)]
     mask = torch.tensor([[True, False, True, True, True]])
@@ -310,7 +310,7 @@ def test_method_changes_its_arguments(norm: str) -> None:
 
 
 @NORMS
-def test_radius_given_as_a_scalar_tensor_is_no_number(norm: str) -> None:
+def test_radius_as_a_scalar_tensor_gives_the_results_of_a_number(norm: str) -> None:
     x, z, grad = (torch.rand(4, 5, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3))
     number = BALLS[norm](eps=1.5, lo=0, hi=1)
     tensor = BALLS[norm](eps=torch.tensor(1.5), lo=torch.tensor(0.0), hi=torch.tensor(1.0))
@@ -321,7 +321,7 @@ def test_radius_given_as_a_scalar_tensor_is_no_number(norm: str) -> None:
         assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def test_linf_radius_per_feature_is_ignored_somewhere() -> None:
+def test_linf_radius_per_feature_is_respected_by_every_method() -> None:
     x = torch.tensor([[0.5, 0.5, 0.5], [0.25, 1.0, -0.5]])
     ball = Linf(eps=torch.tensor([[0.0, 0.25, 9.0]]), lo=-0.5, hi=1.0)
     assert ball.argmax(torch.ones(2, 3), x).tolist() == [[0.5, 0.75, 1.0], [0.25, 1.0, 1.0]]
@@ -333,7 +333,7 @@ def test_linf_radius_per_feature_is_ignored_somewhere() -> None:
 
 
 @pytest.mark.parametrize(("norm", "share"), [("linf", 0.999999), ("l2", 0.999), ("l1", 0.98)])
-def test_steps_stop_short_of_the_linear_optimum(norm: str, share: float) -> None:
+def test_steps_reach_the_linear_optimum(norm: str, share: float) -> None:
     draw = torch.Generator().manual_seed(3)
     x = torch.rand(30, 20, generator=draw, dtype=torch.float64) - 0.3
     grad = torch.randn(30, 20, generator=draw, dtype=torch.float64)
@@ -349,7 +349,7 @@ def test_steps_stop_short_of_the_linear_optimum(norm: str, share: float) -> None
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @NORMS
-def test_infinite_radius_changes_the_steps_of_other_rows(norm: str, dtype: torch.dtype, shape: tuple) -> None:
+def test_infinite_radius_leaves_the_steps_of_other_rows_unchanged(norm: str, dtype: torch.dtype, shape: tuple) -> None:
     draw = torch.Generator().manual_seed(5)
     x, z, grad = (torch.rand(6, *shape, generator=draw).to(dtype) - 0.3 for _ in range(3))
     radius = torch.tensor([1.0, 0.2, 2.0, 1.5, 0.1, 1.2])
@@ -366,7 +366,7 @@ def test_infinite_radius_changes_the_steps_of_other_rows(norm: str, dtype: torch
             assert not torch.equal(stepped[same], ball.argmax(grad, x)[same])
 
 
-def test_flat_or_column_mixes_rows() -> None:
+def test_flat_and_column_keep_rows_apart() -> None:
     assert flat(torch.zeros(3)).shape == (3, 1)
     assert flat(torch.zeros(0, 2, 5)).shape == (0, 10)
     assert column(torch.tensor([1.0, 2.0]), 3).tolist() == [[[1.0]], [[2.0]]]
@@ -379,7 +379,7 @@ def with_radius(ball: Ball, radius: torch.Tensor) -> Ball:
 @NORMS
 @properties
 @given(case=cases(), block=st.sampled_from([1, 5, 1 << 18]))
-def test_supports_is_not_support_pair_by_pair(norm: str, case: Case, block: int) -> None:
+def test_max_gains_is_max_gain_pair_by_pair(norm: str, case: Case, block: int) -> None:
     ball, x = case.ball(norm), case.x
     grads = torch.cat([case.grad, -case.grad.flip(1), torch.zeros_like(case.grad[:1])])
     balls = [ball]
@@ -398,13 +398,13 @@ def test_supports_is_not_support_pair_by_pair(norm: str, case: Case, block: int)
 @NORMS
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_supports_of_images_or_low_precision_are_others(norm: str, shape: tuple, dtype: torch.dtype) -> None:
+def test_max_gains_of_images_in_low_precision_agree_with_float64(norm: str, shape: tuple, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(len(shape))
     x, grads = (0.3 + torch.randn(count, *shape, generator=draw) for count in (6, 3))
     x, grads = x.clamp(-0.75, 1.5).to(dtype), grads.to(dtype)
     mask = torch.rand(1, *shape, generator=draw) < 0.7
-    for kept in (None, mask, mask.expand(6, *shape) & (x > 0)):
-        ball = BALLS[norm](eps=torch.linspace(0, 3, 6), lo=-0.75, hi=1.5, mask=kept)
+    for part in (None, mask, mask.expand(6, *shape) & (x > 0)):
+        ball = BALLS[norm](eps=torch.linspace(0, 3, 6), lo=-0.75, hi=1.5, mask=part)
         found = ball.max_gains(grads, x)
         assert (found.dtype, found.shape) == (dtype, (6, 3))
         expected = torch.stack([ball.max_gain(grad.expand_as(x).double(), x.double()) for grad in grads], 1)
@@ -414,7 +414,7 @@ def test_supports_of_images_or_low_precision_are_others(norm: str, shape: tuple,
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_supports_lets_an_unbounded_ball_or_another_shape_pass(norm: str) -> None:
+def test_max_gains_refuses_an_unbounded_ball_and_another_shape(norm: str) -> None:
     x = torch.tensor([[0.5, 0.9]])
     for eps in (math.inf, torch.tensor([math.inf])):
         with pytest.raises(BadInput, match="`eps` must be finite where the box is not"):
@@ -426,7 +426,7 @@ def test_supports_lets_an_unbounded_ball_or_another_shape_pass(norm: str) -> Non
 @NORMS
 @properties
 @given(case=cases(), share=st.sampled_from([1e-3, 0.2, 0.5, 0.9]))
-def test_eps_for_a_gain_is_too_small_or_not_the_smallest(norm: str, case: Case, share: float) -> None:
+def test_min_eps_is_the_smallest_radius_with_the_gain(norm: str, case: Case, share: float) -> None:
     ball, x, grad = case.ball(norm), case.x, case.grad
     most = with_radius(ball, torch.full((len(x),), 60.0, dtype=torch.float64)).max_gain(grad, x)
     gain = share * most
@@ -442,7 +442,7 @@ def test_eps_for_a_gain_is_too_small_or_not_the_smallest(norm: str, case: Case, 
 
 
 @NORMS
-def test_eps_for_a_gain_that_is_had_exactly_or_never(norm: str) -> None:
+def test_min_eps_at_the_greatest_gain_is_exact_and_beyond_it_infinite(norm: str) -> None:
     x = torch.tensor([[0.5, 0.25]]).double().expand(5, 2).clone()
     grad = torch.tensor([[2.0, -1.0]]).double().expand(5, 2)
     ball = BALLS[norm](eps=3, lo=0, hi=1)
@@ -460,7 +460,7 @@ def test_eps_for_a_gain_that_is_had_exactly_or_never(norm: str) -> None:
 @NORMS
 @properties
 @given(case=cases())
-def test_dual_is_less_than_a_gain_per_unit_of_radius(norm: str, case: Case) -> None:
+def test_dual_is_an_upper_bound_of_the_gain_per_unit_of_radius(norm: str, case: Case) -> None:
     ball = case.ball(norm)
     for radius in (1.0, 2.0, 5.0):
         gains = ball.with_eps(radius).max_gains(case.grad, case.x)
