@@ -98,7 +98,7 @@ DATA = {
 
 @pytest.mark.parametrize("kind", BALLS.values(), ids=BALLS)
 @pytest.mark.parametrize("case", PARTS)
-def test_bad_part_is_accepted_or_badly_explained(kind: type[Ball], case: str) -> None:
+def test_bad_argument_is_refused_with_rule_value_and_remedy(kind: type[Ball], case: str) -> None:
     given, *pieces = PARTS[case]
     with pytest.raises(BadInput) as caught:
         made(kind, **given)
@@ -108,7 +108,7 @@ def test_bad_part_is_accepted_or_badly_explained(kind: type[Ball], case: str) ->
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", SHAPES)
 @pytest.mark.parametrize("kind", BALLS.values(), ids=BALLS)
-def test_shape_that_does_not_fit_is_accepted(kind: type[Ball], case: str, method: str) -> None:
+def test_shape_that_does_not_fit_is_refused(kind: type[Ball], case: str, method: str) -> None:
     given, *pieces = SHAPES[case]
     with pytest.raises(BadInput) as caught:
         METHODS[method](made(kind, **given), X)
@@ -118,7 +118,7 @@ def test_shape_that_does_not_fit_is_accepted(kind: type[Ball], case: str, method
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", DATA)
 @pytest.mark.parametrize("kind", BALLS.values(), ids=BALLS)
-def test_bad_example_is_accepted(kind: type[Ball], case: str, method: str) -> None:
+def test_bad_example_is_refused(kind: type[Ball], case: str, method: str) -> None:
     x, *pieces = DATA[case]
     with pytest.raises(BadInput) as caught:
         METHODS[method](made(kind), x)
@@ -126,7 +126,7 @@ def test_bad_example_is_accepted(kind: type[Ball], case: str, method: str) -> No
 
 
 @pytest.mark.parametrize("side", ["lo", "hi"])
-def test_example_outside_its_own_box_is_accepted(side: str) -> None:
+def test_example_outside_its_own_box_is_refused(side: str) -> None:
     sides = {"lo": torch.full((2, 3), -0.5), "hi": torch.full((2, 3), 1.5)}
     sides[side][1, 2] = 0.35 if side == "lo" else 0.25
     with pytest.raises(BadInput, match=r"`x` must lie in the box \[a tensor \(2, 3\) from .*: rescale x"):
@@ -135,7 +135,7 @@ def test_example_outside_its_own_box_is_accepted(side: str) -> None:
 
 @pytest.mark.parametrize("eps", [1, INF])
 @pytest.mark.parametrize("sides", [{}, {"lo": 0.0}, {"hi": 1.0}, {"lo": torch.tensor([[0.0, -INF, 0.0]]), "hi": 1.0}])
-def test_l0_without_a_finite_box_is_accepted(sides: dict, eps: float) -> None:
+def test_l0_without_a_finite_box_is_refused(sides: dict, eps: float) -> None:
     with pytest.raises(BadInput) as caught:
         L0(eps=eps, **sides)
     for piece in ("`lo` and `hi`", "must be finite in L0", "inf", "write for example L0(eps=10, lo=0, hi=1)"):
@@ -146,7 +146,9 @@ def test_l0_without_a_finite_box_is_accepted(sides: dict, eps: float) -> None:
 @pytest.mark.parametrize("sides", [{}, {"lo": 0.0}, {"hi": 1.0}], ids=["no box", "lo", "hi"])
 @pytest.mark.parametrize("method", ["argmax", "max_gain", "sample"])
 @pytest.mark.parametrize("kind", [Linf, L2, L1])
-def test_endless_ball_without_a_box_has_a_maximiser(kind: type[Ball], method: str, sides: dict, eps: object) -> None:
+def test_maximiser_of_an_infinite_ball_without_a_box_is_refused(
+    kind: type[Ball], method: str, sides: dict, eps: object
+) -> None:
     ball = kind(eps=eps, **sides)
     assert torch.equal(ball.project(X, X), X)
     with pytest.raises(BadInput) as caught:
@@ -156,12 +158,12 @@ def test_endless_ball_without_a_box_has_a_maximiser(kind: type[Ball], method: st
 
 
 @pytest.mark.parametrize("kind", [L2, L1, L0])
-def test_radius_per_feature_outside_linf_is_accepted(kind: type[Ball]) -> None:
+def test_radius_per_feature_outside_linf_is_refused(kind: type[Ball]) -> None:
     with pytest.raises(BadInput, match=r"`eps` of shape \(1, 3\) does not fit x \(2, 3\): a number, or \(n,\)"):
         made(kind, eps=torch.ones(1, 3)).argmax(GRAD, X)
 
 
-def test_new_radius_escapes_the_checks() -> None:
+def test_with_eps_checks_the_new_radius() -> None:
     bound = made(L2).bind(X)
     with pytest.raises(BadInput, match="`eps` must be >= 0, got -3"):
         bound.with_eps(-3)
@@ -179,14 +181,14 @@ def test_new_radius_escapes_the_checks() -> None:
         ("l2:inf", L2, math.inf),
     ],
 )
-def test_short_form_is_misread(text: str, kind: type[Ball], eps: float) -> None:
+def test_short_form_gives_norm_radius_and_box(text: str, kind: type[Ball], eps: float) -> None:
     ball = parse(text, lo=-2.0, hi=3.0)
     assert type(ball) is kind
     assert (ball.eps, ball.lo, ball.hi, ball.mask) == (eps, -2.0, 3.0, None)
 
 
 @pytest.mark.parametrize("text", ["l3:1", "linf", "linf=0.3", "", ":0.3", "linf 0.3"])
-def test_unknown_short_form_is_accepted(text: str) -> None:
+def test_unknown_short_form_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="`ball` must be one of linf, l2, l1, l0, a colon and a radius, got") as caught:
         parse(text)
     assert repr(text) in str(caught.value)
@@ -194,7 +196,7 @@ def test_unknown_short_form_is_accepted(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "eight", "8/", "/255", "8/0", "1/2/3", "0,3"])
-def test_unreadable_radius_is_accepted(text: str) -> None:
+def test_unreadable_radius_is_refused(text: str) -> None:
     for call in (lambda: parse_radius(text), lambda: parse(f"l2:{text}")):
         with pytest.raises(BadInput, match="`eps` must be a number or a fraction such as 8/255, got") as caught:
             call()
@@ -202,10 +204,10 @@ def test_unreadable_radius_is_accepted(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "pieces"), [("l2:-1", "must be >= 0, got -1"), ("l1:nan", "must not be NaN")])
-def test_short_form_escapes_the_checks_of_the_ball(text: str, pieces: str) -> None:
+def test_short_form_goes_through_the_checks_of_the_ball(text: str, pieces: str) -> None:
     with pytest.raises(BadInput, match=f"`eps` {pieces}"):
         parse(text)
 
 
-def test_bad_input_is_no_value_error() -> None:
+def test_bad_input_is_a_value_error() -> None:
     assert issubclass(BadInput, ValueError)
