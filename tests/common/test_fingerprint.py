@@ -1,4 +1,4 @@
-"""What tells two callables apart, and that a resume with another one is refused."""
+"""What distinguishes two callables, and that a resume with another one is refused."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resume_takes_another_callable_for_the_same(kind: str, tmp_path: Path) -> None:
+def test_resume_with_another_callable_is_refused(kind: str, tmp_path: Path) -> None:
     model, x = mlp((20,), 5), batch(4, (20,))
     data, ball, make = (x, predicted(model, x)), eb.Linf(eps=0.1), KINDS[kind]
     eb.evaluate(model, data, ball, [make(7)], run_dir=tmp_path)
@@ -118,7 +118,7 @@ def test_resume_takes_another_callable_for_the_same(kind: str, tmp_path: Path) -
         eb.evaluate(model, data, ball, [make(8)], run_dir=tmp_path)
 
 
-def test_what_cannot_be_compared_is_taken_for_the_same(tmp_path: Path) -> None:
+def test_resume_with_a_callable_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     model, x = mlp((20,), 5), batch(4, (20,))
     data, ball, attack = (x, predicted(model, x)), eb.Linf(eps=0.1), Shift([threading.Lock()])
     eb.evaluate(model, data, ball, [attack], run_dir=tmp_path)
@@ -126,7 +126,7 @@ def test_what_cannot_be_compared_is_taken_for_the_same(tmp_path: Path) -> None:
         eb.evaluate(model, data, ball, [attack], run_dir=tmp_path)
 
 
-def test_what_holds_itself_is_described_without_an_end() -> None:
+def test_description_of_what_holds_itself_ends() -> None:
     def again(n: int) -> int:
         return again(n - 1) if n else 0
 
@@ -138,31 +138,31 @@ def test_what_holds_itself_is_described_without_an_end() -> None:
     assert described(shift) == described(shift)
 
 
-def test_values_that_json_has_no_word_for_are_left_in() -> None:
+def test_nan_and_infinity_are_described_as_text() -> None:
     assert described([float("nan"), float("inf"), -float("inf"), 1.5]) == ["nan", "inf", "-inf", 1.5]
 
 
-def test_the_count_of_a_models_calls_makes_it_another() -> None:
+def test_model_is_known_by_its_class_and_not_by_its_state() -> None:
     assert of_model(Shift(0)) == of_model(Shift(1)) == of_model(Shift(threading.Lock()))
     assert of_model(Shift(0)) != of_model(Slotted(0))
 
 
-def test_another_process_describes_the_same_otherwise() -> None:
+def test_description_is_the_same_in_every_process() -> None:
     """Sets come in an order of their own in each process."""
     code = (
         "from test_fingerprint import KINDS\nfrom epsball.common.fingerprint import described\n"
         "print([described(make(7)) for make in KINDS.values()])\n"
         "print(described(lambda z: z in {'a', 'b', 'c', 'd'}))"
     )
-    said = {
+    printed = {
         subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             check=True,
             cwd=Path(__file__).parents[1],
-            env={"PYTHONHASHSEED": seed, "PATH": "", "OMP_NUM_THREADS": "1"},
+            env={"PYTHONHASHSEED": seed, "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(said) == 1
+    assert len(printed) == 1
