@@ -60,14 +60,14 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("seed", PUBLISHED)
-def test_mix_is_not_splitmix64(seed: int) -> None:
+def test_mix_is_splitmix64(seed: int) -> None:
     states = seed + torch.arange(1, 6) * GOLDEN
     assert [word(bits) for bits in mix(states).tolist()] == PUBLISHED[seed]
     assert [finalise(word(state)) for state in states.tolist()] == PUBLISHED[seed]
 
 
 @pytest.mark.parametrize("seed", [0, 7, -1, -(2**63), 2**63, 2**64 - 2, 2**64 + 7, -(2**100) + 5])
-def test_bits_changed_for_some_key(seed: int) -> None:
+def test_bits_are_those_of_the_reference_for_every_key(seed: int) -> None:
     ids, restart_indices = [0, 5, 2**40, 2**62], [0, 1, 9, 2**20]
     rows = Noise(seed, torch.tensor(ids), torch.tensor(restart_indices))
     for step, draw in [(0, 0), (0, 1), (0, 2), (1, 0), (39, 3), (10**6, 255)]:
@@ -80,7 +80,7 @@ def test_bits_changed_for_some_key(seed: int) -> None:
         assert torch.equal(rows.bits((2, 3), steps, draw), rows.bits((2, 3), step, draw)), "a step per row differs"
 
 
-def test_pinned_numbers_changed() -> None:
+def test_draws_equal_the_pinned_numbers() -> None:
     """From `expected_word` above: the numbers that every stored run depends on."""
     row = noise([7], seed=3, restart=2)
     bits = expected_word(3, 7, 2, 5, 1, 0)
@@ -98,7 +98,7 @@ def test_pinned_numbers_changed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bits", "uniform", "sign", "normal", "exponential"])
-def test_draw_depends_on_the_batch(kind: str) -> None:
+def test_draw_does_not_depend_on_the_batch(kind: str) -> None:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     ids = torch.arange(100, 140)[order]
     whole = Noise(11, ids, ids % 3)
@@ -121,7 +121,7 @@ def test_draw_depends_on_the_batch(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_uniform_leaves_its_grid_or_its_interval(dtype: torch.dtype) -> None:
+def test_uniform_lies_on_its_grid_in_its_interval(dtype: torch.dtype) -> None:
     digits = {torch.float64: 53, torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}[dtype]
     u = noise(range(50)).uniform((400,), dtype=dtype)
     grid = u.double() * 2**digits
@@ -135,7 +135,7 @@ def test_uniform_leaves_its_grid_or_its_interval(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["sign", "normal", "exponential"])
-def test_draw_has_another_dtype_or_is_not_finite(kind: str, dtype: torch.dtype) -> None:
+def test_draw_has_the_dtype_asked_for_and_is_finite(kind: str, dtype: torch.dtype) -> None:
     drawn = getattr(noise(range(20)), kind)((2, 50), dtype=dtype)
     assert drawn.dtype == dtype
     assert drawn.shape == (20, 2, 50)
@@ -160,7 +160,7 @@ AXES = ["id", "restart", "step", "coordinate"]
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("kind", LAWS)
-def test_draws_do_not_follow_their_law(kind: str, axis: str) -> None:
+def test_draws_follow_their_law(kind: str, axis: str) -> None:
     law, drawn = LAWS[kind], sample(kind, axis)
     assert stats.kstest(drawn.numpy(), law.cdf).pvalue > 1e-4
     mean, variance = (float(m) for m in law.stats("mv"))
@@ -173,7 +173,7 @@ def test_draws_do_not_follow_their_law(kind: str, axis: str) -> None:
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_bits_are_biased_or_signs_unbalanced(axis: str) -> None:
+def test_bits_are_unbiased_and_signs_balanced(axis: str) -> None:
     bits = sample_bits(axis)
     for place in range(64):
         ones = (bits >> place & 1).sum().item()
@@ -202,7 +202,7 @@ def check_uncorrelated(a: torch.Tensor, b: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("lag", [1, 2, 256])
-def test_neighbours_along_an_axis_are_correlated(axis: str, lag: int) -> None:
+def test_neighbours_along_an_axis_are_uncorrelated(axis: str, lag: int) -> None:
     drawn = sample("uniform", axis)
     check_uncorrelated(drawn[:-lag], drawn[lag:])
 
@@ -223,12 +223,12 @@ def test_neighbours_along_an_axis_are_correlated(axis: str, lag: int) -> None:
         ("id", {"seed": 18}),
     ],
 )
-def test_streams_are_correlated(axis: str, changed: dict[str, int]) -> None:
+def test_streams_are_uncorrelated(axis: str, changed: dict[str, int]) -> None:
     check_uncorrelated(sample("uniform", axis), sample("uniform", axis, **changed))
 
 
 @pytest.mark.parametrize(("kind", "d"), [(Linf, 4), (L2, 4), (L1, 4), (L2, 1), (L1, 1)])
-def test_sample_is_not_uniform_in_the_ball(kind: type[Ball], d: int) -> None:
+def test_sample_is_uniform_in_the_ball(kind: type[Ball], d: int) -> None:
     n = 40_000
     x = torch.full((n, d), -0.6, dtype=torch.float64)
     ball = kind(eps=1.4)
@@ -245,7 +245,7 @@ def test_sample_is_not_uniform_in_the_ball(kind: type[Ball], d: int) -> None:
         assert ((torch.corrcoef(delta.T) - torch.eye(d)).abs() < bound).all()
 
 
-def test_l0_sample_is_not_uniform_over_coordinates_and_box() -> None:
+def test_l0_sample_is_uniform_over_coordinates_and_box() -> None:
     n = 20_000
     x = torch.full((n, 5), 0.9, dtype=torch.float64)
     z = L0(eps=2.5, lo=-1.5, hi=1.0).sample(x, noise(range(n), seed=8))
@@ -257,7 +257,7 @@ def test_l0_sample_is_not_uniform_over_coordinates_and_box() -> None:
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_endless_sample_is_not_uniform_over_the_box(norm: str) -> None:
+def test_sample_of_an_infinite_radius_is_uniform_over_the_box(norm: str) -> None:
     z = BALLS[norm](eps=math.inf, lo=-1.5, hi=0.5).sample(
         torch.zeros(20_000, 3, dtype=torch.float64), noise(range(20_000))
     )
@@ -267,7 +267,7 @@ def test_endless_sample_is_not_uniform_over_the_box(norm: str) -> None:
     assert ((torch.corrcoef(place.T) - torch.eye(3)).abs() < 5 / math.sqrt(20_000)).all()
 
 
-def test_two_keys_share_their_numbers() -> None:
+def test_no_two_keys_share_a_number() -> None:
     seen = set()
     grid = list(itertools.product((0, 1, 2, -1, 2**63), (0, 1, 2), (0, 1, 2, 255), (0, 1, 2)))
     ids = torch.arange(30)
