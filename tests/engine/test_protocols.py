@@ -1,4 +1,4 @@
-"""Names of protocols, lists of the user's own, and the other names of attacks."""
+"""Names of protocols, lists of the user's own, and aliases of attacks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ EVERY = [(name, norm, text) for name in CASCADES for norm, texts in by_norm(name
 
 
 @pytest.mark.parametrize(("name", "norm", "text"), EVERY)
-def test_protocol_names_an_attack_that_is_not_there_or_not_defined(name: str, norm: str, text: str) -> None:
+def test_protocol_names_attacks_that_are_defined_for_its_norm(name: str, norm: str, text: str) -> None:
     attack = parse(text)
     attack.check_ball(BALLS[norm](eps=EPS[norm], lo=0, hi=1))
     assert expand(name, BALLS[norm]) == by_norm(name)[norm]
 
 
-def test_standard_is_not_the_standard_version_of_autoattack() -> None:
-    """Croce and Hein's `set_version("standard")`: n_iter 100, 5000 queries, 9 aims; in L1 5 restarts and 5 aims."""
+def test_standard_is_the_standard_version_of_autoattack() -> None:
+    """Croce and Hein's `set_version("standard")`: 100 steps, 5000 queries, 9 targets; in L1 5 restarts, 5 targets."""
     for norm in ("linf", "l2"):
-        ce, aimed, fab, square = map(parse, expand("standard", BALLS[norm]))
-        assert (ce, aimed) == (eb.APGD(steps=100), eb.APGD(steps=100, loss=dlr, n_targets=9))
+        ce, targeted, fab, square = map(parse, expand("standard", BALLS[norm]))
+        assert (ce, targeted) == (eb.APGD(steps=100), eb.APGD(steps=100, loss=dlr, n_targets=9))
         assert (fab.steps, fab.restarts, fab.n_targets) == (100, 1, 9)
         assert (square.steps, square.restarts, square.n_targets) == (5000, 1, 0)
-    ce, aimed, *rest = map(parse, expand("standard", BALLS["l1"]))
-    assert (ce, aimed) == (eb.L1APGD(steps=100, restarts=5), eb.L1APGD(steps=100, loss=dlr, n_targets=5))
+    ce, targeted, *rest = map(parse, expand("standard", BALLS["l1"]))
+    assert (ce, targeted) == (eb.L1APGD(steps=100, restarts=5), eb.L1APGD(steps=100, loss=dlr, n_targets=5))
     assert rest == [fab, square]
 
 
@@ -56,12 +56,12 @@ def test_standard_is_not_the_standard_version_of_autoattack() -> None:
         ("worst-of(worst-of(worst-of(fgsm), standard))", ("fgsm", *by_norm("standard")["l2"])),
     ],
 )
-def test_name_stands_for_other_attacks(text: str, parts: tuple[str, ...]) -> None:
+def test_name_expands_to_its_attacks(text: str, parts: tuple[str, ...]) -> None:
     assert expand(text, BALLS["l2"]) == parts
 
 
 @pytest.mark.parametrize("text", ["worst-of", "worst-of pgd", "worst-of(pgd", "worst-of[pgd]"])
-def test_list_that_is_not_closed_is_taken(text: str) -> None:
+def test_list_that_is_not_closed_is_refused(text: str) -> None:
     with pytest.raises(eb.BadInput, match=r"`attacks` must name a list as worst-of\(A, B, \.\.\.\), got"):
         expand(text, BALLS["linf"])
 
@@ -69,13 +69,13 @@ def test_list_that_is_not_closed_is_taken(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["worst-of(steps=3, pgd)", "worst-of()", "worst-of(pgd))", "worst-of(fgsm), worst-of(bim)"]
 )
-def test_list_without_a_meaning_is_run(text: str) -> None:
+def test_list_without_a_meaning_is_refused(text: str) -> None:
     with pytest.raises(eb.BadInput):
         eb.evaluate(mlp((5,), 3), batch_of(4, (5,), 3), eb.Linf(eps=0.1), text)
 
 
 @pytest.mark.parametrize(
-    ("text", "near"),
+    ("text", "suggestion"),
     [
         ("standrd", "standard"),
         ("worst_of(fgsm)", "worst-of(...)"),
@@ -86,26 +86,26 @@ def test_list_without_a_meaning_is_run(text: str) -> None:
         ("pdg:steps=3", "pgd"),
     ],
 )
-def test_name_that_is_misspelled_is_refused_without_the_right_one(text: str, near: str) -> None:
+def test_misspelled_name_is_refused_with_the_right_one(text: str, suggestion: str) -> None:
     with pytest.raises(eb.BadInput, match="`attacks` must be one of") as refused:
         expand(text, BALLS["linf"])
-    assert f"did you mean {near!r}?" in str(refused.value)
+    assert f"did you mean {suggestion!r}?" in str(refused.value)
     listed = str(refused.value).partition(", got")[0]
     assert all(name in listed for name in (*ATTACKS, *ALIASES, *CASCADES, "worst-of(...)"))
 
 
 @pytest.mark.parametrize("text", ["standard:steps=3", "fast:", "worst-of(fgsm, Fast:early_stop=1)", "fast(3)"])
-def test_protocol_with_options_is_run_without_them(text: str) -> None:
+def test_protocol_with_options_is_refused(text: str) -> None:
     with pytest.raises(eb.BadInput, match="`attacks`: a protocol takes no options, got"):
         expand(text, BALLS["linf"])
 
 
-def test_other_names_are_not_offered_for_one_attack() -> None:
+def test_aliases_are_offered_for_a_misspelled_attack() -> None:
     with pytest.raises(eb.BadInput, match=r"one of fgsm, .*apgd-t.*did you mean 'apgd-t'"):
         parse("apgdt")
 
 
-def test_protocol_is_run_in_a_norm_for_which_it_is_not_defined() -> None:
+def test_protocol_is_refused_in_a_norm_for_which_it_is_not_defined() -> None:
     for name in CASCADES:
         lists = by_norm(name)
         if "l0" in lists:
@@ -115,8 +115,8 @@ def test_protocol_is_run_in_a_norm_for_which_it_is_not_defined() -> None:
                 expand(text, BALLS["l0"])
 
 
-def test_worst_of_is_not_the_worst_case_of_its_attacks() -> None:
-    """The same verdicts and stages as the list; standing is who stands against every one of them."""
+def test_worst_of_is_the_worst_case_of_its_attacks() -> None:
+    """The same results and stages as the list; an example is robust if it is robust against every attack."""
     x, model = batch(60, (20,)), mlp((20,), 5)
     y, ball = predicted(model, x), eb.L2(eps=0.6)
     listed = ["fgsm", "pgd:steps=5,restarts=2", "uniform-noise"]
@@ -130,7 +130,7 @@ def test_worst_of_is_not_the_worst_case_of_its_attacks() -> None:
     assert 0 < one.robust_accuracy < one.clean_accuracy
 
 
-# Other names.
+# Aliases.
 
 
 @pytest.mark.parametrize(
@@ -145,24 +145,24 @@ def test_worst_of_is_not_the_worst_case_of_its_attacks() -> None:
         ("l1-apgd:loss=dlr,restarts=2", eb.L1APGD(loss=dlr, restarts=2)),
     ],
 )
-def test_other_name_is_another_attack(text: str, attack: object) -> None:
+def test_alias_is_the_attack_it_stands_for(text: str, attack: object) -> None:
     assert parse(text) == attack
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_other_name_hides_an_attack_or_names_none(name: str) -> None:
+def test_alias_names_one_attack_and_hides_none(name: str) -> None:
     assert name not in ATTACKS
     assert ALIASES[name].partition(":")[0] in ATTACKS
     assert parse(name) == parse(ALIASES[name])
 
 
-def test_record_names_another_attack_than_the_user_did() -> None:
+def test_record_names_the_attacks_as_the_user_did() -> None:
     x, y = batch_of(20, (6,), 3)
     run = eb.evaluate(mlp((6,), 3), (x, y), eb.Linf(eps=0.3), ["apgd-t:steps=5", "worst-of(apgd-ce:steps=3)"])
     assert [stage.attack for stage in run.stages] == ["clean", "apgd-t:steps=5", "apgd-ce:steps=3"]
     assert run.config["protocol"] == ["apgd-t:steps=5", "worst-of(apgd-ce:steps=3)"]
 
 
-def test_reading_the_protocols_imports_torch() -> None:
+def test_reading_the_protocols_does_not_import_torch() -> None:
     code = "import sys; from epsball.engine.protocols import CASCADES; sys.exit(not CASCADES or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
