@@ -1,4 +1,4 @@
-"""A user's own attack in an evaluation: it is believed nothing, and the model comes back as it was."""
+"""A user's own attack in an evaluation: its points are verified, and the model comes back unchanged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def status(run: eb.Evaluation) -> list[str]:
     return run.records["status"].to_pylist()
 
 
-def test_callable_is_another_attack_than_the_same_by_name() -> None:
+def test_callable_gives_the_same_results_as_the_same_attack_by_name() -> None:
     model, x, y = examples()
     ball = eb.Linf(eps=EPS, lo=0, hi=1)
     own, ours = (eb.evaluate(model, (x, y), ball, attack) for attack in (signed, "fgsm"))
@@ -47,9 +47,9 @@ def test_callable_is_another_attack_than_the_same_by_name() -> None:
     assert set(own.records["attack"].to_pylist()) == {None, "signed"}
 
 
-def test_callable_is_set_on_examples_that_have_fallen_or_is_shown_their_tensors() -> None:
+def test_callable_gets_copies_of_the_examples_that_are_still_robust() -> None:
     model, x, y = examples()
-    kept, shown = x.clone(), []
+    original, shown = x.clone(), []
 
     def spoils(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
         shown.append((len(x), len(y), ball.rows(torch.arange(len(x))).contains(x, x).all().item()))
@@ -61,14 +61,14 @@ def test_callable_is_set_on_examples_that_have_fallen_or_is_shown_their_tensors(
     run = eb.evaluate(model, (x, y), eb.Linf(eps=EPS), ["fgsm", spoils, signed], batch_size=32)
     left = first.count("robust")
     assert shown == [(32, 32, True)] * (left // 32) + [(left % 32, left % 32, True)]
-    assert torch.equal(x, kept)
-    assert status(run) == status(first)  # zero is outside the ball; the third is the first once more
+    assert torch.equal(x, original)
+    assert status(run) == status(first)  # zero is outside the ball; the third attack repeats the first
 
 
-@pytest.mark.parametrize("far", ["outside the ball", "outside the box", "not a number"])
-def test_point_that_fools_from_outside_counts(far: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("where", ["outside the ball", "outside the box", "not a number"])
+def test_adversarial_example_outside_the_ball_does_not_count(where: str, caplog: pytest.LogCaptureFixture) -> None:
     model, x, y = examples()
-    moved = {"outside the ball": 0.51, "outside the box": 0.4, "not a number": float("nan")}[far]
+    moved = {"outside the ball": 0.51, "outside the box": 0.4, "not a number": float("nan")}[where]
 
     def cheats(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
         leaf = x.requires_grad_()
@@ -78,7 +78,7 @@ def test_point_that_fools_from_outside_counts(far: str, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         run = eb.evaluate(model, (x, y), BALL, cheats)
     assert run.count("fooled") == 0
-    if far != "not a number":
+    if where != "not a number":
         assert run.stages[1].unconfirmed > 50
         assert "did not stand when verified" in caplog.text
         allowed = eb.evaluate(model, (x, y), eb.Linf(eps=moved), cheats)
@@ -88,7 +88,7 @@ def test_point_that_fools_from_outside_counts(far: str, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_logits_that_overflow_outside_the_ball_take_an_example_out_of_the_count(inside: bool) -> None:
+def test_overflow_makes_an_example_invalid_only_inside_the_ball(inside: bool) -> None:
     inner, x, y = examples()
     edge = (x + 0.01).amax().item()
 
@@ -105,13 +105,13 @@ def test_logits_that_overflow_outside_the_ball_take_an_example_out_of_the_count(
 
 
 @pytest.mark.parametrize("graded", [False, True])
-def test_callable_that_trains_the_model_leaves_buffers_or_gradients_to_the_judge(graded: bool) -> None:
+def test_buffers_and_gradients_are_restored_after_a_callable_that_trains_the_model(graded: bool) -> None:
     model = nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.Linear(16, 5)).double()
     x = batch(70, (20,))
     if graded:
         model(x).sum().backward()
     y = predicted(model.eval(), x)
-    kept = {name: part.clone() for name, part in model.state_dict().items()}
+    copies = {name: part.clone() for name, part in model.state_dict().items()}
     objects = [id(part) for part in model.buffers()]
     grads = [None if part.grad is None else (part.grad, part.grad.clone()) for part in model.parameters()]
 
@@ -125,8 +125,8 @@ def test_callable_that_trains_the_model_leaves_buffers_or_gradients_to_the_judge
 
     run = eb.evaluate(model, (x, y), eb.Linf(eps=EPS), [careless, "fgsm"])
     assert status(run) == status(eb.evaluate(model, (x, y), eb.Linf(eps=EPS), "fgsm"))
-    assert model.state_dict().keys() == kept.keys()
-    assert all(torch.equal(part, kept[name]) for name, part in model.state_dict().items())
+    assert model.state_dict().keys() == copies.keys()
+    assert all(torch.equal(part, copies[name]) for name, part in model.state_dict().items())
     assert [id(part) for part in model.buffers()] == objects
     for part, before in zip(model.parameters(), grads, strict=True):
         if before is None:
@@ -137,7 +137,7 @@ def test_callable_that_trains_the_model_leaves_buffers_or_gradients_to_the_judge
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (lambda x: x[:1], r"must return a tensor \(32, 20\), one point per row, got \(1, 20\)"),
         (lambda x: x[:, :7], r"got \(32, 7\)"),
@@ -147,17 +147,17 @@ def test_callable_that_trains_the_model_leaves_buffers_or_gradients_to_the_judge
         (lambda x: None, "got NoneType"),
     ],
 )
-def test_answer_of_another_shape_is_taken(answer: Callable[[Tensor], object], told: str) -> None:
+def test_answer_of_another_shape_is_refused(answer: Callable[[Tensor], object], message: str) -> None:
     model, x, y = examples(32)
 
     def odd(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> object:
         return answer(x)
 
-    with pytest.raises(eb.BadInput, match=rf"`attacks`: odd .*{told}"):
+    with pytest.raises(eb.BadInput, match=rf"`attacks`: odd .*{message}"):
         eb.evaluate(model, (x, y), BALL, odd)
 
 
-def test_answer_in_another_dtype_or_with_a_graph_is_refused() -> None:
+def test_answer_in_another_dtype_and_with_a_graph_is_accepted() -> None:
     model, x, y = examples()
     model = model.float()
     half = lambda model, x, y, ball: signed(model, x, y, ball).double().requires_grad_()  # noqa: E731
@@ -166,7 +166,7 @@ def test_answer_in_another_dtype_or_with_a_graph_is_refused() -> None:
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_callable_that_changes_modes_and_parameters_spoils_the_verdict_or_the_model(raises: bool) -> None:
+def test_modes_and_parameter_flags_are_restored_after_a_callable_that_changes_them(raises: bool) -> None:
     model = mlp((20,), 5, noisy=True)
     model.train()
     model[2].eval()
@@ -208,27 +208,27 @@ def test_callable_that_changes_modes_and_parameters_spoils_the_verdict_or_the_mo
 
 @pytest.mark.parametrize(("times", "rows"), [(1, None), (3, None), (1, 5), (2, 1)])
 @pytest.mark.parametrize("batch_size", [32, 50])
-def test_passes_of_a_callable_are_not_accounted_for(times: int, rows: int | None, batch_size: int) -> None:
+def test_model_calls_of_a_callable_are_counted(times: int, rows: int | None, batch_size: int) -> None:
     inner, x, y = examples()
     model = Counting(inner)
 
-    def looks(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+    def counted(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
         for _ in range(times):
             model(x[:rows])
         return x
 
-    run = eb.evaluate(model, (x, y), BALL, [looks, "fgsm"], batch_size=batch_size)
+    run = eb.evaluate(model, (x, y), BALL, [counted, "fgsm"], batch_size=batch_size)
     assert run.forwards == model.forwards
-    asked = run.stages[1]
-    assert asked.forwards == 70 * ((times if rows is None else 0) + 1)
+    stage = run.stages[1]
+    assert stage.forwards == 70 * ((times if rows is None else 0) + 1)
     assert run.stages[1].backwards == 0
 
 
-def test_plain_callable_as_the_model_cannot_be_attacked() -> None:
+def test_plain_callable_as_the_model_can_be_attacked() -> None:
     inner, x, y = examples()
     run = eb.evaluate(lambda z: inner(z), (x, y), eb.Linf(eps=EPS, lo=0, hi=1), signed)
     assert status(run) == status(eb.evaluate(inner, (x, y), eb.Linf(eps=EPS, lo=0, hi=1), "fgsm"))
-    assert run.stages[1].forwards == 70  # what a plain callable is asked cannot be counted; the evaluator's look can
+    assert run.stages[1].forwards == 70  # calls of a plain callable cannot be counted, the evaluator's own can
 
 
 class Shift:
@@ -241,10 +241,10 @@ class Shift:
         return ball.project(x + self.by, x)
 
 
-def test_names_of_callables_are_lost() -> None:
+def test_stages_carry_the_names_of_callables() -> None:
     model, x, y = examples(20)
-    asked = [signed, Shift(0.1), functools.partial(signed), lambda model, x, y, ball: x]
-    run = eb.evaluate(model, (x, y), eb.Linf(eps=1e-9), asked)
+    attacks = [signed, Shift(0.1), functools.partial(signed), lambda model, x, y, ball: x]
+    run = eb.evaluate(model, (x, y), eb.Linf(eps=1e-9), attacks)
     assert [stage.attack for stage in run.stages[1:]] == ["signed", "shift", "partial", "<lambda>"]
     assert UserAttack(Shift(0.1)).name == "shift"
 
@@ -257,7 +257,7 @@ def once(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
     return signed(model, x, y, ball)
 
 
-def test_resume_repeats_a_callable_or_takes_another_for_it(tmp_path: Path) -> None:
+def test_resume_calls_nothing_twice_and_refuses_another_callable(tmp_path: Path) -> None:
     model, x, y = examples()
     CALLS.clear()
     calls = CALLS
@@ -282,20 +282,20 @@ def test_resume_repeats_a_callable_or_takes_another_for_it(tmp_path: Path) -> No
         eb.evaluate(model, (x, y), ball, ["uniform-noise", other], run_dir=tmp_path / "run", shard_size=40)
 
 
-def test_target_is_asked_of_a_callable_that_is_not_told_of_it() -> None:
+def test_target_with_a_callable_is_refused() -> None:
     model, x, y = examples(8)
     with pytest.raises(eb.BadInput, match="`target` must be left out with signed: a callable is not told of it"):
         eb.evaluate(model, (x, y), BALL, ["fgsm", signed], target=1)
 
 
-@pytest.mark.parametrize("asked", [eb.PGD, 3, None, ["fgsm", 0.5]])
-def test_what_is_no_attack_is_run(asked: object) -> None:
+@pytest.mark.parametrize("attacks", [eb.PGD, 3, None, ["fgsm", 0.5]])
+def test_what_is_no_attack_is_refused(attacks: object) -> None:
     model, x, y = examples(8)
     with pytest.raises(eb.BadInput, match="`attacks` must be names, attacks such as PGD"):
-        eb.evaluate(model, (x, y), BALL, asked)
+        eb.evaluate(model, (x, y), BALL, attacks)
 
 
-def test_one_attack_alone_needs_a_list() -> None:
+def test_one_attack_alone_needs_no_list() -> None:
     model, x, y = examples(40)
     for one in (signed, "fgsm", eb.FGSM()):
         listed = eb.evaluate(model, (x, y), BALL, [one])
