@@ -1,4 +1,4 @@
-"""Black boxes: HopSkipJump against the exact distance, queries counted and capped, answers remembered, surrogates."""
+"""Black boxes: HopSkipJump against the exact distance, queries counted and capped, answers cached, surrogates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights(model: nn.Module, classes: int) -> tuple[Tensor, Tensor]:
 
 
 class Labels:
-    """A callable of labels that refuses a gradient and counts what each example, known by its batch row, asks."""
+    """A callable of labels that refuses a gradient and counts the rows that it is queried with."""
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         self.model, self.rows = model, 0
@@ -52,7 +52,7 @@ class Labels:
 
 
 def centred(d: int, classes: int, lo: float, hi: float, seed: int = 0) -> nn.Module:
-    """A linear model whose borders meet in the middle of the box: labels tell nothing of a class that noise misses."""
+    """A linear model whose decision boundaries meet in the middle of the box, so that noise finds every class."""
     model = linear((d,), classes, seed=seed)
     middle = torch.full((d,), (lo + hi) / 2, dtype=torch.float64)
     with torch.no_grad():
@@ -75,12 +75,12 @@ def test_labels_alone_give_the_exact_distance_of_a_linear_model(norm: str, d: in
         least = minimal_eps(*weights(model, classes), x, y, ball)
         x_adv = HSJ(steps=250 + 15 * d)(Labels(model), x, y, ball)
         assert_inside(x_adv, x, norm, math.inf, lo, hi, mask)
-        there, far = least.isfinite(), ball.norm(x_adv - x)
+        exists, distance = least.isfinite(), ball.norm(x_adv - x)
         fooled = predicted(model, x_adv) != y
-        assert not fooled[~there].any()
-        assert (far[fooled] >= least[fooled] * (1 - 1e-9)).all()
-        if there.any():
-            ratio = torch.where(fooled, far / least, math.inf)[there]
+        assert not fooled[~exists].any()
+        assert (distance[fooled] >= least[fooled] * (1 - 1e-9)).all()
+        if exists.any():
+            ratio = torch.where(fooled, distance / least, math.inf)[exists]
             assert ratio.median() <= 1.01, (lo, hi, ratio)
 
 
@@ -171,9 +171,9 @@ def test_radius_per_feature_is_the_unit_of_distance() -> None:
         scaled[1].bias.copy_(model[1].bias)
     least = minimal_eps(*weights(scaled, 2), x / eps, y, eb.Linf(eps=0))
     inside = least <= 1
-    far = ((x_adv - x) / eps).abs().amax(1)
+    distance = ((x_adv - x) / eps).abs().amax(1)
     assert inside.any()
-    assert (far[inside] <= 1.01 * least[inside]).all()
+    assert (distance[inside] <= 1.01 * least[inside]).all()
     assert (predicted(model, x_adv) != y)[inside].all()
 
 
@@ -185,29 +185,29 @@ def test_input_is_returned_where_there_is_no_adversarial_example() -> None:
         assert torch.equal(x_adv, x)
 
 
-def test_warm_start_begins_at_the_points_of_attacks_before_it() -> None:
+def test_warm_start_begins_at_the_results_of_earlier_attacks() -> None:
     net, x = centred(6, 3, 0, 1), batch(30, (6,))
     y, ball = predicted(net, x), eb.L2(eps=math.inf, lo=0, hi=1)
     attack = HSJ(steps=30, warm_start=True)
     task = task_of(x, y, ball)
-    near = HSJ(steps=600)(Labels(net), x, y, ball)
+    earlier = HSJ(steps=600)(Labels(net), x, y, ball)
     assert attack.uses_warm_start
     state = attack.init(task)
-    task = replace(task, warm_start=near)
+    task = replace(task, warm_start=earlier)
     with Objective(LabelOnly(net), attack.loss, needs="label") as objective:
         for _ in range(2):
             point = objective(state.z, task)
             state = attack.step(state, point, task)
-    found = predicted(net, near) != y
+    found = predicted(net, earlier) != y
     assert found.sum() > 20
-    assert torch.equal(state.best[found], near[found])
+    assert torch.equal(state.best[found], earlier[found])
 
 
 # The estimate of the normal
 
 
 def estimate(task: Task, direction: Tensor) -> NormalEstimate:
-    """An estimate at the origin, whose questions are at the distance of one."""
+    """An estimate at the origin, whose queries are at a distance of one."""
     n = len(direction)
     return NormalEstimate(
         centre=torch.zeros_like(direction),
@@ -219,7 +219,7 @@ def estimate(task: Task, direction: Tensor) -> NormalEstimate:
     )
 
 
-def test_questions_tell_of_the_normal_what_their_signs_hold() -> None:
+def test_signs_of_the_answers_give_the_normal_within_the_expected_error() -> None:
     """Two sweeps leave .17 of the squared error at most; an average of as many signs leaves .44."""
     d, n = 200, 6
     x = torch.zeros(n, d, dtype=torch.float64)
@@ -233,13 +233,13 @@ def test_questions_tell_of_the_normal_what_their_signs_hold() -> None:
         normal = normal.learn(dot(z, true) > 0, task)
     error = 1 - dot(normal.direction, true).square()
     assert error.mean() <= 0.2
-    # The error that it expects is the one it has.
+    # The error that it expects is its true error, within a factor of two.
     square = normal.spread.square() * d
     assert (square / (1 + square) / error).log2().abs().mean() < 1
 
 
-def test_boundary_that_turns_is_followed() -> None:
-    """The normal is another one from one question on; what is believed to be lacking grows until it is found again."""
+def test_estimate_of_the_normal_follows_a_change() -> None:
+    """The normal changes from one query to the next; the expected error grows until the new one is found."""
     d, n = 60, 8
     x = torch.zeros(n, d, dtype=torch.float64)
     task = task_of(x, torch.zeros(n, dtype=torch.long), eb.L2(eps=1.0), seed=3)
@@ -276,7 +276,7 @@ def test_answers_are_remembered_up_to_the_memory() -> None:
     box(x.flip(0))
     assert box.total == 3
     assert torch.equal(twice, torch.cat([x, x]))
-    box(x + 100)  # three more: two of the first are forgotten
+    box(x + 100)  # three more: two of the first leave the cache
     box(x)
     assert box.total == 8
     box(x.double())  # the same numbers, another input
@@ -302,11 +302,11 @@ def test_queries_of_an_example_end_with_its_budget() -> None:
 def test_queue_keeps_to_the_budget_of_an_example(attack: HSJ | eb.Square) -> None:
     net, x = centred(9, 3, 0, 1), batch(40, (9,))
     y, ball = predicted(net, x), eb.L2(eps=0.4, lo=0, hi=1)
-    asked: list[Tensor] = []
+    queries: list[Tensor] = []
 
     def function(z: Tensor) -> Tensor:
         assert not z.requires_grad
-        asked.append(z)
+        queries.append(z)
         return net(z)
 
     labels = attack.needs == "label"
@@ -322,7 +322,7 @@ def test_queue_keeps_to_the_budget_of_an_example(attack: HSJ | eb.Square) -> Non
         found = queue.run(attack, objective, task_of(x, y, ball, ids=ids), QueueOptions(batch_size=32))
     assert (box.spent(ids) <= 60).all()
     assert (box.spent(ids) == 60).any()
-    every = torch.cat(asked)
+    every = torch.cat(queries)
     assert box.total == len(every) == box.spent(ids).sum()
     assert len(every.unique(dim=0)) == len(every)
     hit = found.fooled
@@ -355,14 +355,14 @@ def test_estimators_of_scikit_learn_are_black_boxes(kind: str) -> None:
     ball = eb.Linf(eps=0.4, lo=0, hi=1)
     attack = HSJ(steps=300) if kind in ("labels", "names") else eb.Square(steps=60)
     x_adv = attack(box, x, y, ball)
-    said = fitted.predict(x_adv.numpy())
-    assert (said != (names[y] if kind == "names" else y.numpy())).mean() > 0.5
+    predictions = fitted.predict(x_adv.numpy())
+    assert (predictions != (names[y] if kind == "names" else y.numpy())).mean() > 0.5
     assert ball.contains(x_adv, x).all()
     assert (fitted.predict(x.numpy()) == (names[y] if kind == "names" else y.numpy())).all()
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ({"function": 3}, "`function` must be callable"),
         ({"function": len, "answers": "scores"}, "`answers` must be one of logits"),
@@ -372,13 +372,13 @@ def test_estimators_of_scikit_learn_are_black_boxes(kind: str) -> None:
         ({"function": len, "classes": ["a"]}, "`classes` must be left out"),
     ],
 )
-def test_wrong_arguments_are_refused(how: dict[str, object], told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_wrong_arguments_are_refused(how: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         eb.BlackBox(**how)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ({"function": lambda x: x[:1]}, "one row per example, got"),
         ({"function": lambda x: np.array(["a"] * len(x))}, r"answers='labels' where it names classes"),
@@ -391,8 +391,8 @@ def test_wrong_arguments_are_refused(how: dict[str, object], told: str) -> None:
         ),
     ],
 )
-def test_answers_that_cannot_be_understood_are_refused(how: dict[str, object], told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_answers_that_cannot_be_understood_are_refused(how: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         eb.BlackBox(**how)(torch.arange(6.0).reshape(3, 2))  # pyright: ignore
 
 
@@ -439,13 +439,13 @@ def test_transfer_from_a_surrogate_is_stronger_than_noise(
     assert made.agreement > 0.85
     assert not any(part.training for part in made.modules())
 
-    def standing(z: Tensor) -> float:
+    def accuracy(z: Tensor) -> float:
         return (torch.from_numpy(fitted.predict(z.flatten(1).numpy())) == y).double().mean().item()
 
-    far = eb.FGSM()(made, x, y, ball)
+    transferred = eb.FGSM()(made, x, y, ball)
     noise = eb.SignNoise()(lambda z: torch.zeros(len(z), 10), x, y, ball)
-    assert standing(x) > 0.8
-    assert standing(noise) - standing(far) > 0.2
+    assert accuracy(x) > 0.8
+    assert accuracy(noise) - accuracy(transferred) > 0.2
     found = eb.evaluate(
         lambda z: torch.from_numpy(fitted.predict(z.flatten(1).numpy())), (x, y), ball, attacks=("fgsm",), source=made
     )
