@@ -1,4 +1,4 @@
-"""Losses against formulas written down apart from them."""
+"""Losses against independent implementations of their formulas."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ def by_hand(name: str, logits: list[float], y: int, aim: int, demanded: bool = F
     if name == "cross_entropy":
         return -math.log(chance(logits, y)) if aim < 0 else math.log(chance(logits, aim))
     best = [max(z for j, z in enumerate(logits) if j != of) for of in (y, aim)]
-    lead = best[0] - logits[y] if aim < 0 else logits[aim] - best[1]
+    gap = best[0] - logits[y] if aim < 0 else logits[aim] - best[1]
     if name == "margin" or len(logits) < 4:
-        return lead
+        return gap
     first, _, third, fourth = sorted(logits, reverse=True)[:4]
     if aim < 0:
-        return lead / (first - third)
-    return (lead if demanded else logits[aim] - logits[y]) / (first - (third + fourth) / 2)
+        return gap / (first - third)
+    return (gap if demanded else logits[aim] - logits[y]) / (first - (third + fourth) / 2)
 
 
 @pytest.mark.parametrize("aims", AIMS)
 @pytest.mark.parametrize("demanded", [False, True], ids=["aim", "the user's target"])
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 10])
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_departs_from_its_formula(name: str, classes: int, demanded: bool, aims: str) -> None:
+def test_loss_is_that_of_its_formula(name: str, classes: int, demanded: bool, aims: str) -> None:
     logits, task = task_for(classes, aims)
     task = replace(task, target=task.aim) if demanded else task
     loss = resolve_loss(name)(logits, task)
     rows = zip(logits.tolist(), task.y.tolist(), task.aim.tolist(), strict=True)
     want = [by_hand(name, z, y, aim, demanded) for z, y, aim in rows]
     torch.testing.assert_close(loss, torch.tensor(want, dtype=torch.float64), rtol=1e-13, atol=1e-13)
-    for i in range(6):  # also alone: no row may see what the others climb towards
+    for i in range(6):  # also alone: no row depends on the targets of the others
         row = torch.tensor([i])
         assert resolve_loss(name)(logits[row], task.rows(row)).item() == pytest.approx(want[i], rel=1e-13)
 
 
 @pytest.mark.parametrize("aims", AIMS)
 @pytest.mark.parametrize("scale", [1e-9, 1e3, 1e9])
-def test_scale_of_the_logits_reaches_dlr(scale: float, aims: str) -> None:
-    """Cross-entropy saturates at large logits; dlr and the direction of its gradient must not notice."""
+def test_dlr_does_not_depend_on_the_scale_of_the_logits(scale: float, aims: str) -> None:
+    """Cross-entropy saturates at large logits; dlr and the direction of its gradient do not change."""
     logits, task = task_for(10, aims)
     grads = []
     for size in (1.0, scale):
@@ -80,8 +80,8 @@ def test_scale_of_the_logits_reaches_dlr(scale: float, aims: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
-def test_dlr_below_four_classes_is_not_the_margin_or_has_no_slope(classes: int) -> None:
-    """With three classes z_1 - z_y over z_1 - z_3 is 1 wherever the label comes last, and climbs nowhere."""
+def test_dlr_below_four_classes_is_the_margin_and_has_a_gradient(classes: int) -> None:
+    """With three classes z_1 - z_y over z_1 - z_3 is 1 wherever the label comes last, and its gradient is zero."""
     x, y = batch(12, (5,)), torch.arange(12) % max(classes, 2)
     for target in (None, (y + 1) % max(classes, 2)):
         task = task_of(x, y, eb.Linf(eps=1.0), target=target)
@@ -107,7 +107,7 @@ TIES = [
 @pytest.mark.parametrize("aims", AIMS)
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_dlr_divides_by_zero_at_ties(dtype: torch.dtype, size: float, aims: str) -> None:
+def test_dlr_is_finite_at_ties(dtype: torch.dtype, size: float, aims: str) -> None:
     _, task = task_for(5, aims)
     logits = (torch.tensor(TIES, dtype=torch.float64) * size).to(dtype).requires_grad_()
     loss = dlr(logits, task)
@@ -121,7 +121,7 @@ def test_dlr_divides_by_zero_at_ties(dtype: torch.dtype, size: float, aims: str)
 
 
 @pytest.mark.parametrize("aims", AIMS)
-def test_margin_is_not_positive_exactly_where_the_attack_succeeds(aims: str) -> None:
+def test_margin_is_positive_exactly_where_the_attack_succeeds(aims: str) -> None:
     logits, task = task_for(5, aims)
     predicted = logits.argmax(1)
     success = torch.where(task.aim < 0, predicted != task.y, predicted == task.aim)
@@ -129,7 +129,7 @@ def test_margin_is_not_positive_exactly_where_the_attack_succeeds(aims: str) -> 
 
 
 @pytest.mark.parametrize("loss", [*LOSSES.values(), UserLoss(lambda z, y: z.square().sum(1) + y)])
-def test_gradient_of_a_row_depends_on_the_rest_of_the_batch(loss: Loss) -> None:
+def test_gradient_of_a_row_does_not_depend_on_the_rest_of_the_batch(loss: Loss) -> None:
     """A mean, or anything else that couples rows, scales the gradient with the batch."""
     x, model = batch(6, (4,)), linear((4,), 3)
     task = task_of(x, torch.tensor(LABELS), eb.Linf(eps=1.0))
@@ -147,7 +147,7 @@ def test_gradient_of_a_row_depends_on_the_rest_of_the_batch(loss: Loss) -> None:
 
 @pytest.mark.parametrize("squeeze", [True, False])
 @pytest.mark.parametrize("target", [None, [1, 0, 0, 1, 0, 1]])
-def test_one_logit_is_not_binary_cross_entropy(target: list[int] | None, squeeze: bool) -> None:
+def test_cross_entropy_of_one_logit_is_binary_cross_entropy(target: list[int] | None, squeeze: bool) -> None:
     x, model = batch(6, (4,)), linear((4,), 1, squeeze=squeeze)
     goal, sign = (torch.tensor(LABELS), 1) if target is None else (torch.tensor(target), -1)
     with Objective(model, cross_entropy) as objective:
@@ -161,21 +161,21 @@ def test_one_logit_is_not_binary_cross_entropy(target: list[int] | None, squeeze
 
 
 @pytest.mark.parametrize("aims", AIMS)
-def test_user_loss_is_not_turned_round_towards_a_target(aims: str) -> None:
+def test_user_loss_is_negated_towards_a_target(aims: str) -> None:
     logits, task = task_for(4, aims)
     own = UserLoss(lambda z, y: 10.0 * y + z[:, 0])
     want = torch.where(task.aim < 0, 10.0 * task.y + logits[:, 0], -(10.0 * task.aim + logits[:, 0]))
     torch.testing.assert_close(own(logits, task), want, rtol=0, atol=0)
 
 
-def test_reduced_user_loss_is_taken() -> None:
+def test_reduced_user_loss_is_refused() -> None:
     logits, task = task_for(3, "untargeted")
     for reduced in (nn.functional.cross_entropy, lambda z, y: z):
         with pytest.raises(eb.BadInput, match=r"`loss` must return .* \(6,\), got .*; use reduction='none'"):
             UserLoss(reduced)(logits, task)
 
 
-def test_loss_in_bfloat16_or_at_large_logits_is_not_finite() -> None:
+def test_loss_is_finite_in_bfloat16_and_at_large_logits() -> None:
     for dtype, size in ((torch.bfloat16, 1e30), (torch.float32, 1e30), (torch.float64, 1e300)):
         _, task = task_for(3, "mixed")
         logits = torch.tensor([[size, 0.0, -size]] * 6, dtype=dtype)
@@ -184,12 +184,12 @@ def test_loss_in_bfloat16_or_at_large_logits_is_not_finite() -> None:
             assert loss(logits, task).dtype == dtype
 
 
-@pytest.mark.parametrize("lead", [5.0, 20.0, 60.0])
-def test_a_sure_models_gradient_leaves_its_label_out(lead: float) -> None:
+@pytest.mark.parametrize("gap", [5.0, 20.0, 60.0])
+def test_gradient_of_a_confident_model_includes_its_label(gap: float) -> None:
     """From a margin of 16 on p_y - 1, the label's part of softmax's gradient, is rounded to 0 in float32."""
     logits = torch.rand(6, 4, generator=rng(3), dtype=torch.float64)
     y = torch.tensor([0, 1, 2, 3, 0, 1])
-    logits[torch.arange(6), y] += lead
+    logits[torch.arange(6), y] += gap
     task = task_of(torch.zeros(6, 1), y, eb.Linf(eps=1.0))
     grads = []
     for dtype in (torch.float32, torch.float64):
@@ -199,13 +199,13 @@ def test_a_sure_models_gradient_leaves_its_label_out(lead: float) -> None:
     assert (grads[0].sum(1).abs() <= 1e-5 * grads[0].abs().amax(1)).all()  # a shift of all logits changes nothing
 
 
-def test_unknown_loss_has_no_remedy() -> None:
+def test_misspelled_loss_is_refused_with_a_suggestion() -> None:
     assert {resolve_loss(name) for name in ("cross_entropy", "margin", "dlr")} == {cross_entropy, margin, dlr}
     with pytest.raises(eb.BadInput, match="did you mean 'margin'"):
         resolve_loss("margn")
 
 
-def test_user_loss_is_not_climbed() -> None:
+def test_user_loss_is_maximised_like_a_built_in_one() -> None:
     x, y = batch_of(6, (5,), 3)
     model, ball = mlp((5,), 3), eb.Linf(eps=0.2)
     own = UserLoss(lambda logits, label: nn.functional.cross_entropy(logits, label, reduction="none"))
