@@ -1,4 +1,4 @@
-"""Objective: passes counted, the model returned as it came, gradients, verdicts, warnings and errors."""
+"""Objective: model calls counted, the model returned unchanged, gradients, success, warnings and errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def point_of(model: Callable[[Tensor], Tensor], x: Tensor, y: object, **options:
     ("needs", "loss", "columns"),
     [("grad", cross_entropy, 1), ("grad", every_logit, 3), ("logits", cross_entropy, 0), ("label", cross_entropy, 0)],
 )
-def test_counts_are_not_those_of_the_model(needs: str, loss: object, columns: int) -> None:
+def test_counts_are_those_of_the_model(needs: str, loss: object, columns: int) -> None:
     model = Counting(mlp((5,), 3))
     x, y = batch_of(4, (5,), 3)
     task = task_of(x, y, BALL)
@@ -82,7 +82,7 @@ def awkward() -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-def test_flags_do_not_come_back(error: type[BaseException] | None) -> None:
+def test_flags_are_restored(error: type[BaseException] | None) -> None:
     inner, tied = awkward()
     before = flags(inner)
     assert True in before
@@ -111,7 +111,7 @@ def test_flags_do_not_come_back(error: type[BaseException] | None) -> None:
     assert all(torch.equal(part, state[name]) for name, part in inner.state_dict().items())
 
 
-def test_flags_do_not_come_back_after_the_model_raised() -> None:
+def test_flags_are_restored_after_the_model_raised() -> None:
     inner, _ = awkward()
     before = flags(inner)
     x, y = batch_of(4, CONV_SHAPE, 10)
@@ -124,7 +124,7 @@ def test_flags_do_not_come_back_after_the_model_raised() -> None:
     assert flags(inner) == before
 
 
-def test_grad_mode_of_the_caller_is_changed() -> None:
+def test_grad_mode_of_the_caller_is_restored() -> None:
     for mode in (torch.no_grad, torch.enable_grad):
         with mode():
             was = torch.is_grad_enabled()
@@ -136,7 +136,7 @@ def test_grad_mode_of_the_caller_is_changed() -> None:
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("shape", "classes"), [((), 3), ((5,), 1), ((5,), 3), (CONV_SHAPE, 10)])
-def test_gradient_departs_from_finite_differences(
+def test_gradient_agrees_with_finite_differences(
     shape: tuple[int, ...], classes: int, name: str, targeted: bool
 ) -> None:
     model = conv() if len(shape) == 3 else mlp(shape, classes)
@@ -154,7 +154,7 @@ def test_gradient_departs_from_finite_differences(
             torch.testing.assert_close(grad.reshape(3, -1)[:, place], slope, rtol=1e-6, atol=1e-8)
 
 
-def test_parameters_cost_a_gradient() -> None:
+def test_parameters_get_no_gradient() -> None:
     model = Recording(mlp((5,), 3))
     x, y = batch_of(3, (5,), 3)
     with Objective(model, cross_entropy) as objective:
@@ -165,11 +165,11 @@ def test_parameters_cost_a_gradient() -> None:
     assert not model.modes[0]
 
 
-# Verdicts.
+# Success.
 
 
 @pytest.mark.parametrize("squeeze", [True, False])
-def test_one_logit_is_not_two_columns(squeeze: bool) -> None:
+def test_one_logit_becomes_two_columns(squeeze: bool) -> None:
     x, model = batch(9, (5,)), linear((5,), 1, squeeze=squeeze)
     point = point_of(model, x, 0)
     z = model(x).detach().reshape(-1)
@@ -180,12 +180,12 @@ def test_one_logit_is_not_two_columns(squeeze: bool) -> None:
     assert not tie.fooled.any()
 
 
-def test_prediction_is_not_the_first_of_a_tie() -> None:
+def test_prediction_is_the_first_of_a_tie() -> None:
     assert prediction(torch.tensor([[1.0, 1, 0], [0, 2, 2]])).tolist() == [0, 1]
     assert prediction(torch.tensor([2, 1])).tolist() == [2, 1]
 
 
-def test_target_and_aim_are_mixed_up_in_a_verdict() -> None:
+def test_success_depends_on_the_target_and_not_on_the_aim() -> None:
     task = task_of(torch.zeros(4, 1), torch.zeros(4, dtype=torch.long), BALL)
     task = Task(**{**vars(task), "target": torch.tensor([-1, 2, -1, 2]), "aim": torch.tensor([2, 1, 1, -1])})
     for predicted_class, want in ((0, [False] * 4), (1, [True, False] * 2), (2, [True] * 4)):
@@ -196,7 +196,7 @@ def test_target_and_aim_are_mixed_up_in_a_verdict() -> None:
         assert changes_prediction(torch.full((4,), predicted_class), task).tolist() == want
 
 
-def test_logits_that_are_not_finite_fool() -> None:
+def test_logits_that_are_not_finite_are_no_success() -> None:
     logits = torch.tensor([[math.nan, 0], [0, math.inf], [-math.inf, 0], [0, 1]])
     for needs in ("logits", "grad"):
         with pytest.warns(ModelWarning) if needs == "grad" else warnings.catch_warnings():
@@ -205,7 +205,7 @@ def test_logits_that_are_not_finite_fool() -> None:
         assert point.fooled.tolist() == [False, False, False, True]
 
 
-def test_success_of_the_caller_is_not_asked() -> None:
+def test_success_is_what_the_caller_defines() -> None:
     x, model = batch(9, (5,)), linear((5,), 3)
     rises = lambda output, task: output[:, 2] > task.y  # noqa: E731
     for needs in ("grad", "logits", "label"):
@@ -213,7 +213,7 @@ def test_success_of_the_caller_is_not_asked() -> None:
         assert not point_of(model, x, 1, needs=needs, success=NEVER).fooled.any()
 
 
-def test_callable_that_is_no_module_is_refused() -> None:
+def test_callable_that_is_no_module_is_accepted() -> None:
     x, y = batch_of(6, (5,), 3)
     model = mlp((5,), 3)
     for wrapped in (lambda z: model(z), model.forward):
@@ -223,7 +223,7 @@ def test_callable_that_is_no_module_is_refused() -> None:
     assert torch.equal(labels.fooled, predicted(model, x) != y)
 
 
-# Means over several passes.
+# Means over several forward passes (EOT).
 
 
 class Turns(nn.Module):
@@ -240,23 +240,23 @@ class Turns(nn.Module):
 
 @pytest.mark.parametrize("target", [None, 2])
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_mean_over_passes_is_not_that_of_logits_loss_and_gradient(loss: Callable[..., Tensor], target: int) -> None:
+def test_eot_averages_logits_loss_and_gradient(loss: Callable[..., Tensor], target: int) -> None:
     x, models = batch(9, (5,)), [mlp((5,), 4, seed=seed) for seed in range(3)]
     third = torch.stack([model(x).argsort(1, descending=True)[:, 2] for model in models], 1)
-    y = nn.functional.one_hot(third, 4).sum(1).argmin(1)  # for whom dlr has a slope in each of them
+    y = nn.functional.one_hot(third, 4).sum(1).argmin(1)  # for which dlr has a gradient in each of them
     each = [point_of(model, x, y, loss=loss, target=target) for model in models]
     mean = point_of(Turns(*models), x, y, loss=loss, target=target, eot=3)
     for name in ("logits", "loss", "grad"):
         want = sum(getattr(point, name) for point in each) / 3
         torch.testing.assert_close(getattr(mean, name), want, rtol=0, atol=1e-14)
         assert not getattr(mean, name).requires_grad
-    verdict = mean.logits.argmax(1) != y if target is None else mean.logits.argmax(1) == 2
-    assert torch.equal(mean.fooled, verdict)
-    looked = point_of(Turns(*models), x, y, loss=loss, target=target, eot=3, needs="logits")
-    torch.testing.assert_close(looked.logits, mean.logits, rtol=0, atol=1e-14)
+    success = mean.logits.argmax(1) != y if target is None else mean.logits.argmax(1) == 2
+    assert torch.equal(mean.fooled, success)
+    logits_only = point_of(Turns(*models), x, y, loss=loss, target=target, eot=3, needs="logits")
+    torch.testing.assert_close(logits_only.logits, mean.logits, rtol=0, atol=1e-14)
 
 
-def test_mean_over_labels_is_not_the_most_frequent() -> None:
+def test_eot_of_labels_is_the_most_frequent() -> None:
     x = torch.zeros(4, 2)
     votes = torch.tensor([[0, 1, 2, 3], [1, 1, 2, 0], [1, 0, 2, 0], [3, 0, 1, 0], [1, 1, 0, 3]])
 
@@ -273,7 +273,7 @@ def test_mean_over_labels_is_not_the_most_frequent() -> None:
 
 
 @pytest.mark.parametrize(("needs", "columns"), [("grad", 1), ("grad", 3), ("logits", 0), ("label", 0)])
-def test_passes_of_a_mean_are_counted_once(needs: str, columns: int) -> None:
+def test_eot_counts_every_model_call(needs: str, columns: int) -> None:
     model = Counting(mlp((5,), 3))
     x, y = batch_of(4, (5,), 3)
     task = task_of(x, y, BALL)
@@ -285,12 +285,12 @@ def test_passes_of_a_mean_are_counted_once(needs: str, columns: int) -> None:
 
 
 @pytest.mark.parametrize("eot", [0, -3, 2.0, True, None])
-def test_mean_over_no_pass_is_taken(eot: object) -> None:
+def test_invalid_eot_is_refused(eot: object) -> None:
     with pytest.raises(eb.BadInput, match=r"`eot` must be a whole number >= 1, got .* stochastic models"):
         Objective(mlp((5,), 3), cross_entropy, eot=eot)
 
 
-def test_mean_of_a_sound_model_is_another_than_one_pass() -> None:
+def test_eot_of_a_deterministic_model_changes_nothing() -> None:
     x, y = batch_of(6, (5,), 3)
     model, ball = mlp((5,), 3), eb.Linf(eps=0.2)
     torch.testing.assert_close(eb.PGD()(model, x, y, ball, eot=4), eb.PGD()(model, x, y, ball), rtol=0, atol=1e-12)
@@ -299,7 +299,7 @@ def test_mean_of_a_sound_model_is_another_than_one_pass() -> None:
 # Warnings and errors.
 
 NET = mlp((5,), 3)
-SICK = {
+FAULTY = {
     "probabilities": (Probabilities(NET), "Return the logits"),
     "exactly zero for 8 of 8": (Staircase(NET), "Try the margin loss"),
     "exactly zero for 3 of 8": (Staircase(NET, 0.7), "Try the margin loss"),
@@ -308,9 +308,9 @@ SICK = {
 }
 
 
-@pytest.mark.parametrize("sign", SICK)
-def test_sick_model_is_not_warned_of_once_with_a_remedy(sign: str) -> None:
-    model, remedy = SICK[sign]
+@pytest.mark.parametrize("sign", FAULTY)
+def test_faulty_model_is_warned_of_once_with_a_remedy(sign: str) -> None:
+    model, remedy = FAULTY[sign]
     x, y = batch_of(8, (5,), 3)
     x[:, 0] = torch.tensor([0.1, 0.8, 0.5, 0.9, 0.2, 0.75, 0.3, 0.5])
     task = task_of(x, y, BALL)
@@ -318,14 +318,14 @@ def test_sick_model_is_not_warned_of_once_with_a_remedy(sign: str) -> None:
         warnings.simplefilter("always")
         for _ in range(3):
             assert objective(x, task).grad.isfinite().all()
-    told = [str(w.message) for w in caught if sign in str(w.message)]
-    assert len(told) == 1
-    assert remedy in told[0]
+    messages = [str(w.message) for w in caught if sign in str(w.message)]
+    assert len(messages) == 1
+    assert remedy in messages[0]
     assert all(issubclass(w.category, ModelWarning) for w in caught)
 
 
 @pytest.mark.parametrize("needs", ["grad", "logits"])
-def test_sick_model_is_warned_of_on_every_draw_of_a_mean(needs: str) -> None:
+def test_faulty_model_is_warned_of_once_under_eot(needs: str) -> None:
     x, y = batch_of(8, (5,), 3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -336,7 +336,7 @@ def test_sick_model_is_warned_of_on_every_draw_of_a_mean(needs: str) -> None:
     assert len([w for w in caught if "probabilities" in str(w.message)]) == 1
 
 
-def test_stochastic_model_is_not_warned_of_or_a_sound_one_is() -> None:
+def test_stochastic_model_is_warned_of_and_a_deterministic_one_is_not() -> None:
     x = batch(8, (5,))
     with Objective(Stochastic(NET), cross_entropy) as objective:
         with pytest.warns(ModelWarning, match=r"stochastic in eval mode.*Fix its noise"):
@@ -349,7 +349,7 @@ def test_stochastic_model_is_not_warned_of_or_a_sound_one_is() -> None:
 
 @pytest.mark.parametrize("model", [NET, mlp((5,), 1), linear((5,), 2), mlp((5,), 3, noisy=True), linear((5,), 10)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_sound_model_is_warned_of(model: nn.Module, dtype: torch.dtype) -> None:
+def test_sound_model_is_not_warned_of(model: nn.Module, dtype: torch.dtype) -> None:
     """Warnings are errors in this suite."""
     x, y = batch_of(8, (5,), 2)
     state = {name: part.clone() for name, part in model.state_dict().items()}
@@ -360,7 +360,7 @@ def test_sound_model_is_warned_of(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         (
             lambda x: x[:, None, :],
@@ -379,16 +379,14 @@ def test_sound_model_is_warned_of(model: nn.Module, dtype: torch.dtype) -> None:
         ("resnet18", "must be callable, x -> logits, got str"),
     ],
 )
-def test_unfit_model_gets_an_error_without_a_remedy(model: object, told: str) -> None:
-    with pytest.raises(eb.BadInput, match=rf"`model` .*{told}"):
+def test_unfit_model_gets_an_error_with_a_remedy(model: object, message: str) -> None:
+    with pytest.raises(eb.BadInput, match=rf"`model` .*{message}"):
         point_of(model, batch(8, (5,)), 0)
 
 
 @pytest.mark.parametrize("needs", ["grad", "logits"])
 @pytest.mark.parametrize(("classes", "y", "target"), [(3, 3, None), (1, 2, None), (3, 0, 3), (1, 0, 2), (3, 7, 1)])
-def test_label_out_of_range_gets_an_error_without_a_remedy(
-    classes: int, y: int, target: int | None, needs: str
-) -> None:
+def test_label_out_of_range_gets_an_error_with_a_remedy(classes: int, y: int, target: int | None, needs: str) -> None:
     with pytest.raises(
         eb.BadInput, match=r"`y` and `target` must be below the \d classes .* number the classes from 0"
     ):
