@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import epsball
-from epsball.attacks.registry import markdown_table
 
 project = "epsball"
 author = "The epsball authors"
@@ -29,7 +28,6 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 
-ATTACKS_COMMENT = "<!-- the table of attacks: epsball.attacks.registry.markdown_table -->"
 CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
 MARKUP = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
 
@@ -50,14 +48,8 @@ def literal(lines: list[str]) -> list[str]:
     return out
 
 
-def with_tables(page: str) -> str:
-    """A page with the table of attacks in the place of its comment."""
-    return page.replace(ATTACKS_COMMENT, markdown_table()) if ATTACKS_COMMENT in page else page
-
-
 def setup(app: object) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", lambda app, name, source: source.__setitem__(0, with_tables(source[0])))  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", lambda app, what, name, obj, options, lines: _escape(lines))  # type: ignore[attr-defined]
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from epsball.attacks.registry import markdown_table
 from epsball.training.registry import OBJECTIVES, objective_class, options_of
 
 DOCS = Path(__file__).parent
@@ -28,6 +29,7 @@ def objective_classes() -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "attacks.md": ("<!-- {} -->", markdown_table),
     "training.md": ("<!-- {} -->", objectives),
     "reference.md": (".. {}", objective_classes),
 }
@@ -36,7 +38,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
 def filled(page: str) -> str:
     """The text of a page with its table as the registry has it."""
     mark, table = TABLES[page]
-    begin, end = (re.escape(mark.format(f"objectives {word}")) for word in ("begin", "end"))
+    begin, end = (re.escape(mark.format(f"table {word}")) for word in ("begin", "end"))
     text = (DOCS / page).read_text()
     return re.sub(f"({begin}\n\n?).*?(\n\n?{end})", lambda found: found[1] + table() + found[2], text, flags=re.DOTALL)
 

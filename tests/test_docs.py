@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import epsball
 from epsball import explain, linear
@@ -15,7 +16,8 @@ REFERENCE = set(re.findall(r"^\.\. auto\w+:: epsball\.([\w.]+)$", (DOCS / "refer
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    missing = {name for name in epsball.__all__ if not name.startswith("_")} - REFERENCE
+    names = {name for name in epsball.__all__ if not isinstance(getattr(epsball, name), ModuleType)}
+    missing = {name for name in names if not name.startswith("_")} - REFERENCE
     missing |= {f"explain.{name}" for name in explain.__all__} - REFERENCE
     missing |= {f"linear.{name}" for name in linear.__all__ if name not in epsball.__all__} - REFERENCE
     missing |= {f"training.{cls}" for _, cls in OBJECTIVES.values()} - REFERENCE

@@ -19,6 +19,7 @@ import pytest
 from commands import run
 
 import epsball
+from epsball.attacks.registry import ATTACKS
 from epsball.cli import main as cli
 from epsball.evaluation import run_directory
 from epsball.evaluation.result import Evaluation
@@ -155,7 +156,7 @@ def test_attacks_lists_every_attack_alias_and_protocol():
     listed = json.loads(run("attacks", "--json").stdout)
     assert listed["attacks"]["pgd"]["options"]["steps"] == 40
     assert listed["attacks"]["l1-apgd"]["norms"] == ["l1"]
-    assert set(listed["attacks"]) == set(epsball.attacks.ATTACKS)
+    assert set(listed["attacks"]) == set(ATTACKS)
     assert listed["aliases"]["apgd-t"] == "apgd:loss=dlr,n_targets=9"
     assert listed["protocols"]["standard"]["linf"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     output = run("attacks").stdout
@@ -230,7 +231,8 @@ def test_the_command_of_a_run_is_stored_for_verify(finished):
     assert command["command"] == ["epsball", "evaluate", *QUICK, "--out", str(out)]
     assert command["subject"]["data"] == "digits"
     assert command["subject"]["limit"] == 64
-    assert command["flags"]["attacks"] == ["fgsm", "pgd"]
+    assert command["flags"]["attacks"] is None  # not given
+    assert Evaluation.load(out).config["protocol"] == ["fgsm", "pgd"]
 
 
 def test_a_run_verifies_and_a_changed_one_does_not(finished, tmp_path: Path):
@@ -306,7 +308,7 @@ def test_a_transfer_in_bytes_to_a_users_weights_verifies_from_elsewhere(tmp_path
     [
         (["--storage", "8bit", "--lo=-inf", "--hi", "inf"], "`--storage` '8bit' must have a box"),
         (["--binarization-test", "4", "--source", "small-cnn"], "`--binarization-test` must be 0 with `--source`"),
-        (["--eps", "0.1", "0.1"], "`--eps` must be distinct radii"),
+        (["--eps", "0.1", "0.1"], "`--eps` must be distinct"),
         (["--eps", "0.1", "-0.1"], "eps"),
     ],
 )

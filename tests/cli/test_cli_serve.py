@@ -122,8 +122,8 @@ def test_a_port_in_use_is_refused_with_the_remedy_before_anything_is_trained(cap
         (["--port", "70000"], "`--port` must be 0 to 65535, got 70000"),
         (["--beside-weights", "a.safetensors"], "`--beside` must name the network"),
         (["--ball", "l3:1"], "`--ball` must be one of linf, l2, l1, l0"),
-        (["no-such-model"], "`model` must be one of"),
-        (["small-mlp", "./no-such-data"], "`data` must be"),
+        (["no-such-model"], "`--model` must be one of"),
+        (["small-mlp", "./no-such-data"], "`--data` must be"),
     ],
 )
 def test_arguments_that_cannot_be_served_are_refused_and_the_port_is_free_again(

@@ -115,7 +115,7 @@ def test_trial_is_made_only_where_it_can_pay(digits, monkeypatch: pytest.MonkeyP
     def tried(network: object, attack: eb.PGD, ball: Linf) -> bool:
         requested.clear()
         task = task_of(x, y, ball.bind(x))
-        options = {"asked": None, "compile": False, "before": None, "batch_size": 32}
+        options = {"requested": None, "compile": False, "before": None, "batch_size": 32}
         return accelerated(network, task, (attack,), **options) is not None and requested == [32]  # type: ignore[arg-type]
 
     assert tried(model, many, BALL)

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    errors = Console(stderr=True, highlight=False)
+    errors = Console(stderr=True, highlight=False, emoji=False)
     warnings.showwarning = lambda message, *_, **__: errors.print(
         f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True
     )

@@ -94,6 +94,15 @@ def test_state_map_applies_to_every_field() -> None:
     assert list(state.best_loss) == [0.0, 1.0, 2.0]
 
 
+def leaves(part: object, name: str = "") -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a state and of its parts, with their names."""
+    if part is None:
+        return []
+    if isinstance(part, torch.Tensor):
+        return [(name, part)]
+    return [leaf for f in fields(part) for leaf in leaves(getattr(part, f.name), f"{name}.{f.name}")]
+
+
 @every_attack
 def test_hyperparameters_are_frozen(attack: Attack) -> None:
     with pytest.raises(FrozenInstanceError):
@@ -116,12 +125,12 @@ def test_step_is_pure_and_row_by_row(attack: Attack, norm: str, shape: tuple[int
             before = state.map(torch.clone)
             stepped = attack.step(state, objective(state.z, task), task)
             some = attack.step(some, objective(some.z, task.rows(index)), task.rows(index))
-            for f in fields(state):
-                assert torch.equal(getattr(state, f.name), getattr(before, f.name)), f.name
-                assert len(getattr(stepped, f.name)) == 7, f.name
-                torch.testing.assert_close(
-                    getattr(some, f.name), getattr(stepped, f.name)[index], rtol=0, atol=1e-12, msg=f.name
-                )
+            for (name, now), then, ahead, part in zip(
+                leaves(state), leaves(before), leaves(stepped), leaves(some), strict=True
+            ):
+                assert torch.equal(now, then[1]), name
+                assert len(ahead[1]) == 7, name
+                torch.testing.assert_close(part[1], ahead[1][index], rtol=0, atol=1e-12, msg=name)
             state = stepped
 
 
@@ -145,9 +154,8 @@ def test_rows_of_a_pool_keep_their_own_step_counts(attack: Attack, norm: str) ->
         pool = stepped(pool, task, 3)
         for rows, before in groups:
             want = stepped(attack.init(task.rows(rows)), task.rows(rows), before + 3)
-            for f in fields(want):
-                got = getattr(pool, f.name)[rows]
-                torch.testing.assert_close(got, getattr(want, f.name), rtol=0, atol=1e-12, msg=f.name)
+            for (name, wanted), (_, got) in zip(leaves(want), leaves(pool), strict=True):
+                torch.testing.assert_close(got[rows], wanted, rtol=0, atol=1e-12, msg=name)
 
 
 @dataclass(frozen=True, kw_only=True)
