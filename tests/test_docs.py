@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+from doc_tables import tables
+
 import epsball
 from epsball import explain, linear
 from epsball.attacks.registry import ATTACKS
@@ -25,9 +28,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert not missing
 
 
-def test_every_attack_is_in_the_table_of_attacks() -> None:
-    table = (DOCS / "attacks.md").read_text()
-    assert not [name for name, (_, cls) in ATTACKS.items() if f"| `{name}` | {cls} |" not in table]
+@pytest.mark.parametrize("page", tables.TABLES)
+def test_the_tables_of_the_pages_are_those_of_the_registries(page: str) -> None:
+    assert tables.filled(page) == (tables.DOCS / page).read_text(), "run python docs/tables.py"
 
 
 def test_every_link_to_a_page_or_picture_exists() -> None:

@@ -87,12 +87,6 @@ def test_the_docs_table_has_a_row_for_every_attack_with_its_options(name: str) -
     assert row.count("|") == 8  # no cell contains one
 
 
-def test_the_docs_page_has_one_place_for_the_table() -> None:
-    settings = (ROOT / "docs" / "conf.py").read_text()
-    comment = next(line for line in settings.splitlines() if line.startswith("ATTACKS_COMMENT")).split('"')[1]
-    assert (ROOT / "docs" / "attacks.md").read_text().count(comment) == 1
-
-
 def test_every_attack_is_a_public_name_and_its_file_is_named_like_it() -> None:
     for name, (module, cls) in ATTACKS.items():
         assert getattr(epsball, cls) is attack_class(name)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from dataclasses import fields, replace
 from itertools import count
-from pathlib import Path
 
 import nets
 import pytest
 import torch
+from doc_tables import tables
 from torch import Tensor, nn
 
 from epsball import L1, L2, Linf
@@ -40,11 +39,6 @@ from epsball.training.registry import OBJECTIVES, objective_class, parse
 from epsball.training.training_objective import TrainingObjective, TrainingStep
 
 OPTIONS = {"pgd": {"steps": 3}, "trades": {"steps": 2, "start": 0.01}, "free": {"m": 2}}
-
-
-spec = importlib.util.spec_from_file_location("tables", Path(__file__).parents[2] / "docs" / "tables.py")
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
 
 
 def objective_of(name: str) -> TrainingObjective:
@@ -373,11 +367,6 @@ def test_every_objective_makes_digits_more_robust_than_plain_training(name):
         return float((model(x_adv).argmax(1) == data.y).float().mean())
 
     assert robust(objective_of(name)) > robust(Plain()) + 0.15
-
-
-@pytest.mark.parametrize("page", tables.TABLES)
-def test_the_pages_list_the_objectives_of_the_registry(page):
-    assert tables.filled(page) == (tables.DOCS / page).read_text(), "run python docs/tables.py"
 
 
 class Halfway(CrossEntropyTraining):

@@ -140,7 +140,9 @@ class Square(LossAttack[SearchState]):
         if self.early_stop < math.inf:
             done = state.t + 1 >= self.steps
             if bool(((state.t & (state.t - 1)) == 0).any()):
-                progress, lost = updated_progress(progress, best_loss, state.t, self.steps, self.early_stop, first=PATIENCE)
+                progress, lost = updated_progress(
+                    progress, best_loss, state.t, self.steps, self.early_stop, first=PATIENCE
+                )
                 done = done | lost
         return SearchState(
             z=z,

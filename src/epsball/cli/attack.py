@@ -44,7 +44,7 @@ def attack(
 
     keep_memory()
     chosen = parse(attack)
-    errors = Console(stderr=True, highlight=False)
+    errors = Console(stderr=True, highlight=False, emoji=False)
     examples = subject.examples(limit=subject.limit)
     ball = subject.ball_for(examples)
     model, origin = subject.network(examples, None, errors)
@@ -67,7 +67,7 @@ def attack(
     if json:
         print(encoder.dumps(made.summary() | {"out": str(out)}, indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(f"[dim]model[/]  {origin}", soft_wrap=True)
     console.print(f"[dim]data[/]   {described(examples)}", soft_wrap=True)
     console.print(f"[dim]ball[/]   {subject.ball}\n")

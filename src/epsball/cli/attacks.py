@@ -27,7 +27,7 @@ def attacks(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     if json:
         print(encoder.dumps({"attacks": listed, "aliases": aliases, "protocols": protocols}, indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     table = _table("attack", "norms", "what it does", "options (name:key=value,...)")
     for name, entry in listed.items():
         options = "\n".join(f"{key}={value}" for key, value in entry["options"].items())

@@ -42,7 +42,7 @@ def compare(a: Path, b: Path, /, *, json: Json = False) -> None:
 
 
 def _report(found: Comparison) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(f"[dim]A[/] {escape(found.a)}", soft_wrap=True)
     console.print(f"[dim]B[/] {escape(found.b)}", soft_wrap=True)
     if found.differ:

@@ -94,7 +94,7 @@ def evaluate(
     attacks = flags.attacks or flags.default_attacks
     attacks_and_stages(flags, attacks, ball_of(flags.ball, 0, 1), Reaction())  # any box will do
     keep_memory()
-    errors = Console(stderr=True, highlight=False)
+    errors = Console(stderr=True, highlight=False, emoji=False)
     examples = flags.examples(limit=flags.limit)
     ball = flags.ball_for(examples)
     _check_ball(flags, ball)

@@ -23,7 +23,7 @@ APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-ta
 
 def show_result(found: Evaluation, subject: dict[str, str], out: Path | None) -> None:
     """Print an evaluation; `subject` says what model, source, data and ball are."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for name in ("model", "source", "data", "ball"):
         if name in subject:
             console.print(f"[dim]{name:<6}[/] {escape(subject[name])}", soft_wrap=True)

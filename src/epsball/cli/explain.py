@@ -309,7 +309,10 @@ def measured(
     from epsball.cli.allocator import keep_memory
     from epsball.explain.runner import answers
 
-    errors, console = Console(stderr=True, highlight=False), Console(highlight=False, quiet=json)
+    errors, console = (
+        Console(stderr=True, highlight=False, emoji=False),
+        Console(highlight=False, emoji=False, quiet=json),
+    )
     keep_memory()
     case, about = subject.case(errors)
     if show is None:
@@ -353,7 +356,7 @@ def print_json(found: dict[str, Any], out: Path) -> None:
 
 def print_written(files: str, *, space: str = "\n") -> None:
     """The last line."""
-    Console(highlight=False).print(f"{space}[dim]written: {escape(files)}[/]", soft_wrap=True)
+    Console(highlight=False, emoji=False).print(f"{space}[dim]written: {escape(files)}[/]", soft_wrap=True)
 
 
 def write_overview(found: "Sequence[Answer]", about: list[tuple[str, str]], out: Path) -> None:

@@ -58,7 +58,7 @@ def attack(
     if json:
         print_json(figures | {"model": str(model), "data": table.name, "out": str(out)})
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     model_line = f"{escape(str(model))}: {type(fitted).__name__}"
     print_lines(console, ("model", model_line), rows.described(table), ("ball", _ball(found, options)))
     console.print()

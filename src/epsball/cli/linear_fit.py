@@ -56,7 +56,7 @@ def fit(
         asked = {"data": table.name, "target": table.target, "penalty": options.penalty, "C": options.C}
         print_json(asked | {"seed": options.seed} | found.summary() | {"out": None if out is None else str(out)})
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     print_lines(console, rows.described(table), ("model", _model(found)), *_chosen(found), ("fit", _optimality(found)))
     console.print("", _performance(found), "", sep="\n")
     console.print(_weights_line(found), soft_wrap=True)

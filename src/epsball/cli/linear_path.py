@@ -62,7 +62,7 @@ def path(
     if json:
         print_json(found.summary())
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     model = f"{type(found.path.models[0]).__name__}, {options.norm}, eps in {UNITS[options.unit]}"
     print_lines(console, rows.described(found.table), ("model", model))
     console.print("", _radii(found), sep="\n")

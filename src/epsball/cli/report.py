@@ -36,4 +36,4 @@ def report(run: Path, /, *others: Path, out: Path | None = None, examples: int =
     else:
         made = write_report(run, out, examples=examples)
     size = made.stat().st_size / 1e6
-    Console(highlight=False).print(f"report: {escape(str(made))} [dim]({size:.1f} MB)[/]", soft_wrap=True)
+    Console(highlight=False, emoji=False).print(f"report: {escape(str(made))} [dim]({size:.1f} MB)[/]", soft_wrap=True)

@@ -64,7 +64,7 @@ def goodfellow2015(
     from epsball.reproduce.plots.draw import draw
     from epsball.reproduce.reproduction import Missing, shared_notes
 
-    names, errors, began = chosen(only or ()), Console(stderr=True, highlight=False), time.perf_counter()
+    names, errors, began = chosen(only or ()), Console(stderr=True, highlight=False, emoji=False), time.perf_counter()
     if out.exists() and not out.is_dir():
         raise BadInput(f"`--out` must be a directory, got the file {out}; name another")
     found: dict[str, Reproduction] = {}
@@ -93,7 +93,7 @@ def goodfellow2015(
         result = {"paper": PAPER, "experiments": figures, "left_out": left_out, "out": str(out)}
         print(encoder.dumps(result, indent=2, allow_nan=False))
         return
-    console, shared = Console(highlight=False), shared_notes(found.values())
+    console, shared = Console(highlight=False, emoji=False), shared_notes(found.values())
     console.print(f"[dim]paper[/]  {PAPER}")
     console.print(f"[dim]data[/]   {described(nets.source.test)}", soft_wrap=True)
     for name, record in found.items():

@@ -107,7 +107,7 @@ def serve(
             seed=seed,
             epochs=epochs,
         )
-        errors = Console(stderr=True, highlight=False)
+        errors = Console(stderr=True, highlight=False, emoji=False)
         examples = subject.examples(limit=limit)
         near = subject.ball_for(examples)
         from epsball.serve.app import application
@@ -120,7 +120,7 @@ def serve(
     except BaseException:
         place.close()
         raise
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for shown in exhibit.models:
         console.print(f"[dim]model[/]  {escape(shown.origin)}", soft_wrap=True)
     console.print(f"[dim]data[/]   {escape(described(examples))}", soft_wrap=True)

@@ -233,7 +233,7 @@ def _train(
     keep_memory()
     if not (log := logging.getLogger("epsball")).handlers:
         log.addHandler(logging.NullHandler())  # the progress display shows what is logged
-    with progress(Console(stderr=True, highlight=False, quiet=not first)) as bar:
+    with progress(Console(stderr=True, highlight=False, emoji=False, quiet=not first)) as bar:
         display = ProgressDisplay(bar, config.epochs)
         result = fit(
             model,

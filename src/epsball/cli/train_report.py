@@ -66,7 +66,7 @@ def report(
     next_command: list[str],
 ) -> None:
     """Print what was trained on what, the accuracies, where the model is, and what to type next."""
-    console, spec = Console(highlight=False), options["spec"]
+    console, spec = Console(highlight=False, emoji=False), options["spec"]
     start = options["weights"] or (options["model"] if options["model"] != spec else "")
     lines = {
         "model": f"{spec}, {result.config['parameters']:,} parameters" + (f", begun with {start}" if start else ""),
@@ -123,6 +123,6 @@ def list_objectives(json: bool) -> None:
     for name, entry in objectives.items():
         options = "\n".join(f"{key}={value}" for key, value in entry["options"].items())
         table.add_row(name, escape(entry["summary"]), escape(options))
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(table)
     console.print("\n[dim]Options are written as in --objective fgsm-mix:alpha=0.7,batch_norm=clean[/]")

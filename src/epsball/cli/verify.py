@@ -125,7 +125,7 @@ def _classes(run: Path) -> int:
 
 
 def _report(found: Verification, run: str, origin: str, data: str | None) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(f"[dim]run[/]    {escape(run)}", soft_wrap=True)
     console.print(f"[dim]model[/]  {escape(origin)}", soft_wrap=True)
     if data is not None:
