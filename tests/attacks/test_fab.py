@@ -244,7 +244,7 @@ def test_last_point_is_returned_projected_into_the_ball() -> None:
 
 
 def test_boundary_beyond_the_box_is_passed_over_for_one_in_reach() -> None:
-    """The decision boundary of class 1 is 0.1 beyond the box, of class 2 0.6 away; the paper's rule stays in a corner."""
+    """The boundary of class 1 is 0.1 beyond the box, that of class 2 0.6 away; the paper's rule stays in a corner."""
     weight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     bias = torch.tensor([0.0, -1.1, -0.6], dtype=torch.float64)
     x, y = torch.tensor([[0.9, 0.0]], dtype=torch.float64), torch.tensor([0])

@@ -43,7 +43,7 @@ class Scene:
     bounded: bool
 
     def displacements(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The most each coordinate may move down and up, and the radius, (n, d), (n, d), (n, 1), in extended precision."""
+        """How far each coordinate may move down and up (n, d), and the radius (n, 1), in extended precision."""
         x, eps = wide(self.x), self.ball.eps
         low, high = (wide(side) if isinstance(side, torch.Tensor) else side for side in (self.ball.lo, self.ball.hi))
         free = np.ones(x.shape, bool) if self.ball.mask is None else self.ball.mask.expand(*x.shape).numpy()

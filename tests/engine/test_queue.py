@@ -253,7 +253,7 @@ def test_lowest_successful_restart_wins_and_model_calls_do_not_depend_on_batch_s
 
 
 def test_success_drops_later_restarts_and_keeps_earlier_ones() -> None:
-    """One example, three restarts side by side: restart 1 succeeds at step 2, which drops restart 2 but not restart 0."""
+    """One example, three restarts at once: restart 1 succeeds at step 2, which drops restart 2 but not restart 0."""
     outcome, objective = play([[0, 2, 0]])
     assert outcome.forwards.tolist() == [5 + 2]
     assert outcome.speculative_forwards == 2

@@ -165,9 +165,7 @@ class Attack(ABC, Generic[S]):
             job, _ = self.job(task, task.noise.restart)
             answer, fooled = self._run(objective, job)
             for restart in range(1, self.jobs):
-                if (
-                    restart == 1 and self.until == "done"
-                ):  # such an attack decides when it ends, not whether it succeeded
+                if restart == 1 and self.until == "done":  # its end is not yet a success
                     fooled = objective.evaluate_at(answer, job).fooled
                 job, exists = self.job(task, torch.full_like(task.y, restart))
                 # A minimum-norm attack runs its other jobs after a success, too.

@@ -55,8 +55,8 @@ class FAB(Attack[FABState]):
 
     A job ends with its first adversarial example inside the ball, or after `steps` steps; untargeted, a step costs a
     backward pass for each class but one. A job without success returns its last point if that is inside the ball, else
-    the nearest adversarial example that it saw, projected into it. With `minimise` it continues to the end, evaluates the
-    last point too, and returns the nearest adversarial example: in a ball of infinite radius, the paper's minimum-norm
+    the nearest adversarial example that it saw, projected into it. With `minimise` it continues to the end, evaluates
+    the last point too, and returns the nearest adversarial example: in a ball of infinite radius, the paper's minimum-norm
     attack. (Further restarts of a direct call run on the rows that are still robust, so they do not bring the others
     nearer.)
 

@@ -1,4 +1,4 @@
-"""How a protocol adapts to what the probes found, before it begins: a temperature, averaged forward passes, random search.
+"""How a protocol adapts to what the probes found, before it begins: temperature, averaging, random search.
 
 `react` is a pure function from a `Probe` to a `Reaction`, which says what to change and why.
 """
@@ -60,8 +60,8 @@ class Tempered:
 class Reaction(Record):
     """What to change in a protocol; by default nothing, and `because` is empty.
 
-    `temperature` > 1 divides the logits in cross-entropy, `eot` forward passes are averaged, `search` adds random search
-    without early stopping. `because` has a sentence for each change.
+    `temperature` > 1 divides the logits in cross-entropy, `eot` forward passes are averaged, `search` adds random
+    search without early stopping. `because` has a sentence for each change.
     """
 
     temperature: float = 1.0

@@ -218,7 +218,7 @@ class Objective:
         return Point(task.x, output, None, None, self.success, task).fooled
 
     def __call__(self, z: Float[Tensor, "n *shape"], task: Task) -> Point:
-        """One model call at z: a forward pass and, where a gradient is needed, a backward pass for each column of loss."""
+        """One model call at z: a forward pass and, where a gradient is needed, a backward pass for each loss column."""
         if self.needs == "label":
             return self.evaluate_at(z, task)
         if self.needs == "logits":
@@ -264,8 +264,8 @@ class Objective:
         same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
         if not same:
             warnings.warn(
-                "`model` is stochastic in eval mode: two forward passes over the same examples differ; results will not "
-                "repeat. Fix its noise, or attack and evaluate the mean of several forward passes with eot=20",
+                "`model` is stochastic in eval mode: two forward passes over the same examples differ; results will "
+                "not repeat. Fix its noise, or attack and evaluate the mean of several forward passes with eot=20",
                 ModelWarning,
                 stacklevel=3,
             )

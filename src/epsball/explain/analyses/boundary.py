@@ -2,8 +2,8 @@
 
 Were the images near to the true boundary between the classes, small perturbations would have to change what is seen. So
 the distance of the minimum-norm adversarial example is compared with that to the nearest training example of another
-class. Half of that distance is the radius at which a classifier that is right about all of them could be robust: the nearest
-neighbour's boundary is there (Yang et al., "A closer look at accuracy vs. robustness", NeurIPS 2020).
+class. Half of that distance is the radius at which a classifier that is right about all of them could be robust: the
+nearest neighbour's boundary is there (Yang et al., "A closer look at accuracy vs. robustness", NeurIPS 2020).
 """
 
 from __future__ import annotations
