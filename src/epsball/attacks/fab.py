@@ -53,12 +53,12 @@ class FABState(State):
 class FAB(Attack[FABState]):
     """A walk along the decision boundary towards its nearest point; `n_targets` = 9 is targeted FAB, class by class.
 
-    A job ends with its first adversarial example inside the ball, or after `steps` steps; untargeted, a step costs a
-    backward pass for each class but one. A job without success returns its last point if that is inside the ball, else
-    the nearest adversarial example that it saw, projected into it. With `minimise` it continues to the end, evaluates
-    the last point too, and returns the nearest adversarial example: in a ball of infinite radius, the paper's minimum-norm
-    attack. (Further restarts of a direct call run on the rows that are still robust, so they do not bring the others
-    nearer.)
+    A job ends with its first adversarial example inside the ball, or after `steps` steps; untargeted, a step costs
+    a backward pass for each class but one. A job without success returns its last point if that is inside the ball,
+    else the nearest adversarial example that it saw, projected into it. With `minimise` it continues to the end,
+    evaluates the last point too, and returns the nearest adversarial example: in a ball of infinite radius, the
+    paper's minimum-norm attack. (Further restarts of a direct call run on the rows that are still robust, so they
+    do not bring the others nearer.)
 
     `eta` says how far beyond the boundary the walk goes (1: onto it), `alpha_max` is the greatest weight of x's
     projection, `beta` the share of the way from x that a step back keeps; the values are the paper's. The first restart

@@ -13,11 +13,12 @@ class Question(BaseModel):
     """An image, a ball around it, and an attack in it.
 
     The image is row `row` of the data, or `png`, a PNG file in base64 with the models' size and colours, as
-    /api/upload answers. `label` is the class that the attack leaves; where there is none it is the data's, or, for an
-    uploaded image, each model's prediction. `attack` is a short form as on the command line, `target` a class to be
-    reached. With `made_on` one model's adversarial image is shown to all models, else each gets its own. `iterate`
-    shows that iterate of the attack (0 is its start) without a stop at the first success. `points` > 0 asks for the
-    logits at so many points of the line through image and adversarial image, from -`reach` to `reach` in the ball's norm.
+    /api/upload answers. `label` is the class that the attack leaves; where there is none it is the data's, or, for
+    an uploaded image, each model's prediction. `attack` is a short form as on the command line, `target` a class to
+    be reached. With `made_on` one model's adversarial image is shown to all models, else each gets its own.
+    `iterate` shows that iterate of the attack (0 is its start) without a stop at the first success. `points` > 0
+    asks for the logits at so many points of the line through image and adversarial image, from -`reach` to `reach`
+    in the ball's norm.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
