@@ -558,7 +558,7 @@ def test_the_binarization_test_does_not_depend_on_the_target(net, digits):
 def test_a_transfer_with_a_binarization_test_is_refused(net, digits):
     with pytest.raises(BadInput, match="`binarization_test` must be 0 with a `source`"):
         eb.evaluate(net, digits, BALLS["linf"], "pgd", source=net, binarization_test=8)
-    with pytest.raises(BadInput, match="`binarization_test` must be >= 0"):
+    with pytest.raises(BadInput, match="`binarization_test` must be a whole number >= 0"):
         eb.evaluate(net, digits, BALLS["linf"], "pgd", binarization_test=-1)
 
 
@@ -572,7 +572,7 @@ def test_the_command_line_prints_the_result():
     )
     done = run(*command, "-1")
     assert done.returncode == 2
-    assert "`--binarization-test` must be >= 0" in done.stderr
+    assert "`--binarization-test` must be a whole number >= 0" in done.stderr
 
 
 def test_attacks_find_planted_examples_of_a_noisy_model_with_eot(net, digits):

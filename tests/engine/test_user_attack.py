@@ -288,7 +288,7 @@ def test_target_with_a_callable_is_refused() -> None:
         eb.evaluate(model, (x, y), BALL, ["fgsm", signed], target=1)
 
 
-@pytest.mark.parametrize("attacks", [eb.PGD, 3, None, ["fgsm", 0.5]])
+@pytest.mark.parametrize("attacks", [eb.PGD, 3, ["fgsm", 0.5]])
 def test_what_is_no_attack_is_refused(attacks: object) -> None:
     model, x, y = examples(8)
     with pytest.raises(eb.BadInput, match="`attacks` must be names, attacks such as PGD"):

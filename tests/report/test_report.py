@@ -92,7 +92,8 @@ def test_robust_accuracy_its_interval_and_its_cost_are_the_evaluations(run: Run)
     )
     assert f"clean accuracy {100 * found.clean_accuracy:.2f} %, on 60 examples" in text
     assert "An upper bound: a stronger attack may find more." in text
-    assert f"{found.forwards + found.backwards:,} passes" in text
+    assert f"{found.forwards:,} forward passes" in text
+    assert f"{found.backwards:,} backward passes" in text
     assert found.diagnosis is not None
     assert found.diagnosis.sentence[1:] in text
     assert found.binarization_test is not None
@@ -114,7 +115,7 @@ def test_robust_accuracy_after_each_attack_follows_from_the_records(run: Run, cu
                 r["status"] == "robust" or (r["status"] == "fooled" and (r["eps"], r["attack"]) not in before)
                 for r in records
             )
-            assert row.standing == robust
+            assert row.robust == robust
             assert row.accuracy == pytest.approx(robust / 60)
     assert [row.control for row in run.stages] == [True, False, False]
 
@@ -123,9 +124,7 @@ def test_each_stage_is_listed_with_its_counts_and_its_cost(run: Run) -> None:
     text = texts(of_run(run))
     for row in run.stages:
         stage = row.stage
-        counts = (
-            f"{stage.attacked:,} {stage.fooled:,} {row.standing:,} {row.passes} {stage.forwards:,} {stage.backwards:,}"
-        )
+        counts = f"{stage.attacked:,} {stage.fooled:,} {row.robust:,} {row.model_calls} {stage.forwards:,} {stage.backwards:,}"
         assert f"{stage.attack} {'control ' if row.control else ''}{EPS} {counts}" in text
 
 
@@ -155,7 +154,7 @@ def test_distances_that_all_equal_the_radius_are_shown_in_a_norm_in_which_they_d
     chart = distances(run)
     assert chart is not None
     assert set(np.round(run.distances("distance"), 6)) == {EPS}
-    assert chart.layout["xaxis"]["title"]["text"] == "distance, l2"
+    assert chart.layout["xaxis"]["title"]["text"] == "distance, L2"
     assert "shapes" not in chart.layout  # the radius is no length in this norm
     assert sum(count > 0 for count in chart.data[0]["y"]) > 5
     assert f"(L∞, ε = {EPS}), so that L2 is drawn" in chart.notes[0]
@@ -165,7 +164,7 @@ def test_the_histogram_of_counted_coordinates_has_whole_bins(tmp_path: Path) -> 
     one = made(tmp_path / "l0", 4, attacks="pgd:steps=20", ball=eb.L0(eps=3, lo=0, hi=1), eps=[1, 2, 3], diagnose=0)
     chart = distances(one)
     assert chart is not None
-    assert chart.layout["xaxis"]["title"]["text"] == "distance, l0"
+    assert chart.layout["xaxis"]["title"]["text"] == "distance, L0"
     counts = dict(zip(chart.data[0]["x"], chart.data[0]["y"], strict=True))
     measured = one.distances("distance")
     assert {at: n for at, n in counts.items() if n} == {
@@ -190,7 +189,7 @@ def test_with_many_classes_the_matrix_is_reduced_to_those_broken_most_often(tmp_
     found = confusion(Run.load(tmp_path))
     assert found is not None
     assert len(found.names) == 20 < found.classes <= 40
-    assert f"of {found.classes} classes the 20 that fell most often" in texts(of_run(Run.load(tmp_path)))
+    assert f"of {found.classes} classes the 20 that were broken most often" in texts(of_run(Run.load(tmp_path)))
 
 
 # The gallery
@@ -206,7 +205,7 @@ def test_the_gallery_has_the_stored_adversarial_examples_smallest_distance_first
     originals = run.found.originals()
     measured = [float(one.distance) for one in shown.examples]
     assert measured == sorted(measured)
-    assert len(shown.examples) == shown.fell == len(ids)
+    assert len(shown.examples) == shown.total == len(ids)
     for one in shown.examples:
         (row,) = np.flatnonzero(ids == one.id)
         assert np.abs(decoded(one.original) / 255 - originals[row, 0]).max() <= 0.5 / 255 + 1e-6
@@ -288,14 +287,14 @@ def test_large_images_are_reduced_and_bounded_in_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"target": 2}, "Not driven to the target"),
-        ({"storage": "8bit"}, "Points are judged as they are kept, in 8 bits"),
-        ({"eot": 2}, "the mean of 2 passes"),
-        ({"attacks": "fmn:steps=20", "min_norm": True}, "Half of the examples are wrong within L∞"),
+        ({"target": 2}, "Robust to the target"),
+        ({"storage": "8bit"}, "Adversarial examples are verified as stored, in 8 bits"),
+        ({"eot": 2}, "the mean of 2 forward passes"),
+        ({"attacks": "fmn:steps=20", "min_norm": True}, "Half of the examples are misclassified within L∞"),
         ({"source": linear(36, 3, seed=5)}, "A transfer: attacks that see the model itself find more."),
         ({"ball": eb.Linf(eps=torch.full((60,), EPS), lo=0, hi=1)}, "L∞, ε one per example"),
         ({"ball": eb.Linf(eps=0.0, lo=0, hi=1)}, "Robust accuracy"),
-        ({"ball": eb.L2(eps=0.5)}, "in l2 0.5;"),
+        ({"ball": eb.L2(eps=0.5)}, "in L2, ε = 0.5;"),
     ],
 )
 def test_runs_of_every_kind_are_reported(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
@@ -331,7 +330,7 @@ def test_without_a_diagnosis_the_report_names_what_is_missing(tmp_path: Path) ->
     text = texts(of_run(made(tmp_path, 4, attacks="fgsm", diagnose=0)))
     assert "There is no diagnosis in this run" in text
     assert "The binarization test was not run" in text
-    assert "as the run kept no command line" in text
+    assert "as this run was not started from the command line" in text
 
 
 def test_the_python_call_in_the_report_reproduces_the_robust_accuracy(curved: Run) -> None:
@@ -357,8 +356,8 @@ def test_an_unreliable_evaluation_is_marked_beside_its_robust_accuracy(tmp_path:
         eb.evaluate(Steps(net), data, eb.Linf(eps=EPS, lo=0, hi=1), "fgsm", run_dir=tmp_path, diagnose=16)
     one = Run.load(tmp_path)
     head = of_run(one).partition("</header>")[0]
-    assert "zero-gradients" in one.found.diagnosis.names
-    assert "Not to be believed yet." in texts(head)
+    assert "zero-gradients" in one.found.diagnosis.failed_names
+    assert "Not reliable yet." in texts(head)
     assert "Reliability checks failed." in markdown(one)
     assert robustbench(one)["unreliable"] is True
 
@@ -473,7 +472,7 @@ def test_two_runs_are_compared_example_by_example(tmp_path: Path) -> None:
     text = texts(write_comparison([a.path, b.path], tmp_path / "c.html").read_text())
     found = eb.compare(a.path, b.path)
     assert found.sentence in text
-    assert f"holds in A {found.both} {found.only_a} falls in A {found.only_b} {found.neither}" in text
+    assert f"correct in A {found.both} {found.only_a} wrong in A {found.only_b} {found.neither}" in text
     assert f"difference of {100 * found.difference:+.2f} points" in text
     assert "They differ in: attacks" in text
 
@@ -486,7 +485,7 @@ def test_runs_that_cannot_be_compared_are_shown_and_the_reason_is_given(tmp_path
     text = texts(page)
     assert text.count("Not compared") == 2
     assert "must be runs on the same data" in text
-    assert "nearest sought the nearest points" in text
+    assert "nearest searched minimum-norm adversarial examples" in text
     assert 'id="curve-linf"' in page
     assert 'id="curve-l2"' in page
 
@@ -500,7 +499,7 @@ def test_targeted_runs_and_more_runs_than_colours_are_distinguished(tmp_path: Pa
     assert "target=2" in goal.python
     assert "| target | 2 |" in markdown(goal)
     assert robustbench(goal)["reported"] is None  # it is no robust accuracy
-    assert f"Not driven to the target (2): {100 * goal.found.robust_accuracy:.2f} % of {goal.asked} (" in texts(page)
+    assert f"Robust to the target (2): {100 * goal.found.robust_accuracy:.2f} % of {goal.attackable} (" in texts(page)
     chart = together([(f"run {at}", a) for at in range(12)], "linf", a.what)
     assert len({(line["line"]["color"], line["line"]["dash"]) for line in chart.data}) == 12
     low, high = a.found.interval

@@ -103,7 +103,7 @@ def test_the_pages_can_be_read_light_and_dark_narrow_and_wide(
 def test_the_figures_on_the_page_are_the_evaluations(chromium: Browser, pages: dict[str, Path], run: Run) -> None:
     with visiting(chromium, pages["report"].as_uri()) as seen:
         opened(seen, pages["report"])
-        assert f"Robust accuracy {100 * run.found.robust_accuracy:.2f} %" in seen.page.locator(".sentence").inner_text()
+        assert f"Robust accuracy {100 * run.found.robust_accuracy:.2f} %" in seen.page.locator(".result").inner_text()
         drawn = seen.page.evaluate("document.getElementById('curve').data.at(-1).y")
         assert drawn == pytest.approx([run.found.clean_accuracy, *(share for _, share in run.found.curve)])
         rows = seen.page.locator("table.stages tbody tr").all_inner_texts()

@@ -295,7 +295,7 @@ def test_uploads_are_converted_to_the_models_shape_and_the_conversions_are_repor
     ).pixels).all()  # fmt: skip
     assert (decode(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "JPEG"), grey).pixels < 8).all()
     assert decode(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), colour).notes == ("made RGB from CMYK",)
-    assert decode(saved(Image.new("L", (8, 8))), colour).notes == ("its grey values taken for red, green and blue",)
+    assert decode(saved(Image.new("L", (8, 8))), colour).notes == ("its grey values used as red, green and blue",)
     lines = Image.fromarray(np.arange(64 * 64).reshape(64, 64) % 2 == 0)  # of one bit: resized it is grey
     assert decode(saved(lines), grey).pixels[2:6, 2:6].tolist() == pytest.approx(np.full((4, 4), 127), abs=2)
     assert (decode(saved(Image.new("1", (8, 8), 1)), grey).pixels == 255).all()
