@@ -178,7 +178,7 @@ def test_confidence_on_rubbish_inputs_is_that_computed_by_hand(nets: Nets, found
 
 def test_colour_images_are_perturbed_by_the_radius_of_their_line(nets: Nets, found: dict[str, Any]):
     assert nets.colours is not None
-    (net,) = nets.colours._known.values()
+    (net,) = nets.colours._trained.values()
     module, test = net.module, nets.colours.source.test
     assert net.name == NAME
     spread = nets.colours.source.train.x.std().item()
@@ -247,7 +247,7 @@ def test_a_record_survives_json_and_has_a_figure(name: str, found: dict[str, Any
     )
     assert len(json.dumps(record.summary(), allow_nan=False)) < 20_000  # no pixels
     if isinstance(record, Reproduction):
-        assert Reproduction.from_json(record.to_json()) == record
+        assert type(record).from_json(record.to_json()) == record
         for strip in record.strips:
             assert all(len(tile.pixels) == np.prod(strip.shape) for tile in strip.tiles)
     draw(record, tmp_path / "figure.png")
@@ -321,6 +321,7 @@ def page(found: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
         "seeds": [0],
         "epochs": 1,
         "train_rows": 1,
+        "test_rows": 1,
         "versions": {"epsball": "1"},
     }
     strip = Strip(evil, (1, 2, 2), 0.0, 1.0, (Tile((0.0, 1.0, 0.5, 0.25), evil, True),))
@@ -389,12 +390,12 @@ def test_the_command_runs_all_experiments_within_80_columns(tmp_path: Path):
     ("arguments", "message"),
     [
         (["--only", "trainig"], "did you mean 'training'"),
-        (["--only", "training", "--units", "0"], "`units` must be >= 1"),
+        (["--only", "training", "--units", "0"], "`--units` must be >= 1"),
         (["--only", "training", "--seeds", "many"], "many"),
         (["--only", "training", "--unit", "3"], "--units"),
-        (["--only", "training", "--dropout", "0.5"], "`dropout` must be a percentage, whole"),
-        (["--only", "cifar"], "`cifar` must be CIFAR-10"),
-        (["--only", "cifar", "--cifar", "cifar100.npz"], "`cifar` must have the splits"),
+        (["--only", "training", "--dropout", "0.5"], "`--dropout` must be a percentage, whole"),
+        (["--only", "cifar"], "`--cifar` must be CIFAR-10"),
+        (["--only", "cifar", "--cifar", "cifar100.npz"], "`--cifar` must have the splits"),
     ],
 )
 def test_bad_usage_exits_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path):

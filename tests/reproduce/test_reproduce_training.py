@@ -26,10 +26,10 @@ from epsball.reproduce.budget import BATCH, Budget
 from epsball.reproduce.controls import RECIPES, SIGN, UNIFORM, Controls, NoiseTraining, controls
 from epsball.reproduce.goodfellow2015 import EXPERIMENTS
 from epsball.reproduce.nets import ADVERSARIAL, PAIR, PLAIN, Nets
-from epsball.reproduce.outcome import Outcome, outcome_of
+from epsball.reproduce.outcome import Outcome, mean_outcome, outcome_of
 from epsball.reproduce.plots.draw import draw
 from epsball.reproduce.sources import Source, mnist
-from epsball.reproduce.training import Training, training
+from epsball.reproduce.training import Training, papers_and_ours, training
 from epsball.reproduce.transfer import CLEAN, Transfer, transfer
 from epsball.training.training_objective import TrainingStep
 
@@ -239,7 +239,8 @@ def test_the_papers_figures_are_beside_ours(digits: Source, trained: Training, n
     for found in (noisy, moved):
         assert not any(line.paper for line in found.lines)  # at another radius the paper has none
     assert [line.paper for line in trained.lines if line.paper] == [(0.94, None, None), (1.14, None, None)]
-    wide = replace(trained, config=trained.config | {"units": 1600, "eps": 0.25}).lines
+    by_name = {name: list(trained.of(name)) for name in PAIR}
+    wide = papers_and_ours(by_name, trained.config | {"units": 1600, "eps": 0.25})
     assert [(line.source, line.ours is None) for line in wide] == [
         ("the paper, 1600 units", False),
         ("the paper, 240 units", True),
@@ -272,8 +273,8 @@ def test_a_network_without_mistakes_has_no_confidence_in_them():
     wrong = outcome_of(shares, torch.tensor([1, 1]))
     assert wrong.error == 0.5
     assert wrong.confidence == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-12)
-    assert networks.mean([right, wrong]) == Outcome(error=0.25, confidence=wrong.confidence)
-    assert networks.mean([right, right]).confidence is None
+    assert mean_outcome([right, wrong]) == Outcome(error=0.25, confidence=wrong.confidence)
+    assert mean_outcome([right, right]).confidence is None
 
 
 def test_notes_state_the_budget_the_data_and_the_error_under_pgd(trained: Training, noisy: Controls, moved: Transfer):

@@ -6,11 +6,12 @@ same over a wide range of it, and correct classifications are a thin region arou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from epsball.explain.analyses.linearity import Linearity, linearity
+from epsball.explain.finding import nested
 from epsball.explain.measure import median
 from epsball.reproduce.nets import PAIR, PLAIN, Nets
 from epsball.reproduce.notes import about_stand_in, about_training
@@ -31,6 +32,11 @@ class Along(Reproduction):
     def summary(self) -> dict[str, Any]:
         """The figures without the lines themselves, as JSON can hold them."""
         return super().summary() | {"sentence": self.found.sentence}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The record that `to_record` gave. Raises `ValueError` for what is none."""
+        return super().from_record({**record, "found": nested(record["found"])})
 
 
 def along(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None = None) -> Along:

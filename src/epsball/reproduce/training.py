@@ -76,7 +76,7 @@ def training(nets: Nets, *, on_progress: Callable[[int, int, str], None] | None 
     return Training(
         title=f"Maxout networks trained on clean and FGSM examples, eps {config['eps']:g}: error in %",
         columns=("clean", "FGSM", "confidence"),
-        lines=_lines(by_name, config),
+        lines=papers_and_ours(by_name, config),
         notes=_notes(by_name, config),
         config=config,
         networks=networks,
@@ -98,7 +98,7 @@ def _evaluated(nets: Nets, net: Net) -> TrainedNetwork:
     )
 
 
-def _lines(networks: dict[str, list[TrainedNetwork]], config: dict[str, Any]) -> tuple[Line, ...]:
+def papers_and_ours(networks: dict[str, list[TrainedNetwork]], config: dict[str, Any]) -> tuple[Line, ...]:
     """Our figures and the paper's, in percent. The plain network's clean error does not depend on the radius."""
     units, lines, papers_radius = config["units"], [], config["eps"] == EPS
     width = units if units in CLEAN_BY_WIDTH else 240
