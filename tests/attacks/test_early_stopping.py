@@ -66,7 +66,7 @@ def stopped_at(margins: list[float], like: torch.Tensor, steps: int = 100, early
     progress = no_progress(like, early_stop)
     for t, value in enumerate(margins):
         progress, lost = updated_progress(
-            progress, torch.tensor([value], dtype=progress.dtype), torch.tensor([t]), steps, early_stop, first=4
+            progress, torch.tensor([value], dtype=progress.best.dtype), torch.tensor([t]), steps, early_stop, first=4
         )
         if lost.item():
             return t
@@ -89,7 +89,7 @@ def test_small_gain_counts_in_half_precision() -> None:
     margins = [-8 + 0.02 * math.log2(max(t, 1)) for t in range(100)]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         like = torch.zeros(1, dtype=dtype)
-        assert no_progress(like, 2.0).dtype == torch.promote_types(dtype, torch.float32)
+        assert no_progress(like, 2.0).best.dtype == torch.promote_types(dtype, torch.float32)
         assert stopped_at(margins, like, early_stop=1e4) is None
         assert stopped_at(margins, like, early_stop=1.0) == 4
 

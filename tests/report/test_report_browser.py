@@ -110,7 +110,7 @@ def test_the_figures_on_the_page_are_the_evaluations(chromium: Browser, pages: d
         assert len(rows) == 7
         for row, text in zip(run.stages, rows[1:], strict=True):
             cells = [cell.strip() for cell in text.split("\t")]
-            assert cells[2:5] == [f"{row.stage.attacked:,}", f"{row.stage.fooled:,}", f"{row.standing:,}"]
+            assert cells[2:5] == [f"{row.stage.attacked:,}", f"{row.stage.fooled:,}", f"{row.robust:,}"]
 
 
 def test_figures_follow_the_colour_scheme_from_light_to_dark(chromium: Browser, pages: dict[str, Path]) -> None:
