@@ -386,7 +386,7 @@ def test_attacks_say_whether_they_minimise() -> None:
         (lambda: eb.DeepFool(candidates=0), "`candidates` must be a whole number >= 1, got 0"),
         (lambda: eb.DeepFool(steps=0), "`steps` must be a whole number >= 1"),
         (lambda: eb.FMN(step_size=math.inf), "`step_size` must be > 0 and finite, got inf"),
-        (lambda: eb.FMN(gamma=1.0), r"`gamma` must be in \(0, 1\), got 1.0"),
+        (lambda: eb.FMN(gamma=1.0), "`gamma` must be in (0, 1), got 1.0"),
         (lambda: eb.DDN()(linear((3,), 2), batch(1, (3,)), torch.tensor([0]), eb.Linf(eps=1)), "`ball` must be l2"),
         (
             lambda: eb.FMN()(linear((3,), 2), batch(1, (3,)), torch.tensor([0]), eb.Linf(eps=torch.ones(1, 3))),
