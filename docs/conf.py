@@ -24,7 +24,7 @@ myst_heading_anchors = 3
 smartquotes = False  # --flags stay as they are typed
 default_role = "code"  # `x` in a docstring is code, as it is in Markdown
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False  # it reads sources, where functions with a configuration have no defaults
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 
