@@ -290,7 +290,7 @@ def test_a_transfer_in_bytes_to_a_users_weights_verifies_from_elsewhere(tmp_path
     done = run("evaluate", *arguments, cwd=here)
     assert done.returncode == 0, done.stderr
     assert "source small-mlp, trained here: 3 epochs, seed 1" in done.stdout
-    assert "stored in 8 bits" in done.stdout
+    assert "stored in 8 bits" in " ".join(done.stdout.split())
     assert max(map(len, done.stdout.splitlines())) <= 80
     card = json.loads((here / "run" / "source.json").read_text())
     assert (card["model"], card["seed"]) == ("small-mlp", 1)

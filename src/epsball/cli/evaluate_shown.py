@@ -97,7 +97,7 @@ def _show_accuracy(found: Evaluation, console: Console) -> None:
         console.print()
     result = f"robust accuracy {found.robust_accuracy:.2%}"
     if found.config["target"]:
-        result = f"not driven to the target: {found.robust_accuracy:.2%} of {attacked:,}"
+        result = f"robust to the target: {found.robust_accuracy:.2%} of {attacked:,}"
     stored = ", stored in 8 bits" if found.config["storage"]["x_adv"] == "8bit" else ""
     apart = [f"{found.count(status):,} {text}" for status, text in APART.items() if found.count(status)]
     console.print(
