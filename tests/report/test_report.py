@@ -92,7 +92,7 @@ def test_robust_accuracy_its_interval_and_its_cost_are_the_evaluations(run: Run)
     )
     assert f"clean accuracy {100 * found.clean_accuracy:.2f} %, on 60 examples" in text
     assert "An upper bound: a stronger attack may find more." in text
-    assert f"{found.forwards:,} forward passes" in text
+    assert f"forward passes {found.forwards:,}" in text.lower()
     assert f"{found.backwards:,} backward passes" in text
     assert found.diagnosis is not None
     assert found.diagnosis.sentence[1:] in text

@@ -174,8 +174,8 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         tiles.append((run.what, percent(found.robust_accuracy), f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"))
         ball = ball_text(run.symbol, run.config["radii"][-1], *(run.box or ()))
         tiles.append(("ball", ball, "radius in the units of the data"))
-    cost = f"{counted(found.forwards)} forward passes"
-    tiles.append(("cost", cost, f"{counted(found.backwards)} backward passes, {found.seconds:.1f} s"))
+    backwards = f"{counted(found.backwards)} backward passes, {found.seconds:.1f} s"
+    tiles.append(("forward passes", counted(found.forwards), backwards))
     return tiles
 
 
