@@ -130,7 +130,7 @@ def test_result_does_not_depend_on_the_batch_or_on_global_randomness(attack: Att
     order = torch.randperm(32, generator=rng(1))
     assert torch.equal(attack(model, x[order], y[order], ball, ids=ids[order], seed=5), whole[order])
     alone = torch.cat([attack(model, x[i, None], y[i, None], ball, ids=ids[i, None], seed=5) for i in range(9)])
-    torch.testing.assert_close(alone, whole[:9], rtol=0, atol=1e-9)
+    torch.testing.assert_close(alone, whole[:9], rtol=0, atol=1e-12)
 
 
 @every_attack_and_norm
