@@ -1,8 +1,9 @@
 """CW: the least Euclidean distance at which the margin is `kappa`, by a penalty whose constant is searched for.
 
-Carlini and Wagner, "Towards evaluating the robustness of neural networks" (S&P 2017), section VI.A: minimise |z - x|^2
-+ c * max(kappa - margin, 0), loss f_6 of section V, with Adam, and search for the least c that succeeds. The algorithm
-is that of `penalty.py`. Departures from the paper, each because it comes nearer at equal cost (docs/attacks.md):
+Carlini and Wagner, "Towards evaluating the robustness of neural networks" (S&P 2017, arXiv:1608.04644), section VI:
+minimise |z - x|^2 + c * max(kappa - margin, 0), loss f_6 of section V, with Adam, and search for the least c that
+succeeds. The algorithm is that of `penalty.py`. Departures from the paper, each because it comes nearer at equal cost
+(docs/attacks.md):
 
 - The box is kept by clipping z, not by a tanh, which holds a pixel that is at an end of the box there for good.
 - The step size falls over a round, and is shorter in the last third of the rounds.

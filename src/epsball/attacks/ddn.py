@@ -1,9 +1,9 @@
 """DDN, decoupled direction and norm: the direction follows the gradient, the norm shrinks or grows by turns.
 
 Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger, "Decoupling direction and norm for efficient gradient-based L2
-adversarial attacks and defenses" (CVPR 2019), algorithm 1: every point is put onto the sphere of the row's radius,
-which is multiplied by 1 - gamma where the point is adversarial and by 1 + gamma where it is not. The rest is FMN's, a
-later paper of the same idea (`fmn.py`). Departures from the paper:
+adversarial attacks and defenses" (CVPR 2019, arXiv:1811.09600), algorithm 1: every point is put onto the sphere of the
+row's radius, which is multiplied by 1 - gamma where the point is adversarial and by 1 + gamma where it is not. The rest
+is FMN's, a later paper of the same idea (`fmn.py`). Departures from the paper:
 
 - The first radius is the distance to the linearised boundary, not 1, which is meant for images in [0, 1]; steps are in
   units of the radius for the same reason.

@@ -114,7 +114,7 @@ class NormalEstimate:
     `direction`, of length one, is the normal as far as it is known, `spread` the standard deviation of the components
     that it still lacks, relative to it. A question's label is the sign of the normal's component in its direction. That
     is made orthogonal to `direction`, so that the sign is one of a component that is lacking: n questions along random
-    directions leave (1 - 2/pi)^(n/d) of the squared error, where the average of n labels (HopSkipJump's, equation 9)
+    directions leave (1 - 2/pi)^(n/d) of the squared error, where the average of n labels (HopSkipJump's)
     leaves about 1 / (1 + 2n / (pi d)). The directions are those of an orthonormal basis, the cosine transform with
     random signs, a new one for every d questions. A small part of `direction`, added or taken off in turns, makes the
     answers tell also how large the lacking components are: so a boundary that has turned is noticed. `asked` counts the

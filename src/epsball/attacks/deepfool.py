@@ -1,7 +1,7 @@
 """DeepFool: step by step onto the nearest decision boundary, as it is linearised there, until one is crossed.
 
-Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to fool deep neural networks" (CVPR 2016),
-algorithm 2, and section 3.3 for other norms; a step is a projection onto a hyperplane within the box
+Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to fool deep neural networks" (CVPR 2016,
+arXiv:1511.04599), algorithm 2, and section 3.3 for other norms; a step is a projection onto a hyperplane within the box
 (`Ball.project_onto_hyperplane`), which the paper does not have.
 
 The paper's steps go all the way to the hyperplane. Along that way the logits of a network bend, and the point lands far

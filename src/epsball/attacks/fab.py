@@ -1,10 +1,10 @@
 """FAB, fast adaptive boundary: a walk along the decision boundary to its point that is nearest to the example.
 
-Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (ICML 2020), algorithm
-1. In each step the boundaries are linearised at z, the nearest is chosen (section 3.3), z and x are both projected onto
-it within the box (exactly, section 3.2), and the next point is a mixture of the two projections, a little beyond
-(equations 9 and 10), in which the weight of x's is at most `alpha_max`: so the walk is drawn towards x. There is no
-step size; the radius only says when to stop.
+Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (ICML 2020,
+arXiv:1907.02044), algorithm 1. In each step the boundaries are linearised at z, the nearest is chosen (section 3.3), z
+and x are both projected onto it within the box (exactly, section 3.2), and the next point is a mixture of the two
+projections, a little beyond, in which the weight of x's is at most `alpha_max`: so the walk is drawn towards x. There
+is no step size; the radius only says when to stop.
 
 Departures from the paper: where the walk has crossed the boundary it steps back towards x, and is projected from there
 onto the hyperplane found beyond; the paper spends a step on linearising behind, and comes no nearer for it
@@ -160,7 +160,7 @@ class FAB(Attack[FABState]):
     def _next_point(
         self, z: Float[Tensor, "n *shape"], gap: Float[Tensor, "n *k"], grad: Float[Tensor, "n ..."], task: Task
     ) -> Float[Tensor, "n *shape"]:
-        """The mixture of both projections onto the nearest hyperplane, equations 9 and 10."""
+        """The mixture of both projections onto the nearest hyperplane."""
         x, ball = task.x, task.ball
         if gap.ndim == 1:
             z_projected = ball.project_onto_hyperplane(-gap, grad, z)

@@ -1,8 +1,8 @@
 """HopSkipJump: the nearest adversarial example from labels alone, by a walk along the decision boundary.
 
-Chen, Jordan and Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack" (IEEE S&P 2020, algorithm 2):
-find the boundary on the way to an adversarial example, estimate its normal there from the labels around (equation 9),
-step ahead, repeat. Departures from the paper, each because it needs fewer queries:
+Chen, Jordan and Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack" (IEEE S&P 2020,
+arXiv:1904.02144), algorithm 2: find the boundary on the way to an adversarial example, estimate its normal there from
+the labels around, step ahead, repeat. Departures from the paper, each because it needs fewer queries:
 
 - The estimate of the normal is carried from one place to the next, and each question is put orthogonally to it
   (`decision_based.py`); the paper starts anew each time.

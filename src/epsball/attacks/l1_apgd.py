@@ -1,12 +1,12 @@
 """Auto-PGD for the L1 ball: sparse signed steps, and a first ascent in balls that are too large.
 
-Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers" (ICML 2021), algorithm 1 and
-section 4: a step has length `size` * eps in the L1 norm, spread evenly over the coordinates with the largest gradients,
-fewer by 1.5 than the best point so far has moved; the projection is the exact one onto ball and box. The first three
-tenths of the steps are made in a ball of 3 eps from a sparse random point, the next three in one of 2 eps; each ball is
-begun at the projection of the best point of the one before. At checkpoints the step shrinks by 1.5, or, where the best
-point has become sparser, the row goes back to it and the step is whole again. Other than in the published code, a
-coordinate that the box blocks takes no part of a step.
+Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers" (ICML 2021,
+arXiv:2103.01208), algorithm 1 and section 4: a step has length `size` * eps in the L1 norm, spread evenly over the
+coordinates with the largest gradients, fewer by 1.5 than the best point so far has moved; the projection is the exact
+one onto ball and box. The first three tenths of the steps are made in a ball of 3 eps from a sparse random point, the
+next three in one of 2 eps; each ball is begun at the projection of the best point of the one before. At checkpoints the
+step shrinks by 1.5, or, where the best point has become sparser, the row goes back to it and the step is whole again.
+Other than in the published code, a coordinate that the box blocks takes no part of a step.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Box-constrained L-BFGS: the oldest minimum-norm attack, the distance against the likelihood of another class.
 
-Szegedy et al., "Intriguing properties of neural networks" (ICLR 2014), section 4.1: minimise |z - x|^2 - c * log p_t(z)
-in the box, and search for the least c that succeeds. The paper leaves the minimiser to a library; here each row has its
-own history of steps, line search and c: the two-loop recursion (Nocedal 1980, page 779) on the coordinates that the box
-leaves free (Bertsekas 1982), with steps that are clipped to the box and halved until the objective falls enough (Armijo
-1966). Lengths and c are in units of the linearised problem, as in `penalty.py`.
+Szegedy et al., "Intriguing properties of neural networks" (ICLR 2014, arXiv:1312.6199), section 4.1: minimise |z - x|^2
+- c * log p_t(z) in the box, and search for the least c that succeeds. The paper leaves the minimiser to a library; here
+each row has its own history of steps, line search and c: the two-loop recursion (Nocedal, Math. Comp. 1980) on the
+coordinates that the box leaves free (Bertsekas 1982), with steps that are clipped to the box and halved until the
+objective falls enough (Armijo 1966). Lengths and c are in units of the linearised problem, as in `penalty.py`.
 """
 
 from __future__ import annotations

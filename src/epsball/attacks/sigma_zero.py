@@ -2,9 +2,9 @@
 
 Cina, Villani, Pintor, Schoenherr, Biggio and Pelillo, "Sigma-zero: gradient-based optimization of l0-norm adversarial
 examples" (ICLR 2025, arXiv:2402.01879), algorithm 1. The number of changed coordinates is replaced by the sum of
-delta^2 / (delta^2 + sigma) (equation 5); its mean and the margin that is still lacking have one gradient, which is
-normalised in the max norm and followed by Adam with a falling step size; then what is smaller than a threshold is set
-back to the example. The threshold falls while the row is not adversarial and rises while it is.
+delta^2 / (delta^2 + sigma); its mean and the margin that is still lacking have one gradient, which is normalised in the
+max norm and followed by Adam with a falling step size; then what is smaller than a threshold is set back to the
+example. The threshold falls while the row is not adversarial and rises while it is.
 
 What the paper does not have: the last six steps start from the best point and go to the linearised boundary with the
 fewest coordinates, which on a linear model is the optimum.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,22 +22,45 @@ if TYPE_CHECKING:
     from epsball.serve.exhibit import Shown
 
 
+NOT_A_FLAG = Parameter(parse=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served(Subject):
+    """What the page shows; its model and its data are arguments of the command.
+
+    Parameters
+    ----------
+    beside
+        A second model, shown beside the first. Default: where the first is trained on the spot, the same network,
+        trained against the ball.
+    beside_weights
+        A .safetensors or .pt file for the second model.
+    split
+        The split to show; a built-in network without weights is trained on "train".
+    ball
+        The ball that the page begins with, and that the second network is trained against: NORM:RADIUS as in
+        linf:8/255.
+    lo
+        Black. Default: the data's (0 for images).
+    hi
+        White. Default: the data's (1 for images).
+    seed
+        Keys the training on the spot.
+    """
+
+    model: Annotated[str | None, NOT_A_FLAG] = None
+    data: Annotated[str, NOT_A_FLAG] = "digits"
+    batch_size: Annotated[int, NOT_A_FLAG] = BATCH
+    beside: str | None = None
+    beside_weights: Path | None = None
+
+
 def serve(
     model: str | None = None,
     data: str = "digits",
     *,
-    weights: Path | None = None,
-    beside: str | None = None,
-    beside_weights: Path | None = None,
-    split: str = "test",
-    limit: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    ball: str = "linf:0.1",
-    lo: float | None = None,
-    hi: float | None = None,
-    seed: int = 0,
-    epochs: int | None = None,
+    served: Served = Served(),
     port: int = 8000,
     open_: Annotated[bool, Parameter(name="--open", negative="--no-open")] = False,
 ) -> None:
@@ -53,32 +77,6 @@ def serve(
         digits, else small-cnn.
     data
         digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
-    weights
-        A .safetensors or .pt file for the model; a checkpoint that would run code is refused.
-    beside
-        A second model, shown beside the first. Default: where the first is trained on the spot, the same network,
-        trained against the ball.
-    beside_weights
-        A .safetensors or .pt file for the second model.
-    split
-        The split to show; a built-in network without weights is trained on "train".
-    limit
-        Take only the first examples.
-    image_column
-        The column with the images, where it cannot be told from its type.
-    label_column
-        The column with the labels, where it cannot be told from its type.
-    ball
-        The ball that the page begins with, and that the second network is trained against: NORM:RADIUS as in
-        linf:8/255.
-    lo
-        Black. Default: the data's (0 for images).
-    hi
-        White. Default: the data's (1 for images).
-    seed
-        Keys the training on the spot.
-    epochs
-        Epochs of training on the spot. Default: as many as make about 1,500 steps.
     port
         The port to listen on; 0 takes any that is free.
     open_
@@ -88,34 +86,21 @@ def serve(
     from epsball.serve.server import listen, run
 
     # What can be refused is refused before a network is trained.
-    if beside is None and beside_weights is not None:
-        raise BadInput(f"`--beside` must name the network that {beside_weights} is for, got none; as in small-cnn")
+    subject = replace(served, model=model, data=data)
+    if subject.beside is None and subject.beside_weights is not None:
+        raise BadInput(
+            f"`--beside` must name the network that {subject.beside_weights} is for, got none; as in small-cnn"
+        )
     place = listen(port)
     try:
         keep_memory()
-        subject = Subject(
-            model=model,
-            weights=weights,
-            data=data,
-            split=split,
-            limit=limit,
-            image_column=image_column,
-            label_column=label_column,
-            ball=ball,
-            lo=lo,
-            hi=hi,
-            seed=seed,
-            epochs=epochs,
-        )
         errors = Console(stderr=True, highlight=False, emoji=False)
-        examples = subject.examples(limit=limit)
+        examples = subject.examples(limit=subject.limit)
         near = subject.ball_for(examples)
         from epsball.serve.app import application
         from epsball.serve.exhibit import Exhibit
 
-        exhibit = Exhibit(
-            models=_models(subject, examples, beside, beside_weights, errors), examples=examples, ball=near
-        )
+        exhibit = Exhibit(models=_models(subject, examples, errors), examples=examples, ball=near)
         app = application(exhibit)
     except BaseException:
         place.close()
@@ -134,16 +119,14 @@ def serve(
     console.print("[dim]stopped[/]")
 
 
-def _models(
-    subject: Subject, examples: Examples, beside: str | None, beside_weights: Path | None, errors: Console
-) -> tuple[Shown, ...]:
+def _models(subject: Served, examples: Examples, errors: Console) -> tuple[Shown, ...]:
     """The model, and the one beside it if there is one."""
     from epsball.serve.exhibit import Shown
 
     model, origin = subject.network(examples, None, errors)
     first = Shown(name=subject.spec, origin=origin, model=model)
-    if beside is not None:
-        other, origin = subject.source(beside, beside_weights, examples, None, errors)
+    if (beside := subject.beside) is not None:
+        other, origin = subject.source(beside, subject.beside_weights, examples, None, errors)
         name = beside if beside != subject.spec else f"{beside} (2)"
         return first, Shown(name=name, origin=origin, model=other)
     if subject.weights is not None or not built_in(subject.spec):

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -46,6 +46,16 @@ class Finished(Protocol):
     def records(self) -> pa.Table: ...
     @property
     def binarization_test(self) -> BinarizationTest | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known before a diagnosis: the finished evaluation, the number of the data's classes (0 where it is
+    not), and what the attacks were changed by."""
+
+    evaluation: Finished | None = None
+    classes: int = 0
+    reaction: Reaction = field(default_factory=Reaction)
 
 
 def diagnose(
@@ -94,8 +104,7 @@ def diagnose(
         n=n,
         eot=eot,
         batch_size=batch_size,
-        evaluation=evaluation,
-        classes=examples.classes,
+        known=Known(evaluation=evaluation, classes=examples.classes),
     )
     if found is None:
         raise BadInput(LABELS_ONLY)
@@ -110,15 +119,13 @@ def run_diagnosis(
     n: int,
     eot: int,
     batch_size: int,
-    evaluation: Finished | None = None,
-    classes: int = 0,
-    reaction: Reaction = Reaction(),  # noqa: B008 - it is frozen
+    known: Known,
 ) -> Diagnosis | None:
     """`diagnose` of checked arguments; `task` holds all examples in the order of their ids.
 
-    Targets are ignored: the question is whether attacks can change the prediction. `classes` are those of the data,
-    where that is known; `reaction` is what the attacks were changed by. None for a model of labels.
+    Targets are ignored: the question is whether attacks can change the prediction. None for a model of labels.
     """
+    evaluation, reaction = known.evaluation, known.reaction
     began = time.perf_counter()
     library_attacks = [(name, attack) for name, attack in attacks if isinstance(attack, Attack)]
     sample = sampled(task, n)
@@ -133,7 +140,7 @@ def run_diagnosis(
         )  # fmt: skip
         found: list[Indicator] = list(probes.indicators)
         if len(correct.task.x):
-            labelled = _labelled_classes(task.y, correct.logits.shape[1], classes)
+            labelled = _labelled_classes(task.y, correct.logits.shape[1], known.classes)
             found += controls.indicators(_broken_without_gradients(evaluation, correct.task, library_attacks), labelled)
     found.append(_of_binarization_test(None if evaluation is None else evaluation.binarization_test))
     measured = {one.name: one for one in found}

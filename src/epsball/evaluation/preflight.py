@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from epsball.common.errors import BadInput
-from epsball.diagnosis.diagnose import probe, run_diagnosis, with_binarization_test
+from epsball.diagnosis.diagnose import Known, probe, run_diagnosis, with_binarization_test
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.reaction import Reaction, react
 from epsball.engine.stages import listed
@@ -62,8 +62,8 @@ def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluati
             return None
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
     reaction = Reaction.from_record(plan.record["reaction"] or {})
-    options = {"eot": plan.eot, "batch_size": plan.batch_size, "classes": plan.classes}
-    made = run_diagnosis(plan.model, plan.task, attacks, n=n, evaluation=found, reaction=reaction, **options)
+    known = Known(evaluation=found, classes=plan.classes, reaction=reaction)
+    made = run_diagnosis(plan.model, plan.task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size, known=known)
     if directory is not None and made is not None:
         made.keep(directory.path)
     return made
