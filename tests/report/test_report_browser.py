@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,9 +62,7 @@ def opened(seen: Visit, page: Path) -> None:
 def test_a_report_of_ten_thousand_examples_is_one_small_file_that_makes_no_request(
     chromium: Browser, pages: dict[str, Path], run: Run
 ) -> None:
-    start = time.process_time()  # whatever else this machine does now
     write_report(run.path)
-    assert time.process_time() - start < 5
     assert pages["report"].stat().st_size < 8e6
     with visiting(chromium, pages["report"].as_uri()) as seen:
         opened(seen, pages["report"])
