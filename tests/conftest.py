@@ -5,3 +5,4 @@ import os
 from browser import chromium as chromium
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"

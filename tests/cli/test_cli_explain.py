@@ -1,4 +1,4 @@
-"""`epsball explain`, end to end, as a user runs it: in processes of its own."""
+"""`epsball explain`, end to end, as a user runs it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 
 from epsball.explain import Growth, TaylorGap
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
-COMMAND = [sys.executable, "-m", "epsball", "explain"]
 LINEAR = (
     "import torch\n"
     "def model():\n"
@@ -26,7 +26,7 @@ LINEAR = (
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
+    return commands.run("explain", *arguments, cwd=cwd)
 
 
 def test_growth_with_no_argument_prints_its_figures_within_80_columns(tmp_path: Path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -25,11 +26,10 @@ from epsball.explain.runner import RUN, Case, answers
 from epsball.report.findings import Entry, write_findings
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
-COMMAND = [sys.executable, "-m", "epsball", "explain"]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
+    return commands.run("explain", *arguments, cwd=cwd)
 
 
 def table(classes: int = 3) -> Case:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -348,12 +347,8 @@ def test_the_pair_is_the_one_given():
         of_pair(data, (3, 11))
 
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
-
-
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "epsball", "explain", "l1", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, check=False)
+    return commands.run("explain", "l1", *arguments, cwd=cwd)
 
 
 def test_the_command_with_no_argument_prints_its_figures_within_80_columns(tmp_path: Path):

@@ -371,7 +371,7 @@ def test_sparse_and_dense_give_the_same_model(loss: str, norm: str, shape: tuple
     settings = {"eps": eps, "norm": norm, "penalty": "l2", "C": 0.1, "tol": 1e-8}
     dense = MODELS[loss](**settings).fit(table.X, table.y)
     assert np.abs(dense.coef_).max() > 1e-3
-    for kind in (sparse.csr_array, sparse.csc_array, sparse.csr_matrix):
+    for kind in (sparse.csr_array, sparse.csc_array) if shape[1] < 100 else (sparse.csr_matrix,):
         other = MODELS[loss](**settings).fit(kind(table.X), table.y)
         assert other.objective_ == pytest.approx(dense.objective_, abs=2e-8 * of_constant(loss, table, None, True))
         np.testing.assert_allclose(

@@ -256,6 +256,7 @@ def test_data_are_found_in_the_folder_of_the_environment_variable(tmp_path: Path
         mnist(tmp_path / "a.npz")
 
 
+@pytest.mark.nightly
 def test_mnist_gives_the_papers_figures():
     result = threes_sevens(mnist(shared_data("mnist")), radii=(0.25,))
     plain, _, robust = result.models

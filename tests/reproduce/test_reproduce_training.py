@@ -354,6 +354,7 @@ def test_a_negative_or_infinite_radius_is_refused(digits: Source):
             Nets(digits, eps=eps)
 
 
+@pytest.mark.nightly
 def test_adversarial_training_on_a_slice_of_mnist_weakens_fgsm():
     source = mnist(shared_data("mnist"))
     few = replace(source, train=source.train.rows(slice(0, 6000)), test=source.test.rows(slice(0, 2000)))

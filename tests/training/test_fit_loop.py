@@ -254,6 +254,7 @@ def test_the_gradients_of_two_processes_are_those_of_one_on_the_joint_batch(tmp_
     assert [one.clean for one in first[2]] == pytest.approx([one.clean for one in alone[2]], abs=0.04)
 
 
+@pytest.mark.nightly  # torchrun itself; a kill of two processes is above, without it
 @pytest.mark.usefixtures("digits")  # forks have what it imports
 def test_torchrun_restarts_after_a_rank_is_killed_and_ends_with_the_same_weights(tmp_path):
     killed_at(tmp_path / "undisturbed", None, world=2)
