@@ -3,8 +3,8 @@
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 LIMIT is the raw loop, k forwards and k input-only backwards in single precision with frozen parameters; the fast loop
-the same under autocast, compiled, channels last. An attack's passes are those that its records count, so that `share`
-is the fast loop's time for as many rows of passes over the attack's. Medians of paired ratios; events are synchronised.
+the same under autocast, compiled, channels last. An attack's model calls are those that its records count:
+`share` is the time of the fast loop for as many calls over the attack's. Medians of paired ratios; events are synchronised.
 The network is trained for one epoch with FGSM and a random start, on CIFAR-10 where EPSBALL_DATA has it.
 """
 

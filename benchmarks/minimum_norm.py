@@ -1,12 +1,12 @@
-"""How near is the nearest fooling point that an attack finds: ours beside other libraries', at equal numbers of passes.
+"""The distance of the adversarial examples that minimum-norm attacks find: ours and others', at equal model calls.
 
     python benchmarks/minimum_norm.py --net plain robust --norm linf l2 l1 l0 --steps 100 1000 --json distances.json
 
-The first n test images that the network classifies rightly, in the box [0, 1]. Every attack is given so many passes, a
-pass being a forward and a backward of an example; what it really made is counted at the network, forwards and backwards
-apart (a search with several gradients a step makes fewer steps; searches along lines add forwards only). Distances are
-those of the points as they are handed over, measured and judged here: a point that does not fool, or is outside the
-box, counts as the farthest corner of the box. The networks are those of `nets.py`.
+The first n test images that the network classifies correctly, in the box [0, 1]. Every attack is given the same
+number of model calls, a forward and a backward pass of an example each. The calls are counted at the network, forwards
+and backwards apart (a search with several gradients a step makes fewer steps; line searches add forwards only).
+Distances are those of the returned points, measured and verified here: a point that is not adversarial, or is outside
+the box, counts as the farthest corner of the box. The networks are those of `nets.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from epsball.engine.queue import QueueOptions
 from epsball.problem.objective import Objective
 from epsball.problem.task import task_of
 
-WIDTH = 128
+BATCH_SIZE = 128
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}
 Search = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -45,7 +45,7 @@ OURS = {
     "l1": ["fmn:steps={k}", "fab:minimise=true,steps={ninth}", "deepfool"],
     "l0": ["fmn:steps={k}", "sigma-zero:steps={k}"],
 }
-"""What is run of ours; {k} passes, {ninth} of them where one has a gradient for each of the nine other classes."""
+"""Our attacks; {k} model calls, {ninth} of them where one has a gradient for each of the nine other classes."""
 
 
 class Counted(nn.Module):
@@ -73,7 +73,7 @@ def ours(norm: str, steps: int) -> dict[str, Search]:
     def search(name: str, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack, ball = parse(name), BALLS[norm](eps=math.inf, lo=0, hi=1)
         with Objective(model, attack.loss, needs=attack.needs) as objective:
-            return queue.run(attack, objective, task_of(x, y, ball), QueueOptions(batch_size=WIDTH)).x_adv
+            return queue.run(attack, objective, task_of(x, y, ball), QueueOptions(batch_size=BATCH_SIZE)).x_adv
 
     found: dict[str, Search] = {}
     for template in OURS[norm]:
@@ -222,7 +222,7 @@ def measured(search: Search, model: nn.Module, x: Tensor, y: Tensor, ball: Ball,
 
 
 def main() -> None:
-    """Run what is asked for, and say each figure as it comes."""
+    """Run what the options name, and print each figure as it comes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", nargs="+", default=["plain", "robust"], choices=list(HELD))
     parser.add_argument("--norm", nargs="+", default=list(BALLS), choices=list(BALLS))
@@ -232,25 +232,25 @@ def main() -> None:
     parser.add_argument("--leave-out", nargs="*", default=[], help="no attack whose name contains one of these")
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--json", type=Path, help="where to write the figures, added to what is there")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows = json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else []
-    for net in asked.net:
+    rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    for net in options.net:
         model, test = HELD[net].load(net)
         with torch.no_grad():
-            head = test.rows(torch.arange(2 * asked.n))
-            right = (model(head.x).argmax(1) == head.y).nonzero().squeeze(1)[: asked.n]
+            head = test.rows(torch.arange(2 * options.n))
+            right = (model(head.x).argmax(1) == head.y).nonzero().squeeze(1)[: options.n]
         x, y = head.x[right], head.y[right]
-        for norm, steps, who in [(a, b, c) for a in asked.norm for b in asked.steps for c in asked.who]:
+        for norm, steps, who in [(a, b, c) for a in options.norm for b in options.steps for c in options.who]:
             ball = BALLS[norm](eps=math.inf, lo=0, hi=1)
             for name, search in WHO[who](norm, steps).items():
-                if asked.only not in name or any(word in name for word in asked.leave_out):
+                if options.only not in name or any(word in name for word in options.leave_out):
                     continue
                 torch.manual_seed(0)
                 try:
-                    found = measured(search, model, x, y, ball, asked.n if who == "ours" else WIDTH)
-                except Exception as error:  # another library's, whatever it is: it is said, and the others go on
+                    found = measured(search, model, x, y, ball, options.n if who == "ours" else BATCH_SIZE)
+                except Exception as error:  # another library's: it is printed, and the others go on
                     if who == "ours":
                         raise
                     print(f"{net} {norm} {steps} {name}: {type(error).__name__}: {error}"[:200], flush=True)
@@ -262,8 +262,8 @@ def main() -> None:
                     f"  {found['seconds']:6.1f} s",
                     flush=True,
                 )
-                if asked.json:
-                    asked.json.write_text(json.dumps(rows))
+                if options.json:
+                    options.json.write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":

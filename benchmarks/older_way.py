@@ -4,7 +4,7 @@
 
 Both train the small CNN on MNIST, eps .1, at a constant learning rate; after each epoch the error on FGSM examples of
 1,000 held-out images is looked at. What is reported is the cost of the first epoch that ends at or below each error:
-rows of forward-backward passes for each training image, attacks included, looks left out, and CPU seconds with them.
+rows of forward-backward passes for each training image, attacks included, checks left out, and CPU seconds with them.
 """
 
 from __future__ import annotations

@@ -22,20 +22,20 @@ from torch import nn
 import epsball as eb
 from epsball.data.examples import Examples
 
-WIDTH = 128
+BATCH_SIZE = 128
 
 
 def full(model: nn.Module, data: Examples, attack: eb.PGD, ball: eb.Linf) -> float:
     """Robust accuracy by direct calls: clean pass, every example attacked for all the steps, one look at the points."""
-    standing = 0
-    for start in range(0, len(data), WIDTH):
-        part = data.rows(slice(start, start + WIDTH))
+    correct = 0
+    for start in range(0, len(data), BATCH_SIZE):
+        part = data.rows(slice(start, start + BATCH_SIZE))
         with torch.no_grad():
             right = model(part.x).argmax(1) == part.y
         x_adv = attack(model, part.x, part.y, ball, ids=part.ids)
         with torch.no_grad():
-            standing += int((right & (model(x_adv).argmax(1) == part.y)).sum())
-    return standing / len(data)
+            correct += int((right & (model(x_adv).argmax(1) == part.y)).sum())
+    return correct / len(data)
 
 
 def compare(model: nn.Module, data: Examples, attack: eb.PGD, rounds: int) -> dict[str, object]:
@@ -45,7 +45,7 @@ def compare(model: nn.Module, data: Examples, attack: eb.PGD, rounds: int) -> di
         began = time.perf_counter()
         slow = full(model, data, attack, ball)
         between = time.perf_counter()
-        ev = eb.evaluate(model, data, ball, attack, batch_size=WIDTH)
+        ev = eb.evaluate(model, data, ball, attack, batch_size=BATCH_SIZE)
         ended = time.perf_counter()
         if turn:
             ratios.append((ended - between) / (between - began))
@@ -65,7 +65,7 @@ def compare(model: nn.Module, data: Examples, attack: eb.PGD, rounds: int) -> di
 
 def curve(model: nn.Module, data: Examples, attack: eb.PGD) -> dict[str, object]:
     radii = [EPS * (i + 1) / 10 for i in range(10)]
-    ev = eb.evaluate(model, data, eb.Linf(eps=EPS, lo=0, hi=1), attack, eps=radii, batch_size=WIDTH)
+    ev = eb.evaluate(model, data, eb.Linf(eps=EPS, lo=0, hi=1), attack, eps=radii, batch_size=BATCH_SIZE)
     return {
         "examples": len(data),
         "passes per example": ev.backwards / len(data),

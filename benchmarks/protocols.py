@@ -3,7 +3,7 @@
     python benchmarks/protocols.py --nets robust --seeds 0 1 2 --out benchmarks/results/protocols-robust.json
 
 AutoAttack's way is our own `standard` with no exit inside a stage: every job of every example that entered the stage
-is run to its end, fallen examples are removed between stages. `standard` and `fast` run as `evaluate` runs them, which
+is run to its end, broken examples are removed between stages. `standard` and `fast` run as `evaluate` runs them, which
 accelerates the model where that is worth while, and again with the model as it is. One thread; in each round (one per
 seed) they take turns in an order that rotates, on the same test images; seconds are CPU seconds. Peers look at the same
 images once per seed, and their successes are judged by our own test of ball and prediction. The networks are those of
@@ -40,18 +40,18 @@ Result = dict[str, object]
 
 def to_the_end(attack: Attack, objective: Objective, task: Task) -> Tensor:
     """Which rows fall where every job is run to its end, a batch at a time."""
-    fallen = torch.zeros(len(task.y), dtype=torch.bool)
+    broken = torch.zeros(len(task.y), dtype=torch.bool)
     for rank in range(attack.jobs):
         job, exists = attack.job(task, torch.full_like(task.y, rank))
         state = attack.init(job)
         for _ in range(attack.steps):  # type: ignore[attr-defined]
             point = objective(state.z, job)
             if attack.until == "fooled":
-                fallen |= point.fooled & exists
+                broken |= point.fooled & exists
             state = attack.step(state, point, job)
         last = objective.evaluate_at(state.best, job)
-        fallen |= last.fooled & exists & job.ball.contains(state.best, job.x)
-    return fallen
+        broken |= last.fooled & exists & job.ball.contains(state.best, job.x)
+    return broken
 
 
 def autoattacks_way(model: nn.Module, examples: Examples, ball: Ball, seed: int, batch_size: int = 128) -> Result:
@@ -60,17 +60,17 @@ def autoattacks_way(model: nn.Module, examples: Examples, ball: Ball, seed: int,
     with torch.no_grad():
         task = replace(task, clean=torch.cat([model(part) for part in task.x.split(batch_size)]))
     assert task.clean is not None
-    standing = (task.clean.argmax(1) == task.y).nonzero().squeeze(1)
+    robust = (task.clean.argmax(1) == task.y).nonzero().squeeze(1)
     forwards, backwards = len(task.y), 0
     for name in expand("standard", ball):
         attack = parse(name)
         with Objective(model, attack.loss, needs=attack.needs) as objective:
-            fallen = [to_the_end(attack, objective, task.rows(rows)) for rows in standing.split(batch_size)]
+            broken = [to_the_end(attack, objective, task.rows(rows)) for rows in robust.split(batch_size)]
         forwards, backwards = forwards + objective.forwards, backwards + objective.backwards
-        standing = standing[~torch.cat(fallen)] if fallen else standing
-        if not len(standing):
+        robust = robust[~torch.cat(broken)] if broken else robust
+        if not len(robust):
             break
-    return {"robust": len(standing), "forwards": forwards, "backwards": backwards}
+    return {"robust": len(robust), "forwards": forwards, "backwards": backwards}
 
 
 def protocol(name: str, accelerate: bool | None) -> Callable[..., Result]:
@@ -93,7 +93,7 @@ def protocol(name: str, accelerate: bool | None) -> Callable[..., Result]:
 
 
 def left(model: nn.Module, examples: Examples, ball: Ball, attack: Callable[[Tensor, Tensor], Tensor]) -> int:
-    """How many examples still stand after a peer's attack, by our own test."""
+    """How many examples are still robust after a peer's attack, by our own test."""
     with torch.no_grad():
         right = (model(examples.x).argmax(1) == examples.y).nonzero().squeeze(1)
         part = examples.rows(right)

@@ -1,11 +1,11 @@
-"""What Square costs above its forwards, and how many examples stand after it, beside torchattacks.
+"""What Square costs above its forwards, and how many examples are robust after it, beside torchattacks.
 
     python benchmarks/square.py cost --out benchmarks/results/square-cost.json
     python benchmarks/square.py strength --out benchmarks/results/square-strength.json
 
 Cost: one thread; in each round the attack, with no success that would end a job, and as many bare forwards of the same
 batch under no_grad run once, in turn first; a figure is the median over the rounds of their ratio, with the quartiles.
-Strength: how many of the examples that are classified rightly still are, per seed, after so many queries.
+Strength: how many of the correctly classified examples are still robust, per seed, after so many queries.
 """
 
 from __future__ import annotations
