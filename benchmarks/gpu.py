@@ -4,8 +4,8 @@
 
 LIMIT is the raw loop, k forwards and k input-only backwards in single precision with frozen parameters; the fast loop
 the same under autocast, compiled, channels last. An attack's model calls are those that its records count:
-`share` is the time of the fast loop for as many calls over the attack's. Medians of paired ratios; events are synchronised.
-The network is trained for one epoch with FGSM and a random start, on CIFAR-10 where EPSBALL_DATA has it.
+`share` is the time of the fast loop for as many calls over the attack's. Medians of paired ratios; events are
+synchronised. The network is trained for one epoch with FGSM and a random start, on CIFAR-10 where EPSBALL_DATA has it.
 """
 
 from __future__ import annotations
