@@ -2,7 +2,14 @@
 
 import os
 
+import matrix
+import pytest
 from browser import chromium as chromium
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    matrix.mark(items)

@@ -286,7 +286,8 @@ def test_resume_after_a_stage_reproduces_the_whole_run(
     digits: tuple[torch.nn.Module, Examples], tmp_path: Path, cuts: Sequence[int]
 ) -> None:
     model, test = digits
-    arguments = (model, test, eb.Linf(eps=0.06, lo=0, hi=1), "fast")
+    ball = eb.Linf(eps=0.06, lo=0, hi=1)
+    arguments = (model, test, ball, attacks_of("fast", ball, 100))
     whole = eb.evaluate(*arguments, eps=[0.04, 0.06], seed=2, shard_size=32, run_dir=tmp_path / "whole")
     names = [stage["name"] for stage in whole.config["stages"]]
     assert len(names) == 2 * len(expand("fast", eb.Linf)) == 8

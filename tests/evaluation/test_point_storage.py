@@ -190,7 +190,10 @@ def test_a_success_undone_by_rounding_does_not_end_the_attack(ball: Ball) -> Non
         y = model(x).argmax(1)
     fgsm = eb.evaluate(model, (x, y), ball, "fgsm", storage="8bit").count("robust")
     assert 10 < fgsm < 95
-    for attack in ("apgd", ["fab-t", "square:steps=300", "square:warm_start=true,p=0.1,early_stop=2,steps=300"]):
+    for attack in (
+        "apgd",
+        ["apgd-t:steps=30", "square:warm_start=true,p=0.1,early_stop=2,steps=300", "square:steps=300"],
+    ):
         found = eb.evaluate(model, (x, y), ball, attack, storage="8bit", diagnose=0)
         assert found.count("robust") <= fgsm, attack
         rows = 0
