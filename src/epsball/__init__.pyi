@@ -16,6 +16,8 @@ from epsball.data.examples import Examples as Examples
 from epsball.diagnosis.binarization_test import binarization_test as binarization_test
 from epsball.diagnosis.diagnosis_record import Diagnosis as Diagnosis
 from epsball.diagnosis.diagnose import diagnose as diagnose
+from epsball.diagnosis.setup_record import Setup as Setup
+from epsball.diagnosis.setup_record import SetupWarning as SetupWarning
 from epsball.evaluation.compare import compare as compare
 from epsball.evaluation.evaluate import evaluate as evaluate
 from epsball.diagnosis.binarization_record import BinarizationTest as BinarizationTest

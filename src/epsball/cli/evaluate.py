@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from epsball.cli.common import Json, Subject, ball_of, described, finite, progress
-from epsball.cli.evaluate_shown import show_result
+from epsball.cli.evaluate_shown import show_result, show_setup
 from epsball.common.atomic_files import write_whole
 from epsball.common.checks import check_between, check_whole
 from epsball.common.config import Rule
@@ -22,6 +22,7 @@ from epsball.evaluation.config import COUNT, EvaluationConfig
 
 if TYPE_CHECKING:
     from epsball.balls.ball import Ball
+    from epsball.evaluation.evaluate import Progress
 
 
 @Parameter(name="*", consume_multiple=True, negative_iterable=())
@@ -106,8 +107,19 @@ def evaluate(
         command = _command(flags, source, source_weights, examples.classes)
         if out is not None and not (out / "config.json").exists():  # a resumed run may yet be refused
             _write_command(out, command)
+        one_radius = flags.eps is None and not flags.min_norm
+        shown |= {"data": described(examples), "ball": flags.ball if one_radius else flags.ball.partition(":")[0]}
+
         with progress(errors) as bar:
             task = bar.add_task("", total=len(examples), note="")
+
+            def report(at: Progress) -> None:
+                if at.setup is not None and not json:
+                    bar.stop()  # it is on the same screen
+                    show_setup(at.setup, shown)
+                    bar.start()
+                bar.update(task, description=at.stage, completed=at.done, note=f"{at.robust:,} robust")
+
             found = library_evaluate(
                 model,
                 examples,
@@ -116,9 +128,7 @@ def evaluate(
                 target=flags.target,
                 source=surrogate,
                 run_dir=out,
-                on_progress=lambda at: bar.update(
-                    task, description=at.stage, completed=at.done, note=f"{at.robust:,} robust"
-                ),
+                on_progress=report,
                 **flags.settings,
             )
     except KeyboardInterrupt:
@@ -129,9 +139,7 @@ def evaluate(
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
     else:
-        one_radius = flags.eps is None and not flags.min_norm
-        shown |= {"data": described(examples), "ball": flags.ball if one_radius else flags.ball.partition(":")[0]}
-        show_result(found, shown, out)
+        show_result(found, out)
     return int(fail_under is not None and not found.robust_accuracy >= fail_under)
 
 

@@ -1,4 +1,5 @@
-"""What `epsball evaluate` prints: the stages, the curve or the distances, the result, and whether it is reliable."""
+"""What `epsball evaluate` prints: the set-up before the attacks, and after them stages, curve or distances, the result,
+and whether it is reliable."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from epsball.cli.common import percent
 
 if TYPE_CHECKING:
+    from epsball.diagnosis.setup_record import Setup
     from epsball.evaluation.result import Evaluation, Stage, Status
 
 BAR = 40
@@ -21,13 +23,21 @@ BAR = 40
 APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}
 
 
-def show_result(found: Evaluation, subject: dict[str, str], out: Path | None) -> None:
-    """Print an evaluation; `subject` says what model, source, data and ball are."""
+def show_setup(setup: Setup, subject: dict[str, str]) -> None:
+    """Print what a run is about to do: what model, source, data and ball are, and what was understood of them."""
     console = Console(highlight=False, emoji=False)
     for name in ("model", "source", "data", "ball"):
         if name in subject:
             console.print(f"[dim]{name:<6}[/] {escape(subject[name])}", soft_wrap=True)
-    console.print()
+    stated = Table.grid(padding=(0, 1))
+    for number, line in enumerate(setup.lines):
+        stated.add_row("" if number else "[dim]set-up[/]", escape(line))
+    console.print(stated, "")
+
+
+def show_result(found: Evaluation, out: Path | None) -> None:
+    """Print an evaluation."""
+    console = Console(highlight=False, emoji=False)
     config = found.config
     if config["min_norm"]:
         _show_distances(found, console)
@@ -59,6 +69,8 @@ def _show_reliability(found: Evaluation, console: Console) -> None:
     if (reaction := found.config["reaction"]) is not None:
         for because in reaction["because"]:
             console.print(f"[yellow]{because}[/]")
+    if found.setup is not None and not found.setup.sound:
+        console.print(f"[yellow]Set-up doubtful, see the warnings above: {', '.join(found.setup.names)}.[/]")
     if (diagnosis := found.diagnosis) is not None:
         console.print(f"[{'yellow' if diagnosis.unreliable else 'dim'}]{diagnosis.sentence}[/]")
         for one in diagnosis.failed:

@@ -9,6 +9,7 @@ stages are the units of work that a resumed run does not repeat.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,13 +32,16 @@ from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import run_binarization_test
+from epsball.diagnosis.setup import SAID_ELSEWHERE, mode_of
+from epsball.diagnosis.setup_data import check_units
+from epsball.diagnosis.setup_record import Setup, SetupWarning
 from epsball.engine.batches import forward_rows
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
 from epsball.evaluation.config import EvaluationConfig
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan, unbounded, with_acceleration
 from epsball.evaluation.point_storage import Kind
-from epsball.evaluation.preflight import diagnosis_of, reaction_to
+from epsball.evaluation.preflight import diagnosis_of, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
 from epsball.evaluation.run_directory import RunDir
 from epsball.evaluation.shard import PROBED, Shard
@@ -47,12 +51,16 @@ from epsball.problem.task import AWAY
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: the stage, examples that are finished, examples that are robust so far, and all examples."""
+    """How far a run is: the stage, examples that are finished, examples that are robust so far, and all examples.
+
+    The first report of a run comes before its attacks and holds the `setup`, what was understood of the arguments.
+    """
 
     stage: str
     done: int
     robust: int
     total: int
+    setup: Setup | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -107,6 +115,9 @@ def evaluate(
     `target` (n,) or one class asks for that class; `success` says when an attack succeeds. With `run_dir` the run is
     kept there; the same directory resumes it. `on_progress` is called after every step of an attack.
 
+    Before the attacks the result's `setup` states what was understood: the range of the data, box and radius, classes,
+    clean accuracy beside chance, the model's mode. What is likely to be wrong is a `SetupWarning`.
+
     The protocols "standard" and "fast" react to a probe of 32 examples: saturated logits, a stochastic model, masked
     gradients; what they changed is in the result's `config`.
 
@@ -136,6 +147,8 @@ def evaluate(
     ball = unbounded(ball) if min_norm else ball
     attacks = settings.default_attacks if attacks is None else attacks
     inputs = EvaluationInputs(model, examples, ball, attacks, source, target, success)
+    check_units(examples.x, ball)
+    mode = mode_of(model)
     reaction, probe_forwards = reaction_to(inputs, settings, run_dir)
     plan = replace(make_plan(inputs, settings, reaction), probe_forwards=probe_forwards)
     plan = with_acceleration(plan, accelerate, run_dir)
@@ -146,16 +159,27 @@ def evaluate(
         stack.enter_context(frozen(model))
         if source is not None:
             stack.enter_context(frozen(source))
-        found = _run_shards(plan, directory, on_progress or (lambda progress: None))
-        found = replace(found, binarization_test=_binarization_test(plan, directory))
+        on_progress = on_progress or (lambda progress: None)
+        memory: dict[tuple[int, str], pa.Table] = {}
+        setup = setup_of(plan, examples, mode, directory, memory)
+        on_progress(Progress("", 0, 0, len(examples), setup))
+        for finding in setup.warnings:
+            if finding.name not in SAID_ELSEWHERE:
+                warnings.warn(finding.text, SetupWarning, stacklevel=2)
+        found = _run_shards(plan, directory, memory, on_progress)
+        found = replace(found, setup=setup, binarization_test=_binarization_test(plan, directory))
         return replace(found, diagnosis=diagnosis_of(plan, directory, found))
 
 
-def _run_shards(plan: EvaluationPlan, directory: RunDir | None, on_progress: OnProgress) -> Evaluation:
+def _run_shards(
+    plan: EvaluationPlan,
+    directory: RunDir | None,
+    memory: dict[tuple[int, str], pa.Table],
+    on_progress: OnProgress,
+) -> Evaluation:
     """Run the shards that are not finished on disk, in the order of the ids, and gather their records and stages."""
     n, robust = len(plan.task.x), 0
     records: list[pa.Table] = []
-    memory: dict[tuple[int, str], pa.Table] = {}
     objectives = [plan.objective(stage) for stage in plan.stages]
     if directory is not None and directory.stage(0, "clean").exists():
         _check_same_model(plan, run_directory.load(directory.stage(0, "clean")))

@@ -1,19 +1,29 @@
-"""Around the shards of a run: the probe that its protocol reacts to, and the reliability checks of its result."""
+"""Around the shards of a run: what is stated of its set-up, the probe that its protocol reacts to, and the reliability
+checks of its result."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+import pyarrow as pa
+import torch
+
 from epsball.common.errors import BadInput
+from epsball.data.examples import Examples
 from epsball.diagnosis.diagnose import Known, probe, run_diagnosis, with_binarization_test
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.reaction import Reaction, react
+from epsball.diagnosis.setup import CleanPass, check_targets, make_setup
+from epsball.diagnosis.setup_record import Setup
+from epsball.engine.batches import forward_rows
 from epsball.engine.stages import listed
+from epsball.evaluation import run_directory
 from epsball.evaluation.config import EvaluationConfig
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import RunDir, read_config
+from epsball.evaluation.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +31,8 @@ REACTING = ("standard", "fast")
 """The protocols that react to the probe."""
 PROBED = 32
 """Examples of the probe."""
+SAMPLED = 256
+"""Examples that the set-up is read from where those of the first shard do not have all classes."""
 COST = 1275
 """Forward and backward passes that the reliability checks take for an example that is robust."""
 FEWEST, MOST = 16, 128
@@ -46,6 +58,43 @@ def reaction_to(
         log.info("no probe before the attacks: %s", error)
         return Reaction(), 0
     return react(found, inputs.ball, settings.eot), found.forwards
+
+
+def setup_of(
+    plan: EvaluationPlan,
+    examples: Examples,
+    mode: str,
+    directory: RunDir | None,
+    memory: dict[tuple[int, str], pa.Table],
+) -> Setup:
+    """The set-up of the run: the one that its directory holds, or made now, from the clean pass of the first shard.
+
+    Where that has not all classes (the data are sorted), `SAMPLED` examples spread over all are asked instead. `mode`
+    is that of the model as it came. Raises `BadInput` for what is certainly wrong.
+    """
+    before = None if directory is None else Setup.kept(directory.path)
+    if before is not None:
+        return before
+    check_targets(plan.task)
+    y, n = plan.task.y, len(plan.task.y)
+    rows = torch.arange(min(n, plan.settings.shard_size), device=y.device)
+    first = Shard(plan, 0, plan.task.rows(rows), [], directory, memory)
+    table = first.stage("clean", first.clean)
+    notes = run_directory.notes(table)
+    with plan.evaluator() as evaluator:
+        if len(y[rows].unique()) < len(y.unique()):
+            rows = torch.linspace(0, n - 1, SAMPLED, device=y.device).long().unique()
+            output = forward_rows(evaluator, plan.task.rows(rows), plan.task.x[rows], plan.batch_size)
+        elif "logits" in table.column_names:
+            output = torch.from_numpy(run_directory.points(table["logits"], (-1,)).copy()).to(y.device)
+        else:
+            output = torch.from_numpy(table["prediction"].to_numpy().copy()).to(y.device)
+        clean = CleanPass(rows, output, mode, deterministic=notes.get("deterministic"))
+        radii = plan.settings.radii if not plan.settings.min_norm else None
+        made = make_setup(plan.task, examples, radii, clean, evaluator)
+    if directory is not None:
+        made.keep(directory.path)
+    return made
 
 
 def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluation) -> Diagnosis | None:

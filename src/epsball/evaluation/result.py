@@ -15,6 +15,7 @@ from epsball.common.errors import BadInput
 from epsball.common.record import Record
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.diagnosis_record import Diagnosis
+from epsball.diagnosis.setup_record import Setup
 from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import Storage
 
@@ -65,7 +66,8 @@ class Evaluation:
     that are not finite, from which on the example does not count as robust; `forwards, backwards` are the forward and
     backward passes of the attacks on it. `adversarial` holds the adversarial examples `x_adv` and their examples `x` as
     they are stored, `points()` and `originals()` what that stands for. `binarization_test` says whether the attacks are
-    strong enough for this model, if it was run; `diagnosis` holds the reliability checks.
+    strong enough for this model, if it was run; `diagnosis` holds the reliability checks, and `setup` what was
+    understood of the arguments before the attacks.
     """
 
     config: dict[str, Any]
@@ -75,6 +77,7 @@ class Evaluation:
     probes: int
     binarization_test: BinarizationTest | None = None
     diagnosis: Diagnosis | None = None
+    setup: Setup | None = None
 
     def __len__(self) -> int:
         return self.records.num_rows
@@ -202,6 +205,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """The figures of the result, as JSON can hold them."""
         return {
+            "setup": None if self.setup is None else self.setup.summary(),
             "n": len(self),
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
@@ -241,7 +245,12 @@ class Evaluation:
             [run_directory.load(file) for file in files],
             lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
         )
-        return replace(found, binarization_test=BinarizationTest.kept(path), diagnosis=Diagnosis.kept(path))
+        return replace(
+            found,
+            binarization_test=BinarizationTest.kept(path),
+            diagnosis=Diagnosis.kept(path),
+            setup=Setup.kept(path),
+        )
 
 
 def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:

@@ -92,8 +92,9 @@ class Shard:
     def stage(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
         """The stage's table, from where it is kept, or made and kept now."""
         if self.run_dir is None:
-            self.memory[self.number, name] = made = make()
-            return made
+            if (self.number, name) not in self.memory:
+                self.memory[self.number, name] = make()
+            return self.memory[self.number, name]
         path = self.run_dir.stage(self.number, name)
         if not path.exists():
             run_directory.save(path, make())
@@ -106,8 +107,8 @@ class Shard:
             output = forward_rows(evaluator, self.task, self.task.x, self.plan.batch_size)
             if output.is_floating_point():
                 check_labels(output, self.task)
-            if self.number == 0 and self.plan.eot == 1:
-                evaluator.check_deterministic(self.task.x[:PROBED])
+            checked = self.number == 0 and self.plan.eot == 1
+            deterministic = evaluator.check_deterministic(self.task.x[:PROBED]) if checked else None
         n, forwards = len(output), len(output) * self.plan.eot
         stage = Stage(
             name="clean",
@@ -124,7 +125,8 @@ class Shard:
         if output.is_floating_point():
             columns["logits"] = run_directory.nested(numbers(output), np.full(n, True))
         probes = evaluator.probes + self.plan.probe_forwards * (self.number == 0)
-        return run_directory.with_notes(run_directory.table(columns), {"stage": vars(stage), "probes": probes})
+        notes = {"stage": vars(stage), "probes": probes, "deterministic": deterministic}
+        return run_directory.with_notes(run_directory.table(columns), notes)
 
     def measure(self, rows: np.ndarray, table: pa.Table, ball: Ball, records: ShardRecords) -> None:
         """Enter the distances of the adversarial examples of a stage, as they are stored, in every norm."""
