@@ -112,7 +112,7 @@ def ball_facts(ball: Ball, radii: tuple[float, ...] | None, x: Float[Tensor, "n 
     one = torch.ones(1, *x.shape[1:], dtype=torch.float64, device=x.device)
     width = hi - lo if (hi - lo).ndim == 0 else (hi - lo).amax(0, keepdim=True)
     size = math.prod(x.shape[1:]) if counts else float(ball.norm(one * width)) if width.isfinite().all() else math.nan
-    share = largest / size if size and math.isfinite(largest) else math.nan
+    share = largest / size if size > 0 and math.isfinite(largest) else None
     if eps.ndim > 1 and width.isfinite().all():  # one radius per feature
         share = float((eps / width).amax())
     speck = (torch.arange(one.numel(), device=x.device) % 100 == 0).reshape(one.shape)
@@ -231,9 +231,9 @@ def _of_box(data: DataFacts, ball: BallFacts, box_of_data: tuple[float, float]) 
             f"give the ball lo={lo:.4g}, hi={hi:.4g}",
         )
     least, share = ball.eps, ball.share
-    if math.isnan(share) and data.image and not ball.counts and data.high > data.low:
+    if share is None and data.image and not ball.counts and data.high > data.low:
         share = ball.largest / (ball.whole * (data.high - data.low))  # of the data's range
-    if math.isfinite(least) and share * least > ball.largest:
+    if share is not None and math.isfinite(ball.largest) and share * least > ball.largest:
         meant = (data.high - data.low) <= 1 and 1 < least <= 128
         yield Finding(
             "eps-covers-box",

@@ -35,7 +35,7 @@ AGREED = 0.15
 def chance_accuracy(y: Int64[Tensor, " n"], predicted: Int64[Tensor, " n"], classes: int) -> float:
     """The expected accuracy of predictions as frequent as these that do not depend on the example (Cohen 1960)."""
     if not len(y):
-        return math.nan
+        return 0.0
     one, two = (part.bincount(minlength=classes).double() / len(y) for part in (y, predicted))
     return float((one * two[: len(one)]).sum())
 

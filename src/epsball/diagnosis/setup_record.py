@@ -56,8 +56,8 @@ class BallFacts(Record):
     """The ball: its norm's `symbol`, the box from `lo` to `hi`, the radii from `eps` to `largest`.
 
     Where a part differs between examples or features these are its extremes, and `varies` names it. `share` is the
-    largest radius as a share of the box's size in this norm (of a count: of all coordinates), NaN where there is no
-    box. `whole` is the norm of a change by 1 in all coordinates, `speck` in one of a hundred. `counts` says whether
+    largest radius as a share of the box's size in this norm (of a count: of all coordinates), None where there is
+    none. `whole` is the norm of a change by 1 in all coordinates, `speck` in one of a hundred. `counts` says whether
     the radius counts coordinates.
     """
 
@@ -66,7 +66,7 @@ class BallFacts(Record):
     hi: float
     eps: float
     largest: float
-    share: float
+    share: float | None
     whole: float
     speck: float
     counts: bool
@@ -166,7 +166,7 @@ class Setup(RunRecord):
         if math.isinf(ball.largest):
             return f"{ball.symbol}, minimum norm"
         ends = " to ".join(radius_text(eps, ball.lo, ball.hi) for eps in dict.fromkeys((ball.eps, ball.largest)))
-        if math.isnan(ball.share):
+        if ball.share is None:
             return f"{ball.symbol}, ε = {ends}"
         return (
             f"{ball.symbol}, ε = {ends}: {_percent(ball.share)} of {'the numbers of x' if ball.counts else 'the box'}"
@@ -193,7 +193,7 @@ class Setup(RunRecord):
 def _percent(share: float) -> str:
     """A share for people, to two digits.
 
-    >>> _percent(0.9722), _percent(0.0314), _percent(float("nan"))
-    ('97 %', '3.1 %', 'unknown')
+    >>> _percent(0.9722), _percent(0.0314)
+    ('97 %', '3.1 %')
     """
-    return "unknown" if math.isnan(share) else f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
+    return f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
