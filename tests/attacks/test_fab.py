@@ -278,7 +278,7 @@ def test_points_stay_in_range_where_the_model_is_flat(norm: str, slope: float) -
         model.model[0].bias.copy_(torch.tensor([2.0, -1.0]))
     x, y = torch.tensor([[0.3, -0.4, 0.5], [30.0, 0.0, -7.0]]), torch.tensor([0, 0])
     ball = BALLS[norm](eps=0.5)
-    with Objective(model, logit_gaps, careful=True) as objective:
+    with Objective(model, logit_gaps) as objective:
         objective._fresh = False
         found = queue.run(eb.FAB(steps=6), objective, task_of(x, y, ball), QueueOptions(batch_size=32))
     seen = torch.cat(model.seen)

@@ -211,7 +211,7 @@ def test_points_stay_in_range_without_a_box_where_gradients_vanish(attack: Attac
         model.model[0].weight.copy_(9 * torch.tensor([[1.0, 2.0, -1.0], [0.0, 1.0, 1.0]]))
         model.model[0].bias.copy_(torch.tensor([2.0, -1.0]))
     x, y = torch.tensor([[0.3, -0.4, 0.5], [3.0, 0.0, -7.0]]), torch.tensor([0, 0])
-    with Objective(model, attack.loss, careful=True) as objective:
+    with Objective(model, attack.loss) as objective:
         objective._fresh = False
         queue.run(attack, objective, task_of(x, y, BALLS[norm](eps=math.inf)), QueueOptions(batch_size=32))
     seen = torch.cat(model.seen)

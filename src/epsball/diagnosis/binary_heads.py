@@ -57,7 +57,7 @@ class Featured(Objective):
     def __init__(
         self, model: Model, layer: nn.Linear | None, loss: Loss = cross_entropy, *, needs: Needs = "grad", eot: int = 1
     ) -> None:
-        super().__init__(model, loss, needs=needs, careful=True, eot=eot)
+        super().__init__(model, loss, needs=needs, eot=eot)
         self.layer = layer
         self._inputs: Tensor | None = None
 

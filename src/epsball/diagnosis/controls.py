@@ -65,7 +65,7 @@ class Controls:
         attack = self.reaction.tempered(attack)
         if not len(index) or (attack.needs == "grad" and not self.differentiable):
             return broken
-        with Objective(self.model, attack.loss, needs=attack.needs, careful=True, eot=self.eot) as objective:
+        with Objective(self.model, attack.loss, needs=attack.needs, eot=self.eot) as objective:
             rows_task = (task or self.task).rows(index)
             outcome = queue.run(attack, objective, rows_task, QueueOptions(batch_size=self.batch_size))
             self._count(objective)
@@ -75,7 +75,7 @@ class Controls:
     def traced(self, attack: Attack, rows: Bool[Tensor, " n"]) -> Trace:
         """The trace of an attack on `rows`, in the shape of all rows: the others have no loss and are not broken."""
         index, attack = rows.nonzero().squeeze(1), self.reaction.tempered(attack)
-        with Objective(self.model, attack.loss, needs=attack.needs, careful=True, eot=self.eot) as objective:
+        with Objective(self.model, attack.loss, needs=attack.needs, eot=self.eot) as objective:
             part = trace(attack, objective, self.task.rows(index))
             self._count(objective)
         loss = part.loss.new_full((len(part.loss), len(rows)), torch.nan)

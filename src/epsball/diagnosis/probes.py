@@ -55,7 +55,7 @@ def run_probes(model: Model, task: Task, logits: Float[Tensor, "n classes"], eot
     """
     if not len(task.x):
         return Probe((), 1.0, True, 0, 0)
-    with Objective(model, margin, careful=True, eot=eot) as objective:
+    with Objective(model, margin, eot=eot) as objective:
         again = objective.forward(task.x)
         differentiable = _differentiable(model, task.x[:1])
         margins = -success_margin(logits, task).double()

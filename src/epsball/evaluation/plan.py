@@ -106,7 +106,7 @@ class EvaluationPlan:
         model = self.accelerated_for(attack) or self.source or self.model
         if stage.draft:
             model = Draft(model)
-        return objective_for(model, attack.loss, needs=attack.needs, success=self.success, careful=True, eot=self.eot)
+        return objective_for(model, attack.loss, needs=attack.needs, success=self.success, eot=self.eot)
 
     def evaluator(self) -> Objective:
         """The model itself, whose predictions count."""

@@ -39,7 +39,7 @@ def input_gradients(
     model: Model, task: Task, *, loss: Loss = cross_entropy, batch_size: int
 ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n *shape"]]:
     """Logits and input gradients of the loss at the examples; a gradient that is not finite counts as zero."""
-    with Objective(model, loss, careful=True) as objective:
+    with Objective(model, loss) as objective:
         found = [(point.logits, point.grad) for _, point in batches(objective, task, batch_size)]
     return torch.cat([logits for logits, _ in found]), torch.cat([grad for _, grad in found])
 

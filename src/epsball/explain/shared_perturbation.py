@@ -91,7 +91,7 @@ class PerturbationMaker:
         stepped = torch.cat([FGSM(loss=margin)(model, x, y, ball) for x, y in batches])
         candidates = []
         for temperature in TEMPERATURES:
-            with Objective(model, SmoothCount(max(temperature * median_margin, 1e-6)), careful=True) as objective:
+            with Objective(model, SmoothCount(max(temperature * median_margin, 1e-6))) as objective:
                 candidates.append(self._ascend(objective, fitted, shared, ball))
         delta, _ = max(candidates, key=lambda candidate: candidate[1])
         with Objective(model, margin, needs="logits") as objective:

@@ -203,15 +203,14 @@ def objective_for(
     *,
     needs: Needs = "grad",
     success: Success = changes_prediction,
-    careful: bool = False,
     eot: int = 1,
 ) -> Objective:
     """The objective that fits the model: for a black box, the one that counts its queries."""
     if not isinstance(model, BlackBox):
-        return Objective(model, loss, needs=needs, success=success, careful=careful, eot=eot)
+        return Objective(model, loss, needs=needs, success=success, eot=eot)
     if needs == "grad":
         raise BadInput(
             "`attacks` must do without gradients on a black box: square needs logits, hopskipjump labels; or attack a "
             "`source`, as `epsball.surrogate` trains one"
         )
-    return BlackBoxObjective(model, loss, needs=needs, success=success, careful=careful, eot=eot)
+    return BlackBoxObjective(model, loss, needs=needs, success=success, eot=eot)

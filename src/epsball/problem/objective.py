@@ -45,6 +45,23 @@ SOFTMAX = (
 )
 
 
+NOT_FINITE = (
+    "the gradient is not finite everywhere: it is taken as zero there. Check for a square root or a logarithm at zero, "
+    "or an overflow, in `model`"
+)
+
+
+def finite_gradient(grad: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """The gradient with zero in the place of each entry that is not finite (nan, inf, -inf), or itself.
+
+    >>> finite_gradient(torch.tensor([[torch.nan, torch.inf, -torch.inf, 2.0]]))
+    tensor([[0., 0., 0., 2.]])
+    """
+    if grad.is_cpu and math.isfinite(grad.sum().item()):
+        return grad
+    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # on a GPU this is cheaper than to wait for a sum
+
+
 def probabilities(logits: Float[Tensor, "n classes"]) -> bool:
     """Whether these are likely to be probabilities: no number is negative, and rows sum to 1."""
     return bool(logits.numel() and logits.amin().item() >= 0 and (logits.sum(1) - 1).abs().amax() < 1e-3)
@@ -160,8 +177,8 @@ class Objective:
     asked for. With `eot` = k a pass asks k times and shows the mean of logits, loss and gradient (labels: the most
     frequent; where `needs` is 'logits' the loss is that of the mean logits, not the mean of k losses): for models that
     draw random numbers, the expectation over transformation of Athalye et al. (ICML 2018), and the classifier in
-    question is the one that averages k draws. A `careful` objective takes gradients that are not
-    finite for zero, on every pass; any other becomes so when its first gradient gives a reason.
+    question is the one that averages k draws. An entry of a gradient that is not finite is taken as zero
+    (`finite_gradient`), and the user is warned of the first one.
     """
 
     def __init__(
@@ -171,7 +188,6 @@ class Objective:
         *,
         needs: Needs = "grad",
         success: Success = changes_prediction,
-        careful: bool = False,
         eot: int = 1,
     ) -> None:
         if not callable(model):
@@ -180,13 +196,13 @@ class Objective:
             raise BadInput(f"`eot` must be a whole number >= 1, got {eot!r}; 1 is right for all but stochastic models")
         self.model, self.loss, self.needs, self.success, self.eot = model, loss, needs, success, eot
         self.forwards = self.backwards = self.probes = 0
-        self.careful = careful
         self._fresh = True
+        self._finite: bool | Tensor = True  # every gradient so far; on a GPU it is read once, at the end
         self._ones: Tensor | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._fresh = True
+        self._fresh = self._finite = True
         if torch.is_inference_mode_enabled():
             raise BadInput(
                 "`torch.inference_mode` must be off: it records no gradient at all; use torch.no_grad instead"
@@ -197,6 +213,8 @@ class Objective:
 
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(None, None, None)
+        if isinstance(self._finite, Tensor) and not self._finite.item():
+            warnings.warn(NOT_FINITE, ModelWarning, stacklevel=3)
 
     def forward(self, z: Float[Tensor, "n *shape"], task: Task | None = None) -> Tensor:
         """Logits (n, classes) or labels (n,) at z, without a gradient."""
@@ -228,17 +246,17 @@ class Objective:
                 self._check_first(logits, task)
             return Point(z, logits, self.loss(logits, task), None, self.success, task)
         first = self._fresh
-        logits, loss, grad = self._gradients(z, task)
+        logits, loss, raw = self._gradients(z, task)
         self._fresh = False
+        grad = self._zeroed(raw)
         for _ in range(1, self.eot):
             more = self._gradients(z, task)
-            logits, loss, grad = logits.detach() + more[0].detach(), loss.detach() + more[1].detach(), grad + more[2]
+            logits, loss = logits.detach() + more[0].detach(), loss.detach() + more[1].detach()
+            raw, grad = raw + more[2], grad + self._zeroed(more[2])
         if self.eot > 1:
             logits, loss, grad = logits / self.eot, loss / self.eot, grad / self.eot
         if first:
-            self._check_gradient(grad)
-        if self.careful and not math.isfinite(grad.sum().item()):
-            grad = grad.nan_to_num(nan=0.0)
+            self._check_first_gradient(raw)
         return Point(z, logits, loss, grad, self.success, task)
 
     def _gradients(self, z: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -333,20 +351,24 @@ class Objective:
         if probabilities(logits.detach()):
             warnings.warn(SOFTMAX, ModelWarning, stacklevel=4)
 
-    def _check_gradient(self, grad: Tensor) -> None:
+    def _zeroed(self, grad: Tensor) -> Tensor:
+        """The gradient, zero where it is not finite; the first time with a warning, on a GPU when it is closed."""
+        clean = finite_gradient(grad)
+        if clean is grad or self._finite is False:
+            return clean
+        finite = grad.isfinite().all()
+        if not grad.is_cpu:
+            self._finite = finite & self._finite
+        elif not finite:
+            self._finite = False
+            warnings.warn(NOT_FINITE, ModelWarning, stacklevel=4)
+        return clean
+
+    def _check_first_gradient(self, grad: Tensor) -> None:
         """In the first model call after opening: is there a gradient to follow?"""
-        sizes = torch.linalg.vector_norm(flat(grad), dim=1).tolist()
-        if all(map(math.isfinite, sizes)) and 0.0 not in sizes:
+        if 0.0 not in torch.linalg.vector_norm(flat(grad), dim=1).tolist():
             return
-        sizes = flat(grad).abs().amax(1).tolist()  # the squares of a norm may overflow, or vanish
-        if not all(map(math.isfinite, sizes)):
-            self.careful = True
-            warnings.warn(
-                "the gradient is not finite everywhere: it is taken as zero there. Check for a square root or a "
-                "logarithm at zero, or an overflow, in `model`",
-                ModelWarning,
-                stacklevel=4,
-            )
+        sizes = flat(grad).abs().amax(1).tolist()  # the squares of a norm may vanish
         count = sizes.count(0.0)
         if count:
             warnings.warn(

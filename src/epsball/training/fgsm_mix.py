@@ -18,7 +18,7 @@ from epsball.common.checks import check_between
 from epsball.common.config import Rule
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch
-from epsball.problem.objective import frozen
+from epsball.problem.objective import finite_gradient, frozen
 from epsball.training.batch_statistics import BatchNorm, adversarial_pass, clean_pass
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, existing, input_gradient, logits_of
 from epsball.training.inner_attack import attack_gradient, attackable
@@ -99,12 +99,13 @@ class FGSMMix(CrossEntropyTraining):
             with frozen(model, evaluating=False):
                 logits = logits_of(model, leaf)
                 loss = self.loss(logits, y)
-                grad = input_gradient(loss, leaf)
+                grad = finite_gradient(input_gradient(loss, leaf))
             return logits.detach(), loss.detach(), grad
         logits = logits_of(model, leaf)
         loss = self.loss(logits, y)
         (alpha * loss).backward()
-        return logits.detach(), loss.detach(), existing(leaf.grad) if leaf.requires_grad else None
+        grad = finite_gradient(existing(leaf.grad)) if leaf.requires_grad else None
+        return logits.detach(), loss.detach(), grad
 
     def _joint_pass(self, model: nn.Module, x: Batch, y: Labels, ball: Ball, alpha: float) -> Logged:
         """One mixed batch of 2n rows, after an attack on n rows for grad_x."""

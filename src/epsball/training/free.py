@@ -10,6 +10,7 @@ from torch import nn
 
 from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch
+from epsball.problem.objective import finite_gradient
 from epsball.training.cross_entropy import Count, CrossEntropyTraining, NonNegative, accuracy, existing, logits_of
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
@@ -45,7 +46,7 @@ class Free(CrossEntropyTraining):
         logits = logits_of(model, leaf)
         loss = self.loss(logits, y)
         loss.backward()
-        z = ball.step(existing(leaf.grad), leaf.detach(), x, self.step_size)
+        z = ball.step(finite_gradient(existing(leaf.grad)), leaf.detach(), x, self.step_size)
         _return_perturbations(step, z - x)
         return {"loss": loss.detach(), "adversarial_accuracy": accuracy(logits, y)}
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch
-from epsball.problem.objective import frozen
+from epsball.problem.objective import finite_gradient, frozen
 from epsball.training.batch_statistics import restored_buffers
 from epsball.training.cross_entropy import CrossEntropyTraining, input_gradient, logits_of
 from epsball.training.training_objective import Labels, Logged, TrainingStep
@@ -63,9 +63,9 @@ def summed_cross_entropy(y: Labels) -> AttackLoss:
 
 
 def attack_gradient(model: nn.Module, z: Batch, loss: AttackLoss) -> Batch:
-    """The input gradient of the loss at z: a forward and a backward pass."""
+    """The input gradient of the loss at z, zero where it is not finite: a forward and a backward pass."""
     leaf = z.detach().requires_grad_()
-    return input_gradient(loss(logits_of(model, leaf)), leaf)
+    return finite_gradient(input_gradient(loss(logits_of(model, leaf)), leaf))
 
 
 def ascend(

@@ -116,7 +116,7 @@ def conditioning(model: nn.Module, data: Examples, ball: Ball, *, config: Condit
     if not layers:
         kinds = ", ".join(kind.__name__ for kind in AFFINE[:4])
         raise BadInput(f"`model` must run at least one affine layer ({kinds}, ...), got none; write it with torch.nn")
-    with Objective(model, _differences(config.rivals), careful=True) as objective:
+    with Objective(model, _differences(config.rivals)) as objective:
         points = [_steepness(objective, task, sample, config.batch_size) for sample in range(1 + config.samples)]
     steepness, dual = (torch.stack([point[name] for point in points]).amax(0) for name in ("steepness", "dual"))
     return Conditioning(

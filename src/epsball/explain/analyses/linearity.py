@@ -109,7 +109,7 @@ def linearity(
     t[config.points // 2] = 0.0
     found: list[dict[str, Tensor]] = []
     example: dict[str, Any] = {}
-    with Objective(model, loss, careful=True) as objective:
+    with Objective(model, loss) as objective:
         for task, point in batches(objective, examples, config.batch_size):
             free = task.ball if config.boxed else without_box(task.ball)
             centre = task.x if config.boxed else torch.zeros_like(task.x)

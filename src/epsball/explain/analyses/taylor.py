@@ -129,7 +129,7 @@ def taylor_gap(
     examples, radii = task_of(x, y, ball), _radii(ball, config)
     found: dict[str, list[Tensor]] = {"loss": [], "first_order": [], "change": []}
     done = 0
-    with Objective(model, loss, careful=True) as objective:
+    with Objective(model, loss) as objective:
         for task, point in batches(objective, examples, config.batch_size):
             if point.loss.ndim != 1:
                 raise BadInput(f"`loss` must give one value per example, (n,), got {tuple(point.loss.shape)}; take one")
