@@ -370,6 +370,7 @@ def test_a_script_as_a_class_name_a_path_or_a_command_stays_text(tmp_path: Path)
     path = tmp_path / "a <b>&'run"
     made(path, 1, 6, 6, attacks="fgsm")
     config = json.loads((path / "config.json").read_text())
+    del config["checksum"]
     config["data"]["class_names"] = [EVIL, "</script>", "--worst"]
     config["data"]["name"] = "<img src=x onerror=alert(1)>"
     (path / "config.json").write_text(json.dumps(config))

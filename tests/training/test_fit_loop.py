@@ -312,7 +312,7 @@ def test_a_resume_with_another_training_is_refused_by_name(digits, tmp_path):
 def test_a_damaged_checkpoint_is_named(digits, tmp_path):
     fit(net(), digits, BALL, out=tmp_path, **EVERYTHING)
     last = sorted(tmp_path.glob("checkpoint-*"))[-1]
-    (last / ".metadata").write_bytes(b"nothing")
+    (last / "checkpoint.json").write_bytes(b"nothing")
     with pytest.raises(BadInput, match=f"{last.name} is damaged.*delete it"):
         fit(net(), digits, BALL, out=tmp_path, **EVERYTHING)
 

@@ -6,23 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.balls.registry import BALLS
-from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
 from epsball.common.fingerprint import described
+from epsball.common.tensor_files import read_tensors, write_tensors
 
 
 def save_ball(ball: Ball, path: Path) -> None:
     """Keep the tensors of a bound ball, rows in the order of their ids; no file where it has only numbers."""
     parts = {name: value for name in ball.parts() if isinstance(value := getattr(ball, name), Tensor)}
     if parts:
-        kept = {name: value.detach().cpu().contiguous().clone() for name, value in parts.items()}
-        write_whole(path, lambda draft: save_file(kept, draft))
+        write_tensors(path, parts)
 
 
 def describe_ball(ball: Ball) -> dict[str, Any]:
@@ -39,13 +36,13 @@ def load_ball(description: dict[str, Any], path: Path, *, radius: float | None) 
     wanted = [name for name, value in description.items() if isinstance(value, str) and value.startswith("tensor")]
     try:
         cls = BALLS[description["norm"]]
-        tensors = load_file(path) if wanted else {}
+        tensors = read_tensors(path) if wanted else {}
         own: dict[str, Any] = {
             name: tensors[name] if name in wanted else _number(description[name]) for name in cls.parts()
         }
         own |= {} if radius is None else {"eps": radius}
         ball = cls(**own, _bound=True)
-    except (KeyError, TypeError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise BadInput(
             f"`run_dir` must hold the ball of the run, but config.json names {description} and {path} gives no more: "
             f"{error}; a run of this version writes both"

@@ -38,6 +38,7 @@ from typing import Annotated, Any, Literal, Self, Union, cast, dataclass_transfo
 
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
+from epsball.common.limits import MOST_CONFIG, check_toml, read_bytes
 from epsball.common.record import Record
 
 
@@ -137,9 +138,10 @@ def read_toml(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
     """The values of a TOML file by name, with underscores. Raises `BadInput` for a name that is not `known`."""
     path = Path(path).expanduser()
     try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except (OSError, ValueError) as error:
+        text = read_bytes(path, MOST_CONFIG).decode()
+        check_toml(text)
+        values = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"`config` must be a TOML file, got {path}: {error}; a line of it is seed = 5") from error
     return {
         check_one_of(f"config {path}: name", name.replace("-", "_"), known): value for name, value in values.items()

@@ -19,6 +19,8 @@ from cattrs.strategies import configure_union_passthrough
 
 from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
+from epsball.common.json_files import read_values
+from epsball.common.limits import parse_json
 
 _converter = Converter()
 configure_union_passthrough(bool | int | float | str | None, _converter)
@@ -66,7 +68,7 @@ class Record:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The record that `to_json` wrote. Raises `ValueError` for what is none."""
-        return cls.from_record(json.loads(text))
+        return cls.from_record(parse_json(text))
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file, whole or not at all."""
@@ -76,6 +78,6 @@ class Record:
     def load(cls, path: str | Path, *, remedy: str = "make it again") -> Self:
         """The record of a file. Raises `BadInput` with the file and the remedy where it holds none."""
         try:
-            return cls.from_json(Path(path).read_text())
+            return cls.from_record(read_values(path))
         except (OSError, ValueError) as error:
             raise BadInput(f"{path} is missing or damaged ({error}); {remedy}") from error

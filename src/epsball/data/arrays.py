@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from epsball.common.errors import BadInput
+from epsball.common.limits import check_arrays
 from epsball.data.examples import Examples
 from epsball.data.labels import labels
 
@@ -62,9 +63,10 @@ def from_arrays(
 def read_npz(path: Path) -> Examples:
     """The examples of a `.npz` file with arrays `x` and `y`, as `from_arrays` takes them."""
     try:
+        check_arrays(path)
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except Exception as error:  # whatever numpy's reader meets in a damaged file
         raise BadInput(
             f"`data` must hold plain arrays `x` and `y`, but {str(path)!r} does not: {error}; write "
             "`numpy.savez(path, x=x, y=y)`"

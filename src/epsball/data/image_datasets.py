@@ -18,11 +18,14 @@ import torch
 
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
+from epsball.common.limits import check_data_folder, check_file, check_pixels
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "y", "fine_label")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
+"""The formats of images that are opened. Pillow knows others that start a program (EPS), or are rarely read safely."""
 
 
 def read_images(
@@ -32,6 +35,8 @@ def read_images(
     import datasets
 
     _refuse_typo(spec)
+    if Path(spec).is_dir():
+        check_data_folder(spec)
     try:
         with _no_progress_bars():
             splits = datasets.load_dataset(spec)
@@ -115,7 +120,7 @@ def _decode(sources: Iterable[Any], count: int, spec: str) -> np.ndarray:
         except Exception as error:  # broken files raise whatever the decoder stumbles over
             raise BadInput(f"`data` must hold images that Pillow reads, but row {row} of {spec!r}: {error}") from error
         if row == 0:
-            images = np.empty((count, *pixels.shape), np.uint8)
+            images = _empty(count, pixels.shape)
         if pixels.shape[:2] != images.shape[1:3]:
             raise BadInput(
                 f"`data` must hold images of one size, but of {spec!r} row 0 is {images.shape[1]}x{images.shape[2]} "
@@ -127,11 +132,23 @@ def _decode(sources: Iterable[Any], count: int, spec: str) -> np.ndarray:
     return images
 
 
+def _empty(count: int, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.empty((count, *shape), np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise BadInput(
+            f"`data` must fit into memory, but {count:,} images of {shape[0]}x{shape[1]} do not; take fewer, or resize"
+        ) from error
+
+
 def _pixels(source: Any) -> np.ndarray:
     """One image as uint8 (H, W, C), C = 1 for a grey one, else 3."""
     from PIL import Image, ImageOps
 
-    with Image.open(source) as image:
+    if isinstance(source, str):
+        check_file(source)
+    with Image.open(source, formats=FORMATS) as image:
+        check_pixels(*image.size)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"its pixels are {image.mode}, not 8 bits; save it as 8 bits")
@@ -146,7 +163,7 @@ def _refuse_typo(spec: str) -> None:
     """Refuse at once what cannot be a name on the Hub: without a network, asking the Hub takes half a minute."""
     path = Path(spec)
     local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix in (".npz", ".parquet", ".csv")
-    if path.is_file() or (not path.exists() and (local or _similar_names(spec) == ["digits"])):
+    if (path.exists() and not path.is_dir()) or (not path.exists() and (local or _similar_names(spec) == ["digits"])):
         raise BadInput(_expected(spec))
 
 

@@ -36,6 +36,6 @@ def load_data(
     path = Path(spec).expanduser()
     if str(spec) == "digits":
         return read_digits(split).rows(slice(limit))
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix == ".npz" and path.exists():
         return read_npz(path).rows(slice(limit))
     return read_images(str(path if path.exists() else spec), split, limit, image_column, label_column)

@@ -20,8 +20,11 @@ from jaxtyping import Float, Shaped
 from epsball.common.atomic_files import write_whole
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
+from epsball.common.limits import check_arrays, check_columns
 
 KINDS = (".csv", ".tsv", ".parquet", ".npz")
+MOST_HEADER = 1 << 20
+"""Bytes of the first line of a table."""
 EXACT = 1 << 53
 """Beyond it float64 does not hold every whole number."""
 INDEX_NAMES = ("", "__index_level_0__")
@@ -126,9 +129,13 @@ def output_kind(path: Path, known: Iterable[str]) -> str:
 def _arrow(path: Path, target: str | None) -> tuple[pa.Table, str | None]:
     try:
         if path.suffix == ".parquet":
-            return pyarrow.parquet.ParquetFile(path).read(), target
+            with pyarrow.parquet.ParquetFile(path) as table:
+                check_columns(path, table.metadata)
+                return table.read(), target
         with open(path, "rb") as file:
-            header = file.readline(1 << 20)
+            header = file.readline(MOST_HEADER)
+        if len(header) == MOST_HEADER:
+            raise BadInput(f"`data` must begin with the names of its columns, but {str(path)!r} has no end of a line")
         return pyarrow.csv.read_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(use_threads=False),
@@ -145,19 +152,27 @@ def _arrow(path: Path, target: str | None) -> tuple[pa.Table, str | None]:
 def _npz(path: Path, target: str | None) -> tuple[pa.Table, str]:
     target = target or "y"
     try:
+        check_arrays(path)
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays[check_one_of("target", target, [name for name in arrays if name != "x"])]
     except BadInput:
         raise
     except Exception as error:  # whatever numpy's reader stumbles over in a broken file
         raise BadInput(f"`data` must hold plain arrays x and y, but {str(path)!r} does not: {error}") from error
+    if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
+        raise BadInput(f"`data` must hold plain arrays x and {target}, but {str(path)!r} holds other files")
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
         raise BadInput(f"`data` must hold x (n, d) and {target} (n,), got {x.shape} and {y.shape}; one row per example")
     x = x.reshape(len(x), -1)
     if x.dtype == np.uint8:
         x = x / 255
     names = [f"x{place}" for place in range(x.shape[1])]
-    return pa.table([pa.array(column) for column in [*x.T, y]], names=[*names, target]), target
+    try:
+        return pa.table([pa.array(column) for column in [*x.T, y]], names=[*names, target]), target
+    except pa.ArrowException as error:
+        raise BadInput(
+            f"`data` must hold numbers, but x is {x.dtype} and {target} {y.dtype} in {str(path)!r}; convert them"
+        ) from error
 
 
 def _numbers(columns: pa.Table, path: Path) -> Float[np.ndarray, "n d"]:

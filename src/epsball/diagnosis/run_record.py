@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self
 
+from epsball.common.json_files import write_json
 from epsball.common.record import Record
 
 
@@ -17,7 +18,7 @@ class RunRecord(Record):
 
     def keep(self, directory: Path) -> None:
         """Write the record into a run's directory."""
-        self.save(directory / self.file_name)
+        write_json(directory / self.file_name, self.to_record())
 
     @classmethod
     def kept(cls, directory: Path) -> Self | None:

@@ -1,4 +1,4 @@
-"""The differences that a verification finds, one by one, and the columns that a run's tables must have."""
+"""The differences that a verification finds, one by one."""
 
 from __future__ import annotations
 
@@ -6,43 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
 
 from epsball.balls.registry import distances
 from epsball.common.record import Record
-
-WHOLE, REAL, TRUTH, TEXT = pa.int64(), pa.float64(), pa.bool_(), pa.string()
-Columns = dict[str, pa.DataType | None]
-"""Types by name; None is any."""
-CLEAN: Columns = {"id": WHOLE, "label": WHOLE, "prediction": WHOLE, "confidence": REAL, "valid": TRUTH}
-COST: Columns = {"forwards": WHOLE, "backwards": WHOLE}
-ANSWER: Columns = {"adversarial_prediction": WHOLE, "adversarial_confidence": REAL}
-STAGE: Columns = {"id": WHOLE, "fooled": TRUTH, "invalid": TRUTH, **COST, **ANSWER}
-STAGE |= {"crc32": pa.uint32(), "x_adv": None, "x": None}
-RECORDS: Columns = {"id": WHOLE, "label": WHOLE, "target": WHOLE, "clean_prediction": WHOLE, "clean_confidence": REAL}
-RECORDS |= {"status": TEXT, "attack": TEXT, "eps": REAL, **ANSWER, "distance": REAL, "overflow_eps": REAL, **COST}
-NEVER_NULL = {"id", "label", "prediction", "valid", "fooled", "invalid", "forwards", "backwards", "status"}
-
-
-def stage_columns(min_norm: bool) -> Columns:
-    """The columns of a stage's table."""
-    return STAGE | ({"distance": REAL} if min_norm else {})
+from epsball.evaluation.run_tables import REAL, RECORDS, WHOLE, Columns
 
 
 def records_columns(norms: Iterable[str]) -> Columns:
     """The columns of a shard's records, with the distance in each norm."""
     return RECORDS | {name: WHOLE if "count" in norm.traits else REAL for name, norm in distances(norms).items()}
-
-
-def check_columns(table: pa.Table, columns: Columns) -> None:
-    """Raise `ValueError` where a table does not have the columns that its file should."""
-    for name, kind in columns.items():
-        if name not in table.column_names:
-            raise ValueError(f"no column {name}")
-        if kind is not None and table[name].type != kind:
-            raise ValueError(f"{name} is {table[name].type} and not {kind}")
-        if name in NEVER_NULL and table[name].null_count:
-            raise ValueError(f"{name} is null in {table[name].null_count} rows")
 
 
 @dataclass(frozen=True)

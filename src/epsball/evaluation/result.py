@@ -18,6 +18,7 @@ from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
 from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import Storage
+from epsball.evaluation.run_tables import RECORDS, check_columns
 
 Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -202,6 +203,15 @@ class Evaluation:
         storage, shape = Storage.of(self.config), tuple(self.config["data"]["shape"])
         return storage.points(self.adversarial[name], shape).copy()
 
+    def _check(self) -> None:
+        """Raise `ValueError` where there is not one record for each example, and a point for each that was fooled."""
+        ids = self.records["id"].to_numpy()
+        if len(ids) != self.config["data"]["n"]:
+            raise ValueError(f"there are {len(ids)} records of {self.config['data']['n']} examples")
+        fooled = self.records["status"].to_numpy(zero_copy_only=False) == "fooled"
+        if lost := len(np.setdiff1d(ids[fooled], self.adversarial["id"].to_numpy())):
+            raise ValueError(f"the adversarial examples of {lost} records are missing")
+
     def summary(self) -> dict[str, Any]:
         """The figures of the result, as JSON can hold them."""
         return {
@@ -240,17 +250,41 @@ class Evaluation:
                 f"`path` {path} holds a run that is not finished: {len(missing)} of {shards} shards are "
                 "missing; start it again with the same arguments to resume it"
             )
-        found = gathered(
-            config,
-            [run_directory.load(file) for file in files],
-            lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
-        )
+        try:
+            records = [run_directory.load(file) for file in files]
+            for table in records:
+                check_records(table, config)
+            found = gathered(
+                config,
+                records,
+                lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
+            )
+            found._check()
+        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(
+                f"`path` {path} must hold whole tables, but {error}; restore them, or make the run again"
+            ) from error
         return replace(
             found,
             binarization_test=BinarizationTest.kept(path),
             diagnosis=Diagnosis.kept(path),
             setup=Setup.kept(path),
         )
+
+
+def check_records(table: pa.Table, config: dict[str, Any]) -> None:
+    """Raise `ValueError` for records that no run writes."""
+    distances = ("distance", *(config.get("norms") or ()))
+    check_columns(table, RECORDS | dict.fromkeys(distances))
+    for name in distances:
+        if not (pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)):
+            raise ValueError(f"{name} is {table[name].type} and no number")
+    if len(table) > config["shard_size"]:
+        raise ValueError(f"a shard has {len(table)} rows of at most {config['shard_size']}")
+    if strange := set(table["status"].unique().to_pylist()) - set(STATUSES):
+        raise ValueError(f"status is {strange.pop()!r}")
 
 
 def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:
@@ -263,7 +297,9 @@ def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evalu
         for name in names:
             part = stage_of(shard, name)
             notes = run_directory.notes(part)
-            stage = Stage(**notes["stage"])
+            stage = Stage.from_record(notes["stage"])
+            if stage.name != name:
+                raise ValueError(f"the table of the stage {name} is that of {stage.name}")
             probes += notes.get("probes", 0)
             stages[name] = stages[name].plus(stage) if name in stages else stage
             if "x_adv" in part.column_names:

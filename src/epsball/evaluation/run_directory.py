@@ -3,8 +3,8 @@
 `config.json` says what the run is made of, `ball.safetensors` holds the ball's tensors where it has any;
 `stages/SHARD-STAGE.parquet` holds one attack at one radius on one shard, with the adversarial examples and the examples
 they came from; `records/SHARD.parquet` one row per example, written after the shard's last stage. So every result can
-be recomputed from the files alone. Every file is written beside its place, synced, and renamed, and every page of a
-table has a checksum. The adversarial examples load with `datasets`.
+be recomputed from the files alone. Every file is written beside its place, synced, and renamed, and has a checksum. The
+adversarial examples load with `datasets`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from epsball.common.atomic_files import write_whole
+from epsball.common.checksums import UNSIGNED, check_signed, sign
 from epsball.common.errors import BadInput
-from epsball.common.json_files import read_json
+from epsball.common.json_files import read_json, write_json
+from epsball.common.limits import check_columns, check_file, parse_json
+from epsball.evaluation.run_tables import check_config
 
 FREE = {"batch_size", "machine", "binarization_test", "diagnose", "accelerate", "compile"}
 """Parts of the configuration that may differ in a resumed run: they change no record ("acceleration" does)."""
@@ -48,8 +51,7 @@ class RunDir:
                 self.config = read_config(self.path)
                 self._check_same(config)
             else:
-                text = json.dumps(_texts(config), indent=2, allow_nan=False)
-                write_whole(known, lambda draft: draft.write_text(text))
+                write_json(known, _texts(config))
         except BaseException:
             self.close()
             raise
@@ -114,8 +116,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config["radii"] = [_radius(radius) for radius in config["radii"]]
         config["stages"] = [stage | {"eps": _radius(stage["eps"])} for stage in config["stages"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"`run_dir` {path} holds a config.json that is not a run's; choose a new directory") from error
+        check_config(config)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BadInput(
+            f"`run_dir` {path} holds a config.json that is not a run's ({error}); choose a new directory"
+        ) from error
     return config
 
 
@@ -133,8 +138,15 @@ def _texts(value: Any) -> Any:
 
 
 def save(path: Path, table: pa.Table) -> None:
-    """Write a table whole, with a checksum of every page."""
-    write_whole(path, lambda draft: pq.write_table(table, draft, compression="zstd", write_page_checksum=True))
+    """Write a table whole, with a checksum of the file."""
+
+    def write(draft: Path) -> None:
+        with pq.ParquetWriter(draft, table.schema, compression="zstd") as file:
+            file.write_table(table)
+            file.add_key_value_metadata({"checksum": UNSIGNED})
+        sign(draft)
+
+    write_whole(path, write)
 
 
 def load(path: Path) -> pa.Table:
@@ -143,7 +155,11 @@ def load(path: Path) -> pa.Table:
     Raises `BadInput` for a file that is missing, no table, or damaged.
     """
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        check_file(path)
+        check_signed(path)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            check_columns(path, file.metadata)
+            table = file.read()
         notes(table)
     except (OSError, ValueError, pa.ArrowException) as error:
         why = str(error).partition("\n")[0]
@@ -163,8 +179,11 @@ def with_notes(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
 
 
 def notes(table: pa.Table) -> dict[str, Any]:
-    """The notes in a table's metadata."""
-    return json.loads((table.schema.metadata or {}).get(b"epsball", b"{}"))
+    """The notes in a table's metadata. Raises `ValueError` for what are none."""
+    found = parse_json((table.schema.metadata or {}).get(b"epsball", b"{}"))
+    if not isinstance(found, dict):
+        raise BadInput(f"its notes are {type(found).__name__} and not named values")
+    return found
 
 
 def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
@@ -180,13 +199,17 @@ def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
 
 
 def points(column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...]) -> np.ndarray:
-    """The valid rows of a nested column as an array (m, *shape)."""
+    """The valid rows of a nested column as an array (m, *shape). Raises `BadInput` for rows of another shape."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     column = column.drop_null()
     rows = len(column)
     while pa.types.is_list(column.type):
         column = column.flatten()
-    return column.to_numpy(zero_copy_only=False).reshape(rows, *shape)
+    numbers = column.to_numpy(zero_copy_only=False)
+    try:
+        return numbers.reshape(rows, *shape)
+    except ValueError as error:
+        raise BadInput(f"a run must hold points of shape {shape}, got {numbers.size} numbers in {rows}") from error
 
 
 def table(columns: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = None) -> pa.Table:

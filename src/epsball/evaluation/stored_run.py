@@ -18,8 +18,9 @@ from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
 from epsball.engine.batches import forward_rows
 from epsball.evaluation import run_directory
-from epsball.evaluation.differences import Columns, Differences, check_columns
+from epsball.evaluation.differences import Differences
 from epsball.evaluation.point_storage import Storage
+from epsball.evaluation.run_tables import Columns, check_columns
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task
 

@@ -16,9 +16,10 @@ from epsball.balls.registry import distances
 from epsball.common.noise import Noise
 from epsball.data.examples import Examples
 from epsball.evaluation import run_directory
-from epsball.evaluation.differences import CLEAN, records_columns, stage_columns
+from epsball.evaluation.differences import records_columns
 from epsball.evaluation.point_storage import checksums
 from epsball.evaluation.records import ShardRecords, values
+from epsball.evaluation.run_tables import CLEAN, stage_columns
 from epsball.evaluation.stored_run import StoredRun, confidence_of
 from epsball.problem.objective import prediction
 from epsball.problem.task import AWAY, Task

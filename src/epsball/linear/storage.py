@@ -6,7 +6,6 @@ built. Then skops audits the file once more, with only those types that it does 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -18,8 +17,11 @@ from sklearn.base import BaseEstimator
 
 from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
+from epsball.common.limits import check_arrays, parse_json
 
 ENDING = ".skops"
+MOST_SCHEMA = 64 << 20
+"""Bytes of the text in a file that says what its model is made of."""
 
 OWN = (
     "epsball.linear.hinge.RobustLinearSVC",
@@ -89,14 +91,17 @@ def load(path: str | Path) -> BaseEstimator:
     path = Path(path)
     check_ending("model", path)
     try:
+        check_arrays(path)
         with ZipFile(path) as file:
-            named = _types(json.loads(file.read("schema.json")))
+            if file.getinfo("schema.json").file_size > MOST_SCHEMA:
+                raise BadInput(f"its schema must have at most {MOST_SCHEMA:,} bytes")
+            named = _types(parse_json(file.read("schema.json")))
     except FileNotFoundError as error:
         raise BadInput(f"`model` must be a file, but there is no {str(path)!r}") from error
     except BadZipFile as error:
         why = "it is a pickle, which would run code when it is read" if _is_pickle(path) else "it is no skops file"
         raise BadInput(f"`model` must be saved with skops, but {str(path)!r}: {why}; write skops.io.dump") from error
-    except (KeyError, ValueError, RecursionError, NotImplementedError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever the readers meet in a damaged file
         raise _broken(path, error) from error
     foreign = sorted(named - TRUSTED)
     if foreign:

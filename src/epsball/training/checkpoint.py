@@ -1,49 +1,48 @@
 """Checkpoints of a training: tensors by name, written by all processes together, there whole or not at all.
 
-A checkpoint is a folder of torch.distributed.checkpoint, so it can be read by another number of processes than wrote
-it; the counters in it are the bytes of a JSON text. It is written beside its place and renamed. torch's reader
-unpickles the folder's index: resume from your own checkpoints only.
+A checkpoint is a folder. `checkpoint.json` holds the counters, `NUMBER.safetensors` the tensors that process NUMBER has
+and none before it: what all processes have in common is written once, and any number of processes can read it again.
+Both formats hold no code, and each file has a checksum. The folder is written beside its place and renamed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from epsball.common.errors import BadInput
+from epsball.common.json_files import read_json, write_json
+from epsball.common.tensor_files import read_tensors, write_tensors
 from epsball.training import distributed
 
 PREFIX = "checkpoint-"
-JSON = "json"
+VALUES = "checkpoint.json"
+FORMAT = "epsball checkpoint 2"
 NEWEST = 2
 """Number of checkpoints that stay."""
+MOST_PROCESSES = 100_000
+REMEDY = "delete it, and the training resumes from the one before"
 
 
 def save(folder: Path, number: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Write the checkpoint `number` of a training, and delete older ones but the last. Called by all processes."""
-    text = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
-    state = {JSON: text} | {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     draft, place = folder / f".{PREFIX}{number:09d}", folder / f"{PREFIX}{number:09d}"
-    if distributed.rank() == 0:
+    rank, names = distributed.rank(), distributed.gather(sorted(tensors))
+    if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
     distributed.barrier()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is one process only
-        save_distributed(state, checkpoint_id=draft, no_dist=distributed.world_size() == 1)
+    before = set().union(*names[:rank])
+    write_tensors(_file(draft, rank), {name: value for name, value in tensors.items() if name not in before})
     distributed.barrier()
-    if distributed.rank() == 0:
+    if rank == 0:
+        index = {"format": FORMAT, "processes": len(names), "values": values}
+        write_json(draft / VALUES, index, allow_nan=True)
         os.replace(draft, place)
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -59,8 +58,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*"))
 
 
-def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and values of the last checkpoint, None where there is none; the same in all processes.
+def load_latest(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    """The last checkpoint with its tensors and values, None where there is none; the same in all processes.
 
     Raises `BadInput` for one that cannot be read.
     """
@@ -68,16 +67,30 @@ def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
     if not found:
         return None
     place = Path(found[-1])
-    try:
-        kinds = FileSystemReader(place).read_metadata().state_dict_metadata
-        state = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in kinds.items()}  # type: ignore[union-attr]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            load_distributed(state, checkpoint_id=place, no_dist=distributed.world_size() == 1)
-        values = json.loads(bytes(state.pop(JSON).tolist()))
-    except Exception as error:  # a damaged file raises whatever its reader comes across
+    if (place / ".metadata").exists() and not (place / VALUES).exists():
         raise BadInput(
-            f"`out` must hold readable checkpoints, but {place} is damaged ({type(error).__name__}: {error}); "
-            "delete it, and the training resumes from the one before"
-        ) from error
-    return state, values
+            f"`out` must hold checkpoints of this version, but {place} is of an earlier one: a pickle, which may run "
+            "code and is not opened; choose a new directory"
+        )
+    try:
+        index = read_json(place / VALUES, REMEDY)
+        processes, values = index.get("processes"), index.get("values")
+        if index.get("format") != FORMAT or not isinstance(values, dict):
+            raise BadInput(f"its {VALUES} must have the format {FORMAT!r}, got {index.get('format')!r}")
+        if not isinstance(processes, int) or not 1 <= processes <= MOST_PROCESSES:
+            raise BadInput(f"`processes` must be a whole number >= 1, got {processes!r}")
+        state: dict[str, Tensor] = {}
+        for process in range(processes):
+            state |= read_tensors(_file(place, process))
+    except (OSError, ValueError) as error:
+        raise damaged(place, error) from error
+    return place, state, values
+
+
+def damaged(place: Path, error: Exception) -> BadInput:
+    """The error of a checkpoint that cannot be read, or does not fit the training."""
+    return BadInput(f"`out` must hold readable checkpoints, but {place} is damaged ({error}); {REMEDY}")
+
+
+def _file(folder: Path, process: int) -> Path:
+    return folder / f"{process:05d}.safetensors"

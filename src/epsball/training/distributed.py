@@ -53,6 +53,15 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
+def gather(value: Any) -> list[Any]:
+    """Every process's `value`, a small object, in every process, by their numbers."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:

@@ -62,14 +62,20 @@ class TrainingDirectory:
         found = None if self.path is None else checkpoint.load_latest(self.path)
         if found is None:
             return False
-        tensors, values = found
+        place, tensors, values = found
+        identity, counters = values.get("identity"), values.get("counters")
+        if not isinstance(identity, dict) or not isinstance(counters, dict):
+            raise checkpoint.damaged(place, BadInput("it has no identity or no counters"))
         for name, value in self.identity.items():
-            if (before := values["identity"].get(name)) != value:
+            if (before := identity.get(name)) != value:
                 raise BadInput(
                     f"`out` must be a training with the same {name}, but {self.path} was begun with {before!r} and not "
                     f"{value!r}; choose a new directory, or the same {name}"
                 )
-        state.unpack(tensors, values["counters"], data.train)
+        try:
+            state.unpack(tensors, counters, data.train)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # tensors of another training
+            raise checkpoint.damaged(place, error) from error
         log.info("resumed from step %d, in epoch %d", state.step, state.epoch + 1)
         return True
 

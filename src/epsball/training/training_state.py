@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from cattrs import structure, unstructure
+from cattrs.errors import BaseValidationError
 from torch import Tensor, nn
 
 from epsball.data.examples import Examples
@@ -101,9 +102,13 @@ class TrainingState(Counters):
         return self._current() | _joined(groups), unstructure(self, unstructure_as=Counters)
 
     def unpack(self, tensors: dict[str, Tensor], counters: dict[str, Any], original: Examples) -> None:
-        """Load what `pack` gave; `original` are the examples before an objective added to them."""
-        vars(self).update(vars(structure(counters, Counters)))
+        """Load what `pack` gave; `original` are the examples before an objective added to them.
+
+        Raises `ValueError`, before anything is loaded, for what is not of this training.
+        """
         groups = _grouped(tensors)
+        self._check(groups, original)
+        vars(self).update(vars(_counters(counters)))
         load_tensors(self.model, groups["model"])
         self._load_optimizer(groups.get("optimizer", {}))
         device = next(self.model.parameters()).device
@@ -117,6 +122,26 @@ class TrainingState(Counters):
         if "data" in groups:
             self.data = replace(original, **groups["data"])
 
+    def _check(self, groups: dict[str, dict[str, Tensor]], original: Examples) -> None:
+        """Raise `ValueError` for tensors that are not, name by name and shape by shape, those of this training."""
+        model, good = model_tensors(self.model), _grouped(groups.get("good", {}))
+        for found in (groups.get("model", {}), groups.get("best"), groups.get("average"), good.get("model")):
+            shapes = None if found is None else {name: value.shape for name, value in found.items()}
+            if shapes is not None and shapes != {name: value.shape for name, value in model.items()}:
+                raise ValueError("it holds the weights of another network")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for states in (groups.get("optimizer", {}), good.get("optimizer", {})):
+            for index, parts in _grouped(states).items():
+                known = index.isdecimal() and int(index) < len(parameters)
+                if not known or any(part.shape not in ((), parameters[int(index)].shape) for part in parts.values()):
+                    raise ValueError("it holds the state of another optimiser")
+        if data := groups.get("data"):
+            n = len(data["x"]) if set(data) == {"x", "y", "ids"} and data["x"].ndim else -1
+            if any(data[part].shape != (n,) or data[part].dtype != torch.int64 for part in ("y", "ids") if n >= 0) or (
+                n < 0 or data["x"].shape[1:] != original.x.shape[1:]
+            ):
+                raise ValueError("it holds examples of another shape")
+
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         state = self.optimizer.state_dict()["state"]
         return {name: value for name, value in _joined(state).items() if isinstance(value, Tensor)}
@@ -127,6 +152,18 @@ class TrainingState(Counters):
             for index, parts in _grouped(tensors).items()
         }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+
+def _counters(values: dict[str, Any]) -> Counters:
+    """The counters out of JSON. Raises `ValueError` for what are none."""
+    try:
+        found = structure(values, Counters)
+    except BaseValidationError as error:
+        raise ValueError(f"no counters: {error.exceptions[0]!r}") from error
+    whole = (found.epoch, found.batch, found.step, found.rollbacks, found.averaged, found.good_averaged)
+    if not all(0 <= value < 1 << 40 for value in whole):
+        raise ValueError(f"its counters must be whole numbers >= 0, got {whole}")
+    return found
 
 
 def _joined(groups: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
