@@ -305,7 +305,7 @@ def test_a_users_network_of_one_logit_trains_on_data_without_a_box(run: Run):
     assert "model     train_nets:make, 57 parameters" in output
     assert "test" not in output  # an .npz has no other split
     (next_one,) = re.findall("next: epsball (.*)", output)
-    assert next_one == "evaluate --model net --data rows.npz --ball l2:0.5 --lo=-20.0"
+    assert next_one == "evaluate --model net --data rows.npz --ball l2:0.5 --lo=-20.0 --trust"
     code, output, error = run(*next_one.split(), "--json")
     assert code == 0, error
     assert json.loads(output)["clean_accuracy"] > 0.9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, isfinite
@@ -13,8 +12,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
+from epsball.common.json_files import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from epsball.data.examples import Examples
     from epsball.training.fit_result import FitResult
 
+TRUST = "trust"
+"""The option that no file can set."""
 BATCH = 128
 """Rows of a training step."""
 
@@ -36,6 +37,8 @@ class Material:
     ----------
     weights
         A .safetensors or .pt file for the model; a checkpoint that would run code is refused.
+    trust
+        Run the code that files name: the network of a model's folder, where it is a module:factory.
     data
         digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
     limit
@@ -63,6 +66,7 @@ class Material:
     ball: str = "linf:0.1"
     lo: float | None = None
     hi: float | None = None
+    trust: Annotated[bool, Parameter(negative="")] = False
 
     def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
         """The data of a split."""
@@ -135,12 +139,11 @@ class Subject(Material):
         out: Path | None,
         console: Console,
     ) -> tuple[nn.Module, str]:
-        from epsball.common.json_files import read_json
         from epsball.models.load import load_model
-        from epsball.models.weights import load_weights, save_weights
+        from epsball.models.weights import save_weights
 
         classes = examples.classes
-        load = partial(load_model, spec, shape=examples.shape, seed=seed)
+        load = partial(load_model, spec, shape=examples.shape, seed=seed, trust=self.trust)
         if weights is not None or not built_in(spec):
             model = load(classes=classes, weights=weights)
             _try(model, examples, spec)
@@ -154,16 +157,15 @@ class Subject(Material):
                     f"`--out` {out} holds a {role} that was not made by this command; choose a new directory"
                 )
             if file.exists():  # else it was stopped between the two
-                model = load(classes=known["classes"])
-                load_weights(model, file)
+                model = load(classes=known.get("classes"), weights=file)
                 return model, f"{spec}, trained earlier, from {file}"
         train = self._train_split("weights" if role == "model" else "source-weights")
         classes = max(classes, train.classes)
         model = load(classes=classes)
         result = self._trained(model, train, seed, console)
         if file is not None and card is not None:
-            made = recipe | {"classes": classes, "training": json.loads(result.to_json())}
-            write_whole(card, lambda draft: draft.write_text(json.dumps(made, indent=2)))
+            made = recipe | {"classes": classes, "training": result.to_record()}
+            write_json(card, made)
             save_weights(model, file)
         epochs = result.config["epochs"]
         return model, f"{spec}, trained here: {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}"

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from epsball.cli.common import Json, Subject, ball_of, described, finite, progress
+from epsball.cli.common import TRUST, Json, Subject, ball_of, described, finite, progress
 from epsball.cli.evaluate_shown import show_result, show_setup
-from epsball.common.atomic_files import write_whole
 from epsball.common.checks import check_between, check_whole
 from epsball.common.config import Rule
 from epsball.common.errors import BadInput
+from epsball.common.json_files import write_json
 from epsball.evaluation.config import COUNT, EvaluationConfig
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _command(flags: Flags, source: str | None, source_weights: Path | None, clas
     return {
         "command": ["epsball", *sys.argv[1:]],
         "directory": os.getcwd(),
-        "subject": {name: value for name, value in values.items() if name in subject},
+        "subject": {name: value for name, value in values.items() if name in subject - {TRUST}},
         "flags": {name: value for name, value in values.items() if name not in subject}
         | {"source": source, "source_weights": source_weights},
         "classes": classes,
@@ -182,5 +182,4 @@ def _command(flags: Flags, source: str | None, source_weights: Path | None, clas
 
 
 def _write_command(out: Path, command: dict[str, Any]) -> None:
-    text = encoder.dumps(command, indent=2, default=str)
-    write_whole(out / "command.json", lambda draft: draft.write_text(text))
+    write_json(out / "command.json", command, default=str)

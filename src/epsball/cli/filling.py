@@ -8,10 +8,14 @@ from typing import Any
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
+from epsball.cli.common import TRUST
 from epsball.common.config import read_toml
 from epsball.common.errors import BadInput
+from epsball.models.model_record import is_factory
 
 COMMAND = "command.json"
+OWN = {"config", "json", "list", "out", "resume", "tensorboard", TRUST}
+"""What a command line says for itself, and no file."""
 OUT = Path("trained")
 """The folder of a trained model, unless --out names one."""
 
@@ -33,11 +37,18 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
         return tokens[-1].value if tokens else None
 
     if (config := given("config")) is not None:
-        take(read_toml(config, sorted(set(known) - {"config"})), Path(config))
+        take(read_toml(config, sorted(set(known) - {"config", TRUST})), Path(config))
     if "resume" in known and known["resume"].tokens and str(given("resume")).lower() != "false":
         out = Path(given("out") or OUT).expanduser()
         if (out / COMMAND).exists():
-            before = {name: value for name, value in asked_before(out).items() if value is not None and name in known}
+            asked = asked_before(out)
+            before = {name: value for name, value in asked.items() if value is not None and name in set(known) - OWN}
+            spec = before.get("model")
+            if spec is not None and given("model") is None and not known[TRUST].tokens and is_factory(str(spec)):
+                raise BadInput(
+                    f"{out / COMMAND} names the network {spec}, which is code that was not run; where you trust it, "
+                    f"add --model {spec}, or --trust"
+                )
             take(before, out / COMMAND)
 
 

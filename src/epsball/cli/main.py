@@ -75,6 +75,8 @@ def run(arguments: Sequence[str]) -> int:
         return _refused(errors, in_flags(str(error), arguments))
     except (OSError, ArithmeticError) as error:
         return _refused(errors, error)
+    except MemoryError as error:
+        return _refused(errors, str(error) or "there is not enough memory; take fewer or smaller examples")
     except KeyboardInterrupt as interrupt:
         where, how = (*interrupt.args, None, None)[:2]
         remedy = f" What is finished is in {where}; {how or 'the same command'} resumes it." if where else ""

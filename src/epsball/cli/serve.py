@@ -147,7 +147,7 @@ def _trained_against(subject: Subject, examples: Examples, errors: Console) -> t
     train = subject.examples(split="train")
     near = subject.ball_for(train)
     classes = max(examples.classes, train.classes)
-    model = load_model(subject.spec, shape=train.shape, classes=classes, seed=subject.seed)
+    model = load_model(subject.spec, shape=train.shape, classes=classes, seed=subject.seed, trust=subject.trust)
     steps = ceil(len(train) / BATCH)
     epochs = subject.epochs or min(60, max(3, ceil(1500 / steps)))
     with progress(errors) as bar:

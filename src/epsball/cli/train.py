@@ -6,19 +6,20 @@ import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from epsball.cli.common import Json, Material, finite, progress
+from epsball.cli.common import TRUST, Json, Material, finite, progress
 from epsball.cli.filling import COMMAND, OUT, asked_before
 from epsball.cli.train_report import ProgressDisplay, list_objectives, report
-from epsball.common.atomic_files import write_whole
 from epsball.common.checks import check_whole
 from epsball.common.config import Rule
 from epsball.common.errors import BadInput
+from epsball.common.json_files import read_json, write_json
 from epsball.models.card import evaluate_command
 from epsball.models.model_record import CHECKPOINTS
 from epsball.training.config import TrainingConfig
@@ -60,6 +61,7 @@ class TrainingMaterial(Material):
     def options(self) -> dict[str, Any]:
         """The options by name, as JSON can hold them."""
         values = asdict(self) | {"model": self.spec}
+        del values[TRUST]
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def test_examples(self) -> "Examples | None":
@@ -147,12 +149,10 @@ class Destination:
 
     def save_command(self, options: dict[str, Any]) -> None:
         """Write the command and its options, which --resume starts from."""
-        from epsball.common.json_files import read_json
-
         path = self.folder / COMMAND
         before = read_json(path, "choose another --out") if path.exists() else {}
         record = {"command": ["epsball", *sys.argv[1:]], "directory": os.getcwd(), "asked": options} | before
-        write_whole(path, lambda draft: draft.write_text(encoder.dumps(record, indent=2)))
+        write_json(path, record)
 
 
 def train(
@@ -220,7 +220,8 @@ def _train(
     examples, test = material.examples(limit=material.limit), material.test_examples()
     config, ball = flags.for_examples(len(examples)), material.ball_for(examples)
     spec, classes = material.spec, max(examples.classes, 0 if test is None else test.classes)
-    model = load_model(spec, shape=examples.shape, classes=classes, weights=material.weights, seed=config.seed)
+    load = partial(load_model, weights=material.weights, seed=config.seed, trust=material.trust)
+    model = load(spec, shape=examples.shape, classes=classes)
     if is_folder(spec):
         before = read_record(spec)
         spec, classes = before.spec, before.classes
@@ -261,7 +262,7 @@ def _train(
         options=options,
         accuracies=accuracies,
     )
-    next_command = evaluate_command(destination.folder, options)
+    next_command = evaluate_command(destination.folder, options, spec=spec)
     if json:
         record = {"accuracies": [part.to_record() for part in accuracies], "training": result.to_record()}
         record = options | record | {"out": str(destination.folder), "next": next_command}

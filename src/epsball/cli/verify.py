@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json as encoder
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from epsball.evaluation.verify import Verification
 
 SHOWN = 20
+SUBJECT = {
+    **dict.fromkeys(("model", "weights", "data", "split", "image_column", "label_column"), str),
+    **dict.fromkeys(("limit", "seed"), int),
+}
+"""What a verification takes of the subject in `command.json`, and its types."""
 OF_THE_DATA = ("split", "limit", "image_column", "label_column")
 
 
@@ -31,6 +38,7 @@ def verify(
     weights: Path | None = None,
     data: str | None = None,
     batch_size: int = 128,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> int:
     """Recompute every success, containment and figure of a run from its files, with a fresh model.
@@ -50,6 +58,8 @@ def verify(
         prediction anew.
     batch_size
         Examples of one model call.
+    trust
+        Run the code that the run names: its network, where it is a module:factory and --model is left out.
     json
         Print everything, with all differences, as JSON on stdout.
     """
@@ -63,11 +73,11 @@ def verify(
             f"`run` must be a directory that `epsball evaluate --out` wrote, got {run}; is it spelled right?"
         )
     config = read_config(run)
-    command = _read(run / "command.json", "delete it and give --model, and --weights")
-    network, origin = _model(run, config, command or {}, model, weights)
+    command = _command(run)
+    network, origin = _model(run, config, command, model, weights, trust=trust)
     examples = None
     if data is not None:
-        subject = {} if command is None else command["subject"]
+        subject = command.get("subject", {})
         options = {name: subject[name] for name in OF_THE_DATA if name in subject}
         examples = Subject(data=data, **options).examples(limit=subject.get("limit"))
     found = library_verify(run, network, data=examples, batch_size=batch_size)
@@ -85,12 +95,27 @@ def _read(path: Path, remedy: str) -> dict[str, Any] | None:
     return read_json(path, remedy) if path.exists() else None
 
 
+def _command(run: Path) -> dict[str, Any]:
+    """What the run's `command.json` says, {} where there is none: its own words, none of which is `trust`."""
+    remedy = "delete it and give --model, and --weights"
+    command = _read(run / "command.json", remedy)
+    if command is None:
+        return {}
+    given = command.get("subject")
+    subject = {name: given.get(name) for name in SUBJECT} if isinstance(given, dict) else {}
+    wrong = [name for name, value in subject.items() if value is not None and type(value) is not SUBJECT[name]]
+    classes = command.get("classes")
+    if not subject or wrong or not isinstance(command.get("directory"), str) or not isinstance(classes, int | None):
+        raise BadInput(f"{run / 'command.json'} is damaged ({', '.join(wrong) or 'a part is missing'}); {remedy}")
+    return command | {"subject": {name: value for name, value in subject.items() if value is not None}}
+
+
 def _model(
-    run: Path, config: dict[str, Any], command: dict[str, Any], model: str | None, weights: Path | None
+    run: Path, config: dict[str, Any], command: dict[str, Any], model: str | None, weights: Path | None, *, trust: bool
 ) -> tuple[nn.Module, str]:
     """The model that is asked for, else the one that the run names, and a line about where it comes from."""
     from epsball.models.load import load_model
-    from epsball.models.model_record import is_folder
+    from epsball.models.model_record import is_factory, is_folder
 
     subject = Subject(**command.get("subject", {}))
     if model is None and not command:
@@ -98,6 +123,11 @@ def _model(
     spec, saved = model or subject.spec, run / "model.safetensors"
     if model is None and is_folder(spec, within=command["directory"]):
         spec = str(Path(command["directory"]) / Path(spec).expanduser())
+    if model is None and is_factory(spec) and not trust:
+        raise BadInput(
+            f"`run` {run} names the network {spec}, which is code that was not run; where you trust it, add "
+            f"--model {spec}, or --trust"
+        )
     ours = model is None or model == subject.spec
     if weights is None and ours and subject.weights is not None:
         weights = Path(command["directory"]) / subject.weights
@@ -108,7 +138,8 @@ def _model(
     card = (_read(run / "model.json", "give --weights") or {}) if weights == saved else {}
     classes = card.get("classes") or command.get("classes") or _classes(run)
     try:
-        network = load_model(spec, shape=config["data"]["shape"], classes=classes, weights=weights, seed=subject.seed)
+        load = partial(load_model, weights=weights, seed=subject.seed, trust=trust)
+        network = load(spec, shape=config["data"]["shape"], classes=classes)
     except BadInput as error:
         if "directory" not in command:
             raise

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from epsball.models.model_record import Accuracies, ModelRecord
+from epsball.models.model_record import Accuracies, ModelRecord, is_factory
 
 ATTACKS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD-10"}
 DATA_OPTIONS = ("data", "image_column", "label_column", "ball", "lo", "hi")
 """The options that an evaluation shares with the training."""
 
 
-def evaluate_command(path: str | Path, options: Mapping[str, Any]) -> list[str]:
-    """The command that evaluates a folder on the data and in the ball of its training.
+def evaluate_command(path: str | Path, options: Mapping[str, Any], *, spec: str = "") -> list[str]:
+    """The command that evaluates a folder, whose network is `spec`, on the data and in the ball of its training.
 
     >>> evaluate_command("runs/a", {"data": "digits", "ball": "linf:0.1", "lo": -1.0, "hi": None})
     ['epsball', 'evaluate', '--model', 'runs/a', '--data', 'digits', '--ball', 'linf:0.1', '--lo=-1.0']
@@ -29,7 +29,7 @@ def evaluate_command(path: str | Path, options: Mapping[str, Any]) -> list[str]:
         if (value := options.get(name)) is not None:
             flag = f"--{name.replace('_', '-')}"
             words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
-    return words
+    return [*words, "--trust"] if is_factory(spec) else words
 
 
 def markdown(record: ModelRecord, path: Path) -> str:
@@ -39,7 +39,8 @@ def markdown(record: ModelRecord, path: Path) -> str:
     objective, ball = options.get("objective") or config["objective"], options.get("ball") or config["ball"]
     in_ball = f" in the ball `{ball}`" if ball else ""
     shape = "x".join(map(str, record.shape))
-    command = shlex.join(evaluate_command(path, options))
+    command = shlex.join(evaluate_command(path, options, spec=record.spec))
+    trust = ", trust=True" if is_factory(record.spec) else ""
     sections = [
         _header(record, name),
         f"# {name}",
@@ -59,10 +60,13 @@ def markdown(record: ModelRecord, path: Path) -> str:
         f"```console\n{command}\n{command} --attacks standard  # AutoAttack's list\n```",
         "## Load",
         "```python\nfrom epsball.models.folder import read_model_folder\n\n"
-        f"model = read_model_folder({json.dumps(str(path))})  # a torch module: examples to logits\n```",
+        f"model = read_model_folder({json.dumps(str(path))}{trust})  # a torch module: examples to logits\n```",
     ]
-    if ":" in record.spec and "=" not in record.spec:
-        sections.append(f"The network is made by `{record.spec}`, which has to be importable: this folder lacks it.")
+    if trust:
+        sections.append(
+            f"The network is made by `{record.spec}`, which has to be importable: this folder lacks it. It is code, "
+            "and runs only where it is trusted."
+        )
     return "\n\n".join([*sections, "## Training", _training_table(record)]) + "\n"
 
 

@@ -12,19 +12,53 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.models.registry import MODELS, build, canonical
+from epsball.models.model_record import is_factory
+from epsball.models.registry import MODELS, build
+from epsball.models.weights import load_weights
+
+UNASKED = 16_000_000
+"""The numbers of a network that is made without a look at the size of its weights."""
 
 
 def make_network(spec: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn.Module:
     """The network that `spec` names: a built-in (see `build`), or "package.module:factory"."""
-    base, colon, rest = spec.partition(":")
-    if canonical(base) in MODELS or not colon or "=" in rest:
+    if not is_factory(spec):
         return build(spec, shape, classes, seed=seed)
-    return _imported(base, rest)
+    module, _, attribute = spec.partition(":")
+    return _imported(module, attribute)
+
+
+def make_with_weights(
+    spec: str, shape: Sequence[int], classes: int, weights: str | Path, *, seed: int = 0
+) -> nn.Module:
+    """The network that `spec` names, with the weights of a file.
+
+    A built-in one is sketched first: what is far larger than its weights is refused before it takes any memory.
+    """
+    path = Path(weights).expanduser()
+    if not is_factory(spec) and path.is_file():
+        try:
+            with torch.device("meta"):
+                sketch = make_network(spec, shape, classes, seed=seed)
+        except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
+            raise BadInput(
+                f"`model` {spec} must be one for examples of shape {tuple(shape)} and {classes} classes, but "
+                f"{str(error).partition(chr(10))[0]}; smaller ones can be made"
+            ) from error
+        count = sum(part.numel() for part in sketch.state_dict().values())
+        if count > max(UNASKED, size := path.stat().st_size):
+            raise BadInput(
+                f"`weights` must fit the model, but {spec} for examples of shape {tuple(shape)} has {count:,} numbers "
+                f"and {str(path)!r} {size:,} bytes; is it the same architecture, width and number of classes?"
+            )
+    model = make_network(spec, shape, classes, seed=seed)
+    load_weights(model, path)
+    return model
 
 
 class Wrapped(nn.Module):

@@ -7,7 +7,6 @@ own is named, as in `--model module:factory`, and imported.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch import nn
 
 from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
+from epsball.common.json_files import write_json
 from epsball.models.card import markdown
-from epsball.models.factory import make_network
+from epsball.models.factory import make_with_weights
 from epsball.models.model_record import (
     CARD,
     FORMAT,
@@ -27,9 +27,10 @@ from epsball.models.model_record import (
     ModelRecord,
     check_weights,
     checksum,
+    is_factory,
     read_record,
 )
-from epsball.models.weights import load_weights, save_weights
+from epsball.models.weights import save_weights
 
 
 def write_model_folder(
@@ -64,23 +65,28 @@ def write_model_folder(
         sha256=checksum(path / WEIGHTS),
     )
     write_whole(path / CARD, lambda draft: draft.write_text(markdown(record, path), encoding="utf-8"))
-    text = json.dumps({"format": FORMAT} | record.to_record(), indent=1, allow_nan=False, default=str)
-    write_whole(path / RECORD, lambda draft: draft.write_text(text))
+    write_json(path / RECORD, {"format": FORMAT} | record.to_record(), default=str)
 
 
-def read_model_folder(path: str | Path) -> nn.Module:
+def read_model_folder(path: str | Path, *, trust: bool = False) -> nn.Module:
     """The model that a folder keeps, with its weights.
 
-    No code is run from its files; but a network of module:factory is imported, the current directory first.
+    Nothing that its files name is run, unless `trust` is true: then a network module:factory is imported, the current
+    directory first.
 
-    Raises `BadInput` for a folder that is none, or not finished, and for one that is damaged.
+    Raises `BadInput` for a folder that is none, or not finished, for one that is damaged, and, without `trust`, for one
+    that names a factory.
     """
     path = Path(path).expanduser()
     record = read_record(path)
+    if is_factory(record.spec) and not trust:
+        raise BadInput(
+            f"{path / RECORD} names the network {record.spec}, which is code that was not run; where you trust it, "
+            f"write --model {record.spec} --weights {path / WEIGHTS}, or add --trust (in Python trust=True)"
+        )
     check_weights(path, record)
     try:
-        model = make_network(record.spec, record.shape, record.classes)
-        load_weights(model, path / WEIGHTS)
+        model = make_with_weights(record.spec, record.shape, record.classes, path / WEIGHTS)
     except BadInput as error:
         raise BadInput(f"{path / RECORD} names the model {record.spec!r}: {error}") from error
     return model

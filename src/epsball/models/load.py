@@ -9,40 +9,45 @@ from pathlib import Path
 from torch import nn
 
 from epsball.common.errors import BadInput
-from epsball.models.factory import make_network
+from epsball.models.factory import make_network, make_with_weights
 from epsball.models.folder import read_model_folder
 from epsball.models.model_record import RECORD, WEIGHTS, is_folder, read_record
 from epsball.models.registry import MODELS, canonical
-from epsball.models.weights import load_weights
 
 
 def load_model(
-    spec: str, *, shape: Sequence[int], classes: int, weights: str | Path | None = None, seed: int = 0
+    spec: str,
+    *,
+    shape: Sequence[int],
+    classes: int,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    trust: bool = False,
 ) -> nn.Module:
     """The model that `spec` names: a built-in (see `build`), "package.module:factory", or the folder of a trained one.
 
     A factory is called without arguments and returns an `nn.Module`, or another callable (n, *shape) -> logits, which
     is wrapped; instead of a factory it may be an `nn.Module` itself. The current directory is searched first. `shape`
     (of one example), `classes` and `seed` are for the built-in ones; `weights` is a file for `load_weights`. A folder
-    (see `read_model_folder`) has its weights and classes; `shape` must be that of its examples.
+    (see `read_model_folder`) has its weights and classes; `shape` must be that of its examples. A factory that a folder
+    names is code: it runs only with `trust`.
 
     Raises `BadInput` for a name that is not found, a factory that needs arguments or makes no model, weights that do
-    not fit, and a folder that is damaged, none of a model, or given weights.
+    not fit, and a folder that is damaged, none of a model, given weights, or names a factory without `trust`.
     """
     if is_folder(spec):
-        return _from_folder(Path(spec).expanduser(), tuple(shape), weights)
+        return _from_folder(Path(spec).expanduser(), tuple(shape), weights, trust)
     if ":" not in spec and canonical(spec) not in MODELS:
         raise BadInput(
             f"`model` must be one of {', '.join(MODELS)}, module:factory, or a folder that `epsball train` wrote, got "
             f"{spec!r}{_similar_name(spec)}"
         )
-    model = make_network(spec, shape, classes, seed=seed)
-    if weights is not None:
-        load_weights(model, weights)
-    return model
+    if weights is None:
+        return make_network(spec, shape, classes, seed=seed)
+    return make_with_weights(spec, shape, classes, weights, seed=seed)
 
 
-def _from_folder(folder: Path, shape: tuple[int, ...], weights: str | Path | None) -> nn.Module:
+def _from_folder(folder: Path, shape: tuple[int, ...], weights: str | Path | None, trust: bool) -> nn.Module:
     """The model of a folder, for examples of that shape."""
     record = read_record(folder)
     if weights is not None:
@@ -55,7 +60,7 @@ def _from_folder(folder: Path, shape: tuple[int, ...], weights: str | Path | Non
             f"`data` must have examples of shape {record.shape} for the model in {folder}, got {shape}; where the "
             f"network takes other shapes, write --model {record.spec} --weights {folder / WEIGHTS}"
         )
-    return read_model_folder(folder)
+    return read_model_folder(folder, trust=trust)
 
 
 def _similar_name(name: str) -> str:

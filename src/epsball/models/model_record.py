@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from epsball.common.errors import BadInput
+from epsball.common.json_files import read_json
+from epsball.common.limits import check_file
 from epsball.common.record import Record
 from epsball.models.registry import MODELS, canonical
 
@@ -19,6 +23,8 @@ WEIGHTS, RECORD, CARD = "model.safetensors", "model.json", "README.md"
 CHECKPOINTS = "training"
 """The subfolder in which `epsball train` keeps the checkpoints that a resumed training needs."""
 FORMAT = "epsball model 1"
+MOST_SIZE, MOST_SIDES = 1 << 24, 8
+"""The greatest size of an example's side, or number of classes; and the most of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,16 @@ def is_folder(spec: str, within: str | Path = "") -> bool:
     return bool(spec) and not built_in and (Path(within) / Path(spec).expanduser()).is_dir()
 
 
+def is_factory(spec: str) -> bool:
+    """Whether `spec` names a factory module:function, which is code of a user's.
+
+    >>> is_factory("nets:make"), is_factory("small-mlp"), is_factory("preact-resnet18:width=4")
+    (True, False, False)
+    """
+    base, colon, rest = spec.partition(":")
+    return bool(colon) and canonical(base) not in MODELS and "=" not in rest
+
+
 def read_record(path: str | Path) -> ModelRecord:
     """What the `model.json` of a folder says.
 
@@ -76,11 +92,8 @@ def read_record(path: str | Path) -> ModelRecord:
             f"`model` must be a folder that `epsball train` wrote, got {path}, which has no {RECORD}; {_hint(path)}"
         )
     remedy = f"copy the folder again, or name network and weights: --model small-cnn --weights {path / WEIGHTS}"
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file} is damaged ({error}); {remedy}") from error
-    found = content.pop("format", None) if isinstance(content, dict) else "no named values"
+    content = read_json(file, remedy)
+    found = content.pop("format", None)
     if found != FORMAT:
         raise BadInput(f"{file} must have the format {FORMAT!r}, as `epsball train` writes it, got {found!r}; {remedy}")
     try:
@@ -88,8 +101,11 @@ def read_record(path: str | Path) -> ModelRecord:
     except ValueError as error:
         raise BadInput(f"{file} is damaged ({error}); {remedy}") from error
     wrong_types = json.dumps(record.to_record(), sort_keys=True) != json.dumps(content, sort_keys=True)
-    if wrong_types or min(record.classes, *record.shape) < 1:
-        raise BadInput(f"{file} is damaged (a value is not of its type, or a size is below 1); {remedy}")
+    sizes = (record.classes, *record.shape)
+    if wrong_types or not record.shape or min(sizes) < 1 or max(sizes) > MOST_SIZE or len(sizes) > MOST_SIDES:
+        raise BadInput(
+            f"{file} is damaged (a value is not of its type, or a size is not in 1 to {MOST_SIZE:,}); {remedy}"
+        )
     if is_folder(record.spec) or (":" not in record.spec and canonical(record.spec) not in MODELS):
         raise BadInput(
             f"{file} must name a network of epsball or module:factory, got {record.spec!r}; is it of a newer version?"
@@ -102,10 +118,17 @@ def check_weights(path: Path, record: ModelRecord) -> None:
     file = path / WEIGHTS
     if not file.is_file():
         raise BadInput(f"{file} is missing; copy the folder again, with all of its files")
-    if checksum(file) != record.sha256:
+    why = "its checksum is not the one in " + RECORD
+    try:
+        check_file(file)
+        with safe_open(file, "np"):  # a header that fits, before gigabytes are added up
+            same = checksum(file) == record.sha256
+    except (OSError, ValueError, SafetensorError) as error:
+        same, why = False, str(error)
+    if not same:
         raise BadInput(
-            f"{file} is damaged, or of another training: its checksum is not the one in {RECORD}; copy the folder "
-            f"again, or, if it was exchanged on purpose, write --model {record.spec} --weights {file}"
+            f"{file} is damaged, or of another training: {why}; copy the folder again, or, if it was exchanged on "
+            f"purpose, write --model {record.spec} --weights {file}"
         )
 
 

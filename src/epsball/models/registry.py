@@ -52,7 +52,8 @@ def build(name: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn
             what = f"KEY=INTEGER with a key of {', '.join(known)}" if known else "left out"
             raise BadInput(f"`model` options of {base} must be {what}, got {pair!r}; as in preact-resnet18:width=16")
         options[check_one_of(f"{base} option", key.strip().replace("-", "_"), known)] = int(value)
-    if any(size < 1 for size in shape) or not shape or classes < 1:
+    sizes = (*shape, classes)
+    if not shape or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise BadInput(f"`shape` and `classes` must be >= 1, got {tuple(shape)} and {classes}; as in (1, 28, 28), 10")
     with torch.random.fork_rng(devices=[]):  # a model is built on the CPU
         torch.default_generator.manual_seed(int(seed) & (1 << 64) - 1)

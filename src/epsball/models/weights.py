@@ -7,15 +7,17 @@ and `.pt`/`.pth` through torch's `weights_only` reader, are opened.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
+from epsball.common.limits import check_archive, check_file
+from epsball.common.tensor_files import read_tensors, write_tensors
 
 CONVERT = (
     "where it can be trusted, convert it once: "
@@ -49,6 +51,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
+    wrong += [
+        f"{name} is {state[name].dtype} instead of {value.dtype}"
+        for name, value in expected.items()
+        if name in state and state[name].is_complex() > value.is_complex()
+    ]
     if wrong:
         more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise BadInput(
@@ -61,10 +68,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path)
+        check_file(path)
+        with suppress(BadZipFile):  # the format before torch 1.6
+            check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of TorchScript; so does the error below
             state = torch.load(path, weights_only=True, map_location="cpu")
+    except BadInput as error:
+        raise BadInput(f"`weights` must be an undamaged file, got {str(path)!r}: {error}") from error
     except Exception as error:  # a damaged file raises whatever its reader meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise BadInput(
@@ -80,6 +92,16 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"`weights` must be a state dict, or hold one under 'state_dict' or 'model', got {found} in "
             f"{str(path)!r}; write `torch.save(model.state_dict(), path)`"
         )
+    odd = [
+        f"{name} ({'meta' if value.is_meta else 'quantized' if value.is_quantized else str(value.layout)[6:]})"
+        for name, value in state.items()
+        if value.is_meta or value.is_quantized or value.is_nested or value.layout != torch.strided
+    ]
+    if odd:
+        raise BadInput(
+            f"`weights` must hold plain tensors, but in {str(path)!r} these are not: {', '.join(map(str, odd[:6]))}; "
+            "store them dense, with their numbers"
+        )
     return state
 
 
@@ -91,5 +113,4 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise BadInput(f"`path` must end in .safetensors, got {str(path)!r}")
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write_whole(path, lambda draft: save_file(state, draft, metadata={"format": "pt"}))
+    write_tensors(path, dict(model.state_dict()))

@@ -13,9 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from epsball.balls.written import ball_text, radius_text
+from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.evaluation.result import Evaluation, Stage, Status
+from epsball.evaluation.run_tables import REPORTED, check_entries
+from epsball.models.model_record import is_factory
 from epsball.report.page import counted, percent
 
 NOISE = ("uniform-noise", "sign-noise")
@@ -54,8 +57,16 @@ class Run:
         """The run in a directory; `found` is its evaluation where that is loaded already. Raises `BadInput`."""
         path = Path(path)
         file = path / "command.json"
-        command = read_json(file, "delete it: it only says how the run was started") if file.exists() else {}
-        return cls(path, found or Evaluation.load(path), command)
+        remedy = "delete it: it only says how the run was started"
+        command = read_json(file, remedy) if file.exists() else {}
+        if not isinstance(command.get("subject", {}), dict) or not isinstance(command.get("command", []), list):
+            raise BadInput(f"{file} is damaged (its subject or its command is none); {remedy}")
+        found = found or Evaluation.load(path)
+        try:
+            check_entries(found.config, REPORTED)
+        except ValueError as error:
+            raise BadInput(f"{path / 'config.json'} must be that of a whole run: {error}; restore it") from error
+        return cls(path, found, command)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -245,7 +256,9 @@ class Run:
     @property
     def verify(self) -> str:
         """The command that recomputes it."""
-        return shlex.join(["epsball", "verify", str(self.path)])
+        named = (self.command.get("subject") or {}).get("model")
+        code = ["--model", named] if isinstance(named, str) and is_factory(named) else []  # asked for again
+        return shlex.join(["epsball", "verify", str(self.path), *code])
 
     @property
     def python(self) -> str:
