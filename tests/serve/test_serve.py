@@ -544,6 +544,58 @@ def test_warnings_of_the_library_are_part_of_the_answer():
     assert any("probabilities" in text for text in warned)
 
 
+ODD = (
+    "9" * 30,
+    "-" + "9" * 30,
+    "9" * 5000,
+    "-1",
+    "nan",
+    "inf",
+    "1e400",
+    "1.5",
+    "text",
+    "",
+    "\0",
+    "[1]",
+    "null",
+    "\u0663",
+)
+
+
+@pytest.mark.parametrize("name", ["start", "count", "label"])
+def test_odd_numbers_in_an_address_are_no_error_of_the_server(served: TestClient, name: str):
+    for value in ODD:
+        answer = served.get("/api/examples", params={name: value})
+        assert answer.status_code in (200, 400, 422), (value, answer.text)
+        assert answer.status_code == 200 or f"`{name}`" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "name", ["row", "label", "eps", "target", "made_on", "iterate", "seed", "points", "reach", "attack", "norm", "png"]
+)
+def test_odd_values_in_a_question_are_no_error_of_the_server(served: TestClient, name: str):
+    odd = (
+        10**30,
+        -(10**30),
+        -1,
+        2**63,
+        1e308,
+        -0.0,
+        "nan",
+        "text",
+        "",
+        [],
+        {},
+        True,
+        None,
+        "9" * 5000,
+        "fgsm:steps=1e9",
+    )
+    for value in odd:
+        answer = served.post("/api/attack", json={"row": 0, name: value})
+        assert answer.status_code in (200, 400, 422), (value, answer.text)
+
+
 def test_examples_are_paged_and_filtered(served: TestClient):
     data = judged()
     some = served.get("/api/examples?start=5&count=3").json()

@@ -19,7 +19,7 @@ from epsball.serve.exhibit import Exhibit
 from epsball.serve.guard import Application, Guard
 from epsball.serve.images import decode, looks, png, url
 from epsball.serve.menu import menu
-from epsball.serve.questions import File, Looking, Question
+from epsball.serve.questions import File, Looking, Question, Whole
 
 STATIC = Path(__file__).parent / "static"
 MOST_THUMBNAILS = 100
@@ -96,7 +96,7 @@ def application(exhibit: Exhibit) -> Application:
         return about | {"classes": exhibit.label_names} | menu(exhibit)
 
     @app.get("/api/examples")
-    def examples(start: int = 0, count: int = 24, label: int | None = None) -> dict[str, Any]:
+    def examples(start: Whole = 0, count: Whole = 24, label: Whole | None = None) -> dict[str, Any]:
         """Images from the `start`-th on, at most `count`, of one class if `label` says so; with the total number."""
         if start < 0 or not 1 <= count <= MOST_THUMBNAILS:
             raise BadInput(f"`start` must be >= 0 and `count` 1 to {MOST_THUMBNAILS}, got {start} and {count}")

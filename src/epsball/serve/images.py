@@ -16,10 +16,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from epsball.common.errors import BadInput
+from epsball.common.limits import MOST_PIXELS, check_pixels
 
 MOST_BYTES = 4 << 20
-MOST_PIXELS = 16_000_000
-TOO_LARGE = f"the image must have at most {MOST_PIXELS // 1_000_000} million pixels"
 FORMATS = ("PNG", "JPEG")
 
 
@@ -75,9 +74,7 @@ def _opened(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata, and sizes, which are checked here
             with Image.open(BytesIO(data), formats=FORMATS) as image:
-                size = image.size
-                if size[0] * size[1] > MOST_PIXELS:
-                    raise BadInput(f"{TOO_LARGE}, got {size[0]}x{size[1]}; shrink it")
+                check_pixels(*image.size)
                 image.verify()
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 image.load()
@@ -85,7 +82,8 @@ def _opened(data: bytes) -> Image.Image:
     except BadInput:
         raise
     except Image.DecompressionBombError as error:  # Pillow looks at the header, too
-        raise BadInput(f"{TOO_LARGE}, got far more; shrink it") from error
+        most = f"{MOST_PIXELS // 1_000_000} million pixels"
+        raise BadInput(f"an image must have at most {most}, got far more; shrink it") from error
     except Exception as error:  # broken files raise whatever the decoder stumbles over
         raise BadInput("the file must be a PNG or JPEG image, whole and undamaged; save it again as PNG") from error
     if upright.mode.startswith(("I", "F")):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from epsball.serve.images import MOST_BYTES
 
 MOST_POINTS = 201
+MOST_WHOLE = (1 << 63) - 1
+Whole = Annotated[int, Field(ge=-MOST_WHOLE, le=MOST_WHOLE)]
+"""A whole number that a tensor holds."""
 
 
 class Question(BaseModel):
@@ -23,24 +28,24 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    row: int | None = None
+    row: Whole | None = None
     png: str | None = Field(default=None, max_length=2 * MOST_BYTES)
-    label: int | None = None
+    label: Whole | None = None
     norm: str = "linf"
     eps: float = 0.1
     attack: str = "fgsm"
-    target: int | None = None
-    made_on: int | None = None
-    iterate: int | None = None
-    seed: int = 0
-    points: int = 0
+    target: Whole | None = None
+    made_on: Whole | None = None
+    iterate: Whole | None = None
+    seed: Whole = 0
+    points: Whole = 0
     reach: float = 1.0
 
 
 class File(Question):
     """The adversarial image of model number `of`, as a PNG file."""
 
-    of: int = 0
+    of: Whole = 0
 
 
 class Looking(BaseModel):
