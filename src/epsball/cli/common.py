@@ -109,7 +109,7 @@ class Subject(Material):
     epochs
         Epochs of training on the spot. Default: as many as make about 1,500 steps.
     batch_size
-        Examples of one model call; it does not change the result.
+        Examples of one model call. Sizes of 32 or more give the same result to the last bit, on CPU.
     """
 
     seed: int = 0

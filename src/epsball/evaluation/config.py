@@ -30,7 +30,8 @@ class EvaluationConfig(Config):
     seed
         Keys all randomness.
     batch_size
-        Examples of one model call; it does not change the records (from 32 up, on CPU).
+        Examples of one model call. Sizes of 32 or more give the same records to the last bit, on CPU; smaller ones may
+        round differently.
     shard_size
         Examples of a shard, the unit that a resumed run does not repeat.
     binarization_test
