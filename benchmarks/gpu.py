@@ -95,8 +95,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no GPU that torch can see: these figures are not measured here")
-    data, ball = load_data(folder("cifar10"), split="train", limit=20_000), eb.Linf(eps=8 / 255, lo=0, hi=1)
-    model, test = trained(data, ball), load_data(folder("cifar10"), split="test", limit=max(arguments.batches))
+    data, ball = load_data(folder("cifar10"), split="train", first=20_000), eb.Linf(eps=8 / 255, lo=0, hi=1)
+    model, test = trained(data, ball), load_data(folder("cifar10"), split="test", first=max(arguments.batches))
     rows = [row for batch in arguments.batches for row in measured(model, test, ball, batch, arguments.rounds)]
     found = {"machine": machine(), "gpu": torch.cuda.get_device_name(), "rows": rows}
     if arguments.out:

@@ -36,7 +36,7 @@ def folder(name: str) -> str:
 
 def mnist(split: str, limit: int | None = None) -> Examples:
     """MNIST."""
-    return load_data(folder("mnist"), split=split, limit=limit)
+    return load_data(folder("mnist"), split=split, first=limit)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Net:
         if path.exists():
             load_weights(model, path)
         else:
-            train = load_data(folder(self.data), split="train", limit=self.limit)
+            train = load_data(folder(self.data), split="train", first=self.limit)
             ball = Linf(eps=self.eps, lo=0, hi=1)
             fit(model, train, ball, objective=self.objective, epochs=self.epochs, lr=self.lr, seed=self.seed)
             save_weights(model, path)

@@ -229,7 +229,7 @@ def test_square_starts_at_the_warm_start(norm: str) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[torch.nn.Module, Examples]:
-    train, test = load_data("digits", split="train"), load_data("digits", split="test", limit=64)
+    train, test = load_data("digits", split="train"), load_data("digits", split="test", first=64)
     with torch.random.fork_rng():
         torch.manual_seed(4)
         model = build("small-mlp", tuple(train.x.shape[1:]), 10)

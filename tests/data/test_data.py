@@ -120,13 +120,13 @@ def test_the_digits_are_split_without_overlap_and_keep_their_row_numbers():
         assert torch.equal(data.x.flatten(1), torch.tensor(images[data.ids] / 16).float())
         assert data.y.tolist() == labels[data.ids].tolist()
         assert (data.lo, data.hi, data.name) == (0, 1, "digits")
-    assert load_data("digits", limit=5).ids.tolist() == [1437, 1438, 1439, 1440, 1441]
+    assert load_data("digits", first=5).ids.tolist() == [1437, 1438, 1439, 1440, 1441]
 
 
 def test_an_npz_file_is_read_and_pickled_ones_are_refused(tmp_path):
     x = np.random.default_rng(2).normal(size=(6, 3))
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(6))
-    data = load_data(tmp_path / "a.npz", limit=4)
+    data = load_data(tmp_path / "a.npz", first=4)
     assert torch.equal(data.x, torch.tensor(x[:4]))
     assert (data.classes, data.ids.tolist()) == (6, [0, 1, 2, 3])
     np.savez(tmp_path / "b.npz", x=np.array([{}, {}], dtype=object), y=np.arange(2))
@@ -140,7 +140,7 @@ def test_an_npz_file_is_read_and_pickled_ones_are_refused(tmp_path):
 @pytest.mark.parametrize(("name", "shape", "rows"), [("mnist", (1, 28, 28), 10_000), ("cifar10", (3, 32, 32), 10_000)])
 def test_the_shared_image_sets_are_what_datasets_itself_decodes(name, shape, rows):
     folder = shared_data(name)
-    data = load_data(folder, limit=40)
+    data = load_data(folder, first=40)
     assert (data.shape, len(data), data.classes, len(data.label_names)) == (shape, 40, 10, 10)
     reference = datasets.load_dataset(str(folder), split="test")
     assert len(reference) == rows
@@ -171,7 +171,7 @@ def test_parquet_without_metadata_is_read_over_row_groups_and_limits(tmp_path):
     images = pixels(5, 3, 4)
     folder = parquet(tmp_path, [png(image) for image in images], y=[4, 0, 1, 0, 2])
     for limit in (None, 1, 3, 99):
-        data = load_data(folder, limit=limit)
+        data = load_data(folder, first=limit)
         assert torch.equal(data.x, torch.tensor(images[:limit])[:, None] / 255)
         assert data.y.tolist() == [4, 0, 1, 0, 2][:limit]
 
@@ -215,7 +215,7 @@ def test_every_kind_of_8_bit_image_is_decoded(tmp_path):
 )
 def test_images_that_are_broken_or_of_another_kind_are_refused_with_their_row(tmp_path, last, message):
     folder = parquet(tmp_path, [png(pixels(3, 4)), png(pixels(3, 4)), last])
-    assert len(load_data(folder, limit=2)) == 2
+    assert len(load_data(folder, first=2)) == 2
     with pytest.raises(BadInput, match=message):
         load_data(folder)
 
@@ -275,8 +275,8 @@ def test_missing_data_are_refused_with_the_most_similar_name(tmp_path, monkeypat
     ):
         with pytest.raises(BadInput, match=message):
             load_data(spec)
-    with pytest.raises(BadInput, match="`limit` must be >= 1"):
-        load_data("digits", limit=0)
+    with pytest.raises(BadInput, match="`first` must be a whole number >= 1"):
+        load_data("digits", first=0)
     with pytest.raises(BadInput, match="`split` must be one of train, test"):
         load_data("digits", split="validation")
 

@@ -143,7 +143,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
         ({}, "`target` must name the column to predict; .* has 'width', 'height', 'species'"),
         ({"target": "species", "drop": ["widht"]}, "`drop` .* lacks 'widht'; did you mean 'width'"),
         ({"target": "species", "features": ["height", "depth"]}, "columns of the model, but .* lacks 'depth'"),
-        ({"target": "species", "limit": 0}, "`limit` must be >= 1"),
+        ({"target": "species", "limit": 0}, "`limit` must be a whole number >= 1"),
     ],
 )
 def test_a_typo_is_refused_with_the_most_similar_name(options: dict[str, Any], message: str, tmp_path: Path):
@@ -182,7 +182,7 @@ def test_numbers_survive_a_file_bit_for_bit(name: str, tmp_path: Path):
     np.testing.assert_array_equal(table.x, x)
     assert table.y.tolist() == columns["y"].tolist()
     assert [file.name for file in tmp_path.iterdir()] == [name]
-    limited = read_table(tmp_path / name, "y", limit=7)
+    limited = read_table(tmp_path / name, "y", first=7)
     np.testing.assert_array_equal(limited.x, x[:7])
     assert len(limited.y) == 7
 

@@ -47,7 +47,7 @@ BALLS: dict[str, Ball] = {
 
 @pytest.fixture(scope="module")
 def digits() -> Examples:
-    data = load_data("digits", split="test", limit=64)
+    data = load_data("digits", split="test", first=64)
     return replace(data, x=data.x + SHIFT, lo=SHIFT, hi=1 + SHIFT)
 
 
@@ -306,7 +306,7 @@ def test_one_step_is_too_weak_where_the_gradient_jumps():
             nn.Flatten(), nn.Linear(64, 200), Winners(10), nn.Linear(200, 200), Winners(10), nn.Linear(200, 10)
         )
     fit(model, data, epochs=8, seed=0)
-    test, ball = load_data("digits", split="test", limit=48), eb.Linf(eps=0.1, lo=0, hi=1)
+    test, ball = load_data("digits", split="test", first=48), eb.Linf(eps=0.1, lo=0, hi=1)
     weak = binarization_test(model, test, ball, "fgsm", n=32)
     strong = binarization_test(model, test, ball, ["square:steps=2000", "apgd:restarts=5,loss=margin"], n=32)
     assert weak.too_weak

@@ -30,7 +30,7 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """A small convolutional network on scikit-learn's digits, images of 1 x 8 x 8."""
     from epsball.data.load import load_data
 
-    data = load_data("digits", split="train", limit=800)
+    data = load_data("digits", split="train", first=800)
     x = data.x.reshape(-1, 1, 8, 8)
     with torch.random.fork_rng():
         torch.manual_seed(0)

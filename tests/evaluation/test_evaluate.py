@@ -35,7 +35,7 @@ BOX = {"lo": 0.0, "hi": 1.0}
 
 @pytest.fixture(scope="module")
 def digits() -> Examples:
-    return load_data("digits", split="test", limit=192)
+    return load_data("digits", split="test", first=192)
 
 
 @pytest.fixture(scope="module")
@@ -475,7 +475,7 @@ plan = AccelerationPlan("graph")  # what a trial would choose depends on the mac
 net = build("small-cnn", (1, 8, 8), 10)
 load_weights(net, sys.argv[1])
 whole, run = map(Path, sys.argv[2:4])
-data = load_data("digits", split="train", limit=640)
+data = load_data("digits", split="train", first=640)
 chance = random.Random(0)
 
 def evaluate(out, batch_size):

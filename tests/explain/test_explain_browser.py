@@ -49,7 +49,7 @@ def draw_stub(path: Path) -> None:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quick analyses as they are, one that was not measured, and stubs of the others."""
-    train, data = halves(load_data("digits", limit=300))
+    train, data = halves(load_data("digits", first=300))
     model = build("small-mlp", data.shape, data.classes, seed=0)
     case = Case(model=model, data=data, train=train, ball=eb.Linf(eps=0.1, lo=0, hi=1))
     found = {name: Answer(name, Stub(f"Said of {name}: 19.2 %."), "", 0.0) for name in HYPOTHESES}

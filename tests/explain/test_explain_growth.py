@@ -125,7 +125,7 @@ def test_trained_weights_shrink_with_the_dimension(digits, train):
 
 def test_on_mnist_fgsm_gets_stronger_with_the_dimension():
     folder = shared_data("mnist")
-    data, fitted = load_data(folder, limit=2000), load_data(folder, split="train", limit=6000)
+    data, fitted = load_data(folder, first=2000), load_data(folder, split="train", limit=6000)
     found = growth(data, train=fitted, eps=0.1, sides=(7, 14, 28, 56), draws=8, rows=300)
     accuracies = [size.fgsm_accuracy for size in found.of("trained")]
     assert accuracies == sorted(accuracies, reverse=True)

@@ -84,7 +84,7 @@ def test_a_users_own_network_is_made_at_every_size():
         shapes.append((shape, classes))
         return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
-    found = local_growth(make, load_data("digits", limit=80), eb.L2(eps=0.5), sides=(3, 8), steps=1, rows=10)
+    found = local_growth(make, load_data("digits", first=80), eb.L2(eps=0.5), sides=(3, 8), steps=1, rows=10)
     assert shapes == [((1, 3, 3), 10), ((1, 8, 8), 10)]
     assert found.config["fit_rows"] == 40
     assert_survives_json(found)
@@ -108,7 +108,7 @@ def test_the_model_is_returned_unchanged():
 
 
 def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
-    found = local_growth("small-mlp", load_data("digits", limit=120), eb.Linf(eps=0.1, lo=0, hi=1), **SMALL)
+    found = local_growth("small-mlp", load_data("digits", first=120), eb.Linf(eps=0.1, lo=0, hi=1), **SMALL)
     assert_survives_json(found)
     assert_drawn(found, tmp_path / "local.png")
     one = LocalGrowth(sizes=found.sizes[:1], config=found.config)
@@ -126,11 +126,11 @@ def test_the_record_survives_json_and_has_a_figure(tmp_path: Path):
 )
 def test_a_bad_argument_is_named(options: dict, message: str):
     with pytest.raises(BadInput, match=message):
-        local_growth("small-mlp", load_data("digits", limit=20), eb.Linf(eps=0.1), **options)
+        local_growth("small-mlp", load_data("digits", first=20), eb.Linf(eps=0.1), **options)
 
 
 def test_examples_that_are_no_images_are_refused():
     with pytest.raises(BadInput, match="`data` must be images"):
         local_growth("small-mlp", examples(8, (6,), 3), eb.Linf(eps=0.1))
     with pytest.raises(BadInput, match="one radius"):
-        local_growth("small-mlp", load_data("digits", limit=20), eb.Linf(eps=torch.full((20,), 0.1)))
+        local_growth("small-mlp", load_data("digits", first=20), eb.Linf(eps=torch.full((20,), 0.1)))

@@ -25,7 +25,7 @@ from epsball.training.registry import OBJECTIVES
 
 @pytest.fixture(scope="module")
 def digits() -> Examples:
-    return load_data("digits", split="train", limit=300)
+    return load_data("digits", split="train", first=300)
 
 
 def net(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:

@@ -41,7 +41,7 @@ fork = get_context("fork")
 
 @pytest.fixture(scope="module")
 def digits() -> Examples:
-    return load_data("digits", split="train", limit=300)
+    return load_data("digits", split="train", first=300)
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -84,7 +84,7 @@ EVERYTHING = {
 def undisturbed(optimizer: str) -> tuple[nn.Module, FitResult]:
     """The model and the result of a training that is not interrupted."""
     model = net()
-    data = load_data("digits", split="train", limit=300)
+    data = load_data("digits", split="train", first=300)
     return model, fit(model, data, BALL, **EVERYTHING | {"optimizer": optimizer})
 
 
@@ -140,7 +140,7 @@ model = net()
 def report(mark):
     if distributed.rank() == 0:
         print(mark.step, flush=True)
-fit(model, load_data("digits", split="train", limit=300), Linf(eps=0.1, lo=0, hi=1), out=sys.argv[1], progress=report,
+fit(model, load_data("digits", split="train", first=300), Linf(eps=0.1, lo=0, hi=1), out=sys.argv[1], progress=report,
     **EVERYTHING)
 if distributed.rank() == 0:
     torch.save(model.state_dict(), Path(sys.argv[1]) / "end.pt")
@@ -172,7 +172,7 @@ def train_it(out: Path, steps: Connection, rank: int, world: int) -> None:
         meet(out.parent, rank, world)
     send = steps.send if rank == 0 else lambda step: None
     model = net()
-    data = load_data("digits", split="train", limit=300)
+    data = load_data("digits", split="train", first=300)
     fit(model, data, BALL, out=out, progress=lambda mark: send(mark.step), **EVERYTHING)
     if rank == 0:
         torch.save(model.state_dict(), out / "end.pt")
@@ -220,7 +220,7 @@ def of_rank(rank: int, folder: str, world: int) -> None:
     """One process of several that train on the digits without randomness."""
     meet(folder, rank, world)
     model = build("small-mlp", (1, 8, 8), 10, seed=rank)  # overwritten by the weights of the first rank
-    data = load_data("digits", split="train", limit=131)
+    data = load_data("digits", split="train", first=131)
     gradients = []
 
     def objective(model, x, y, ball, step):
@@ -561,7 +561,7 @@ def of_uneven(rank: int, folder: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model.unused = nn.Parameter(torch.ones(()))
     model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    fit(model, load_data("digits", split="train", limit=3), epochs=1, batch_size=1, weight_decay=0.1)
+    fit(model, load_data("digits", split="train", first=3), epochs=1, batch_size=1, weight_decay=0.1)
     assert model.mask.tolist() == [0.0, -torch.inf]
     assert model.unused.item() == 1.0
     torch.distributed.destroy_process_group()

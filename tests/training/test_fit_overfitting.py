@@ -16,7 +16,7 @@ from epsball.training.validation import check
 
 @pytest.fixture(scope="module")
 def slice_of_mnist() -> Examples:
-    return load_data(str(shared_data("mnist")), split="train", limit=1128)
+    return load_data(str(shared_data("mnist")), split="train", first=1128)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])

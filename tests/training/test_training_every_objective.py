@@ -304,7 +304,7 @@ def test_frees_perturbations_stay_with_their_rows_where_a_batch_is_split():
 
 
 def test_augment_adds_examples_of_the_model_as_it_is_and_drops_the_oldest():
-    data, ball = load_data("digits", split="train", limit=40), Linf(eps=0.1, lo=0, hi=1)
+    data, ball = load_data("digits", split="train", first=40), Linf(eps=0.1, lo=0, hi=1)
     model = build("small-mlp", data.shape, data.classes).train()
     augment, seen = Augment(keep=2), [data]
     for number in range(5):
@@ -328,7 +328,7 @@ def test_augment_adds_examples_of_the_model_as_it_is_and_drops_the_oldest():
 
 
 def test_augment_runs_every_kth_epoch_with_any_attack_and_refuses_a_ball_per_example():
-    data, ball = load_data("digits", split="train", limit=20), Linf(eps=0.1, lo=0, hi=1)
+    data, ball = load_data("digits", split="train", first=20), Linf(eps=0.1, lo=0, hi=1)
     model = build("small-mlp", data.shape, data.classes)
     augment = Augment(attack=PGD(steps=2), every=2, keep=1, objective=Free(m=4))
     assert augment.replays == 4
@@ -348,7 +348,7 @@ def test_augment_runs_every_kth_epoch_with_any_attack_and_refuses_a_ball_per_exa
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "plain"])
 def test_every_objective_makes_digits_more_robust_than_plain_training(name):
-    data, ball = load_data("digits", split="train", limit=600), Linf(eps=0.1, lo=0, hi=1)
+    data, ball = load_data("digits", split="train", first=600), Linf(eps=0.1, lo=0, hi=1)
 
     def robust(objective) -> float:
         model = build("small-mlp", data.shape, data.classes)
@@ -391,7 +391,7 @@ def test_a_new_objective_is_a_class_and_a_line_of_the_registry(monkeypatch):
     assert "| `halfway` | Halfway | J halfway to FGSM's point, times `weight`. | 2 | weight=1.0 | this test |" in (
         tables.filled("training.md")
     )
-    data = load_data("digits", split="train", limit=60)
+    data = load_data("digits", split="train", first=60)
     ball = Linf(eps=0.1, lo=0, hi=1)
     result = fit(build("small-mlp", data.shape, 10), data, ball, objective=parse("halfway"), epochs=1)
     assert result.config["objective"] == "Halfway(label_smoothing=0.0, weight=1.0)"

@@ -45,7 +45,7 @@ def attack(
     keep_memory()
     chosen = parse(attack)
     errors = Console(stderr=True, highlight=False, emoji=False)
-    examples = subject.examples(limit=subject.limit)
+    examples = subject.examples()
     ball = subject.ball_for(examples)
     model, origin = subject.network(examples, None, errors)
     with progress(errors) as bar:

@@ -42,7 +42,9 @@ class Material:
     data
         digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
     limit
-        Take only the first examples.
+        Take a sample of so many examples, with each class's share; the same ones whatever the seed.
+    first
+        Take the first examples instead, in the order of the data.
     image_column
         The column with the images, where it cannot be told from its type.
     label_column
@@ -61,6 +63,7 @@ class Material:
     data: str = "digits"
     split: str = "test"
     limit: int | None = None
+    first: int | None = None
     image_column: str | None = None
     label_column: str | None = None
     ball: str = "linf:0.1"
@@ -68,17 +71,16 @@ class Material:
     hi: float | None = None
     trust: Annotated[bool, Parameter(negative="")] = False
 
-    def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
-        """The data of a split."""
+    def examples(self) -> Examples:
+        """The data, as many as `limit` or `first` takes."""
+        return self.of_split(self.split, limit=self.limit, first=self.first)
+
+    def of_split(self, split: str, *, limit: int | None = None, first: int | None = None) -> Examples:
+        """The data of any split."""
         from epsball.data.load import load_data
 
-        return load_data(
-            self.data,
-            split=split or self.split,
-            limit=limit,
-            image_column=self.image_column,
-            label_column=self.label_column,
-        )
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return load_data(self.data, split=split, limit=limit, first=first, **columns)
 
     def ball_for(self, examples: Examples) -> Ball:
         """The ball, in the data's box unless another is given."""
@@ -176,7 +178,7 @@ class Subject(Material):
                 f"`{missing}` must be given with {self.data}: it has no other rows to train a built-in model on"
             )
         try:
-            return self.examples(split="train")
+            return self.of_split("train")
         except BadInput as error:
             raise BadInput(
                 f"`{missing}` must be given: a built-in model needs a split to be trained on ({error})"
@@ -232,6 +234,13 @@ def ball_of(spec: str, lo: float, hi: float) -> Ball:
         if str(error).startswith("`eps`"):
             raise within("ball", spec, error) from error
         raise
+
+
+def limited_as_before(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a recorded run as they are meant today: before there was `first`, `limit` took the first rows."""
+    if options.get("limit") is None or "first" in options:
+        return options
+    return options | {"limit": None, "first": options["limit"]}
 
 
 def built_in(spec: str) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json as encoder
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from epsball.cli.common import TRUST, Json, Subject, ball_of, described, finite, progress
+from epsball.cli.common import TRUST, Json, Subject, ball_of, described, finite, limited_as_before, progress
 from epsball.cli.evaluate_shown import show_result, show_setup
 from epsball.common.checks import check_between, check_whole
 from epsball.common.config import Rule
@@ -96,7 +96,8 @@ def evaluate(
     attacks_and_stages(flags, attacks, ball_of(flags.ball, 0, 1), Reaction())  # any box will do
     keep_memory()
     errors = Console(stderr=True, highlight=False, emoji=False)
-    examples = flags.examples(limit=flags.limit)
+    flags = _limited_as_before(flags, out)
+    examples = flags.examples()
     ball = flags.ball_for(examples)
     _check_ball(flags, ball)
     try:
@@ -165,6 +166,20 @@ def _check_ball(flags: Flags, ball: Ball) -> None:
     for radius in flags.radii or ():
         ball.with_eps(radius)
     Storage.chosen(flags.storage, "float32", float(ball.lo), float(ball.hi), ())
+
+
+def _limited_as_before(flags: Flags, out: Path | None) -> Flags:
+    """The flags; those of a run that is resumed and took the first examples for its limit, with `first`."""
+    from epsball.common.json_files import read_json
+
+    file = None if out is None else out / "command.json"
+    if file is None or not file.exists():
+        return flags
+    before = read_json(file, "delete it: it only says how the run was started").get("subject")
+    first = limited_as_before(before).get("first") if isinstance(before, dict) else None
+    if flags.first is None and flags.limit is not None and flags.limit == first:
+        return replace(flags, limit=None, first=flags.limit)
+    return flags
 
 
 def _command(flags: Flags, source: str | None, source_weights: Path | None, classes: int) -> dict[str, Any]:

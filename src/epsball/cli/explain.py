@@ -56,7 +56,7 @@ class OfNetwork(Subject):
         """What is analysed, and what the output says about it."""
         from epsball.explain.runner import Case
 
-        examples = self.examples(limit=self.limit)
+        examples = self.examples()
         ball = self.ball_for(examples)
         train, data = self.parts(examples)
         model, origin = self.network(examples, None, console)
@@ -70,7 +70,7 @@ class OfNetwork(Subject):
         """The examples to train on, and those to measure: half of each class where there is no other split."""
         from epsball.explain.inputs import halves
 
-        return halves(examples) if self.undivided else (self.examples(split="train"), examples)
+        return halves(examples) if self.undivided else (self.of_split("train"), examples)
 
 
 @Parameter(name="*")
@@ -122,7 +122,9 @@ class OfLinear:
     split
         The split to measure on; the models are trained on "train".
     limit
-        Take only the first examples.
+        Take a sample of so many examples, with each class's share; the same ones whatever the seed.
+    first
+        Take the first examples instead, in the order of the data.
     image_column
         The column with the images, where it cannot be told from its type.
     label_column
@@ -136,6 +138,7 @@ class OfLinear:
     data: str = "digits"
     split: str = "test"
     limit: int | None = None
+    first: int | None = None
     image_column: str | None = None
     label_column: str | None = None
     eps: str = "0.1"
@@ -145,7 +148,7 @@ class OfLinear:
     @property
     def subject(self) -> OfNetwork:
         """The data."""
-        names = ("data", "split", "limit", "image_column", "label_column")
+        names = ("data", "split", "limit", "first", "image_column", "label_column")
         return OfNetwork(**{name: getattr(self, name) for name in names})
 
     def options(self) -> dict[str, Any]:
@@ -161,7 +164,7 @@ class OfLinear:
         from epsball.balls.linf import Linf
         from epsball.explain.runner import Case
 
-        examples = self.subject.examples(limit=self.limit)
+        examples = self.subject.examples()
         train, data = self.parts(examples)
         ball = Linf(eps=1.0, lo=examples.lo, hi=examples.hi)
         return Case(model=nn.Identity(), data=data, train=train, ball=ball), [("data", described(examples))]
@@ -211,7 +214,7 @@ class OfL1(OfLinear):
         """The examples to train on, and those to measure: every second row, or as many of each split."""
         if self.subject.undivided:
             return examples.rows(slice(0, None, 2)), examples.rows(slice(1, None, 2))
-        return self.subject.examples(split="train", limit=self.limit), examples
+        return self.subject.of_split("train", limit=self.limit, first=self.first), examples
 
 
 Options = OfNetwork | OfLinear

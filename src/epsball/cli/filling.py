@@ -8,7 +8,7 @@ from typing import Any
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from epsball.cli.common import TRUST
+from epsball.cli.common import TRUST, limited_as_before
 from epsball.common.config import read_toml
 from epsball.common.errors import BadInput
 from epsball.models.model_record import is_factory
@@ -59,4 +59,4 @@ def asked_before(out: Path) -> dict[str, Any]:
     asked = read_json(out / COMMAND, "choose a new directory").get("asked")
     if not isinstance(asked, dict):
         raise BadInput(f"{out / COMMAND} must be that of a training, and is not; choose a new directory")
-    return asked
+    return limited_as_before(asked)

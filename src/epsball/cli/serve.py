@@ -95,7 +95,7 @@ def serve(
     try:
         keep_memory()
         errors = Console(stderr=True, highlight=False, emoji=False)
-        examples = subject.examples(limit=subject.limit)
+        examples = subject.examples()
         near = subject.ball_for(examples)
         from epsball.serve.app import application
         from epsball.serve.exhibit import Exhibit
@@ -144,7 +144,7 @@ def _trained_against(subject: Subject, examples: Examples, errors: Console) -> t
     from epsball.training.fgsm_mix import FGSMMix
     from epsball.training.fit import fit
 
-    train = subject.examples(split="train")
+    train = subject.of_split("train")
     near = subject.ball_for(train)
     classes = max(examples.classes, train.classes)
     model = load_model(subject.spec, shape=train.shape, classes=classes, seed=subject.seed, trust=subject.trust)

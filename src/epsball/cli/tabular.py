@@ -32,7 +32,9 @@ class Rows:
     drop
         Columns to leave out.
     limit
-        Take only the first rows.
+        Take a sample of so many rows, with each class's share; the same ones whatever the seed.
+    first
+        Take the first rows instead.
     config
         A TOML file with the values of options left out.
     """
@@ -41,13 +43,15 @@ class Rows:
     target: str | None = None
     drop: Names = ()
     limit: int | None = None
+    first: int | None = None
     config: Path | None = None
 
     def read(self, features: tuple[str, ...] | None = None) -> Table:
         """The table; only the columns `features`, where they are known."""
         from epsball.data.tables import read_table
 
-        return read_table(self.data, self.target, features=features, drop=self.drop, limit=self.limit)
+        takes = {"features": features, "drop": self.drop, "limit": self.limit, "first": self.first}
+        return read_table(self.data, self.target, **takes)
 
     def described(self, table: Table) -> tuple[str, str]:
         """The table as a line for `print_lines`."""

@@ -65,11 +65,11 @@ class TrainingMaterial(Material):
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def test_examples(self) -> "Examples | None":
-        """The first examples of the test split, where there is one that is not trained on."""
+        """A sample of the test split, where there is one that is not trained on."""
         if self.data.endswith(".npz") or self.split == "test":
             return None
         try:
-            return self.examples("test", limit=MAX_TEST)
+            return self.of_split("test", limit=MAX_TEST)
         except BadInput as error:
             if str(error).startswith("`split`"):
                 return None
@@ -217,7 +217,7 @@ def _train(
     options = material.options()
     if first:
         destination.check(options | flags.to_record())
-    examples, test = material.examples(limit=material.limit), material.test_examples()
+    examples, test = material.examples(), material.test_examples()
     config, ball = flags.for_examples(len(examples)), material.ball_for(examples)
     spec, classes = material.spec, max(examples.classes, 0 if test is None else test.classes)
     load = partial(load_model, weights=material.weights, seed=config.seed, trust=material.trust)

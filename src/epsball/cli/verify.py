@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from epsball.cli.common import Json, Subject, built_in, finite
+from epsball.cli.common import Json, Subject, built_in, finite, limited_as_before
 from epsball.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 SHOWN = 20
 SUBJECT = {
     **dict.fromkeys(("model", "weights", "data", "split", "image_column", "label_column"), str),
-    **dict.fromkeys(("limit", "seed"), int),
+    **dict.fromkeys(("limit", "first", "seed"), int),
 }
 """What a verification takes of the subject in `command.json`, and its types."""
-OF_THE_DATA = ("split", "limit", "image_column", "label_column")
+OF_THE_DATA = ("split", "limit", "first", "image_column", "label_column")
 
 
 def verify(
@@ -79,7 +79,7 @@ def verify(
     if data is not None:
         subject = command.get("subject", {})
         options = {name: subject[name] for name in OF_THE_DATA if name in subject}
-        examples = Subject(data=data, **options).examples(limit=subject.get("limit"))
+        examples = Subject(data=data, **options).examples()
     found = library_verify(run, network, data=examples, batch_size=batch_size)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
@@ -102,7 +102,7 @@ def _command(run: Path) -> dict[str, Any]:
     if command is None:
         return {}
     given = command.get("subject")
-    subject = {name: given.get(name) for name in SUBJECT} if isinstance(given, dict) else {}
+    subject = {name: limited_as_before(given).get(name) for name in SUBJECT} if isinstance(given, dict) else {}
     wrong = [name for name, value in subject.items() if value is not None and type(value) is not SUBJECT[name]]
     classes = command.get("classes")
     if not subject or wrong or not isinstance(command.get("directory"), str) or not isinstance(classes, int | None):

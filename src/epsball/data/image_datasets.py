@@ -21,6 +21,7 @@ from epsball.common.errors import BadInput
 from epsball.common.limits import check_data_folder, check_file, check_pixels
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
+from epsball.data.sampling import Take
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "y", "fine_label")
@@ -28,10 +29,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
 """The formats of images that are opened. Pillow knows others that start a program (EPS), or are rarely read safely."""
 
 
-def read_images(
-    spec: str, split: str, limit: int | None, image_column: str | None, label_column: str | None
-) -> Examples:
-    """The images of a split, as `load_data` describes them."""
+def read_images(spec: str, split: str, take: Take, image_column: str | None, label_column: str | None) -> Examples:
+    """The images of a split, as `load_data` describes them; only the rows that `take` takes are read."""
     import datasets
 
     _refuse_typo(spec)
@@ -48,25 +47,28 @@ def read_images(
     label = _label_column(label_column, features)
     try:
         with _no_progress_bars():
-            encoded = data.select_columns(image).cast_column(image, datasets.Image(decode=False))
-            encoded = encoded.with_format("arrow")[:limit][image]
+            images = data.select_columns(image).cast_column(image, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise BadInput(
             f"`image_column` must hold images, got {image!r} of type {features[image]}; name another with "
             f"--image-column, of {', '.join(features)}"
         ) from error
-    if len(encoded) == 0:
+    if len(data) == 0:
         raise BadInput(f"`data` must hold at least one example, but split {split!r} of {spec!r} is empty")
-    y = data.select_columns(label).with_format("arrow")[:limit][label].to_numpy()
+    y = data.select_columns(label).with_format("arrow")[:][label].to_numpy()
+    rows = take(y if y.dtype.kind in "iu" else np.zeros(len(y)))
+    if rows is not None:
+        images, y = images.select(rows), y[rows]
+    encoded = images.with_format("arrow")[:][image]
     if y.dtype.kind not in "iu" or y.min() < 0:
         raise BadInput(
             f"`label_column` must hold a whole number >= 0 in every row, but {label!r} does not (-1 or nothing often "
             "means: not labelled); take another split, or name another with --label-column"
         )
     names = getattr(features[label], "names", None)
-    x = torch.from_numpy(_decode(_sources(encoded), len(encoded), spec)).permute(0, 3, 1, 2)
+    x = torch.from_numpy(_decode(_sources(encoded), range(len(y)) if rows is None else rows, spec)).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    examples = from_arrays(x, y, lo=0, hi=1, classes=len(names) if names else None, name=spec)
+    examples = from_arrays(x, y, ids=rows, lo=0, hi=1, classes=len(names) if names else None, name=spec)
     return replace(examples, label_names=tuple(names) if names else None)
 
 
@@ -111,24 +113,25 @@ def _sources(column: Any) -> Iterator[Any]:
             yield BytesIO(raw.as_buffer()) if raw.is_valid else path.as_py()
 
 
-def _decode(sources: Iterable[Any], count: int, spec: str) -> np.ndarray:
-    """The images as one uint8 array (count, H, W, C)."""
+def _decode(sources: Iterable[Any], rows: Sequence[int] | np.ndarray, spec: str) -> np.ndarray:
+    """The images of the rows of that number as one uint8 array (n, H, W, C)."""
     images: Any = None
-    for row, source in enumerate(sources):
+    for place, (row, source) in enumerate(zip(rows, sources, strict=True)):
         try:
             pixels = _pixels(source)
         except Exception as error:  # broken files raise whatever the decoder stumbles over
             raise BadInput(f"`data` must hold images that Pillow reads, but row {row} of {spec!r}: {error}") from error
-        if row == 0:
-            images = _empty(count, pixels.shape)
+        if place == 0:
+            images = _empty(len(rows), pixels.shape)
         if pixels.shape[:2] != images.shape[1:3]:
             raise BadInput(
-                f"`data` must hold images of one size, but of {spec!r} row 0 is {images.shape[1]}x{images.shape[2]} "
-                f"and row {row} {pixels.shape[0]}x{pixels.shape[1]} (HxW); resize them first"
+                f"`data` must hold images of one size, but of {spec!r} row {rows[0]} is "
+                f"{images.shape[1]}x{images.shape[2]} and row {row} {pixels.shape[0]}x{pixels.shape[1]} (HxW); resize "
+                "them first"
             )
         if pixels.shape[2] > images.shape[3]:
             images = np.repeat(images, 3, axis=3)  # the rows before were all grey
-        images[row] = pixels
+        images[place] = pixels
     return images
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from epsball.common.errors import BadInput
+import torch
+
 from epsball.data.arrays import read_npz
 from epsball.data.digits import read_digits
 from epsball.data.examples import Examples
 from epsball.data.image_datasets import read_images
+from epsball.data.sampling import Take, check_limits, taken_rows
 
 
 def load_data(
@@ -16,10 +19,15 @@ def load_data(
     *,
     split: str = "test",
     limit: int | None = None,
+    first: int | None = None,
+    seed: int = 0,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Examples:
-    """The examples that `spec` names, in their order; `limit` >= 1 takes the first rows only.
+    """The examples that `spec` names, in their order.
+
+    `limit` >= 1 takes a sample of so many rows, in which each class has its share: the same rows for the same `seed`,
+    and a part of them for a smaller limit. `first` >= 1 takes the first rows instead. Examples keep their ids.
 
     - "digits": scikit-learn's 8x8 digits, (1, 8, 8), scaled by 1/16 to [0, 1]. "test" is the last 20 % of its rows,
       "train" the rest; ids are row numbers of `load_digits`.
@@ -31,11 +39,16 @@ def load_data(
     Raises `BadInput` for data that are not found, splits and columns that are not there, and images that are broken or
     of mixed sizes.
     """
-    if limit is not None and limit < 1:
-        raise BadInput(f"`limit` must be >= 1, got {limit}; leave it out for all rows")
+    check_limits(limit, first)
+    take = partial(taken_rows, limit=limit, first=first, seed=seed)
     path = Path(spec).expanduser()
     if str(spec) == "digits":
-        return read_digits(split).rows(slice(limit))
+        return _part(read_digits(split), take)
     if path.suffix == ".npz" and path.exists():
-        return read_npz(path).rows(slice(limit))
-    return read_images(str(path if path.exists() else spec), split, limit, image_column, label_column)
+        return _part(read_npz(path), take)
+    return read_images(str(path if path.exists() else spec), split, take, image_column, label_column)
+
+
+def _part(examples: Examples, take: Take) -> Examples:
+    rows = take(examples.y.cpu().numpy())
+    return examples if rows is None else examples.rows(torch.from_numpy(rows).to(examples.x.device))

@@ -21,6 +21,7 @@ from epsball.common.atomic_files import write_whole
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.common.limits import check_arrays, check_columns
+from epsball.data.sampling import check_limits, taken_rows
 
 KINDS = (".csv", ".tsv", ".parquet", ".npz")
 MOST_HEADER = 1 << 20
@@ -56,8 +57,12 @@ def read_table(
     features: Sequence[str] | None = None,
     drop: Sequence[str] = (),
     limit: int | None = None,
+    first: int | None = None,
 ) -> Table:
-    """The table in a file, its rows in order; `limit` >= 1 takes the first only.
+    """The table in a file, its rows in order.
+
+    `limit` >= 1 takes a sample of so many rows, in which each class of the target has its share (where the target holds
+    fractions, any rows): always the same ones. `first` >= 1 takes the first rows instead.
 
     - `.csv` or `.tsv`: UTF-8 with a header; comma, semicolon or tab, whichever the header has most of. Empty cells and
       NA, NaN, null and the like are missing values.
@@ -78,8 +83,7 @@ def read_table(
     >>> table.features, table.x.tolist(), table.y.tolist()
     (('size', 'ripe'), [[7.5, 1.0], [2.0, 0.0]], ['apple', 'plum'])
     """
-    if limit is not None and limit < 1:
-        raise BadInput(f"`limit` must be >= 1, got {limit}; leave it out for all rows")
+    check_limits(limit, first)
     path = Path(path).expanduser()
     check_one_of("data", path.suffix, KINDS)
     if not path.is_file():
@@ -108,10 +112,11 @@ def read_table(
         raise BadInput(f"`data` must have a column beside the target {target!r}, got none; name fewer in --drop")
     if not len(columns):
         raise BadInput(f"`data` must have at least one row, but {path} has none")
-    columns = columns.select([*features, target]).slice(0, limit)
-    return Table(
-        _numbers(columns.select(list(features)), path), _target(columns, target), tuple(features), target, str(path)
-    )
+    columns = columns.select([*features, target]).slice(0, first)
+    x, y = _numbers(columns.select(list(features)), path), _target(columns, target)
+    rows = taken_rows(np.zeros(len(y)) if y.dtype.kind == "f" else y, limit)
+    x, y = (x, y) if rows is None else (x[rows], y[rows])
+    return Table(x, y, tuple(features), target, str(path))
 
 
 def write_table(path: str | Path, columns: Mapping[str, Any]) -> None:

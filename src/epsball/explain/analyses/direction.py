@@ -129,7 +129,7 @@ def direction(
     >>> from epsball.data.load import load_data
     >>> def linear(x):
     ...     return x.flatten(1)[:, 27:29]
-    >>> digits = load_data("digits", limit=40)
+    >>> digits = load_data("digits", first=40)
     >>> two = digits.rows((digits.y < 2).nonzero().squeeze(1))
     >>> found = direction({"one": linear, "other": linear}, two, Linf(eps=0.5))
     >>> [round(cosines[2], 9) for cosines in (found.pairs[0].gradient_same, found.pairs[0].gradient_other)]
