@@ -27,6 +27,7 @@ from epsball.evaluation.result import Evaluation
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
 COMMAND = [sys.executable, "-m", "epsball"]
 QUICK = ["--limit", "64", "--epochs", "3"]
+CHEAP = [*QUICK, "--attacks", "fgsm", "pgd"]
 
 
 def alone(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,7 @@ def widest(text: str, path: Path) -> int:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     out = tmp_path_factory.mktemp("cli") / "run"
-    return alone("evaluate", *QUICK, "--out", str(out)), out
+    return alone("evaluate", *CHEAP, "--diagnose", "16", "--out", str(out)), out
 
 
 def test_evaluate_with_no_argument_prints_robust_accuracy_in_80_columns():
@@ -69,7 +70,7 @@ def test_a_run_directory_holds_the_result_and_the_network(finished):
 
 def test_the_same_command_again_finds_the_run_finished(finished):
     done, out = finished
-    again = alone("evaluate", *QUICK, "--out", str(out))
+    again = alone("evaluate", *CHEAP, "--diagnose", "16", "--out", str(out))
     assert again.returncode == 0, again.stderr
     assert "trained earlier" in again.stdout
     assert again.stdout.splitlines()[-3] == done.stdout.splitlines()[-3]
@@ -77,7 +78,7 @@ def test_the_same_command_again_finds_the_run_finished(finished):
 
 def test_another_command_on_the_same_directory_is_refused_by_name(finished):
     _, out = finished
-    other = alone("evaluate", *QUICK, "--out", str(out), "--ball", "linf:0.2")
+    other = alone("evaluate", *CHEAP, "--out", str(out), "--ball", "linf:0.2")
     assert other.returncode == 2
     assert "another `--ball`" in other.stderr
 
@@ -95,7 +96,33 @@ def test_json_is_all_of_stdout():
 
 @pytest.mark.parametrize(("share", "code"), [("0.0", 0), ("1", 1)])
 def test_fail_under_sets_the_exit_code(share: str, code: int):
-    assert run("evaluate", *QUICK, "--attacks", "fgsm", "--fail-under", share).returncode == code
+    done = run("evaluate", *QUICK, "--attacks", "fgsm", "--fail-under", share)
+    assert done.returncode == code
+    assert ("is below --fail-under 1" in done.stderr) == (code == 1)
+    assert "Reliability: not checked" in done.stdout
+
+
+def test_fail_under_fails_for_a_result_that_is_not_to_be_relied_on():
+    masked = ["--model", "broken-defence:quantised", "--attacks", "pgd:steps=5", "--diagnose", "16", "--json"]
+    done = run("evaluate", *QUICK, *masked, "--fail-under", "0.01")
+    assert done.returncode == 1
+    message = " ".join(done.stderr.split())
+    assert "exit code 1: Reliability checks failed: zero-gradients" in message
+    assert "--allow-unreliable ignores it" in message
+    assert "below" not in message
+    assert json.loads(done.stdout)["doubts"]
+    for share, code in (("0.01", 0), ("1", 1)):  # a low result fails all the same
+        done = run("evaluate", *QUICK, *masked, "--fail-under", share, "--allow-unreliable")
+        assert done.returncode == code, done.stderr
+    assert run("evaluate", *QUICK, *masked).returncode == 0  # nothing was asked
+
+
+def test_exit_codes_are_in_the_help_and_the_docs():
+    shown = " ".join(run("--help").stdout.split())
+    docs = (Path(__file__).parents[2] / "docs" / "howto.md").read_text()
+    for code, meaning in cli.EXIT_CODES.items():
+        assert f"{code} {meaning.split(':')[0]}" in shown
+        assert f"| {code} | {meaning.split(':')[0]}" in docs
 
 
 @pytest.mark.parametrize(
@@ -228,10 +255,11 @@ def test_colour_images_of_a_folder_are_attacked(tmp_path: Path):
 def test_the_command_of_a_run_is_stored_for_verify(finished):
     _, out = finished
     command = json.loads((out / "command.json").read_text())
-    assert command["command"] == ["epsball", "evaluate", *QUICK, "--out", str(out)]
+    assert command["command"] == ["epsball", "evaluate", *CHEAP, "--diagnose", "16", "--out", str(out)]
     assert command["subject"]["data"] == "digits"
     assert command["subject"]["limit"] == 64
-    assert command["flags"]["attacks"] is None  # not given
+    assert command["flags"]["attacks"] == ["fgsm", "pgd"]
+    assert command["flags"]["eps"] is None  # not given
     assert Evaluation.load(out).config["protocol"] == ["fgsm", "pgd"]
 
 
@@ -286,7 +314,7 @@ def test_a_transfer_in_bytes_to_a_users_weights_verifies_from_elsewhere(tmp_path
     here.mkdir()
     save_weights(build("small-mlp", (1, 8, 8), 10, seed=4), here / "net.safetensors")
     arguments = ["--weights", "net.safetensors", "--source", "small-mlp", "--storage", "8bit", "--eot", "2"]
-    arguments += [*QUICK, "--ball", "linf:0.3", "--out", "run"]
+    arguments += [*CHEAP, "--ball", "linf:0.3", "--out", "run"]
     done = run("evaluate", *arguments, cwd=here)
     assert done.returncode == 0, done.stderr
     assert "source small-mlp, trained here: 3 epochs, seed 1" in done.stdout
@@ -376,7 +404,7 @@ def test_a_run_without_weights_trains_again_to_the_same_bits(finished, tmp_path:
     _, out = finished
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
     (copy / "model.safetensors").unlink()
-    done = run("evaluate", *QUICK, "--out", str(copy))
+    done = run("evaluate", *CHEAP, "--diagnose", "16", "--out", str(copy))
     assert done.returncode == 0, done.stderr
     assert (copy / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
@@ -394,7 +422,7 @@ def test_compare_fits_80_columns_and_names_what_differs(finished, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert widest(done.stdout, tmp_path.parent) <= 80
     assert "they differ in radii, attacks" in done.stdout
-    assert "B has the stronger attacks" in done.stdout
+    assert "the runs differ in radii, attacks, so the cause may be any" in " ".join(done.stdout.split())
     summary = json.loads(run("compare", str(out), str(other), "--json").stdout)
     assert summary["both"] + summary["only_a"] + summary["only_b"] + summary["neither"] == summary["n"] == 64
     assert summary["accuracy_b"] == Evaluation.load(other).robust_accuracy

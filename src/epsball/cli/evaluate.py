@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 
 from epsball.cli.common import TRUST, Json, Subject, ball_of, described, finite, limited_as_before, progress
 from epsball.cli.evaluate_shown import show_result, show_setup
-from epsball.common.checks import check_between, check_whole
-from epsball.common.config import Rule
+from epsball.common.checks import check_between
 from epsball.common.errors import BadInput
 from epsball.common.json_files import write_json
-from epsball.evaluation.config import COUNT, EvaluationConfig
+from epsball.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
     from epsball.balls.ball import Ball
     from epsball.evaluation.evaluate import Progress
+    from epsball.evaluation.result import Evaluation
 
 
 @Parameter(name="*", consume_multiple=True, negative_iterable=())
@@ -36,16 +37,13 @@ class Flags(EvaluationConfig, Subject):
     attacks
         Attacks in the order they are run, each on the examples that are robust so far: names of `epsball attacks`, with
         options as in pgd:steps=100,restarts=5; protocols such as standard; lists as in 'worst-of(fgsm, pgd)'. Default:
-        fgsm pgd, and min-norm with --min-norm.
+        fast; min-norm in L0 and with --min-norm; square or hopskipjump for a model without gradients.
     target
         Drive every example towards this class instead of away from its own.
-    diagnose
-        Run the reliability checks on so many examples; 0 for none.
     """
 
     attacks: tuple[str, ...] | None = None
     target: int | None = None
-    diagnose: Annotated[int | None, Rule(check_whole, 0, COUNT)] = 32
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,6 +61,7 @@ def evaluate(
     config: Path | None = None,
     json: Json = False,
     fail_under: float | None = None,
+    allow_unreliable: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure the robust accuracy of a classifier: attack each example within its ball, and count what stays correct.
 
@@ -82,18 +81,20 @@ def evaluate(
     json
         Print the result as JSON on stdout.
     fail_under
-        Exit with 1 when the robust accuracy is below this share (0 to 1).
+        Exit with 1 when the robust accuracy is below this share (0 to 1), or is not to be relied on: a reliability
+        check failed, or the set-up was warned about.
+    allow_unreliable
+        With --fail-under: exit with 0 for a result that is high enough, though it is not to be relied on.
+
+    Exit codes: 0 done, 1 below --fail-under or not to be relied on, 2 bad usage, 70 a crash, 130 interrupted.
     """
     from epsball.cli.allocator import keep_memory
-    from epsball.diagnosis.reaction import Reaction
     from epsball.evaluation.evaluate import evaluate as library_evaluate
-    from epsball.evaluation.plan import attacks_and_stages
     from epsball.report.html import write_report
 
     # All that can be refused is refused before a network is trained.
     _check(flags, source, source_weights, fail_under)
-    attacks = flags.attacks or flags.default_attacks
-    attacks_and_stages(flags, attacks, ball_of(flags.ball, 0, 1), Reaction())  # any box will do
+    _check_attacks(flags)
     keep_memory()
     errors = Console(stderr=True, highlight=False, emoji=False)
     flags = _limited_as_before(flags, out)
@@ -125,7 +126,7 @@ def evaluate(
                 model,
                 examples,
                 ball,
-                attacks,
+                flags.attacks or None,
                 target=flags.target,
                 source=surrogate,
                 run_dir=out,
@@ -141,7 +142,20 @@ def evaluate(
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
     else:
         show_result(found, out)
-    return int(fail_under is not None and not found.robust_accuracy >= fail_under)
+    why = [] if fail_under is None else _why_failed(found, fail_under, allow_unreliable)
+    for reason in why:
+        errors.print(f"[red]exit code 1:[/] {escape(reason)}", soft_wrap=True)
+    return int(bool(why))
+
+
+def _why_failed(found: Evaluation, fail_under: float, allow_unreliable: bool) -> list[str]:
+    """Why a run fails `fail_under`, a sentence each; empty where it passes."""
+    why = []
+    if not found.robust_accuracy >= fail_under:  # also not a number
+        why.append(f"The robust accuracy, {found.robust_accuracy:.2%}, is below --fail-under {fail_under:g}.")
+    if found.doubts and not allow_unreliable:
+        why.append(f"{' '.join(found.doubts)} --allow-unreliable ignores it.")
+    return why
 
 
 def _check(flags: Flags, source: str | None, source_weights: Path | None, fail_under: float | None) -> None:
@@ -157,6 +171,16 @@ def _check(flags: Flags, source: str | None, source_weights: Path | None, fail_u
             "`binarization_test` must be 0 with `source`: a transfer does not see the head that hides an adversarial "
             "example"
         )
+
+
+def _check_attacks(flags: Flags) -> None:
+    """Raise `BadInput` for attacks that are unknown or not defined in such balls, with their radii."""
+    from epsball.diagnosis.reaction import Reaction
+    from epsball.engine.default_attacks import default_attacks
+    from epsball.evaluation.plan import attacks_and_stages
+
+    ball = ball_of(flags.ball, 0, 1)  # any box will do
+    attacks_and_stages(flags, flags.attacks or default_attacks(ball, min_norm=flags.min_norm), ball, Reaction())
 
 
 def _check_ball(flags: Flags, ball: Ball) -> None:

@@ -50,7 +50,7 @@ def show_result(found: Evaluation, out: Path | None) -> None:
         console.print(f"[dim]Predictions are the mean of {config['eot']} model calls.[/]")
     more = "nearer adversarial examples" if config["min_norm"] else "more"
     bound = "A transfer: attacks that see the model itself" if config["source"] else "An upper bound: a stronger attack"
-    console.print(f"[dim]{bound} {'find' if config['source'] else 'may find'} {more}.[/]")
+    console.print(f"[dim]{bound} may find {more}.[/]")
     _show_reliability(found, console)
     if out is not None:
         from epsball.report.html import REPORT
@@ -76,6 +76,8 @@ def _show_reliability(found: Evaluation, console: Console) -> None:
         for one in diagnosis.failed:
             if one.name not in diagnosis.mitigated:
                 console.print(Padding(escape(one.text), (0, 0, 0, 2)))
+    else:
+        console.print(f"[yellow]{escape(found.reliability)}[/]")
 
 
 def _table(*heads: str) -> Table:

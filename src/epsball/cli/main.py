@@ -1,7 +1,7 @@
 """The command line: one command per file, each parses, calls one library function, and prints.
 
-Exit codes: 0 done, 1 robust accuracy below --fail-under, or a run that does not verify, 2 bad usage, 70 a crash, 130
-interrupted. No module here imports torch before a command runs, so that `--help` answers at once.
+`EXIT_CODES` lists what a command exits with. No module here imports torch before a command runs, so that `--help`
+answers at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ from epsball.cli.verify import verify
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
 
+EXIT_CODES = {
+    0: "done",
+    1: "a result that does not hold: robust accuracy below --fail-under or not to be relied on, or a run that does not "
+    "verify",
+    2: "bad usage, or a file that cannot be read or written",
+    70: "a crash: an error in your model, or in epsball",
+    130: "interrupted",
+}
 BAD_USAGE = 2
 INTERRUPTED = 130
 CRASHED = 70
@@ -38,6 +46,7 @@ CRASHED = 70
 app = cyclopts.App(
     name="epsball",
     help="Measure robust accuracy: attack each example within a ball, and re-verify what is found.",
+    help_epilogue="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     version=__version__,
     help_format="markdown",
     result_action="return_value",

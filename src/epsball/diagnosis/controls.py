@@ -122,6 +122,19 @@ class Controls:
         found = [indicator(name, value, least=chance) for name, value in values.items()]
         return (*found, indicator("rejection-class", self._share_of_rejection_class(labelled)))
 
+    def of_searches(self, left_robust: Bool[Tensor, " n"]) -> tuple[Indicator, ...]:
+        """The indicators for attacks without gradients on a model that has none: does random search break more?
+
+        `left_robust` (n,) are the rows that the attacks did not break. All other comparisons take gradients.
+        """
+        noise = self.broken_by(UniformNoise(restarts=DRAWS), left_robust)
+        noise |= self.broken_by(SignNoise(restarts=DRAWS), left_robust & ~noise)
+        values = {"noise-stronger": _share(noise)}
+        square = Square(steps=QUERIES)
+        if square.fits(self.task.ball) and not any(isinstance(attack, Square) for _, attack in self.attacks):
+            values["black-box-stronger"] = _share(self.broken_by(square, left_robust))
+        return tuple(indicator(name, value, least=chance_level(len(left_robust))) for name, value in values.items())
+
     def _count(self, objective: Objective) -> None:
         self.forwards += objective.forwards
         self.backwards += objective.backwards

@@ -42,9 +42,14 @@ class Diagnosis(RunRecord):
         return tuple(one.name for one in self.failed)
 
     @property
+    def open_failures(self) -> tuple[str, ...]:
+        """The names of the checks that failed and that the attacks were not adapted to."""
+        return tuple(name for name in self.failed_names if name not in self.mitigated)
+
+    @property
     def unreliable(self) -> bool:
         """Whether a check failed that the attacks were not adapted to."""
-        return any(name not in self.mitigated for name in self.failed_names)
+        return bool(self.open_failures)
 
     def __getitem__(self, name: str) -> Indicator:
         """The indicator of that name; `KeyError` where there is none."""
@@ -59,14 +64,14 @@ class Diagnosis(RunRecord):
         if not self.correct:
             return f"Reliability checks: none of {self.examples} sampled examples is classified correctly."
         sample = f"on {self.correct} correctly classified of {self.examples} sampled examples"
-        measured = sum(one.value is not None for one in self.indicators)
-        open_failures = [name for name in self.failed_names if name not in self.mitigated]
+        checks = len(self.indicators)
+        absent = sum(one.value is None for one in self.indicators)
         mitigated = [name for name in self.failed_names if name in self.mitigated]
-        adapted = f"; the attacks were adapted to {', '.join(mitigated)}" if mitigated else ""
-        if open_failures:
-            failures = f"{len(open_failures)} of {measured} failed: {', '.join(open_failures)}"
-            return f"Reliability checks: {failures} ({sample}){adapted}."
-        return f"Reliability checks: {measured - len(mitigated)} of {measured} passed ({sample}){adapted}."
+        rest = f", {absent} not measured" if absent else ""
+        rest += f" ({sample})" + (f"; the attacks were adapted to {', '.join(mitigated)}" if mitigated else "")
+        if failures := self.open_failures:
+            return f"Reliability checks: {len(failures)} of {checks} failed: {', '.join(failures)}{rest}."
+        return f"Reliability checks: {checks - absent - len(mitigated)} of {checks} passed{rest}."
 
     @property
     def text(self) -> str:

@@ -120,23 +120,24 @@ _TABLE = (
         "Tramer et al. 2018, section 3; Wong et al. 2020, section 5; Carlini et al. 2019, section 4.3",
         "the model masks its gradient from single steps: it is not robust although fgsm fails (catastrophic "
         "overfitting)",
-        "rely on iterated attacks from random starts, and attack with logits only as well: square",
+        "rely on iterated attacks from random starts, and attack with logits only: square",
     ),
     Indicator(
         "noise-stronger",
         0.02,
-        "share of examples that are misclassified at random points of the ball and not by gradient attacks",
+        "share of examples that are misclassified at random points of the ball and not by the attacks",
         "Carlini et al. 2019, section 4.11; Athalye et al. 2018, section 3.1",
-        "random search finds what gradient attacks miss: the gradients lead nowhere",
-        "find out why the gradients fail before anything else; until then attack with logits only: square",
+        "random points find what the attacks miss: the attacks, or the gradients that they follow, lead nowhere",
+        "find out why the attacks fail before anything else; until then attack with logits only: square",
     ),
     Indicator(
         "black-box-stronger",
         0.02,
-        "share of examples that attacks without gradients, or a transfer, break and gradient attacks do not",
+        "share of examples that a search without gradients, or a transfer, breaks and the other attacks do not",
         "Carlini et al. 2019, section 5.4; Pintor et al. 2022, I5; Athalye et al. 2018, section 3.1",
-        "attacks that know less of the model succeed more often: the gradients are masked",
-        "attack with logits only, longer: square:steps=5000; find what masks the gradients",
+        "a search that knows less of the model breaks what the other attacks left robust: they fail, or follow masked "
+        "gradients",
+        "attack with logits only: square; find what masks the gradients",
     ),
     Indicator(
         "more-steps-help",

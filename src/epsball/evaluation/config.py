@@ -38,8 +38,8 @@ class EvaluationConfig(Config):
         Hide adversarial examples in the balls of so many examples and count how many the attacks find (Zimmermann et
         al. 2022): attacks that miss them are too weak for this model.
     diagnose
-        Run the reliability checks on so many examples; 0 for none. Default in Python: 16 to 128, where that costs no
-        more than a quarter of the run.
+        Run the reliability checks on so many examples; 0 for none. Default: 16 to 128, as many as cost no more than a
+        quarter of the run (or 40 model calls per example); where that is less than 16, the result says "not checked".
     accelerate
         Let the attacks use a network of the same function with cheaper gradients. Default: where a short trial is
         likely to pay. Results always come from the model itself.
@@ -88,8 +88,3 @@ class EvaluationConfig(Config):
         from epsball.balls.registry import parse_radius  # imports torch
 
         return tuple(sorted(parse_radius(eps) if isinstance(eps, str) else float(eps) for eps in self.eps))
-
-    @property
-    def default_attacks(self) -> tuple[str, ...]:
-        """The attacks of a run that names none."""
-        return ("min-norm",) if self.min_norm else ("fgsm", "pgd")

@@ -36,6 +36,7 @@ from epsball.diagnosis.setup import SAID_ELSEWHERE, mode_of
 from epsball.diagnosis.setup_data import check_units
 from epsball.diagnosis.setup_record import Setup, SetupWarning
 from epsball.engine.batches import forward_rows
+from epsball.engine.default_attacks import answers, default_attacks
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
 from epsball.evaluation.config import EvaluationConfig
@@ -95,7 +96,8 @@ def evaluate(
     `model` is a torch module, or a callable x -> logits; `data` are Examples, or (x, y) with x (n, *shape) in the units
     of the ball and y (n,). `attacks` are run in order, each on the examples that are robust so far: by name ("pgd",
     "pgd:steps=100"), as objects, as callables (model, x, y, ball) -> x_adv, or as protocols of several attacks
-    ("standard", "fast": see `epsball.engine.protocols`). Default: fgsm and pgd; min-norm with `min_norm`.
+    ("standard", "fast": see `epsball.engine.protocols`). Default: fast; min-norm in L0 and with `min_norm`; on a model
+    without gradients square, on one of labels hopskipjump.
 
     The settings, with their defaults and rules, are those of `EvaluationConfig`:
     `eps` gives several radii, for the robustness curve. With `min_norm` the minimum-norm adversarial example of each
@@ -106,7 +108,8 @@ def evaluate(
     to hi of the ball, rounded towards x; a success that the rounding undoes does not count. With `binarization_test`
     the same attacks also search so many hidden adversarial examples, at the largest radius: are they strong enough for
     this model (see `epsball.binarization_test`)? The reliability checks (`epsball.diagnose`) run on `diagnose`
-    examples: 0 for none; None for 16 to 128 where that costs no more than a quarter of the run. The attacks climb on
+    examples: 0 for none; None for 16 to 128, as many as cost no more than a quarter of the run or 40 model calls per
+    example; `Evaluation.reliability` says what they found, or why there are none. The attacks climb on
     the model `accelerate`d (None: where a short trial is likely to pay; or a plan to go by), also `compile`d; with a
     `draft` "bf16", on a GPU, each attack that takes gradients is first run in that precision. Results always come from
     the model itself.
@@ -145,7 +148,9 @@ def evaluate(
     examples = data if isinstance(data, Examples) else from_arrays(*data)
     check_draft(draft, examples.x.device)
     ball = unbounded(ball) if min_norm else ball
-    attacks = settings.default_attacks if attacks is None else attacks
+    if attacks is None:
+        seen = model if source is None else source
+        attacks = default_attacks(ball, answers(seen, examples.x), min_norm=min_norm)
     inputs = EvaluationInputs(model, examples, ball, attacks, source, target, success)
     check_units(examples.x, ball)
     mode = mode_of(model)

@@ -24,6 +24,7 @@ from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import RunDir, read_config
 from epsball.evaluation.shard import Shard
+from epsball.problem.black_box import BlackBox
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,13 @@ PROBED = 32
 """Examples of the probe."""
 SAMPLED = 256
 """Examples that the set-up is read from where those of the first shard do not have all classes."""
-COST = 1275
-"""Forward and backward passes that the reliability checks take for an example that is robust."""
+COST, COST_BROKEN = 1530, 300
+"""Forward and backward passes of the reliability checks for an example that is robust (under `fast`), and for one that
+is not."""
 FEWEST, MOST = 16, 128
-"""Examples of reliability checks that nobody asked for: so many that they cost no more than a quarter of the run."""
+"""Examples of reliability checks that nobody asked for."""
+ALLOWANCE = 40
+"""Passes per example of the run that these checks may take in any case: half of one pgd."""
 
 
 def reaction_to(
@@ -97,6 +101,17 @@ def setup_of(
     return made
 
 
+def affordable(found: Evaluation) -> int:
+    """The examples of checks that cost no more than a quarter of the run, or `ALLOWANCE` passes per example of it.
+
+    From `FEWEST` to `MOST`; 0 where it is fewer.
+    """
+    n, robust = len(found), found.count("robust")
+    each = (robust * COST + (n - robust) * COST_BROKEN) / n
+    allowed = int(max((found.forwards + found.backwards) / 4, ALLOWANCE * n) / each)
+    return 0 if allowed < FEWEST else min(allowed, MOST)
+
+
 def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluation) -> Diagnosis | None:
     """The reliability checks of the run: those that its directory holds, or made now; None where there are none."""
     before = None if directory is None else Diagnosis.kept(directory.path)
@@ -106,8 +121,8 @@ def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluati
     if before is not None and (n is None or min(n, len(plan.task.x)) == before.examples):
         return with_binarization_test(before, found.binarization_test)
     if n is None:
-        n = min(int((found.forwards + found.backwards) / 4 / COST), MOST)
-        if n < FEWEST:
+        n = affordable(found)
+        if n == 0 or (isinstance(plan.model, BlackBox) and plan.model.budget is not None):
             return None
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
     reaction = Reaction.from_record(plan.record["reaction"] or {})

@@ -67,8 +67,8 @@ class Evaluation:
     that are not finite, from which on the example does not count as robust; `forwards, backwards` are the forward and
     backward passes of the attacks on it. `adversarial` holds the adversarial examples `x_adv` and their examples `x` as
     they are stored, `points()` and `originals()` what that stands for. `binarization_test` says whether the attacks are
-    strong enough for this model, if it was run; `diagnosis` holds the reliability checks, and `setup` what was
-    understood of the arguments before the attacks.
+    strong enough for this model, if it was run; `diagnosis` holds the reliability checks, None where none were made,
+    and `setup` what was understood of the arguments before the attacks.
     """
 
     config: dict[str, Any]
@@ -203,6 +203,34 @@ class Evaluation:
         storage, shape = Storage.of(self.config), tuple(self.config["data"]["shape"])
         return storage.points(self.adversarial[name], shape).copy()
 
+    @property
+    def reliability(self) -> str:
+        """Whether the result is reliable, in one sentence: what the checks found, or why it was not checked."""
+        if self.diagnosis is not None:
+            return self.diagnosis.sentence
+        confidence = self.records["clean_confidence"].to_numpy(zero_copy_only=False).astype(float)
+        if self.config["source"] is not None:
+            why = "the attacks of a transfer do not see the model"
+        elif len(self) and np.isnan(confidence).all() and self.count("invalid") < len(self):
+            why = "the model returns labels only"
+        elif self.config["diagnose"] == 0:
+            why = "diagnose=0"
+        else:
+            why = "the checks would cost too much of this run; diagnose=32 runs them"
+        return f"Reliability: not checked ({why})."
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the result is not to be relied on, a sentence each; empty where nothing speaks against it."""
+        doubts = []
+        if self.diagnosis is not None and self.diagnosis.unreliable:
+            doubts.append(f"Reliability checks failed: {', '.join(self.diagnosis.open_failures)}.")
+        if self.binarization_test is not None and self.binarization_test.too_weak:
+            doubts.append("The attacks miss planted adversarial examples.")
+        if self.setup is not None and not self.setup.sound:
+            doubts.append(f"The set-up was warned about: {', '.join(self.setup.names)}.")
+        return tuple(doubts)
+
     def _check(self) -> None:
         """Raise `ValueError` where there is not one record for each example, and a point for each that was fooled."""
         ids = self.records["id"].to_numpy()
@@ -232,6 +260,8 @@ class Evaluation:
             "seconds": self.seconds,
             "binarization_test": None if self.binarization_test is None else self.binarization_test.summary(),
             "diagnosis": None if self.diagnosis is None else self.diagnosis.summary(),
+            "reliability": self.reliability,
+            "doubts": list(self.doubts),
             "config": self.config,
         }
 

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from epsball.report.page import begun, counted, percent
+from epsball.report.page import counted, percent
 from epsball.report.run import Run
 
 STANDARD = ["standard"]
@@ -46,7 +46,7 @@ def markdown(run: Run) -> str:
     lines += ["", " ".join(map(_text, (*run.caveats, *run.doubts)))]
     for test in (run.diagnosis, found.binarization_test):
         if test is not None:
-            lines += ["", _text(f"{begun(test.sentence)}.")]
+            lines += ["", _text(test.sentence)]
     fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", run.command_line)), default=2))
     if run.command_line:
         lines += ["", "Measured with", "", f"{fence}console", run.command_line, fence]

@@ -9,7 +9,7 @@ import numpy as np
 from epsball.report.run import Run
 
 SHOWN = 20
-"""The most classes of a matrix; of more, those broken most often are shown."""
+"""The most classes of a matrix; of more, those in most mistakes are shown."""
 PAIRS = 12
 
 
@@ -17,13 +17,15 @@ PAIRS = 12
 class Confusion:
     """Counts (k, k) of the classes named, label by row, prediction under attack by column.
 
-    `pairs` are the most frequent mistakes, (label, prediction, count); `classes` is the number of classes.
+    `pairs` are the most frequent mistakes, (label, prediction, count), with the counts of the matrix; `classes` is the
+    number of classes, `left_out` that of the examples without a prediction.
     """
 
     names: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
     pairs: tuple[tuple[str, str, int], ...]
     classes: int
+    left_out: int
 
     @property
     def largest(self) -> int:
@@ -42,20 +44,22 @@ def confusion(run: Run) -> Confusion | None:
     known = ~np.isnan(predicted)
     if not known.any():
         return None
-    label, predicted, fooled = label[known].astype(int), predicted[known].astype(int), (status == "fooled")[known]
+    label, predicted = label[known].astype(int), predicted[known].astype(int)
+    wrong = predicted != label
     classes = int(max(label.max(), predicted.max())) + 1
-    pairs, counts = np.unique(np.stack([label[fooled], predicted[fooled]]), axis=1, return_counts=True)
+    pairs, counts = np.unique(np.stack([label[wrong], predicted[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:PAIRS]
     top = tuple(
         (run.label(int(a)), run.label(int(b)), int(c)) for (a, b), c in zip(pairs.T[order], counts[order], strict=True)
     )
     shown = np.arange(classes)
     if classes > SHOWN:
-        often = np.bincount(label[fooled], minlength=classes) + np.bincount(predicted[fooled], minlength=classes)
+        often = np.bincount(label[wrong], minlength=classes) + np.bincount(predicted[wrong], minlength=classes)
         shown = np.sort(np.argsort(-often, kind="stable")[:SHOWN])
     place = np.full(classes, -1)
     place[shown] = np.arange(len(shown))
     inside = (place[label] >= 0) & (place[predicted] >= 0)
     matrix = np.zeros((len(shown), len(shown)), np.int64)
     np.add.at(matrix, (place[label[inside]], place[predicted[inside]]), 1)
-    return Confusion(tuple(run.label(int(c)) for c in shown), tuple(map(tuple, matrix.tolist())), top, classes)
+    names = tuple(run.label(int(c)) for c in shown)
+    return Confusion(names, tuple(map(tuple, matrix.tolist())), top, classes, int((~known).sum()))

@@ -213,7 +213,7 @@ class Run:
         """What limits the result, a sentence each."""
         config, found = self.config, self.found
         if config["source"] is not None:
-            caveats = ["A transfer: attacks that see the model itself find more."]
+            caveats = ["A transfer: attacks that see the model itself may find more."]
         elif config["min_norm"]:
             caveats = ["Upper bounds of the distances: a stronger attack may find nearer adversarial examples."]
         else:
@@ -231,17 +231,14 @@ class Run:
         for status, text in APART.items():
             if count := found.count(status):
                 caveats.append(f"{counted(count)} examples {text} are counted apart.")
+        if self.diagnosis is None:
+            caveats.append(found.reliability)
         return tuple(caveats)
 
     @property
     def doubts(self) -> tuple[str, ...]:
         """Why the evaluation may be unreliable, a sentence each."""
-        said = []
-        if self.diagnosis is not None and self.diagnosis.unreliable:
-            said.append("Reliability checks failed.")
-        if self.found.binarization_test is not None and self.found.binarization_test.too_weak:
-            said.append("The attacks miss planted adversarial examples.")
-        return tuple(said)
+        return self.found.doubts
 
     def distances(self, column: str) -> np.ndarray:
         """The distances of the adversarial examples (m,): those in the ball's norm, "distance", or in another, "l2"."""
