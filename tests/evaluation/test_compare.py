@@ -162,25 +162,56 @@ def test_another_ball_is_reported(data: Examples) -> None:
     assert compare(*[replace(ev, config=ev.config | {"radii": [0.1, 0.2]}) for ev in curves]).differ == ()
 
 
-def test_the_sentence_names_the_more_robust_model_or_the_stronger_attacks(data: Examples) -> None:
-    weak, strong = run(data, eps=0.1), run(data, eps=0.6)
-    assert compare(weak, strong).sentence == "B has the stronger attacks: they broke more examples of the same model."
-    assert compare(strong, weak).sentence == "A has the stronger attacks: they broke more examples of the same model."
+def test_the_sentence_claims_no_more_than_the_runs_show(data: Examples) -> None:
+    weak, strong = run(data, attacks="uniform-noise"), run(data)
+    claim = "has the stronger attacks: they broke more examples of the same model."
+    assert compare(weak, strong).sentence == f"B {claim}"
+    assert compare(strong, weak).sentence == f"A {claim}"
     worse = run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]))
-    assert compare(run(data), worse).sentence.startswith("A is the more robust model:")
-    assert compare(worse, run(data)).sentence.startswith("B is the more robust model:")
-    both = compare(weak, run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]), eps=0.6))
-    assert both.sentence.startswith("More examples are robust in A: model and attacks both differ")
-    seeds = replace(compare(weak, strong), differ=("seed",))
+    more = "More examples are robust in {0}: under the same attacks, {0} is the more robust model."
+    assert compare(run(data), worse).sentence == more.format("A")
+    assert compare(worse, run(data)).sentence == more.format("B")
+    larger = compare(run(data, eps=0.1), run(data, eps=0.6))  # the same attack is not stronger in a larger ball
+    cause = "so the cause may be any of these."
+    assert larger.sentence == f"More examples are robust in A: the runs differ in radii, {cause}"
+    both = replace(larger, differ=("model", "attacks"))
+    assert both.sentence == f"More examples are robust in A: the runs differ in model, attacks, {cause}"
+    seeds = replace(larger, differ=("seed",))
     assert seeds.sentence == "More examples are robust in A, with another seed: by the luck of restarts and noise."
     assert "stronger attacks" in replace(seeds, differ=("seed", "attacks")).sentence
     assert "more robust model" in replace(seeds, differ=("model", "seed")).sentence
-    close = compare(run(data, eps=0.3), run(data, eps=0.305))
-    assert close.p_value > 0.05 or "chance" not in close.sentence
-    barely = replace(compare(weak, strong), only_a=3, only_b=1, difference=-2 / 120, p_value=mcnemar(3, 1))
-    assert barely.sentence.endswith("It may be chance.")
-    even = replace(barely, only_a=2, only_b=2, difference=0.0)
+
+
+@pytest.mark.parametrize("differ", [(), ("model",), ("attacks",), ("radii", "model"), ("seed",), ("data",)])
+def test_nothing_is_claimed_of_a_difference_that_may_be_chance(differ: tuple[str, ...], data: Examples) -> None:
+    found = compare(run(data, eps=0.1), run(data, eps=0.6))
+    for only_a, only_b in ((3, 1), (1, 0), (5, 0), (0, 5), (30, 29)):
+        chance = replace(
+            found,
+            only_a=only_a,
+            only_b=only_b,
+            difference=(only_b - only_a) / 120,
+            p_value=mcnemar(only_a, only_b),
+            differ=differ,
+        )
+        higher = "A" if only_a > only_b else "B"
+        expected = f"More examples are robust in {higher}, but a difference of this size may be chance (p = "
+        assert chance.sentence.startswith(expected), chance.sentence
+        assert "model" not in chance.sentence
+        assert "stronger" not in chance.sentence
+    even = replace(found, only_a=2, only_b=2, difference=0.0, p_value=1.0, differ=differ)
     assert even.sentence == "Equal robust accuracy; 2 examples are robust in A only, and as many in B only."
+
+
+def test_a_run_that_is_not_to_be_relied_on_is_named_beside_the_claim(data: Examples) -> None:
+    sound, other = run(data, diagnose=20), run(data, torch.tensor([1.0, 0.3, 2.0, -1.0]), diagnose=0)
+    assert sound.diagnosis is not None
+    assert compare(sound, other).doubtful == ()
+    failing = replace(sound.diagnosis.indicators[0], value=1.0)
+    doubtful = replace(sound, diagnosis=replace(sound.diagnosis, indicators=(failing,)))
+    found = compare(doubtful, other)
+    assert found.doubtful == ("A",)
+    assert found.sentence.endswith("The result of A is not to be relied on: its true robust accuracy may be lower.")
 
 
 def test_examples_of_one_run_only_are_left_out(data: Examples) -> None:

@@ -32,7 +32,8 @@ class Comparison(Record):
     intervals joined for pairs), `p_value` that of the exact McNemar test, two-sided. `differ` says what of the settings
     is not the same: what it names may be the cause. "data" is among them where the digests of all that the runs hold
     differ: then the same ids and labels may stand for other examples. `left_out_a`, `left_out_b` count the examples
-    that only one run holds, or that a targeted run sets apart.
+    that only one run holds, or that a targeted run sets apart. `doubtful` names the runs ("A", "B") whose result is not
+    to be relied on (`Evaluation.doubts`).
     """
 
     derived = ("sentence", "method")
@@ -56,6 +57,7 @@ class Comparison(Record):
     differ: tuple[str, ...]
     left_out_a: int
     left_out_b: int
+    doubtful: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -65,14 +67,16 @@ class Comparison(Record):
         if self.difference == 0:
             return f"Equal robust accuracy; {self.only_a} examples are robust in A only, and as many in B only."
         higher, lower = ("B", "A") if self.difference > 0 else ("A", "B")
-        model, attacks = "model" in self.differ, bool(set(self.differ) - {"model", "data", "seed"})
         more = f"More examples are robust in {higher}"
-        if model and attacks:
-            sentence = f"{more}: model and attacks both differ, so the cause may be either."
-        elif model:
-            sentence = f"{higher} is the more robust model: more of its examples are robust under the same attacks."
-        elif attacks:
+        causes = [name for name in self.differ if name not in ("data", "seed")]
+        if self.p_value > CHANCE:
+            sentence = f"{more}, but a difference of this size may be chance (p = {self.p_value:.2g})."
+        elif causes == ["model"]:
+            sentence = f"{more}: under the same attacks, {higher} is the more robust model."
+        elif causes == ["attacks"]:
             sentence = f"{lower} has the stronger attacks: they broke more examples of the same model."
+        elif causes:
+            sentence = f"{more}: the runs differ in {', '.join(causes)}, so the cause may be any of these."
         elif "seed" in self.differ:
             sentence = f"{more}, with another seed: by the luck of restarts and noise."
         elif "data" in self.differ:
@@ -81,7 +85,10 @@ class Comparison(Record):
             sentence = f"{more}, with the same settings: by noise of the model or of the machine."
         if "data" in self.differ:
             sentence += " The data of the runs is not the same, which may be the cause."
-        return sentence if self.p_value <= CHANCE else f"{sentence} It may be chance."
+        if self.doubtful:
+            which = " and ".join(self.doubtful)
+            sentence += f" The result of {which} is not to be relied on: its true robust accuracy may be lower."
+        return sentence
 
     @property
     def method(self) -> dict[str, str]:
@@ -142,6 +149,7 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
         differ=tuple(name for name, value in settings[0].items() if value != settings[1][name]),
         left_out_a=len(ids[0]) - n,
         left_out_b=len(ids[1]) - n,
+        doubtful=tuple(name for run, name in zip(runs, ("A", "B"), strict=True) if run.doubts),
     )
 
 
