@@ -12,8 +12,8 @@ from nets import batch, linear, predicted
 from torch import Tensor
 
 import epsball as eb
-from epsball.attacks import driver
 from epsball.attacks.attack import Attack, State
+from epsball.attacks.registry import ATTACKS, parse
 from epsball.diagnosis.trace import trace
 from epsball.engine import queue
 from epsball.problem.losses import cross_entropy
@@ -45,19 +45,51 @@ def setting() -> tuple[torch.nn.Module, Task]:
     return model, task_of(x, predicted(model, x), eb.Linf(eps=0.1))
 
 
-@pytest.mark.parametrize("way", ["call", "queue"])
-def test_an_attack_that_is_never_done_is_an_error_that_names_it(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "STEP_LIMIT", 1000)
+@dataclass(frozen=True, kw_only=True)
+class NeverDoneSoon(NeverDone):
+    """An error after 1,000 steps."""
+
+    @property
+    def step_limit(self) -> int:
+        return 1000
+
+
+WAYS = {
+    "call": lambda attack, objective, task: attack._run(objective, task),
+    "queue": lambda attack, objective, task: queue.run(attack, objective, task),
+    "trace": lambda attack, objective, task: trace(attack, objective, task),
+    "page": lambda attack, objective, task: path(attack, objective, task.rows(torch.tensor([0]))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_attack_that_is_never_done_is_an_error_that_names_it(way: str) -> None:
     model, task = setting()
+    with (
+        Objective(model, cross_entropy, success=NEVER) as objective,
+        pytest.raises(
+            eb.BadInput, match=r"`step` of NeverDoneSoon must set `done`: .* after 1,000 steps; .*`max_steps`"
+        ),
+    ):
+        WAYS[way](NeverDoneSoon(), objective, task)
+    before = objective.forwards
+    with Objective(model, cross_entropy, success=NEVER) as objective:
+        WAYS["call"](replace(NeverDoneSoon(), length=3), objective, task)  # the remedy
+    assert before >= 1000
 
-    def run() -> object:
-        if way == "call":
-            return NeverDone()(model, task.x, task.y, task.ball, success=NEVER)
-        with Objective(model, cross_entropy, success=NEVER) as objective:
-            return queue.run(NeverDone(), objective, task)
 
-    with pytest.raises(eb.BadInput, match="`step` of NeverDone must set `done`"):
-        run()
+def test_an_evaluation_of_an_attack_that_is_never_done_ends_with_an_error() -> None:
+    model, task = setting()
+    with pytest.raises(eb.BadInput, match="`step` of NeverDoneSoon must set `done`"):
+        eb.evaluate(model, (task.x, task.y), eb.Linf(eps=0.001), NeverDoneSoon(), diagnose=0)
+
+
+def test_step_limit_follows_from_the_options() -> None:
+    assert NeverDone().step_limit == NeverDone(length=7).step_limit == 10_000
+    assert eb.HopSkipJump(steps=100_000).step_limit == 1_000_000
+    for name in ATTACKS:
+        attack = parse(name)
+        assert attack.max_steps is not None or attack.step_limit >= 10_000
 
 
 def test_an_attack_with_max_steps_ends_there_whatever_done_says() -> None:

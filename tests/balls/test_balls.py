@@ -64,7 +64,8 @@ def cases(draw: st.DrawFn) -> Case:
         return torch.from_numpy(draw(hnp.arrays(float, shape, elements=exact | st.integers(int(low), int(high)))))
 
     per_row = draw(st.booleans())
-    parts: dict = {"eps": numbers((n,), 0, 4) if per_row else draw(st.sampled_from([0.0, 0.25, 1.7, 3, 40.0]))}
+    shape = (n, 1) if n == d else (n,)
+    parts: dict = {"eps": numbers(shape, 0, 4) if per_row else draw(st.sampled_from([0.0, 0.25, 1.7, 3, 40.0]))}
     x = numbers((n, d), -2, 3)
     if draw(st.booleans()):
         rows = draw(st.sampled_from([1, n]))

@@ -6,8 +6,9 @@ there) and says where to look next. `driver.py` makes the model calls. Every row
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from epsball.common.shapes import column
 from epsball.problem.black_box import objective_for
 from epsball.problem.losses import Loss, cross_entropy
 from epsball.problem.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
-from epsball.problem.task import AWAY, Task, task_of
+from epsball.problem.task import AWAY, Task, check_target, task_of
 
 S = TypeVar("S", bound=State)
 
@@ -81,6 +82,15 @@ class Attack(ABC, Generic[S]):
         Where it is known the driver counts, and `step` need not set `t` and `done`.
         """
         return None
+
+    @property
+    def step_limit(self) -> int:
+        """A job that is not `done` after so many steps is an error, where `max_steps` is None.
+
+        It is 10 times the product of all options that are whole numbers (steps, rounds), and 10,000 at least.
+        """
+        options = (getattr(self, field.name) for field in fields(self))
+        return max(10_000, 10 * math.prod(max(option, 1) for option in options if type(option) is int))
 
     @property
     def uses_warm_start(self) -> bool:
@@ -145,15 +155,18 @@ class Attack(ABC, Generic[S]):
     ) -> Float[Tensor, "n *shape"]:
         """Attack a batch: per example the first adversarial example found, else the point where the attack ended.
 
-        `x` (n, *shape) is in the units of the ball; `y` (n,) are labels; `target` is one class or (n,) classes; `ids`
-        key the noise (default: row numbers); `eot` forward passes are averaged, for a stochastic model. k steps cost
-        exactly k model calls for the first restart; further restarts run on the rows that are robust so far (on all
-        rows for a minimum-norm attack). Every returned point is in the ball, adversarial or not.
+        `x` (n, *shape) is in the units of the ball; `y` (n,) are labels; `target` is one class or (n,) classes, none of
+        them the row's label; `ids` key the noise (default: row numbers); `eot` forward passes are averaged, for a
+        stochastic model. k steps cost exactly k model calls for the first restart; further restarts run on the rows
+        that are robust so far (on all rows for a minimum-norm attack). Every returned point is in the ball, adversarial
+        or not.
 
         Raises `BadInput` for arguments that do not fit; the model comes back as it was, also after an exception.
         """
         self.check_ball(ball)
         task = task_of(x, y, ball, target=target, ids=ids, seed=seed)
+        if target is not None:
+            check_target(task.target, task.y)
         if len(x) == 0:
             return x.clone()
         with objective_for(model, self.loss, needs=self.needs, success=success, eot=eot) as objective:

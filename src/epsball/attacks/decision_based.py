@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column, finite, flat
 from epsball.problem.task import AWAY, Task
@@ -60,10 +61,15 @@ def nearest_references(task: Task, references: References | None) -> Int64[Tenso
         )
     x, y, rows = references.x.to(task.x), references.y.to(task.y), torch.arange(len(task.y), device=task.x.device)
     wanted = torch.where(task.target[:, None] == AWAY, y != task.y[:, None], y == task.target[:, None])
-    distances = torch.stack([task.ball.rows(row[None]).distance(x, task.x[row, None]) for row in rows])
+    distances = torch.stack([_distances(task.ball.rows(row[None]), x, task.x[row, None]) for row in rows])
     distances = torch.where(wanted, distances, torch.inf)
     order = distances.argsort(dim=1, stable=True)[:, :TRIED]
     return torch.where(distances.gather(1, order).isfinite(), order, -1)
+
+
+def _distances(ball: Ball, x: Float[Tensor, "k *shape"], of: Float[Tensor, "1 *shape"]) -> Float[Tensor, " k"]:
+    """How far x is from one example in what may change."""
+    return ball.distance(ball.apply_mask(x, of), of)
 
 
 def starting_point(

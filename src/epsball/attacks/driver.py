@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -20,9 +21,6 @@ from epsball.common.shapes import column, flat
 from epsball.problem.objective import Objective, Point
 from epsball.problem.task import Task
 
-STEP_LIMIT = 1_000_000
-"""A job of an attack without `max_steps` that has made so many steps and is not `done` is an error."""
-
 S = TypeVar("S", bound=State)
 
 
@@ -31,6 +29,8 @@ class Steps(Protocol[S]):
 
     @property
     def max_steps(self) -> int | None: ...
+    @property
+    def step_limit(self) -> int: ...
     def init(self, task: Task) -> S: ...
     def step(self, state: S, point: Point, task: Task) -> S: ...
 
@@ -40,12 +40,13 @@ class Driver(Generic[S]):
 
     `state` is the attack's present state, `steps` the number of steps that the driver has made. A row ends after
     `max_steps` steps, whatever its `done` says, or, where the attack has no `max_steps`, when it is `done`.
+    A row that is not done after about `step_limit` steps is an error.
     """
 
     def __init__(self, attack: Steps[S], objective: Objective, task: Task) -> None:
-        self.attack, self.objective, self.task = attack, objective, task
+        self.attack, self.objective, self.task = attack, objective, _held(task)
         self.max_steps = attack.max_steps
-        self.state = attack.init(task)
+        self.state = attack.init(self.task)
         self.steps = 0
         self._entered: int | np.ndarray = 0  # the value of `steps` when a row began
 
@@ -91,19 +92,24 @@ class Driver(Generic[S]):
         """Go on with the rows `index` only; `task` is their task where it is known already."""
         self._entered = np.broadcast_to(self._entered, len(self.state.z))[index.cpu().numpy()]
         self.state = self.state.map(lambda part: part[index])
-        self.task = self.task.rows(index) if task is None else task
+        self.task = _held(self.task.rows(index) if task is None else task)
 
     def enter(self, index: Tensor, arriving: Task, task: Task) -> None:
         """Begin new jobs, those of `arriving`, in the rows `index`; `task` is that of all rows from now on."""
         self._entered = np.broadcast_to(self._entered, len(self.state.z)).copy()
         self._entered[index.cpu().numpy()] = self.steps
         self.state = self.state.map(lambda old, new: old.index_copy(0, index, new), self.attack.init(arriving))
-        self.task = task
+        self.task = _held(task)
 
     def _check_limit(self) -> None:
-        made = np.broadcast_to(self.steps - self._entered, len(self.state.z))
-        if (made >= STEP_LIMIT)[~self.state.done.cpu().numpy()].any():
+        made, limit = np.broadcast_to(self.steps - self._entered, len(self.state.z)), self.attack.step_limit
+        if (made >= limit)[~self.state.done.cpu().numpy()].any():
             raise BadInput(
-                f"`step` of {type(self.attack).__name__} must set `done`, or the attack have `max_steps`: "
-                f"a job is not done after {STEP_LIMIT} steps"
+                f"`step` of {type(self.attack).__name__} must set `done`: a job is not done after {limit:,} steps; let "
+                "`max_steps` say how many there are, or `step_limit` allow more"
             )
+
+
+def _held(task: Task) -> Task:
+    """The task with a ball that computes once what depends on its examples alone."""
+    return replace(task, ball=task.ball.held(task.x))

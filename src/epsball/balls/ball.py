@@ -37,9 +37,11 @@ T = TypeVar("T")
 class Ball(Region):
     """The points within `eps` of an example, inside the box [lo, hi], equal to the example off the mask.
 
-    `eps` is in the units of the data: a number >= 0 (`inf` allowed), a tensor (n,) with one radius per example, or,
-    for Linf, a tensor (1, *shape) with one per feature. `lo` and `hi` are numbers, or tensors with as many dimensions
-    as the data and a first dimension of 1 (shared) or n. `mask` is boolean, of such a shape too; True may change.
+    `eps` is in the units of the data: a number >= 0 (`inf` allowed), a tensor (n,) or (n, 1, ..., 1) with one radius
+    per example, or, for Linf, a tensor (1, *shape) with one per feature, where 0 says what `mask` says: it may not
+    change. Where x is (n, n), a radius (n,) is refused: it may be meant either way. `lo` and `hi` are numbers, or
+    tensors with as many dimensions as the data and a first dimension of 1 (shared) or n. `mask` is boolean, of such a
+    shape too; True may change.
 
     Every method takes batches (n, *shape) in float64, float32, bfloat16 or float16 on any device and answers in kind.
 
@@ -76,7 +78,7 @@ class Ball(Region):
         'L∞, ε = 8/255'
         """
         if isinstance(self.eps, Tensor) and self.eps.numel() > 1:
-            return f"{self.symbol}, ε one per {'example' if self.eps.ndim == 1 else 'feature'}"
+            return f"{self.symbol}, ε one per {'example' if self.eps.ndim == 1 or len(self.eps) > 1 else 'feature'}"
         numbers = (torch.as_tensor(part, dtype=torch.float64).mean().item() for part in (self.eps, self.lo, self.hi))
         return ball_text(self.symbol, *numbers)
 

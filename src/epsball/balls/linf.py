@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,14 +32,20 @@ class Linf(Ball):
         return super()._fits_eps(eps, x) or (eps.ndim == x.ndim > 1 and eps.shape[0] == 1 and fits(eps, x))
 
     def intervals(self, x: Batch) -> tuple[Batch, Batch]:
-        """The least and the greatest value of each coordinate in ball, box and mask; computed once for the same x."""
-        last = self.__dict__.get("_last_intervals")
-        if last is None or last[0] is not x or last[3] != x._version:
+        """The least and the greatest value of each coordinate in ball, box and mask."""
+        memo: dict[str, Any] = self.__dict__.get("_memo", {})
+        if memo.get("x") is not x:
             eps, (lo, hi) = self.radius_like(x).to(x), self._box_like(x)
-            low, high = (self.apply_mask(end, x) for end in (torch.maximum(x - eps, lo), torch.minimum(x + eps, hi)))
-            last = (x, low, high, x._version)
-            object.__setattr__(self, "_last_intervals", last)
-        return last[1], last[2]
+            ends = tuple(self.apply_mask(end, x) for end in (torch.maximum(x - eps, lo), torch.minimum(x + eps, hi)))
+            if not memo:
+                return ends
+            memo |= {"x": x, "ends": ends}
+        return memo["ends"]
+
+    def held(self, x: Batch) -> Self:
+        ball = replace(self.bind(x))
+        object.__setattr__(ball, "_memo", {"x": None})  # no part of the ball: copies do not have it
+        return ball
 
     def _project(self, z: Batch, x: Batch) -> Batch:
         return z.clamp(*self.intervals(x))
@@ -74,7 +82,7 @@ class Linf(Ball):
         return torch.minimum(room, clipped_sum_root(size, room, gain), out=room)
 
     def feature_units(self, like: Batch) -> Tensor | None:
-        if not isinstance(self.eps, Tensor) or self.eps.ndim < 2:
+        if not isinstance(self.eps, Tensor) or self.eps.ndim < 2 or (not self._bound and len(self.eps) > 1):
             return None
         eps, tiny = self.eps.to(like), torch.finfo(like.dtype).tiny
         if not self.has_infinite_radius:

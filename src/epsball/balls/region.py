@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,10 @@ from epsball.common.shapes import Batch, PerExample, column, finite, fits, flat,
 def _rule(name: str) -> str:
     """Which shapes a part may have that is to fit a batch x (n, *shape)."""
     if name == "eps":
-        return "a number, or (n,) with one radius per example (Linf also (1, *shape), one per feature)"
+        return (
+            "a number, or one per example, (n,) or (n, 1, ..., 1) with as many dimensions as x; Linf also takes one "
+            "per feature, (1, *shape): write `eps[None]`"
+        )
     shape = f"as many dimensions as x with a first one of 1 or n; write `{name}[None]` for one per feature"
     return shape if name == "mask" else f"a number, or {shape}"
 
@@ -35,6 +38,7 @@ class Region(ABC):
     hi: float | Tensor = math.inf
     mask: Tensor | None = None
     _bound: bool = field(default=False, repr=False)
+    _per_example: bool = field(default=False, repr=False)  # what an `eps` of one dimension is, is known
 
     def __post_init__(self) -> None:
         if not self._bound:
@@ -43,7 +47,7 @@ class Region(ABC):
     @classmethod
     def parts(cls) -> tuple[str, ...]:
         """The names of the radius, the box, the mask, and of further fields of a norm's class."""
-        return tuple(part.name for part in fields(cls) if part.name != "_bound")
+        return tuple(part.name for part in fields(cls) if not part.name.startswith("_"))
 
     def _check_parts(self) -> None:
         for name in ("eps", "lo", "hi"):
@@ -67,8 +71,9 @@ class Region(ABC):
     def bind(self, x: Batch) -> Self:
         """This ball checked against `x`, its tensors on the device and in the dtype of `x`.
 
-        A bound ball is not checked again. Raises `BadInput` where `x` is not floating point, holds NaN or lies outside
-        the box, or where a shape does not fit.
+        A bound ball is not checked again; its radii per example are (n,), and features with a radius of 0 are off its
+        mask. Raises `BadInput` where `x` is not floating point, holds NaN or lies outside the box, or where a shape
+        does not fit.
         """
         if self._bound:
             return self
@@ -83,15 +88,29 @@ class Region(ABC):
             if isinstance(value, Tensor) and value.ndim == 0:
                 value = value.item()
             if isinstance(value, Tensor):
+                value = self._per_example_eps(value, x) if name == "eps" else value
                 if not (self._fits_eps(value, x) if name == "eps" else fits(value, x)):
                     misfit = f"`{name}` of shape {tuple(value.shape)} does not fit x {tuple(x.shape)}"
                     raise BadInput(f"{misfit}: {_rule(name)}")
                 value = value.to(x.device, torch.bool if name == "mask" else x.dtype)
             parts[name] = value
+        eps, mask = parts["eps"], parts["mask"]
+        if isinstance(eps, Tensor) and eps.ndim > 1 and bool((eps == 0).any()):
+            parts["mask"] = eps > 0 if mask is None else mask & (eps > 0)
         ball = replace(self, **parts, _bound=True)
         if x.numel():
             ball._check_inside_box(x)
         return ball
+
+    def _per_example_eps(self, eps: Tensor, x: Batch) -> Tensor:
+        """`eps` (n, 1, ..., 1) as (n,). Raises `BadInput` where (n,) may as well be meant as one radius per feature."""
+        if eps.ndim == 1 and x.ndim == 2 and x.shape[1] == len(eps) == len(x) > 1 and not self._per_example:
+            raise BadInput(
+                f"`eps` must say what it is one of where x is square, got {tuple(eps.shape)} for x {tuple(x.shape)}; "
+                "write eps[:, None] for one radius per example, or eps[None] for one per feature (Linf)"
+            )
+        is_column = eps.ndim == x.ndim > 1 and eps.shape[0] == len(x) == eps.numel()
+        return eps.reshape(-1) if is_column and not self._fits_eps(eps, x) else eps
 
     def _fits_eps(self, eps: Tensor, x: Tensor) -> bool:
         return eps.ndim == 1 and len(eps) == len(x)
@@ -113,7 +132,7 @@ class Region(ABC):
             )
 
     def rows(self, index: Tensor) -> Self:
-        """The ball of some of the rows: its parts per example follow, shared ones stay."""
+        """The ball of some of the rows: its parts per example follow (a radius (n,) is one), shared ones stay."""
         parts = {
             name: value[index]
             for name in self.parts()
@@ -121,11 +140,22 @@ class Region(ABC):
             and value.ndim > 0
             and (value.shape[0] != 1 or (name == "eps" and value.ndim == 1))
         }
-        return replace(self, **parts) if parts else self
+        per_example = self._per_example or (isinstance(self.eps, Tensor) and self.eps.ndim == 1)
+        return replace(self, **parts, _per_example=per_example) if parts else self
+
+    def held(self, x: Batch) -> Self:
+        """This ball, bound to `x`, for many questions about the same `x`: what depends on `x` alone is computed once.
+
+        The memory under `x` must not change for as long as this ball is used.
+        """
+        return self.bind(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}  # not what a ball that is held computed
 
     def with_eps(self, eps: float | Tensor) -> Self:
-        """The same box and mask with another radius."""
-        return replace(self, eps=eps, _bound=False)
+        """The same box and mask with another radius, of one of the shapes that `eps` may have."""
+        return replace(self, eps=eps, _bound=False, _per_example=self._per_example or self._bound)
 
     # The radius.
 

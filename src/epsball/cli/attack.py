@@ -29,7 +29,7 @@ def attack(
     attack
         A name of `epsball attacks`, with options as in pgd:steps=100,restarts=5.
     target
-        Drive every example towards this class instead of away from its own.
+        Drive every example towards this class instead of away from its own. Examples of this class are left out.
     out
         The directory to write to.
     rows

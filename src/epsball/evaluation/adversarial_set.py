@@ -90,7 +90,14 @@ def make(
     batch_size: int = 128,
     on_progress: Callable[[int], None] | None = None,
 ) -> AdversarialSet:
-    """Attack every example, `batch_size` at a time. The model comes back as it was."""
+    """Attack every example, `batch_size` at a time. The model comes back as it was.
+
+    Examples of the class `target` are left out.
+    """
+    ball = ball.bind(examples.x)
+    if target is not None:
+        others = (examples.y != target).nonzero().squeeze(1)
+        examples, ball = examples.rows(others), ball.rows(others)
     parts: list[tuple[Tensor, ...]] = []
     directions: list[Tensor] = []
     for start in range(0, len(examples), batch_size):
@@ -112,6 +119,7 @@ def make(
         if on_progress is not None:
             on_progress(int(index[-1]) + 1)
     if not parts:
-        raise BadInput("`examples` must hold at least one example, got none; raise --limit")
+        of = "" if target is None else f" of another class than the `target` {target}"
+        raise BadInput(f"`examples` must hold at least one example{of}, got none; raise --limit")
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return AdversarialSet(examples, *columns, direction=torch.cat(directions) if directions else None)

@@ -115,8 +115,9 @@ def evaluate(
     the model itself.
 
     With a `source`, another model, the attacks are transfers: they see the source alone, and are evaluated on `model`.
-    `target` (n,) or one class asks for that class; `success` says when an attack succeeds. With `run_dir` the run is
-    kept there; the same directory resumes it. `on_progress` is called after every step of an attack.
+    `target` (n,) or one class for all asks for that class; examples whose label it is are left out (status at-target),
+    and robust accuracy is a share of the others. `success` says when an attack succeeds. With `run_dir` the run is kept
+    there; the same directory resumes it. `on_progress` is called after every step of an attack.
 
     Before the attacks the result's `setup` states what was understood: the range of the data, box and radius, classes,
     clean accuracy beside chance, the model's mode. What is likely to be wrong is a `SetupWarning`.

@@ -77,7 +77,7 @@ def shuffled(delta: Float[Tensor, "n *shape"], noise: Noise, mask: Tensor | None
 
 def without_box(ball: Ball) -> Ball:
     """The same ball and mask, with nothing around it."""
-    return replace(ball, lo=-torch.inf, hi=torch.inf, _bound=False)
+    return replace(ball, lo=-torch.inf, hi=torch.inf, _bound=False, _per_example=ball._bound or ball._per_example)
 
 
 def cosines(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.problem.losses import Loss
-from epsball.problem.outputs import two_columns
+from epsball.problem.outputs import masked_to_finite, two_columns
 from epsball.problem.task import AWAY, Task
 
 Model = Callable[[Tensor], Tensor]
@@ -118,7 +118,7 @@ class Point:
 
     @property
     def valid(self) -> Bool[Tensor, " n"]:
-        """Where the logits are finite; elsewhere a row counts neither as robust nor as misclassified."""
+        """Where the logits are finite (-inf, a masked class, is replaced); elsewhere a row counts as invalid."""
         return self._output.detach().isfinite().flatten(1).all(1) if self._output.ndim > 1 else self._output >= 0
 
 
@@ -173,12 +173,13 @@ class Objective:
     """The question an attack asks of a model: `objective(z, task)` is one pass. To be used in a `with` statement.
 
     `model` maps (n, *shape) to logits (n, classes), to one logit (n,) or (n, 1), or, for attacks that need only the
-    label, to integers (n,). `forwards` and `backwards` count rows; `probes` counts the rows of checks that no attack
-    asked for. With `eot` = k a pass asks k times and shows the mean of logits, loss and gradient (labels: the most
-    frequent; where `needs` is 'logits' the loss is that of the mean logits, not the mean of k losses): for models that
-    draw random numbers, the expectation over transformation of Athalye et al. (ICML 2018), and the classifier in
-    question is the one that averages k draws. An entry of a gradient that is not finite is taken as zero
-    (`finite_gradient`), and the user is warned of the first one.
+    label, to integers (n,). A logit of -inf masks a class (`masked_to_finite`); rows with nan or inf, or nothing but
+    -inf, are invalid. `forwards` and `backwards` count rows; `probes` counts the rows of checks that no attack asked
+    for. With `eot` = k a pass asks k times and shows the mean of logits, loss and gradient (labels: the most frequent;
+    where `needs` is 'logits' the loss is that of the mean logits, not the mean of k losses): for models that draw
+    random numbers, the expectation over transformation of Athalye et al. (ICML 2018), and the classifier in question is
+    the one that averages k draws. An entry of a gradient that is not finite is taken as zero (`finite_gradient`), and
+    the user is warned of the first one.
     """
 
     def __init__(
@@ -297,11 +298,16 @@ class Objective:
         except RuntimeError as error:
             if "a leaf Variable that requires grad" in str(error):
                 raise BadInput(IN_PLACE) from error
+            if z.ndim == 3 and "shapes cannot be multiplied" in str(error):
+                raise BadInput(
+                    f"`x` must fit the model, got {tuple(z.shape)}: {error}; one image is x[None]"
+                ) from error
             raise
         if z._version != version:
             raise BadInput(IN_PLACE)
-        if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 and len(output) == len(z):
-            return output
+        usual = isinstance(output, Tensor) and output.is_floating_point() and output.ndim == 2
+        if usual and output.shape[1] > 1 and len(output) == len(z):
+            return masked_to_finite(output)
         return self._columns(output, z)
 
     def _columns(self, output: object, z: Tensor) -> Tensor:
@@ -312,9 +318,9 @@ class Objective:
         if len(logits) != len(z):
             raise BadInput(
                 f"`model` must return one row of logits per example, got {len(logits)} for {len(z)}; keep the first "
-                "dimension as it comes"
+                "dimension as it comes, and hand over one example as x[None]"
             )
-        return logits
+        return masked_to_finite(logits)
 
     def _logits(self, output: Tensor | None) -> Tensor:
         if output is None or not output.is_floating_point():

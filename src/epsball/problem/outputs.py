@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,3 +32,20 @@ def two_columns(output: object) -> Float[Tensor, "n classes"]:
             "put the classes last and pool the rest"
         )
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def masked_to_finite(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    """Logits with a finite number, without a gradient, in the place of -inf, which masks a class.
+
+    It is so far below the smallest finite logit of the row that no softmax in this precision sees the class: losses,
+    ranks and predictions are those of the other classes. nan and inf stay; so does a row of -inf, as inf.
+
+    >>> masked_to_finite(torch.tensor([[2.0, -torch.inf, 1.0]])).softmax(1)
+    tensor([[0.7311, 0.0000, 0.2689]])
+    """
+    if logits.is_cpu and math.isfinite(logits.detach().sum().item()):
+        return logits  # on a GPU the rest is cheaper than to wait for a sum
+    masked = logits == -math.inf
+    lowest = torch.where(masked, math.inf, logits.detach()).amin(1, keepdim=True)
+    info = torch.finfo(logits.dtype)
+    return torch.where(masked, (lowest + 2 * math.log(info.tiny)).clamp_min(info.min), logits)

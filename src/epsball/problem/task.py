@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from epsball.balls.ball import Ball
+from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.labels import labels
 
@@ -77,11 +78,32 @@ class Task:
         return replace(self, aim=aim, noise=replace(self.noise, restart=restart))
 
 
+def check_batch(x: Tensor, y: object) -> None:
+    """Raise `BadInput` where x (features,) or (channels, height, width) comes with one label: it is one example."""
+    if x.ndim in (1, 3) and len(x) != 1 and torch.as_tensor(y).numel() == 1:
+        raise BadInput(
+            f"`x` must have a first dimension of examples, got {tuple(x.shape)} with one label; one example is "
+            f"x[None], and {len(x)} examples of one class have y=torch.full(({len(x)},), y)"
+        )
+
+
+def check_target(target: Int64[Tensor, " n"], y: Int64[Tensor, " n"]) -> None:
+    """Raise `BadInput` where a row's target is its label: an attack towards it would make the model look better."""
+    same = (target == y).nonzero().squeeze(1)
+    if len(same):
+        raise BadInput(
+            f"`target` must differ from the label in every row, got the label itself in {len(same)} of {len(y)}, first "
+            f"class {int(y[same[0]])} in row {int(same[0])}; leave those rows out: with keep = target != y take "
+            "x[keep] and y[keep], and target[keep] where it is one per row"
+        )
+
+
 def task_of(
     x: Tensor, y: object, ball: Ball, *, target: object = None, ids: Tensor | None = None, seed: int = 0
 ) -> Task:
     """The checked task of a whole batch: restart 0, every row away from its label or towards its target."""
     ball, x = ball.bind(x), x.detach()
+    check_batch(x, y)
     y = labels("y", y, x)
     aim = torch.full_like(y, AWAY) if target is None else labels("target", target, x)
     rows = torch.arange(len(x), device=x.device) if ids is None else labels("ids", ids, x)

@@ -127,7 +127,7 @@ def _airplanes(nets: Nets, net: Net, eps: float) -> tuple[Tensor, Tensor, float]
     train, index, (std, middle) = nets.source.train, torch.arange(DRAWS), _statistics(nets)
     drawn = Noise(0, index, torch.zeros_like(index)).normal(train.shape).to(train.x)
     noise = middle + std / SPREAD * drawn
-    ball, unread = Linf(eps=eps), torch.zeros(DRAWS, dtype=torch.long)
+    ball, unread = Linf(eps=eps), torch.full((DRAWS,), AIRPLANE + 1)
     parts = zip(noise.split(100), unread.split(100), strict=True)
     pushed = torch.cat([FGSM()(net.module, x, y, ball, target=AIRPLANE) for x, y in parts])
     before, after = (probabilities_of(net, x)[:, AIRPLANE] > 0.5 for x in (noise, pushed))

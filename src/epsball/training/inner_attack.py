@@ -75,7 +75,7 @@ def ascend(
 
     Each costs a forward and a backward pass.
     """
-    z = start
+    z, ball = start, ball.held(x)
     for _ in range(steps):
         z = ball.step(attack_gradient(model, z, loss), z, x, step_size)
     return z

@@ -27,7 +27,7 @@ from epsball.data.examples import Examples
 from epsball.models.registry import build
 from epsball.problem.black_box import BlackBox
 from epsball.problem.objective import frozen
-from epsball.problem.outputs import two_columns
+from epsball.problem.outputs import masked_to_finite, two_columns
 from epsball.training.cross_entropy import Logits, accuracy, logits_of
 from epsball.training.fit import fit
 from epsball.training.training_objective import Labels, Logged, TrainingObjective, TrainingStep
@@ -143,7 +143,7 @@ def _next_points(network: nn.Module, x: Batch, y: Labels, ball: Ball, turn: int,
 def _query(black_box: BlackBox, z: Batch, ids: Labels | None) -> Tensor:
     """Logits (n, classes) or labels (n,). Raises `BadInput` where the budget left a query unanswered."""
     answers = black_box.ask(z, ids)
-    answers = two_columns(answers) if answers.is_floating_point() else answers
+    answers = masked_to_finite(two_columns(answers)) if answers.is_floating_point() else answers
     if not bool((answers.isfinite() if answers.is_floating_point() else answers >= 0).all()):
         raise BadInput(
             "`black_box` must answer with numbers, got NaN, or nothing where its `budget` is spent; ask for fewer "

@@ -46,6 +46,8 @@ def split(data: Examples, ball: Ball | None, validation: Examples | None, config
         raise BadInput(f"`patience` must be left out without held-out examples, got {config.patience}; add hold_out")
     found = TrainingData(data, ball, validation, ball)
     if config.hold_out:
+        if ball is not None:
+            ball.bind(data.x)  # what a radius is one of is checked before rows are taken
         noise = Noise(config.seed, data.ids, torch.zeros_like(data.ids))
         order = noise.bits((), draw=HOLD_OUT_DRAW).argsort(stable=True)
         held_out, train = order[: config.hold_out], order[config.hold_out :].sort().values
