@@ -135,20 +135,21 @@ def test_geometry_is_that_of_a_max_norm_with_a_radius_per_feature(digits):
     assert mine.contains(drawn, x).all()
 
 
-@pytest.mark.parametrize("attack", [eb.FGSM(), eb.PGD(steps=20), eb.APGD(steps=20), eb.Square(steps=60)])
 def test_linear_models_are_decided_exactly(digits, linear):
     x, y = digits
     radius = eb.linear.minimal_eps(linear, None, x, y, ball_of())
     (right,) = (radius > 0).nonzero(as_tuple=True)
-    for factor, robust in ((1 + 1e-12, False), (1 - 1e-12, True)):
-        found = eb.linear.optimum(linear, None, x, y, ball_of(eps=radius * factor))
+    for factor, robust in ((1 + 1e-12, False), (1 - 1e-12, True), (0.5, True)):
+        ball = ball_of(eps=radius * factor)
+        found = eb.linear.optimum(linear, None, x, y, ball)
         assert (found.robust[right] == robust).all()
-        case = checked_case(linear, None, x, y, ball_of(eps=radius * factor), None)
-        for row in right[:4].tolist():  # in whole numbers, which a margin this far from zero does not need
-            margin = case._margin(row, int(y[row]), int(found.rival[row]), attacked=True)
-            assert margin == pytest.approx(found.margin[row].item(), rel=1e-3)
+    case = checked_case(linear, None, x, y, ball, None)
+    for row in right[:4].tolist():  # in whole numbers, which margins this far from zero do not need
+        margin = case._margin(row, int(y[row]), int(found.rival[row]), attacked=True)
+        assert margin == pytest.approx(found.margin[row].item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("attack", [eb.FGSM(), eb.PGD(steps=20), eb.APGD(steps=20), eb.Square(steps=60)])
 def test_attacks_end_in_the_ball_and_reach_the_exact_optimum_of_a_linear_model(attack, digits, linear):
     x, y = digits
     ball = ball_of(eps=0.02)

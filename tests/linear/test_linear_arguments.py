@@ -97,7 +97,9 @@ def test_shapes_that_do_not_match_are_refused_and_the_remedy_works(function: Any
         function([2.0], 0.0, np.array(0.5), 0, BALL)
     function([2.0], 0.0, np.array(0.5).reshape(1, 1), 0, BALL)
     with pytest.raises(BadInput, match="`x` must have features"):
-        function(np.ones((2, 0)), 0.0, np.ones((3, 0)), 0, BALL)
+        function(np.ones((2, 1)), 0.0, np.ones((3, 0)), 0, BALL)
+    with pytest.raises(BadInput, match=r"`weight` must have a row for each class, got \(0, 5\)"):
+        function(np.ones((0, 5)), 0.0, X, 0, BALL)
     function([2.0], 0.0, X, [0] * 5, BALL)  # five examples of one feature
 
 

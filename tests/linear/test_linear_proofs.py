@@ -258,7 +258,7 @@ def test_predictions_at_exact_ties_are_those_of_real_numbers() -> None:
         max(range(3), key=lambda k: (sum(a * c for a, c in zip(fractions(weight[k]), fractions(row), strict=True)), -k))
         for row in x
     ]
-    found = optimum(weight, None, x, 0, eb.Linf(eps=0))
+    found = optimum(weight, None, x, [0, 0, 0], eb.Linf(eps=0))
     assert found.prediction_before.tolist() == best
     assert found.robust.tolist() == [k == 0 for k in best]
 

@@ -73,6 +73,8 @@ def _batch(x: Tensor, weight: Tensor, y: np.ndarray) -> Tensor:
     given, shape = tuple(weight.shape), tuple(x.shape)
     if not shape:
         raise BadInput("`x` must be (n, *shape), got a scalar; write x.reshape(1, 1) for one example of one feature")
+    if 0 in given:
+        raise BadInput(f"`weight` must have a row for each class, got {given}; a single row is one logit")
     if not math.prod(shape[1:]):
         raise BadInput(f"`x` must have features, got {shape}; every example has at least one number")
     one = _takes(given, shape)
