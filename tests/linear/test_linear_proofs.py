@@ -236,6 +236,16 @@ def test_sizes_whose_squares_leave_the_range_of_doubles_are_decided_exactly(norm
                 assert optimum(scaled, None, at, 1, ball).robust.item() is expected, (box, factor, share)
 
 
+def test_a_radius_of_the_least_double_is_decided_exactly() -> None:
+    """Its margin is less than any double, and its whole numbers are greater."""
+    x = torch.tensor([[0.25, 0.5], [-0.25, -0.5]], dtype=torch.float64)
+    weight, least = torch.tensor([[2.0, -1.0]], dtype=torch.float64), math.ulp(0.0)
+    for norm in ("linf", "l2", "l1"):
+        found = optimum(weight, [least], x, 1, BALLS[norm](eps=torch.tensor([0.0, least], dtype=torch.float64)))
+        assert found.robust.tolist() == [True, False]
+        assert found.margin[0] == least
+
+
 def test_margins_are_within_the_bounds_they_state() -> None:
     draw = torch.Generator().manual_seed(3)
     weight, x = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((4, 40), (50, 40)))

@@ -77,6 +77,8 @@ def difference_of_root(a: int, squared: int, bits: int) -> float:
 
     >>> difference_of_root(3, 9, 0), difference_of_root(2, 5, 0), difference_of_root(5, 0, 1)
     (0.0, -0.2360679774997897, 2.5)
+    >>> difference_of_root(-(2**2000), 0, 9000), difference_of_root(2**2000, 1, 0)
+    (-5e-324, inf)
     """
     if not squared:
         return _signed(Fraction(a), bits)
@@ -88,8 +90,9 @@ def difference_of_root(a: int, squared: int, bits: int) -> float:
 
 def _signed(value: Fraction, bits: int) -> float:
     """value * 2^-bits as a double that is zero for zero only."""
+    sign = (value > 0) - (value < 0)
     try:
         number = float(value / 2**bits)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
-    return number or math.copysign(math.ulp(0.0), value) if value else 0.0
+        return sign * math.inf
+    return number or sign * math.ulp(0.0)
