@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import run
@@ -22,6 +24,7 @@ from epsball.balls.registry import BALLS, parse
 from epsball.common.noise import Noise
 from epsball.common.shapes import flat
 from epsball.data.digits import read_digits
+from epsball.linear.arguments import checked_case
 from epsball.report.html import write_report
 
 EDGES_FIRST = torch.linspace(1.5, 0.5, 8)[None, None, None]
@@ -72,6 +75,10 @@ class WeightedLinf(Ball):
 
     def _min_radius(self, size: Tensor, room: Tensor, gain: Tensor, strict: Tensor) -> tuple[Tensor, Tensor]:
         return eb.Linf(eps=1)._min_radius(size * self._flat_widths(size), room / self._flat_widths(room), gain, strict)
+
+    def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
+        widths = np.array([Fraction(width) for width in self._flat_widths(torch.zeros(1)).ravel().tolist()], object)
+        return (size * np.minimum(room, eps * widths)).sum(), 0
 
     def _shortest_step(self, size: Tensor, room: Tensor, gain: Tensor) -> Tensor:
         widths = self._flat_widths(size)
@@ -126,6 +133,20 @@ def test_geometry_is_that_of_a_max_norm_with_a_radius_per_feature(digits):
     torch.testing.assert_close(mine.norm(on_plane - x).double(), reached, rtol=1e-4, atol=1e-6)
     drawn = mine.sample(x, Noise(0, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.long)))
     assert mine.contains(drawn, x).all()
+
+
+def test_linear_models_are_decided_exactly(digits, linear):
+    x, y = digits
+    radius = eb.linear.minimal_eps(linear, None, x, y, ball_of())
+    (right,) = (radius > 0).nonzero(as_tuple=True)
+    for factor, robust in ((1 + 1e-12, False), (1 - 1e-12, True), (0.5, True)):
+        ball = ball_of(eps=radius * factor)
+        found = eb.linear.optimum(linear, None, x, y, ball)
+        assert (found.robust[right] == robust).all()
+    case = checked_case(linear, None, x, y, ball, None)
+    for row in right[:4].tolist():  # in whole numbers, which margins this far from zero do not need
+        margin = case._margin(row, int(y[row]), int(found.rival[row]), attacked=True)
+        assert margin == pytest.approx(found.margin[row].item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("attack", [eb.FGSM(), eb.PGD(steps=20), eb.APGD(steps=20), eb.Square(steps=60)])

@@ -11,8 +11,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -315,6 +316,14 @@ class Ball(Region):
         """The lengths in [0, room] of least norm whose product with `size` is `gain`, or all the room that helps.
 
         `size` and `room` may be overwritten.
+        """
+
+    @abstractmethod
+    def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
+        """The gain of one example as (a, b) for a + sqrt(b), in the arithmetic of Python's integers or fractions.
+
+        `size` (d,) > 0 and `room` (d,) >= 0 are arrays of objects; `room` and the radius `eps` >= 0 are in one unit
+        (where it counts coordinates, in units of one) and may be `inf`, though not both.
         """
 
     def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -63,6 +66,9 @@ class L0(Ball):
             return torch.where(place < count, (size * room).topk(most, 1).values, 0).sum(1)
 
         return gains_one_by_one(self, grads, x, gain)
+
+    def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
+        return sum(sorted(size * room, reverse=True)[: math.floor(min(eps, len(size)))]), 0
 
     def _min_radius(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -58,6 +60,14 @@ class L1(Ball):
             left = (budget - (room.cumsum(1) - room)).clamp_min(0)
             found[:, k] = torch.minimum(left, room) @ size
         return found
+
+    def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
+        room = np.minimum(room, eps)
+        gain, left = 0, min(eps, room.sum())
+        for slope, length in sorted(zip(size, room, strict=True), reverse=True):
+            spent = min(length, left)
+            gain, left = gain + slope * spent, left - spent
+        return gain, 0
 
     def _min_radius(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor

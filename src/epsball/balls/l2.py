@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -56,6 +59,18 @@ class L2(Ball):
         return gains_one_by_one(
             self, grads, x, lambda size, room: (size * scale_to_l2(size, room, self._safe_radius(size))).sum(1)
         )
+
+    def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
+        room = np.minimum(room, eps)
+        gain, left, free = 0, eps * eps, (size * size).sum()
+        if (room * room).sum() <= left:
+            return (size * room).sum(), 0
+        # The coordinates whose room ends first are saturated, as long as the multiplier sqrt(left / free) exceeds them.
+        for length, slope in sorted(zip(room, size, strict=True), key=lambda pair: Fraction(pair[0]) / pair[1]):
+            if left * slope * slope <= length * length * free:
+                break
+            gain, left, free = gain + slope * length, left - length * length, free - slope * slope
+        return gain, left * free
 
     def _min_radius(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor

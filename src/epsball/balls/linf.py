@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -68,6 +69,9 @@ class Linf(Ball):
         if self.mask is not None:
             up, down = torch.where(self.mask, up, 0), torch.where(self.mask, down, 0)
         return torch.addmm(flat(up) @ rows.clamp_min(0).T, flat(down), (-rows).clamp_min(0).T)
+
+    def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
+        return (size * np.minimum(room, eps)).sum(), 0
 
     def _min_radius(
         self, size: Float[Tensor, "n d"], room: Float[Tensor, "n d"], gain: Float[Tensor, "n 1"], strict: Tensor

@@ -3,11 +3,14 @@
 The margin of the label over one rival is linear in the input. Its minimum over ball, box and mask is the margin at x
 less `max_gain` of the difference of their weights; the minimum over all rivals is the worst margin, exactly. Without a
 box that gain is eps times the dual norm (Goodfellow et al. 2015, section 5: eps * |w|_1).
+
+Margins are computed in double precision with a bound on their rounding errors. Where a margin is within its bound of
+zero it is computed again in whole numbers, so that no sign depends on rounding: what is called robust is proved, and
+what is not is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +21,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
-from epsball.common.checks import check_type
 from epsball.common.errors import BadInput
-from epsball.common.shapes import BLOCK, blocks, flat
+from epsball.common.shapes import blocks
+from epsball.linear.arguments import checked_case
 
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
     """The worst input of each example in a ball; tensors are on x's device, classes are indices into `classes`.
 
-    Inputs have x's dtype, margins and losses too, or float32 where that is wider.
+    Inputs have x's dtype, margins and losses double precision. What is exact is exact of the real-valued linear model
+    with these weights, and of x, eps and box at their values (the box as x's dtype holds it): the signs of the margins,
+    `robust`, and the predictions at x and at x_adv as stored, which is in the real ball. A program that evaluates the
+    model in floating point rounds its scores, in float32 by about 1e-7 of the sum of |w_j x_j|: it may predict
+    otherwise where the margin is smaller than that.
 
     Untargeted, the margin is the least difference between the scores of y and of another class. Targeted, it is the
     score of the opponent (y; where y is the target, the strongest other class at x) less that of the target.
@@ -35,8 +42,9 @@ class Optimum:
 
     x: Float[Tensor, "n *shape"]
     x_adv: Float[Tensor, "n *shape"]  # the worst input, in ball, box and mask
-    margin: Float[Tensor, " n"]  # the worst margin, exact up to rounding
-    clean_margin: Float[Tensor, " n"]  # the margin at x
+    margin: Float[Tensor, " n"]  # the worst margin; its sign is exact
+    margin_error: Float[Tensor, " n"]  # the real number is at most so far from `margin`
+    clean_margin: Float[Tensor, " n"]  # the margin at x; its sign is exact
     gain: Float[Tensor, " n"]  # clean_margin - margin >= 0
     y: Int64[Tensor, " n"]
     rival: Int64[Tensor, " n"]  # the class that x_adv climbs towards: the target, if there is one
@@ -64,10 +72,10 @@ class Optimum:
 
     @property
     def robust(self) -> Bool[Tensor, " n"]:
-        """Whether every input in ball, box and mask is predicted as y: a certificate. Untargeted only."""
+        """Whether every real input in ball, box and mask is predicted as y: a proof, both ways. Untargeted only."""
         if self.targeted:
             raise BadInput("`target` must be None to prove robustness, got a class; leave it out, or read `fooled`")
-        return ((self.margin > 0) | ((self.margin == 0) & (self.y < self.rival))) & ~self.fooled
+        return (self.margin > 0) | ((self.margin == 0) & (self.y < self.rival))
 
     @property
     def accuracy(self) -> float:
@@ -80,8 +88,11 @@ class Optimum:
         return self.robust.double().mean().item()
 
 
-def optimum(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any = None) -> Optimum:
+def optimum(weight: Any, bias: Any, x: Any, y: Any, ball: Ball | str, target: Any = None) -> Optimum:
     """The input in ball, box and mask that minimises the margin of a linear classifier, for each example. Exact.
+
+    See `Optimum` for what is exact. x_adv is the minimiser, rounded to x's dtype on the side of x, so that it is in the
+    ball; a margin that is negative by less than this rounding may be one that x_adv does not reach.
 
     Untargeted: the minimum over other classes j of (w_y - w_j).x + b_y - b_j - max_gain(w_j - w_y), attained at
     x_adv = argmax(w_j - w_y). Targeted: the maximum of the score of the target less that of its opponent (y; where y is
@@ -91,57 +102,59 @@ def optimum(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any = No
 
     `weight` is (d,) or (1, d) for one logit, class 1 where w.x + b > 0, or (classes, d); with `shape` in the place of
     d too. `bias` is a number, (classes,), or None for zero. Instead, `weight` may be a fitted scikit-learn classifier
-    or pipeline or an affine torch module, see `affine`; then `bias` is None, and `y` and `target` are labels of the
-    model (`classes_`). `x` (n, *shape) is a tensor, an array or a DataFrame (with an estimator) of floating point
-    numbers; its dtype and device are followed, and float64 is recommended. `y` (n,) are class indices; `target` is
-    None, one class for all, or (n,).
+    or pipeline or an affine torch module, see `affine` (steps that are folded are rounded to double precision); then
+    `bias` is None, and `y` and `target` are labels of the model (`classes_`). `x` (n, *shape) holds the examples; a
+    single one may come without its first dimension, as (d,). Tensors, arrays, lists and data frames are taken, whole
+    numbers as they are (uint8 images are 0..255, and eps is in their units); x's dtype, if floating point, and device
+    are followed. `y` is (n,) or (n, 1), class indices, for one logit also -1 and 1, or one class for all; `target` is
+    None, or as `y`. `ball` may be written as on the command line, "linf:8/255", without a box.
 
-    Predictions are the first argmax. Beside the result, memory is a few blocks of some megabytes. Raises `BadInput` for
-    shapes that do not fit, labels that are no class, NaN, x outside the box and an unbounded ball.
+    Predictions are the first argmax. Beside the result, memory is some (n, classes) and a few blocks of some megabytes.
+    Raises `BadInput` for shapes that do not fit or fit in two ways, numbers that are not real, dense and finite,
+    columns in another order than the model's, labels that are no class, x outside the box and an unbounded ball.
 
     >>> from epsball import Linf
     >>> x = torch.tensor([[-2.0, 2, 1, -3, 1]], dtype=torch.float64)
-    >>> best = optimum([3.0, 2, -1, 1, 4], None, x, [0], Linf(eps=0.3))
+    >>> best = optimum([3.0, 2, -1, 1, 4], None, x, 0, Linf(eps=0.3))  # or x[0]: Cross Validated 332997
     >>> best.delta, best.gain.item()
     (tensor([[ 0.3000,  0.3000, -0.3000,  0.3000,  0.3000]], dtype=torch.float64), 3.3)
     >>> 1 - torch.cat([best.loss_before, best.loss_after]).neg().exp()  # the probability of class 1
     tensor([0.1192, 0.7858], dtype=torch.float64)
     """
-    case = _checked(weight, bias, x, y, ball, target, torch.float32)
+    case = checked_case(weight, bias, x, y, ball, target)
     before = case.scores(case.x)
-    x_adv = torch.empty_like(case.x)
-    margin, clean = before.new_empty(len(before)), before.new_empty(len(before))
-    rival = torch.empty_like(case.y)
-    for own, rivals, rows in case.groups(before):
-        part, x_part = case.ball.rows(rows), case.x[rows]
-        gaps = before[rows, own, None] - before[rows][:, rivals]
-        least = gaps.clone()
-        for few in blocks(len(rivals), case.weight.shape[1], rivals.device):
-            directions = case.directions(own, rivals[few])
-            least[:, few] -= part.max_gains(directions, x_part.to(directions.dtype))
-        place = least.argmin(1)
-        margin[rows], clean[rows] = least.gather(1, place[:, None])[:, 0], gaps.amin(1)
+    x_adv, rival = torch.empty_like(case.x), torch.empty_like(case.y)
+    margin, margin_error, clean = (before.value.new_empty(len(rival)) for _ in range(3))
+    for own, rivals, rows in case.groups(case.opponents(before)):
+        gaps = case.clean_margins(before, own, rivals, rows)
+        worst = case.settled(gaps - case.gains(own, rivals, rows), own, rivals, rows, attacked=True)
+        margin[rows], place = worst.value.min(1)
+        below, above = (worst.value - worst.error).amin(1), (worst.value + worst.error).amin(1)
+        margin_error[rows] = torch.maximum(margin[rows] - below, above - margin[rows])
+        clean[rows] = case.settled(gaps, own, rivals, rows, attacked=False).value.amin(1)
         rival[rows] = rivals[place]
-        x_adv[rows] = part.argmax(case.directions(own, rival[rows]).to(x_part.dtype), x_part)
-    after, goal = case.scores(x_adv), case.y if case.target is None else case.target
+        x_adv[rows] = case.worst(case.directions(own, rival[rows]), rows)
+    after = case.scores(x_adv)
+    goal = case.y if case.target is None else case.target
     return Optimum(
         x=case.x,
         x_adv=x_adv,
         margin=margin,
+        margin_error=margin_error,
         clean_margin=clean,
-        gain=clean - margin,
+        gain=(clean - margin).clamp_min(0),
         y=case.y,
         rival=rival,
-        prediction_before=before.argmax(1),
-        prediction_after=after.argmax(1),
-        loss_before=F.cross_entropy(before, goal, reduction="none"),
-        loss_after=F.cross_entropy(after, goal, reduction="none"),
+        prediction_before=case.predictions(case.x, before),
+        prediction_after=case.predictions(x_adv, after),
+        loss_before=F.cross_entropy(before.value, goal, reduction="none"),
+        loss_after=F.cross_entropy(after.value, goal, reduction="none"),
         targeted=case.target is not None,
         classes=case.classes,
     )
 
 
-def minimal_eps(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any = None) -> Float[Tensor, " n"]:
+def minimal_eps(weight: Any, bias: Any, x: Any, y: Any, ball: Ball | str, target: Any = None) -> Float[Tensor, " n"]:
     """The distance to the decision boundary: the smallest radius that changes a prediction, (n,) float64 in units of x.
 
     An infimum: for any greater radius some input in ball, box and mask is not predicted as y (in L0, whose radius is a
@@ -151,8 +164,11 @@ def minimal_eps(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any 
     the greatest score, so that the target is predicted from a greater radius on.
 
     Without a box it is clean margin / dual norm, the least over the rivals. With a box each rival's radius is found in
-    closed form, on the piece between two breakpoints that contains it, in double precision whatever x's dtype. The
-    arguments are those of `optimum`. Raises `BadInput` as it does, and where `eps` is one per feature.
+    closed form, on the piece between two breakpoints that contains it, in double precision whatever x's dtype. Whether
+    it is 0 is exact; else it is a rounded number, its relative error a few roundings of the sum of |w_j x_j| over the
+    margin. For a proof at a radius ask `optimum(...).robust`.
+
+    The arguments are those of `optimum`. Raises `BadInput` as it does, and where `eps` is one per feature.
 
     >>> from epsball import L2, Linf
     >>> x = torch.tensor([[-2.0, 2, 1, -3, 1]], dtype=torch.float64)
@@ -165,17 +181,18 @@ def minimal_eps(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any 
             f"`eps` must not be one per feature where one radius is wanted, got shape {tuple(ball.eps.shape)}; "
             "divide x, lo and hi by it, multiply the weights by it, and the result is a factor of eps"
         )
-    case = _checked(weight, bias, x, y, ball, target, torch.float64)
+    case = checked_case(weight, bias, x, y, ball, target)
     before = case.scores(case.x)
-    radius = before.new_empty(len(before))
-    for own, rivals, rows in case.groups(before):
-        part, x_part = case.ball.rows(rows), case.x[rows]
-        gaps = before[rows, own, None] - before[rows][:, rivals]
+    radius = before.value.new_empty(len(before.value))
+    for own, rivals, rows in case.groups(case.opponents(before)):
+        part, x_part = case.ball.rows(rows), case.doubles(rows)
+        gaps = case.clean_margins(before, own, rivals, rows)
+        gaps = case.settled(gaps, own, rivals, rows, attacked=False).value
         few_rivals = blocks(len(rivals), case.weight.shape[1], rivals.device)
         dual = torch.cat([case.ball.dual(case.directions(own, rivals[few])) for few in few_rivals])
         # The radius without box and mask is a lower bound of each rival's: most rivals need no search.
         lower_bound = torch.where(gaps > 0, gaps / dual, 0)
-        best = before.new_full((len(rows),), torch.inf)
+        best = gaps.new_full((len(rows),), torch.inf)
         while True:
             bound, place = lower_bound.min(1)
             (open_rows,) = (bound < best).nonzero(as_tuple=True)
@@ -191,111 +208,3 @@ def minimal_eps(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any 
             lower_bound[open_rows, place] = torch.inf
         radius[rows] = best
     return radius
-
-
-@dataclass(frozen=True, eq=False)
-class _Checked:
-    """The checked arguments: weights and bias in the precision to compute in, a single logit as two classes."""
-
-    weight: Float[Tensor, "classes d"]
-    bias: Float[Tensor, " classes"]
-    x: Float[Tensor, "n *shape"]
-    y: Int64[Tensor, " n"]
-    target: Int64[Tensor, " n"] | None
-    ball: Ball
-    classes: np.ndarray
-
-    def scores(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
-        rows = max(1, BLOCK // max(1, self.weight.shape[1]))
-        parts = [torch.addmm(self.bias, part.to(self.weight), self.weight.T) for part in flat(x).split(rows)]
-        scores = torch.cat(parts)
-        if not bool(scores.isfinite().all()):
-            raise BadInput("`x` must give finite scores, got NaN or infinity; look for infinite or very large values")
-        return scores
-
-    def directions(self, own: int, rivals: Int64[Tensor, " m"]) -> Float[Tensor, "m *shape"]:
-        """The gradients of the rivals' scores less that of the own class."""
-        return (self.weight[rivals] - self.weight[own]).reshape(-1, *self.x.shape[1:])
-
-    def groups(self, scores: Float[Tensor, "n classes"]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(own class, its rivals, row numbers) for blocks of rows that share their directions."""
-        classes = torch.arange(len(self.weight), device=self.x.device)
-        opponent = self.y if self.target is None else _opponent(scores, self.y, self.target)
-        key = opponent if self.target is None else opponent * len(classes) + self.target
-        for value in key.unique().tolist():
-            own, rival = (value, None) if self.target is None else divmod(value, len(classes))
-            rivals = classes[classes != own] if rival is None else classes[rival : rival + 1]
-            (rows,) = (key == value).nonzero(as_tuple=True)
-            for few in blocks(len(rows), self.weight.shape[1], rows.device):
-                yield own, rivals, rows[few]
-
-
-def _opponent(scores: Tensor, y: Int64[Tensor, " n"], target: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """y; where that is the target, the strongest other class."""
-    other = scores.scatter(1, target[:, None], -torch.inf).argmax(1)
-    return torch.where(y == target, other, y)
-
-
-def _checked(weight: Any, bias: Any, x: Any, y: Any, ball: Ball, target: Any, precision: torch.dtype) -> _Checked:
-    """The arguments, in `precision` at least."""
-    check_type("ball", ball, Ball, "as in epsball.Linf(eps=0.1, lo=0, hi=1)")
-    x, classes = _tensor("x", x), None
-    if isinstance(weight, (Tensor, np.ndarray, list, tuple, int, float)):
-        weight, bias = _tensor("weight", weight), _tensor("bias", 0.0 if bias is None else bias)
-    else:
-        from epsball.linear.folding import affine  # scikit-learn is loaded for its own models only
-
-        if bias is not None:
-            raise BadInput("`bias` must be None where `weight` is a model, which has its own; write None")
-        x = x if x.is_floating_point() else x.double()
-        model = affine(weight)
-        weight, bias, classes = model.weight, model.bias, model.classes
-    ball = ball.bind(x)
-    dtype = torch.promote_types(x.dtype, precision)
-    weight, bias = weight.to(x.device, dtype), bias.to(x.device, dtype)
-    shape = tuple(x.shape[1:])
-    d = x[:1].numel() if len(x) else int(np.prod(shape))
-    single = tuple(weight.shape) in {shape, (d,), (1, *shape), (1, d)}
-    if not single and (weight.ndim == 0 or tuple(weight.shape[1:]) not in {shape, (d,)}):
-        raise BadInput(
-            f"`weight` must be ({d},) or (classes, {d}) for x {tuple(x.shape)}, got {tuple(weight.shape)}; "
-            "one row per class, or a single row for one logit"
-        )
-    weight = weight.reshape(-1, d)
-    if bias.numel() != 1 and tuple(bias.shape) != (len(weight),):
-        raise BadInput(f"`bias` must be a number or ({len(weight)},), got {tuple(bias.shape)}; one per row of `weight`")
-    bias = bias.reshape(-1).expand(len(weight))
-    if not bool(weight.isfinite().all() & bias.isfinite().all()):
-        raise BadInput("`weight` and `bias` must be finite, got NaN or infinity; look where they were computed")
-    if single:
-        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
-    classes = np.arange(len(weight)) if classes is None else classes
-    target = None if target is None else _indices("target", target, x, classes)
-    return _Checked(weight, bias, x, _indices("y", y, x, classes), target, ball, classes)
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    """`value` as a tensor, sharing its memory where possible; numbers of Python become double precision."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise BadInput(
-            f"`{name}` must be numbers, got {type(value).__name__} of {array.dtype}; encode text as numbers, "
-            "and write `.toarray()` for a sparse matrix"
-        )
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-def _indices(name: str, value: Any, x: Tensor, classes: np.ndarray) -> Int64[Tensor, " n"]:
-    """Labels as indices into `classes`, one per row of x."""
-    given = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    if given.shape not in ((), (len(x),)):
-        raise BadInput(f"`{name}` must be ({len(x)},), one class per row of x, got {given.shape}; one-hot: argmax(1)")
-    place = {label: index for index, label in enumerate(classes.tolist())}
-    labels = np.broadcast_to(given, (len(x),)).tolist()
-    unknown = [label for label in labels if label not in place]
-    if unknown:
-        known = ", ".join(map(repr, list(place)[:12])) + (", ..." if len(place) > 12 else "")
-        raise BadInput(f"`{name}` must be among the classes {known}, got {unknown[0]!r}; one logit has 0 and 1")
-    return torch.tensor([place[label] for label in labels], dtype=torch.long, device=x.device)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -14,12 +14,11 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight
 
 from epsball.common.errors import BadInput
 from epsball.linear.logistic import RobustLogisticRegression
 from epsball.linear.radius import eps_max
-from epsball.linear.robust import ConstantModelWarning, RobustEstimator, radius_array
+from epsball.linear.robust import ConstantModelWarning, RobustEstimator, example_weights, radius_array, refusing
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +106,11 @@ def radii(template: Any, X: Any, y: Any, eps: Any, ratio: float, sample_weight: 
         if not len(given):
             raise BadInput(f"`eps` must be radii >= 0, or how many, got {eps!r}; as in eps=[0.01, 0.1] or eps=30")
         return given
-    if eps < 1 or not 0 < ratio < 1:
+    if eps < 1 or not (isinstance(ratio, Real) and 0 < ratio < 1):
         raise BadInput(f"`eps` must be at least one radius and `ratio` in (0, 1), got {eps!r} and {ratio!r}")
     if (weights := getattr(template, "class_weight", None)) is not None:
-        sample_weight = compute_sample_weight(weights, y) * (1.0 if sample_weight is None else sample_weight)
+        with refusing("class_weight"):
+            sample_weight = compute_sample_weight(weights, y) * (1.0 if sample_weight is None else sample_weight)
     top = eps_max(
         X,
         y,
@@ -172,15 +172,18 @@ class RobustLogisticRegressionCV(RobustLogisticRegression):
         """Fit to X (n, d), dense or sparse, and labels y (n,), with weights `sample_weight` (n,) >= 0."""
         radius_array("attack", self.attack)
         X, y = self._validated(X, y, numeric=False)
-        check_classification_targets(y)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        with refusing("y"):
+            check_classification_targets(y)
+        weight = None if sample_weight is None else example_weights(X, sample_weight)
         names = ("norm", "penalty", "C", "fit_intercept", "class_weight", "tol", "max_iter")
         template = RobustLogisticRegression(**{name: getattr(self, name) for name in names})
         self.radii_ = radii(template, X, y, self.eps, self.ratio, weight)
         scores = []
         fewest = int(np.unique(y, return_counts=True)[1].min())
-        folds: Any = check_cv(max(2, min(5, fewest)) if self.cv is None else self.cv, y, classifier=True)
-        for train, test in folds.split(X, y):
+        with refusing("cv"):
+            folds: Any = check_cv(max(2, min(5, fewest)) if self.cv is None else self.cv, y, classifier=True)
+            parts = list(folds.split(X, y))
+        for train, test in parts:
             part = None if weight is None else weight[train]
             path = eps_path(X[train], y[train], eps=self.radii_, estimator=template, sample_weight=part)
             known = np.isin(y[test], np.unique(y[train]))

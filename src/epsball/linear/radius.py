@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import issparse
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_X_y
 
 from epsball.common.checks import check_one_of
@@ -16,7 +17,7 @@ from epsball.common.errors import BadInput
 from epsball.linear.gauge import GAUGES, AgainstL1, AgainstL2, AgainstLinf, Gauge
 from epsball.linear.losses import LOSSES
 from epsball.linear.newton import Matrix
-from epsball.linear.robust import example_weights, gauge_of
+from epsball.linear.robust import check_range, example_weights, gauge_of, refusing
 from epsball.linear.scalar_problem import ScalarProblem
 
 
@@ -50,7 +51,11 @@ def eps_max(
     """
     check_one_of("loss", loss, LOSSES)
     check_one_of("norm", norm, GAUGES)
-    X, y = check_X_y(X, y, dtype="float64", y_numeric=loss == "squared", accept_sparse=True)
+    with refusing("X"):
+        X, y = check_X_y(X, y, dtype="float64", y_numeric=loss == "squared", accept_sparse=True)
+        if loss != "squared":
+            check_classification_targets(y)
+    check_range(X)
     weight = example_weights(X, sample_weight)
     p = weight / weight.sum()
     gauge = gauge_of(scale, norm, X.shape[1], name="scale")

@@ -9,7 +9,16 @@ from sklearn.base import RegressorMixin
 from sklearn.linear_model._base import LinearModel
 
 from epsball.linear.losses import LOSSES
-from epsball.linear.robust import RobustEstimator, column, example_weights, problem_data, set_results, warm_start
+from epsball.linear.robust import (
+    RobustEstimator,
+    column,
+    example_weights,
+    problem_data,
+    refusing,
+    set_results,
+    warm_start,
+    weighted_mean,
+)
 from epsball.linear.scalar_problem import ScalarProblem
 
 
@@ -46,8 +55,10 @@ class RobustRegressor(RegressorMixin, LinearModel, RobustEstimator):
         return self
 
     def worst_loss(self, X: Any, y: Any, eps: Any = None, *, sample_weight: Any = None) -> float:
-        """Mean squared error under the worst perturbation of radius `eps` (default: the one trained for). Exact."""
+        """Mean squared error under the worst perturbation of radius `eps` (default: the one trained for), rounded."""
         coef, gauge = self._fitted(eps)
-        scores = self.predict(X)
-        worst = LOSSES[self.loss].value(scores, gauge.value(coef), column("y", y, len(scores)).astype(float))
-        return float(np.average(worst, weights=sample_weight))
+        with refusing("X"):
+            scores = self.predict(X)
+        with refusing("y"):
+            target = column("y", y, len(scores)).astype(float)
+        return weighted_mean(LOSSES[self.loss].value(scores, gauge.value(coef), target), sample_weight)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
@@ -11,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from scipy import sparse
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -22,6 +24,25 @@ from epsball.linear.newton import Matrix, squares
 from epsball.linear.solver import Solution
 
 PENALTIES = ("l1", "l2")
+LARGEST = 1e100
+"""The largest number in X: its squares are summed and multiplied by weights."""
+
+
+class BadType(BadInput, TypeError):
+    """An argument of a type that cannot be used; scikit-learn's checks expect a TypeError."""
+
+
+@contextmanager
+def refusing(argument: str) -> Iterator[None]:
+    """Raise what scikit-learn or numpy refuses of an argument as `BadInput`, with their reason."""
+    try:
+        yield
+    except (BadInput, NotFittedError):
+        raise
+    except (ValueError, TypeError, OverflowError, IndexError) as error:
+        kind = BadType if isinstance(error, TypeError) else BadInput
+        reason = " ".join(str(error).split())
+        raise kind(f"`{argument}` must be what scikit-learn's estimators take, but: {reason}") from error
 
 
 class ConstantModelWarning(UserWarning):
@@ -79,10 +100,17 @@ class RobustEstimator(Fitted, BaseEstimator):
 
     def _validated(self, X: Any, y: Any, *, numeric: bool) -> tuple[Any, np.ndarray]:
         """X (n, d) in float64, dense or sparse, and y."""
-        X, y = validate_data(
-            self, X, y, accept_sparse=["csr", "csc"], dtype=np.float64, y_numeric=numeric, accept_large_sparse=False
-        )
+        with refusing("X"):
+            X, y = validate_data(
+                self, X, y, accept_sparse=["csr", "csc"], dtype=np.float64, y_numeric=numeric, accept_large_sparse=False
+            )
+        check_range(X)
         return X, y
+
+    def _examples(self, X: Any) -> Any:
+        """X (n, d) in float64, dense or CSR, of a fitted model's features."""
+        with refusing("X"):
+            return validate_data(self, X, accept_sparse="csr", dtype=np.float64, accept_large_sparse=False, reset=False)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -107,13 +135,24 @@ def radius_array(name: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise BadInput(f"`{name}` must be a number or one per feature, got {value!r}; {error}") from error
     if not (np.isfinite(array).all() and (array >= 0).all()):
-        raise BadInput(f"`{name}` must be finite and >= 0, got {value!r}; a radius has no sign")
+        odd = array[~(np.isfinite(array) & (array >= 0))].ravel()[0]
+        remedy = "a radius has no sign" if odd < 0 else "from `epsball.linear.eps_max` on all weights are zero"
+        raise BadInput(f"`{name}` must be finite and >= 0, got {odd:g}; {remedy}")
     return array
+
+
+def check_range(X: Matrix) -> None:
+    """Refuse numbers whose squares, summed over the examples, leave the range of doubles."""
+    data = X.data if sparse.issparse(X) else X
+    largest = float(np.abs(data).max(initial=0.0))
+    if largest > LARGEST:
+        raise BadInput(f"`X` must hold numbers up to {LARGEST:g}, got {largest:g}; scale its features")
 
 
 def example_weights(X: Matrix, sample_weight: Any) -> np.ndarray:
     """The examples' weights (n,), >= 0 and not all zero."""
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    with refusing("sample_weight"):
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
     if not (weight >= 0).all():
         raise BadInput(f"`sample_weight` must be >= 0, got {weight.min():g}; drop those examples")
     if not weight.sum() > 0:
@@ -123,10 +162,16 @@ def example_weights(X: Matrix, sample_weight: Any) -> np.ndarray:
 
 def column(name: str, y: Any, n: int) -> np.ndarray:
     """`y` as (n,)."""
-    y = column_or_1d(y)
+    with refusing(name):
+        y = column_or_1d(y)
     if len(y) != n:
         raise BadInput(f"`{name}` must hold one entry per row of X, {n}, got {len(y)}")
     return y
+
+
+def weighted_mean(values: np.ndarray, sample_weight: Any) -> float:
+    """The mean of one value per example."""
+    return float(np.average(values, weights=example_weights(values, sample_weight)))
 
 
 @dataclass(frozen=True, eq=False)

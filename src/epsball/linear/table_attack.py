@@ -15,6 +15,7 @@ from epsball.balls.registry import BALLS
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.data.tables import Table, write_table
+from epsball.linear.case import LinearCase
 from epsball.linear.classifier import RobustClassifier
 from epsball.linear.exact import minimal_eps, optimum
 from epsball.linear.folding import affine
@@ -25,9 +26,11 @@ from epsball.linear.table_config import AttackConfig, Radius
 class TableAttack:
     """The worst inputs `x_adv` (n, d) for a table's rows; classes are indices into `classes`.
 
-    Predictions are those at the inputs as stored. `margin` is the score of the label less that of its strongest rival,
-    `adversarial_margin` the least margin in the ball; with a target, those of the opponent and the target (see
-    `optimum`). `minimal_eps` and `eps` are in units of `unit`: "raw", "std", or "trained", the model's own radii.
+    Predictions are those at the inputs as stored, of real numbers. `margin` is the score of the label less that of its
+    strongest rival, `adversarial_margin` the least margin in the ball; with a target, those of the opponent and the
+    target (see `optimum`). `minimal_eps` and `eps` are in units of `unit`: "raw", "std", or "trained", the model's own
+    radii. Where that is not "raw", table and weights are brought to it, which rounds them: a margin of 1e-15 of its
+    terms may have the wrong sign.
     """
 
     table: Table
@@ -152,14 +155,18 @@ def attack_table(model: BaseEstimator, table: Table, config: AttackConfig) -> Ta
     x_adv = np.where(best.delta.numpy() != 0, np.clip(best.x_adv.numpy() * unit, lo, hi), table.x)
     if len(weight) == 1:
         weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([bias * 0, bias])
-    before, after = (rows @ weight.numpy().T + bias.numpy() for rows in (table.x, x_adv))
+    labels_only = LinearCase(weight, bias, torch.from_numpy(table.x), best.y, None, ball, folded.classes)
+    before, after = (
+        labels_only.predictions(rows, labels_only.scores(rows)).numpy()
+        for rows in map(torch.from_numpy, (table.x, x_adv))
+    )
     return TableAttack(
         table=table,
         x_adv=x_adv,
         y=np.array(y),
         rival=best.rival.numpy(),
-        prediction=before.argmax(1),
-        adversarial_prediction=after.argmax(1),
+        prediction=before,
+        adversarial_prediction=after,
         margin=best.clean_margin.numpy(),
         adversarial_margin=best.margin.numpy(),
         minimal_eps=radius.numpy(),
