@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
@@ -24,6 +25,8 @@ from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import RunDir, read_config
 from epsball.evaluation.shard import Shard
+from epsball.problem.black_box import BlackBox
+from epsball.problem.objective import Objective
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ PROBED = 32
 """Examples of the probe."""
 SAMPLED = 256
 """Examples that the set-up is read from where those of the first shard do not have all classes."""
+COMPANY, SLACK = 16, 1e-3
+"""So many rows are asked again beside copies of the last; their logits may differ by this share of the largest one."""
 COST = 1275
 """Forward and backward passes that the reliability checks take for an example that is robust."""
 FEWEST, MOST = 16, 128
@@ -89,12 +94,30 @@ def setup_of(
             output = torch.from_numpy(run_directory.points(table["logits"], (-1,)).copy()).to(y.device)
         else:
             output = torch.from_numpy(table["prediction"].to_numpy().copy()).to(y.device)
-        clean = CleanPass(rows, output, mode, deterministic=notes.get("deterministic"))
+        deterministic = notes.get("deterministic")
+        independent = _independent(evaluator, plan.task.x[rows], output) if deterministic else None
+        clean = CleanPass(rows, output, mode, deterministic, independent)
         radii = plan.settings.radii if not plan.settings.min_norm else None
         made = make_setup(plan.task, examples, radii, clean, evaluator)
     if directory is not None:
         made.keep(directory.path)
     return made
+
+
+def _independent(evaluator: Objective, x: Tensor, output: Tensor) -> bool | None:
+    """Whether the outputs of some rows are the same at another place of a batch, and beside other rows.
+
+    `output` is that of a deterministic model at x, in whatever batches. None where there are no other rows, and for a
+    black box, which answers row by row. One forward pass of 32 rows.
+    """
+    n = min(len(x), COMPANY)
+    if n < 2 or isinstance(evaluator.model, BlackBox):
+        return None
+    again = evaluator.forward(torch.cat([x[-1:].expand(COMPANY, *x.shape[1:]), x[:n]]))[COMPANY:]
+    if not output.is_floating_point():
+        return bool((again == output[:n]).all())
+    slack = SLACK * float(output[:n].abs().nan_to_num(0, 0, 0).amax())
+    return torch.allclose(again.double(), output[:n].double(), rtol=0, atol=slack, equal_nan=True)
 
 
 def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluation) -> Diagnosis | None:
