@@ -512,6 +512,28 @@ WRONG: dict[str, tuple[str, Callable[[], Case]]] = {
         lambda: (Back(digits().model, lambda z: z.softmax(1)), digits().data(), DIGITS_BALL),
     ),
     "noise in eval mode": ("stochastic", lambda: (noisy(digits().model), digits().data(), DIGITS_BALL)),
+    "batch statistics": (
+        "rows-dependent",
+        lambda: (
+            Front(nn.Identity(), lambda x: digits().model((x - x.mean(0)) / (x.std(0) + 0.1) * 0.3 + x)),
+            digits().data(),
+            DIGITS_BALL,
+        ),
+    ),
+    "batch statistics, twenty examples": (
+        "rows-dependent",
+        lambda: (Front(nn.Identity(), lambda x: digits().model(x + x[:1] / 2)), digits().data(20), DIGITS_BALL),
+    ),
+    "side inputs that belong to rows": (
+        "rows-dependent",
+        lambda: (
+            Front(
+                nn.Identity(), lambda x: digits().model(x) + torch.linspace(0, 3, len(x))[:, None] * torch.eye(10)[1]
+            ),
+            digits().data(60),
+            DIGITS_BALL,
+        ),
+    ),
     "NaN in some rows": (
         "nonfinite-logits",
         lambda: (poisoned(digits().model, math.nan, rows=True), digits().data(), DIGITS_BALL),

@@ -108,7 +108,7 @@ def test_images_outside_their_box_are_refused_with_the_cause(data: Any, hi: floa
         eb.evaluate(setups.mnist().model, data(), eb.Linf(eps=8 / 255, lo=0, hi=hi), "fgsm")
 
 
-def test_the_setup_is_stated_before_the_attacks_and_costs_no_model_call_of_its_own():
+def test_the_setup_is_stated_before_the_attacks_and_costs_one_model_call_of_32_rows():
     counting = nets.Counting(setups.digits().model)
     stated: list[tuple[int, Setup | None]] = []
     data = setups.digits().data(100)
@@ -118,9 +118,10 @@ def test_the_setup_is_stated_before_the_attacks_and_costs_no_model_call_of_its_o
     )  # fmt: skip
     forwards, setup = stated[0]
     assert setup == found.setup
-    assert setup.forwards == 0
-    assert forwards == 128 + 2 * 32  # the clean pass, padded, and the look whether the model is deterministic
+    assert setup.forwards == 32  # are rows independent?
+    assert forwards == 128 + 2 * 32 + 32  # the clean pass, padded, and the look whether the model is deterministic
     assert setup.model.clean_accuracy == found.clean_accuracy
+    assert (setup.model.independent, setup.model.deterministic) == (True, True)
 
 
 def test_the_setup_is_kept_in_the_run_directory_and_not_made_again(tmp_path):

@@ -63,7 +63,7 @@ ORDER = (
 """The names of all warnings, the gravest first."""
 NUMBERING = frozenset({"labels-swapped", "labels-shifted", "class-missing", "labels-permuted"})
 """Warnings that explain a low accuracy."""
-SAID_ELSEWHERE = frozenset({"stochastic", "probabilities", "saturated-logits", "rows-dependent"})
+SAID_ELSEWHERE = frozenset({"stochastic", "probabilities", "saturated-logits"})
 """Warnings that other parts of an evaluation give as well, when they meet the fault."""
 INVALID = 0.0
 """The share of examples without finite logits above which that is a warning."""
@@ -205,8 +205,8 @@ def _of_outputs(output: Tensor, y: Tensor, facts: ModelFacts) -> Iterator[Findin
         yield Finding(
             "rows-dependent",
             "the model mixes the rows of a batch (batch statistics, a side input that belongs to rows)",
-            "the same examples beside others are predicted otherwise",
-            "put the model into eval mode, and side inputs into x",
+            "the same examples beside others have other outputs, so that attacks and batch sizes change the model",
+            "put the model into eval mode (BatchNorm with track_running_stats), and side inputs into x",
         )
     if not output.is_floating_point():
         return
