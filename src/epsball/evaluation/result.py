@@ -172,7 +172,7 @@ class Evaluation:
             "speculative": speculative,
             "padding": padding,
             "verification": verification,
-            "probes": self.probes,
+            "probes": self.probes + (0 if self.setup is None else self.setup.forwards),
         }
 
     @property
