@@ -36,6 +36,8 @@ PROBED = 32
 """Examples of the probe."""
 SAMPLED = 256
 """Examples that the set-up is read from where those of the first shard do not have all classes."""
+COMPANY, SLACK = 16, 1e-3
+"""So many rows are asked again beside copies of the last; their logits may differ by this share of the largest one."""
 COST, COST_BROKEN = 1530, 300
 """Forward and backward passes of the reliability checks for an example that is robust (under `fast`), and for one that
 is not."""
