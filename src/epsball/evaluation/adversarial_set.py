@@ -21,6 +21,7 @@ from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
 from epsball.evaluation import run_directory
+from epsball.problem.inputs import inputs_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, prediction
 from epsball.problem.task import task_of
@@ -91,6 +92,7 @@ def make(
     on_progress: Callable[[int], None] | None = None,
 ) -> AdversarialSet:
     """Attack every example, `batch_size` at a time. The model comes back as it was."""
+    examples, ball = inputs_for(model, examples, ball)
     parts: list[tuple[Tensor, ...]] = []
     directions: list[Tensor] = []
     for start in range(0, len(examples), batch_size):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.problem.losses import Loss
+from epsball.problem.model_errors import IN_PLACE, explained, wrong_rows
 from epsball.problem.outputs import two_columns
 from epsball.problem.task import AWAY, Task
 
@@ -34,9 +35,6 @@ class ModelWarning(UserWarning):
 
 
 NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' logits and loss, 'label' success only"
-
-
-IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
 
 
 SOFTMAX = (
@@ -294,10 +292,11 @@ class Objective:
         version = z._version
         try:
             output = self.model(z)
-        except RuntimeError as error:
-            if "a leaf Variable that requires grad" in str(error):
-                raise BadInput(IN_PLACE) from error
-            raise
+        except Exception as error:
+            reason = explained(self.model, z, error)
+            if reason is None:
+                raise
+            raise reason from error
         if z._version != version:
             raise BadInput(IN_PLACE)
         if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 and len(output) == len(z):
@@ -310,10 +309,7 @@ class Objective:
             return output.long()
         logits = two_columns(output)
         if len(logits) != len(z):
-            raise BadInput(
-                f"`model` must return one row of logits per example, got {len(logits)} for {len(z)}; keep the first "
-                "dimension as it comes"
-            )
+            raise wrong_rows(self.model, z, len(logits))
         return logits
 
     def _logits(self, output: Tensor | None) -> Tensor:
