@@ -42,7 +42,7 @@ MODELS = {
     "square": drawn(nn.Linear(5, 5)),
     "one logit": drawn(nn.Sequential(nn.Linear(5, 1), nn.Flatten(0))),
     "flat": drawn(nn.Sequential(nn.Flatten(), nn.Linear(12, 3))),
-    "scripted": torch.jit.script(NET),
+    "parallel": nn.DataParallel(NET),
     "callable": lambda z: NET(z),
     "labels": lambda z: NET(z).argmax(1),
     "probabilities": lambda z: NET(z).softmax(1),
