@@ -380,7 +380,7 @@ NAMES = ("ant", "bee", "cat")
 
 def test_labels_follow_the_names_of_the_models_classes(tmp_path):
     """A class folder is missing: the labels after it are one lower, and the names say so."""
-    net = build("small-mlp", (5,), 3)
+    net = drawn(build("small-mlp", (5,), 3), 3)
     with torch.no_grad():
         y = net(X).argmax(1)
     assert len(y.unique()) > 1

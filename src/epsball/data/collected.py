@@ -84,7 +84,8 @@ def _of_loader(loader: DataLoader) -> Examples:
     if isinstance(loader.dataset, IterableDataset):
         raise BadInput(_no_length(loader.dataset))
     if loader.batch_size is None and loader.batch_sampler is None:  # its data set gives whole batches
-        parts = [_pair(batch, "a batch of the DataLoader") for batch in loader]
+        with torch.random.fork_rng(devices=[]):  # it draws a seed for its workers
+            parts = [_pair(batch, "a batch of the DataLoader") for batch in loader]
         if not parts:
             raise BadInput("`data` must hold at least one example, got an empty DataLoader; look at its data set")
         x, y = ([tensor_of("data", pair[side]) for pair in parts] for side in (0, 1))

@@ -24,6 +24,7 @@ from epsball.data.class_names import numbered_like
 from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
 from epsball.models.model_record import LABEL_NAMES
+from epsball.problem.black_box import BlackBox
 from epsball.problem.model_errors import is_one_example
 from epsball.problem.objective import Model, frozen
 
@@ -75,9 +76,9 @@ def batch_for(model: Model, x: Any, ball: Ball | str) -> tuple[Float[Tensor, "n 
 
 
 def _check_batch(model: Model, x: Tensor) -> None:
-    """Raise `BadInput` where x is one example (d,) or (C, H, W) of a module that does not mind."""
+    """Raise `BadInput` where x is one example (d,) or (C, H, W), also of a model that does not mind."""
     alone = len(x) > 1 and (x.ndim == 1 or (x.ndim == 3 and len(x) <= CHANNELS))
-    if not alone or not isinstance(model, nn.Module):
+    if not alone or isinstance(model, BlackBox) or not callable(model):
         return
     with frozen(model):
         one = is_one_example(model, _on_device_of(model, x))

@@ -141,12 +141,12 @@ def frozen(model: Model, *, evaluating: bool = True) -> Iterator[None]:
         return
     training, learning = [], []
     for module in model.modules():
-        if evaluating and module.training:
+        if evaluating and getattr(module, "training", False):  # a frozen module of torch.jit has no such flag
             training.append(module)
         learning.extend(p for p in module._parameters.values() if p is not None and p.requires_grad)
     try:
-        if training:
-            model.eval()
+        for module in training:  # a module of torch.export has no eval()
+            module.training = False
         for parameter in learning:
             parameter.requires_grad_(False)
         yield
