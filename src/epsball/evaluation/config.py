@@ -16,9 +16,9 @@ def radii_of(eps: Any) -> tuple[float | str, ...] | None:
     """What a caller gives as `eps`, one radius or several, of Python, numpy or torch."""
     if eps is None:
         return None
-    one = isinstance(eps, str | float | int) or getattr(eps, "ndim", 1) == 0
+    radii: Any = [eps] if isinstance(eps, str | float | int) or getattr(eps, "ndim", 1) == 0 else eps
     try:
-        return tuple(radius if isinstance(radius, str) else float(radius) for radius in ([eps] if one else eps))
+        return tuple(radius if isinstance(radius, str) else float(radius) for radius in radii)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"`eps` must be radii, numbers or texts such as '8/255', got {eps!r}; as in [0.1, 0.2]"
