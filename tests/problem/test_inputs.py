@@ -21,6 +21,8 @@ from epsball.data.arrays import from_arrays
 from epsball.models.folder import read_model_folder, write_model_folder
 from epsball.models.registry import build
 
+pytestmark = pytest.mark.filterwarnings("ignore::epsball.diagnosis.setup_record.SetupWarning")
+
 
 def drawn(net: nn.Module, scale: float = 1.0) -> nn.Module:
     """The net with weights of its own generator, in eval mode."""

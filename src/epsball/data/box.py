@@ -35,11 +35,11 @@ def ball_for(ball: Ball | str, data: Examples) -> Ball:
         if not isinstance(own[side], Tensor) and math.isinf(own[side]) and math.isfinite(end)
     }
     ball = replace(ball, **box, _bound=False) if box else ball
-    check_units(ball, data)
+    check_scale(ball, data)
     return ball
 
 
-def check_units(ball: Ball, data: Examples) -> None:
+def check_scale(ball: Ball, data: Examples) -> None:
     """Raise `BadInput` where the values of `data` were divided by its `scale`, and the ball's eps or box were not."""
     if data.scale == 1 or not len(data):
         return

@@ -29,7 +29,7 @@ from epsball.balls.ball import Ball
 from epsball.balls.ball_file import save_ball
 from epsball.balls.registry import ball_of
 from epsball.common.errors import BadInput
-from epsball.data.box import check_units
+from epsball.data.box import check_scale
 from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import run_binarization_test
@@ -150,7 +150,7 @@ def evaluate(
     ball = unbounded(ball_of(ball)) if min_norm else ball_of(ball)
     examples, ball = inputs_for(model, data, ball)
     if settings.radii is not None:
-        check_units(ball.with_eps(settings.radii[-1]), examples)
+        check_scale(ball.with_eps(settings.radii[-1]), examples)
     check_draft(draft, examples.x.device)
     attacks = settings.default_attacks if attacks is None else attacks
     inputs = EvaluationInputs(model, examples, ball, attacks, source, target, success)
