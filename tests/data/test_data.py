@@ -93,7 +93,7 @@ def test_lists_and_uint8_images_become_float32():
         (np.zeros((3, 2)), [0, 1], {}, r"`y` must be \(3,\)"),
         (np.zeros((3, 2)), [0, 1, 2], {"ids": [1, 2]}, r"`ids` must be \(3,\)"),
         (np.zeros((3, 2)), [0, 1, -1], {}, "`y` must be >= 0"),
-        (np.zeros((3, 2)), [0.0, 1.0, 2.0], {}, "class indices"),
+        (np.zeros((3, 2)), [0.0, 1.5, 2.0], {}, "class indices, whole numbers, got 1.5"),
         (np.zeros((3, 2)), [0, 1, 5], {"classes": 5}, "below the 5 classes, got 5"),
         (np.full((3, 2), 255.0), [0, 1, 2], {"lo": 0, "hi": 1}, r"the box \[0, 1\], got values from 255 to 255"),
         (np.array([[0.0], [np.nan]]), [0, 1], {}, "drop NaN"),

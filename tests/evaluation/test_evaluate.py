@@ -294,7 +294,7 @@ def test_the_model_keeps_its_training_flags_and_gradients(net, digits):
     eb.evaluate(model, digits.rows(torch.arange(40)), eb.Linf(eps=0.1, **BOX), "fgsm")
     assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()] == before
     assert all(p.grad is None for p in model.parameters())
-    with pytest.raises(RuntimeError):
+    with pytest.raises(BadInput):
         eb.evaluate(nn.Sequential(model, nn.Linear(3, 3)), digits, eb.Linf(eps=0.1, **BOX), "fgsm")
     assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()] == before
 

@@ -246,7 +246,7 @@ def test_data_models_and_balls_that_do_not_fit_are_refused_before_the_first_step
         fit(net(), digits, Linf(eps=0.1, lo=0.5, hi=1))
     with pytest.raises(BadInput, match="unfreeze"):
         fit(net().requires_grad_(False), digits)
-    with pytest.raises(BadInput, match=r"write x\.astype"):
+    with pytest.raises(BadInput, match=r"write x\.to\(torch\.float32\)"):
         fit(net(), (torch.zeros(3, 1, 8, 8, dtype=torch.long), [0, 1, 2]))
     data = from_arrays(digits.x.tolist(), digits.y.tolist())
     assert fit(net(), (digits.x, digits.y), epochs=1).epochs == fit(net(), data, epochs=1).epochs

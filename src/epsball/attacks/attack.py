@@ -23,6 +23,7 @@ from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column
 from epsball.problem.black_box import objective_for
+from epsball.problem.inputs import batch_for
 from epsball.problem.losses import Loss, cross_entropy
 from epsball.problem.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
 from epsball.problem.task import AWAY, Task, check_target, task_of
@@ -145,7 +146,7 @@ class Attack(ABC, Generic[S]):
         model: Model,
         x: Float[Tensor, "n *shape"],
         y: Int64[Tensor, " n"],
-        ball: Ball,
+        ball: Ball | str,
         *,
         target: Int64[Tensor, " n"] | int | None = None,
         ids: Int64[Tensor, " n"] | None = None,
@@ -155,14 +156,16 @@ class Attack(ABC, Generic[S]):
     ) -> Float[Tensor, "n *shape"]:
         """Attack a batch: per example the first adversarial example found, else the point where the attack ended.
 
-        `x` (n, *shape) is in the units of the ball; `y` (n,) are labels; `target` is one class or (n,) classes, none of
-        them the row's label; `ids` key the noise (default: row numbers); `eot` forward passes are averaged, for a
-        stochastic model. k steps cost exactly k model calls for the first restart; further restarts run on the rows
-        that are robust so far (on all rows for a minimum-norm attack). Every returned point is in the ball, adversarial
-        or not.
+        `x` (n, *shape) is in the units of the ball, of any kind that `from_arrays` takes; `y` (n,) are labels, or one
+        for all rows; `ball` may be text, "linf:8/255"; `target` is one class or (n,) classes, none of them the row's
+        label; `ids` key the noise (default: row numbers); `eot` forward passes are averaged, for a stochastic model. k
+        steps cost exactly k model calls for the first restart; further restarts run on the rows that are robust so far
+        (on all rows for a minimum-norm attack). Every returned point is in the ball, adversarial or not, on the device
+        of `x` and in the dtype in which the model was asked: that of its parameters, if it does not take that of `x`.
 
         Raises `BadInput` for arguments that do not fit; the model comes back as it was, also after an exception.
         """
+        given, (x, ball) = x, batch_for(model, x, ball)
         self.check_ball(ball)
         task = task_of(x, y, ball, target=target, ids=ids, seed=seed)
         if target is not None:
@@ -193,7 +196,7 @@ class Attack(ABC, Generic[S]):
                 hit = hit & (~fooled[index] | (job.ball.distance(found, job.x) < before))
                 answer[index[hit]] = found[hit]
                 fooled[index] |= hit
-        return answer
+        return answer.to(given.device) if isinstance(given, Tensor) else answer
 
     def _run(self, objective: Objective, task: Task) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, " n"]]:
         """One job of every row: the answers, and which of them were found to be adversarial."""

@@ -7,6 +7,7 @@ from abc import ABC
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,6 +43,7 @@ class Region(ABC):
 
     def __post_init__(self) -> None:
         if not self._bound:
+            self._take_numpy()
             self._check_parts()
 
     @classmethod
@@ -49,11 +51,22 @@ class Region(ABC):
         """The names of the radius, the box, the mask, and of further fields of a norm's class."""
         return tuple(part.name for part in fields(cls) if not part.name.startswith("_"))
 
+    def _take_numpy(self) -> None:
+        """Numbers and arrays of numpy become numbers and tensors."""
+        for name in self.parts():
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+                native = np.array(value, dtype=bool if value.dtype.kind == "b" else np.float64)
+                object.__setattr__(self, name, native.item() if native.ndim == 0 else torch.from_numpy(native))
+
     def _check_parts(self) -> None:
         for name in ("eps", "lo", "hi"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-                raise BadInput(f"`{name}` must be a number or a tensor, got {type(value).__name__}; convert it first")
+                remedy = f"write torch.tensor({name})" if isinstance(value, list | tuple) else "convert it first"
+                raise BadInput(f"`{name}` must be a number or a tensor, got {type(value).__name__}; {remedy}")
+            if isinstance(value, Tensor) and (value.is_complex() or value.is_meta or value.layout != torch.strided):
+                raise BadInput(f"`{name}` must hold real numbers, dense, got {value.dtype}, {value.layout}; convert it")
             if bool(torch.as_tensor(value, dtype=torch.float64).isnan().any()):
                 raise BadInput(f"`{name}` must not be NaN, got {shown(value)}; look where it was computed")
         eps, lo, hi = (torch.as_tensor(part, dtype=torch.float64) for part in (self.eps, self.lo, self.hi))
@@ -119,6 +132,8 @@ class Region(ABC):
         smallest, greatest = (end.item() for end in x.aminmax())
         if math.isnan(smallest):
             raise BadInput("`x` must not hold NaN; drop or impute those examples first")
+        if math.isinf(smallest) or math.isinf(greatest):
+            raise BadInput("`x` must be finite, got infinite values; drop or clip those examples first")
         if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
             inside = bool(((x >= self.lo) & (x <= self.hi)).all())
         elif not (inside := self.lo <= smallest and greatest <= self.hi):

@@ -28,6 +28,25 @@ def distances(names: Iterable[str] | None = None) -> dict[str, Ball]:
     return {name: BALLS[name](eps=0, lo=0, hi=0) for name in known}
 
 
+def ball_of(ball: object) -> Ball:
+    """What a caller hands over as `ball`: a ball, or its short form NORM:RADIUS, which has no box.
+
+    >>> ball_of("l2:0.5")
+    L2(eps=0.5, lo=-inf, hi=inf, mask=None)
+    """
+    if isinstance(ball, Ball):
+        return ball
+    if isinstance(ball, str):
+        return parse(ball)
+    if isinstance(ball, type) and issubclass(ball, Ball):
+        raise BadInput(f"`ball` must have a radius, got the class {ball.__name__}; write {ball.__name__}(eps=0.1)")
+    like_y = hasattr(ball, "__len__")
+    raise BadInput(
+        f"`ball` must be a ball such as Linf(eps=0.1), or text such as 'linf:8/255', got {type(ball).__name__}"
+        + ("; where that is y, x and y are one argument: evaluate(model, (x, y), ball)" if like_y else "")
+    )
+
+
 def parse(text: str, *, lo: float = -math.inf, hi: float = math.inf) -> Ball:
     """A ball from its short form NORM:RADIUS, as on the command line; the radius may be a fraction.
 

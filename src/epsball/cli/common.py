@@ -118,6 +118,14 @@ class Subject(Material):
     epochs: int | None = None
     batch_size: int = 128
 
+    def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
+        """The data of a split, with labels numbered like the classes of a model's folder, by name."""
+        from epsball.data.class_names import numbered_like
+        from epsball.models.model_record import is_folder, read_record
+
+        found = super().examples(split, limit)
+        return numbered_like(found, read_record(self.spec).label_names) if is_folder(self.spec) else found
+
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
         """The model and a line about its origin; trained, and saved in `out`, where it has no weights yet."""
         return self._network("model", self.spec, self.weights, self.seed, examples, out, console)

@@ -19,7 +19,6 @@ def read_digits(split: str) -> Examples:
     pixels, y = load_digits(return_X_y=True)
     x = torch.from_numpy(pixels).float().div_(16).reshape(-1, 1, 8, 8)
     n_train = len(x) * 4 // 5
-    digits = replace(
-        from_arrays(x, y, lo=0, hi=1, classes=10, name="digits"), label_names=tuple(str(digit) for digit in range(10))
-    )
+    names = [str(digit) for digit in range(10)]
+    digits = replace(from_arrays(x, y, lo=0, hi=1, name="digits", label_names=names), scale=16)
     return digits.rows(slice(n_train, None) if split == "test" else slice(n_train))

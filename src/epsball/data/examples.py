@@ -13,7 +13,8 @@ class Examples:
     """Labelled examples: `x` (n, *shape) in the box [lo, hi], `y` (n,) in 0..classes-1, `ids` (n,) row numbers.
 
     An example's id is its row number in the unshuffled, unfiltered data; it keys the random numbers. The ends of the
-    box are infinite where the box is not known. `label_names` has `classes` entries, or is None.
+    box are infinite where the box is not known. `label_names` has `classes` entries, or is None. `scale` is what the
+    values were divided by when they were read: 255 for 8-bit images.
     """
 
     x: Float[Tensor, "n *shape"]
@@ -24,6 +25,7 @@ class Examples:
     classes: int
     name: str
     label_names: tuple[str, ...] | None = None
+    scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.x)

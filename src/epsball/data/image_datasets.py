@@ -19,7 +19,7 @@ import torch
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.common.limits import check_data_folder, check_file, check_pixels
-from epsball.data.arrays import from_arrays
+from epsball.data.arrays import PIXEL, from_arrays
 from epsball.data.examples import Examples
 from epsball.data.sampling import Take
 
@@ -42,6 +42,15 @@ def read_images(spec: str, split: str, take: Take, image_column: str | None, lab
     except Exception as error:  # whatever its readers, the Hub's client and the file system raise
         raise BadInput(f"{_expected(spec)}: {error}") from error
     data: Any = splits[check_one_of("split", split, map(str, splits))]
+    return examples_of_split(data, spec, limit, image_column, label_column)
+
+
+def examples_of_split(
+    data: Any, name: str, limit: int | None = None, image_column: str | None = None, label_column: str | None = None
+) -> Examples:
+    """The images of a `datasets.Dataset`, as `load_data` describes them."""
+    import datasets
+
     features = data.features
     image = _image_column(image_column, features)
     label = _label_column(label_column, features)
@@ -54,7 +63,7 @@ def read_images(spec: str, split: str, take: Take, image_column: str | None, lab
             f"--image-column, of {', '.join(features)}"
         ) from error
     if len(data) == 0:
-        raise BadInput(f"`data` must hold at least one example, but split {split!r} of {spec!r} is empty")
+        raise BadInput(f"`data` must hold at least one example, but {name!r} is empty; take another split")
     y = data.select_columns(label).with_format("arrow")[:][label].to_numpy()
     rows = take(y if y.dtype.kind in "iu" else np.zeros(len(y)))
     if rows is not None:
@@ -66,10 +75,10 @@ def read_images(spec: str, split: str, take: Take, image_column: str | None, lab
             "means: not labelled); take another split, or name another with --label-column"
         )
     names = getattr(features[label], "names", None)
-    x = torch.from_numpy(_decode(_sources(encoded), range(len(y)) if rows is None else rows, spec)).permute(0, 3, 1, 2)
-    x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    examples = from_arrays(x, y, ids=rows, lo=0, hi=1, classes=len(names) if names else None, name=spec)
-    return replace(examples, label_names=tuple(names) if names else None)
+    x = torch.from_numpy(_decode(_sources(encoded), range(len(y)) if rows is None else rows, name)).permute(0, 3, 1, 2)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL)
+    examples = from_arrays(x, y, ids=rows, lo=0, hi=1, name=name, label_names=names)
+    return replace(examples, scale=PIXEL)
 
 
 def _image_column(name: str | None, features: Any) -> str:

@@ -27,12 +27,13 @@ from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binary_heads import Backbone, Headed, Heads, OneHead, last_linear
 from epsball.diagnosis.planted_examples import make_heads, repeated, scattered
-from epsball.diagnosis.sample import examples_of, task_in_id_order
+from epsball.diagnosis.sample import task_in_id_order
 from epsball.engine import queue, user_attack
 from epsball.engine.batches import forward_rows
 from epsball.engine.outcome import AttackOutcome
 from epsball.engine.queue import QueueOptions
 from epsball.engine.stages import Asked, Named, named
+from epsball.problem.inputs import inputs_for
 from epsball.problem.losses import cross_entropy, margin
 from epsball.problem.objective import Model, Objective, check_labels, frozen
 from epsball.problem.task import AWAY, Task
@@ -45,8 +46,8 @@ RANDOM_RESTART = 3 << 20
 
 def binarization_test(
     model: Model,
-    data: Examples | tuple[Any, Any],
-    ball: Ball,
+    data: Examples | tuple[Any, Any] | Any,
+    ball: Ball | str,
     attacks: Asked | Sequence[Asked] = ("fgsm", "pgd"),
     *,
     n: int = 32,
@@ -72,7 +73,8 @@ def binarization_test(
     check_whole("n", n, 1)
     check_whole("batch_size", batch_size, 1)
     check_whole("eot", eot, 1)
-    task = task_in_id_order(examples_of(data), ball, seed)
+    examples, ball = inputs_for(model, data, ball)
+    task = task_in_id_order(examples, ball, seed)
     if len(task.noise.ids.unique()) < len(task.x):
         raise BadInput("`ids` must be distinct, got some twice; number the rows of the unshuffled data")
     return run_binarization_test(model, task, named(attacks, ball), n=n, eot=eot, batch_size=batch_size)

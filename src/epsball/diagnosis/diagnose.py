@@ -26,8 +26,9 @@ from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.indicators import INDICATORS, Indicator, indicator
 from epsball.diagnosis.probes import Probe, run_probes
 from epsball.diagnosis.reaction import Reaction
-from epsball.diagnosis.sample import correct_rows, examples_of, sampled, task_in_id_order
+from epsball.diagnosis.sample import correct_rows, sampled, task_in_id_order
 from epsball.engine.stages import Asked, Named, named
+from epsball.problem.inputs import inputs_for
 from epsball.problem.objective import Model, ModelWarning, frozen
 from epsball.problem.task import Task
 
@@ -68,8 +69,8 @@ class Known:
 
 def diagnose(
     model: Model,
-    data: Examples | tuple[Any, Any],
-    ball: Ball,
+    data: Examples | tuple[Any, Any] | Any,
+    ball: Ball | str,
     attacks: Asked | Sequence[Asked] = ("fgsm", "pgd"),
     *,
     n: int = 128,
@@ -104,7 +105,7 @@ def diagnose(
     check_whole("n", n, 1)
     check_whole("batch_size", batch_size, 1)
     check_whole("eot", eot, 1)
-    examples = examples_of(data)
+    examples, ball = inputs_for(model, data, ball)
     found = run_diagnosis(
         model,
         task_in_id_order(examples, ball, seed),
@@ -180,8 +181,8 @@ def run_diagnosis(
 
 def probe(
     model: Model,
-    data: Examples | tuple[Any, Any],
-    ball: Ball,
+    data: Examples | tuple[Any, Any] | Any,
+    ball: Ball | str,
     *,
     n: int = PROBED,
     seed: int = 0,
@@ -194,7 +195,7 @@ def probe(
     """
     check_whole("n", n, 1)
     check_whole("eot", eot, 1)
-    sample = sampled(task_in_id_order(examples_of(data), ball, seed), n)
+    sample = sampled(task_in_id_order(*inputs_for(model, data, ball), seed), n)
     with frozen(model), _quiet(sample.x, seed):
         correct = correct_rows(model, sample, eot, batch_size)
         if correct is None:

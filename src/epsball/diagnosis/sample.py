@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from operator import index
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from epsball.balls.ball import Ball
-from epsball.common.errors import BadInput
-from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.engine.batches import forward_rows
 from epsball.problem.losses import cross_entropy
@@ -21,14 +18,6 @@ from epsball.problem.task import AWAY, Task, task_of
 
 FINITE_SHARE = 0.1
 """Attacks in a ball of infinite radius are compared in a ball of this share of the data's range."""
-
-
-def examples_of(data: Examples | tuple[Any, Any]) -> Examples:
-    """The examples, or those of the arrays (x, y). Raises `BadInput` where there are none."""
-    examples = data if isinstance(data, Examples) else from_arrays(*data)
-    if not len(examples):
-        raise BadInput("`data` must hold at least one example, got none; look at its split and limit")
-    return examples
 
 
 def task_in_id_order(examples: Examples, ball: Ball, seed: int) -> Task:

@@ -91,7 +91,7 @@ def mode_of(model: Model) -> str:
     """The mode of a torch module, "eval" or "train" (one of its parts is enough); "function" for anything else."""
     if not isinstance(model, nn.Module):
         return "function"
-    return "train" if any(module.training for module in model.modules()) else "eval"
+    return "train" if any(getattr(module, "training", False) for module in model.modules()) else "eval"
 
 
 def make_setup(

@@ -21,6 +21,7 @@ from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
 from epsball.evaluation import run_directory
+from epsball.problem.inputs import inputs_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, prediction
 from epsball.problem.task import task_of
@@ -94,6 +95,7 @@ def make(
 
     Examples of the class `target` are left out.
     """
+    examples, ball = inputs_for(model, examples, ball)
     ball = ball.bind(examples.x)
     if target is not None:
         others = (examples.y != target).nonzero().squeeze(1)

@@ -3,13 +3,26 @@
 It needs no torch, so that the command line shows its help at once.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from epsball.common.checks import check_distinct, check_whole
 from epsball.common.config import Config, Rule
 from epsball.common.errors import BadInput
 
 COUNT = "it is a number of examples, 0 for none"
+
+
+def radii_of(eps: Any) -> tuple[float | str, ...] | None:
+    """What a caller gives as `eps`, one radius or several, of Python, numpy or torch."""
+    if eps is None:
+        return None
+    radii: Any = [eps] if isinstance(eps, str | float | int) or getattr(eps, "ndim", 1) == 0 else eps
+    try:
+        return tuple(radius if isinstance(radius, str) else float(radius) for radius in radii)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"`eps` must be radii, numbers or texts such as '8/255', got {eps!r}; as in [0.1, 0.2]"
+        ) from error
 
 
 class EvaluationConfig(Config):

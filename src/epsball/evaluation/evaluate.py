@@ -27,8 +27,9 @@ from epsball.acceleration.draft import Precision, check_draft
 from epsball.acceleration.plan import AccelerationPlan
 from epsball.balls.ball import Ball
 from epsball.balls.ball_file import save_ball
+from epsball.balls.registry import ball_of
 from epsball.common.errors import BadInput
-from epsball.data.arrays import from_arrays
+from epsball.data.box import check_scale
 from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import run_binarization_test
@@ -39,13 +40,14 @@ from epsball.engine.batches import forward_rows
 from epsball.engine.default_attacks import answers, default_attacks
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
-from epsball.evaluation.config import EvaluationConfig
+from epsball.evaluation.config import EvaluationConfig, radii_of
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan, unbounded, with_acceleration
 from epsball.evaluation.point_storage import Kind
 from epsball.evaluation.preflight import diagnosis_of, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
 from epsball.evaluation.run_directory import RunDir
 from epsball.evaluation.shard import PROBED, Shard
+from epsball.problem.inputs import inputs_for
 from epsball.problem.objective import Model, Success, changes_prediction, frozen
 from epsball.problem.task import AWAY
 
@@ -69,11 +71,11 @@ OnProgress = Callable[[Progress], None]
 
 def evaluate(
     model: Model,
-    data: Examples | tuple[Any, Any],
-    ball: Ball,
+    data: Examples | tuple[Any, Any] | Any,
+    ball: Ball | str,
     attacks: Asked | Sequence[Asked] | None = None,
     *,
-    eps: Sequence[float | str] | None = None,
+    eps: Sequence[float | str] | float | str | None = None,
     min_norm: bool = False,
     target: Int64[Tensor, " n"] | int | None = None,
     source: Model | None = None,
@@ -93,11 +95,13 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` in `ball`: per example the worst case over all `attacks`, re-verified.
 
-    `model` is a torch module, or a callable x -> logits; `data` are Examples, or (x, y) with x (n, *shape) in the units
-    of the ball and y (n,). `attacks` are run in order, each on the examples that are robust so far: by name ("pgd",
-    "pgd:steps=100"), as objects, as callables (model, x, y, ball) -> x_adv, or as protocols of several attacks
-    ("standard", "fast": see `epsball.engine.protocols`). Default: fast; min-norm in L0 and with `min_norm`; on a model
-    without gradients square, on one of labels hopskipjump.
+    `model` is a torch module, or a callable x -> logits; `data` are Examples, (x, y) with x (n, *shape) in the units of
+    the ball and y (n,), or whatever else `epsball.data.examples_of` takes: a Dataset, a DataLoader. `ball` may be text,
+    "linf:8/255"; where it has no box it is in that of the Examples (0 to 1 for images by name and uint8). x goes to the
+    device and the dtype of the model's parameters. `attacks` are run in order, each on the examples that are robust so
+    far: by name ("pgd", "pgd:steps=100"), as objects, as callables (model, x, y, ball) -> x_adv, or as protocols of
+    several attacks ("standard", "fast": see `epsball.engine.protocols`). Default: fast; min-norm in L0 and with
+    `min_norm`; on a model without gradients square, on one of labels hopskipjump.
 
     The settings, with their defaults and rules, are those of `EvaluationConfig`:
     `eps` gives several radii, for the robustness curve. With `min_norm` the minimum-norm adversarial example of each
@@ -128,7 +132,7 @@ def evaluate(
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """
     settings = EvaluationConfig(
-        eps=None if eps is None else tuple(one if isinstance(one, str) else float(one) for one in eps),
+        eps=radii_of(eps),
         min_norm=min_norm,
         eot=eot,
         storage=storage,
@@ -146,9 +150,11 @@ def evaluate(
             "`binarization_test` must be 0 with a `source`: a transfer does not see the head that hides an adversarial "
             "example"
         )
-    examples = data if isinstance(data, Examples) else from_arrays(*data)
+    ball = unbounded(ball_of(ball)) if min_norm else ball_of(ball)
+    examples, ball = inputs_for(model, data, ball)
+    if settings.radii is not None:
+        check_scale(ball.with_eps(settings.radii[-1]), examples)
     check_draft(draft, examples.x.device)
-    ball = unbounded(ball) if min_norm else ball
     if attacks is None:
         seen = model if source is None else source
         attacks = default_attacks(ball, answers(seen, examples.x), min_norm=min_norm)

@@ -19,7 +19,6 @@ import torch
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.common.record import Record
-from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.evaluation.differences import Difference
 from epsball.evaluation.point_storage import Storage
@@ -27,6 +26,7 @@ from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import read_config
 from epsball.evaluation.stored_run import StoredRun
 from epsball.evaluation.verify_shard import VerifiedShard, verified_shard
+from epsball.problem.inputs import examples_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
 from epsball.problem.task import AWAY
@@ -65,7 +65,7 @@ def verify(
     run_dir: str | Path,
     model: Model,
     *,
-    data: Examples | tuple[Any, Any] | None = None,
+    data: Examples | tuple[Any, Any] | Any = None,
     success: Success = changes_prediction,
     batch_size: int = 128,
 ) -> Verification:
@@ -92,7 +92,7 @@ def verify(
             f"`success` must be that of the run, {config['success']}, got {fingerprint.described(success)}; hand over "
             "the function that evaluate was given"
         )
-    examples = data if data is None or isinstance(data, Examples) else from_arrays(*data)
+    examples = None if data is None else examples_for(model, data, None)
     with Objective(model, cross_entropy, success=success, eot=config["eot"]) as objective:
         run = StoredRun(path, config, storage, objective, batch_size, examples)
         run.differences.add(None, "model", config["model"], fingerprint.of_model(model))

@@ -21,6 +21,7 @@ from epsball.models.factory import make_with_weights
 from epsball.models.model_record import (
     CARD,
     FORMAT,
+    LABEL_NAMES,
     RECORD,
     WEIGHTS,
     Accuracies,
@@ -69,7 +70,7 @@ def write_model_folder(
 
 
 def read_model_folder(path: str | Path, *, trust: bool = False) -> nn.Module:
-    """The model that a folder keeps, with its weights.
+    """The model that a folder keeps, with its weights, and the names of its classes as `label_names`.
 
     Nothing that its files name is run, unless `trust` is true: then a network module:factory is imported, the current
     directory first.
@@ -89,4 +90,6 @@ def read_model_folder(path: str | Path, *, trust: bool = False) -> nn.Module:
         model = make_with_weights(record.spec, record.shape, record.classes, path / WEIGHTS)
     except BadInput as error:
         raise BadInput(f"{path / RECORD} names the model {record.spec!r}: {error}") from error
+    if record.label_names is not None:
+        setattr(model, LABEL_NAMES, record.label_names)
     return model

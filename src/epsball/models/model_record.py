@@ -19,6 +19,8 @@ from epsball.common.limits import check_file
 from epsball.common.record import Record
 from epsball.models.registry import MODELS, canonical
 
+LABEL_NAMES = "label_names"
+"""The attribute of a module that lists the names of its classes, in the order of its outputs."""
 WEIGHTS, RECORD, CARD = "model.safetensors", "model.json", "README.md"
 CHECKPOINTS = "training"
 """The subfolder in which `epsball train` keeps the checkpoints that a resumed training needs."""

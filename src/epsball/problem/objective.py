@@ -22,6 +22,7 @@ from epsball.common.undo import Undo
 from epsball.problem.frozen import frozen, held_modules
 from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.losses import Loss
+from epsball.problem.model_errors import IN_PLACE, explained, wrong_rows
 from epsball.problem.outputs import masked_to_finite, two_columns
 from epsball.problem.task import AWAY, Task
 
@@ -36,9 +37,6 @@ class ModelWarning(UserWarning):
 
 
 NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' logits and loss, 'label' success only"
-
-
-IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
 
 
 STOCHASTIC = (
@@ -284,14 +282,11 @@ class Objective:
         version = z._version
         try:
             output = self.model(z) if self.ends_in == "" else self._before_activation(z)
-        except RuntimeError as error:
-            if "a leaf Variable that requires grad" in str(error):
-                raise BadInput(IN_PLACE) from error
-            if z.ndim == 3 and "shapes cannot be multiplied" in str(error):
-                raise BadInput(
-                    f"`x` must fit the model, got {tuple(z.shape)}: {error}; one image is x[None]"
-                ) from error
-            raise
+        except Exception as error:
+            reason = explained(self.model, z, error)
+            if reason is None:
+                raise
+            raise reason from error
         if z._version != version:
             raise BadInput(IN_PLACE)
         usual = isinstance(output, Tensor) and output.is_floating_point() and output.ndim == 2
@@ -320,10 +315,7 @@ class Objective:
             return output.long()
         logits = two_columns(output)
         if len(logits) != len(z):
-            raise BadInput(
-                f"`model` must return one row of logits per example, got {len(logits)} for {len(z)}; keep the first "
-                "dimension as it comes, and hand over one example as x[None]"
-            )
+            raise wrong_rows(self.model, z, len(logits))
         return masked_to_finite(logits)
 
     def _logits(self, output: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
-from epsball.data.labels import labels
+from epsball.data.labels import labels, row_ids
 
 AWAY = -1  # no target, no aim
 
@@ -106,5 +106,5 @@ def task_of(
     check_batch(x, y)
     y = labels("y", y, x)
     aim = torch.full_like(y, AWAY) if target is None else labels("target", target, x)
-    rows = torch.arange(len(x), device=x.device) if ids is None else labels("ids", ids, x)
+    rows = torch.arange(len(x), device=x.device) if ids is None else row_ids(ids, x)
     return Task(x, y, target=aim, aim=aim, clean=None, ball=ball, noise=Noise(seed, rows, torch.zeros_like(rows)))

@@ -25,9 +25,13 @@ from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.common.undo import Undo
 from epsball.common.version import __version__
-from epsball.data.arrays import from_arrays
+from epsball.data.box import ball_for
+from epsball.data.class_names import numbered_like
+from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
+from epsball.problem.inputs import examples_for
 from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
+from epsball.problem.model_errors import explained
 from epsball.problem.objective import SOFTMAX, ModelWarning, frozen, probabilities
 from epsball.problem.outputs import two_columns
 from epsball.training import distributed
@@ -52,12 +56,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 def fit(
     model: nn.Module,
-    data: Examples | tuple[Any, Any],
-    ball: Ball | None = None,
+    data: Examples | tuple[Any, Any] | Any,
+    ball: Ball | str | None = None,
     *,
     objective: ObjectiveLike = PLAIN,
     config: TrainingConfig | None = None,
-    validation: Examples | None = None,
+    validation: Examples | tuple[Any, Any] | Any = None,
     out: str | Path | None = None,
     tensorboard: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -94,7 +98,8 @@ def fit(
     if not callable(objective) or isinstance(objective, type):
         given = getattr(objective, "__name__", type(objective).__name__)
         raise BadInput(f"`objective` must be an objective or a function, got {given}; as in FGSMMix(alpha=0.5)")
-    parts = split(data if isinstance(data, Examples) else from_arrays(*data), ball, validation, config)
+    examples, ball, validation = _inputs(model, data, ball, validation)
+    parts = split(examples, ball, validation, config)
     parameters = learnable(model)
     if not parameters:
         raise BadInput("`model` must have parameters that need a gradient, got none; unfreeze it first")
@@ -117,6 +122,19 @@ def fit(
         return TrainingLoop(state, parts, objective, config, description, directory, report, bool(ends_in)).run()
 
 
+def _inputs(
+    model: nn.Module, data: Any, ball: Ball | str | None, validation: Any
+) -> tuple[Examples, Ball | None, Examples | None]:
+    """The examples, the ball in their box, and the held-out ones with labels numbered alike."""
+    examples = examples_of(data)
+    ball = None if ball is None else ball_for(ball, examples)
+    examples = examples_for(model, examples, ball, move=False)
+    if validation is not None:
+        validation = examples_for(model, validation, ball, move=False)
+        validation = numbered_like(validation, examples.label_names)
+    return examples, ball, validation
+
+
 def _check_outputs(model: nn.Module, data: TrainingData) -> str:
     """Raise `BadInput` for labels that are no class of the model, or one probability; the activation it ends in.
 
@@ -124,7 +142,13 @@ def _check_outputs(model: nn.Module, data: TrainingData) -> str:
     """
     x = data.train.x[:8].to(next(model.parameters()).device)
     with torch.no_grad(), frozen(model):
-        output, ends_in = before_activation(model, x)
+        try:
+            output, ends_in = before_activation(model, x)
+        except Exception as error:
+            reason = explained(model, x, error)
+            if reason is None:
+                raise
+            raise reason from error
         if not ends_in:
             check_no_probability(model, x, output)
         logits = two_columns(output)

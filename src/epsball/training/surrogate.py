@@ -26,6 +26,7 @@ from epsball.common.shapes import Batch, column
 from epsball.data.examples import Examples
 from epsball.models.registry import build
 from epsball.problem.black_box import BlackBox
+from epsball.problem.inputs import batch_for
 from epsball.problem.objective import frozen
 from epsball.problem.outputs import masked_to_finite, two_columns
 from epsball.training.cross_entropy import Logits, accuracy, logits_of
@@ -92,7 +93,9 @@ class Imitation(TrainingObjective):
         return {"loss": loss.detach(), "accuracy": accuracy(logits, y)}
 
 
-def surrogate(black_box: BlackBox, x: Batch, ball: Ball, *, ids: Labels | None = None, **options: Any) -> Surrogate:
+def surrogate(
+    black_box: BlackBox, x: Batch, ball: Ball | str, *, ids: Labels | None = None, **options: Any
+) -> Surrogate:
     """A network trained on the answers of `black_box` at and around `x`.
 
     `x` (n, *shape) are examples of the kind that will be attacked, better others than those; `ball` is the one that
@@ -106,6 +109,7 @@ def surrogate(black_box: BlackBox, x: Batch, ball: Ball, *, ids: Labels | None =
         raise BadInput(
             f"`black_box` must be a BlackBox, got {type(black_box).__name__}; wrap it: BlackBox(function=...)"
         )
+    x, ball = batch_for(black_box, x, ball)
     if not len(x):
         raise BadInput("`x` must hold at least one example, got none; look at its split and limit")
     ball, queries_before = ball.bind(x), black_box.total
