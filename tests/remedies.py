@@ -1,0 +1,375 @@
+"""Every remedy that an error message writes down, with a call that is refused and the same call when it is obeyed.
+
+One entry each: what the message says to write, a call that raises it, and the call that follows it. `test_remedies.py`
+finds the messages in the source, and fails for one that says "write ..." or "as in ..." and has no entry here.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import skops.io
+import torch
+from nets import linear as network
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+import epsball as eb
+from epsball import explain, training
+from epsball.attacks import registry as attacks
+from epsball.attacks.decision_based import References
+from epsball.balls import registry as balls
+from epsball.cli.main import app
+from epsball.data.arrays import from_arrays
+from epsball.data.load import load_data
+from epsball.data.tables import Table
+from epsball.engine.stages import named
+from epsball.explain.config import L1Config, check_sides
+from epsball.explain.inputs import radii_of, radius_of
+from epsball.linear import storage
+from epsball.linear.exact import optimum
+from epsball.linear.paths import eps_path
+from epsball.linear.table_attack import attack_table
+from epsball.linear.table_config import AttackConfig, FitConfig, Radius
+from epsball.linear.table_fit import fit_table, loss_for
+from epsball.models import registry as models
+from epsball.models.load import load_model
+from epsball.models.weights import load_weights, save_weights
+from epsball.problem.objective import Objective
+from epsball.reproduce.controls import NoiseTraining
+from epsball.reproduce.sources import mnist
+from epsball.reproduce.threes_sevens import threes_sevens
+from epsball.training.config import TrainingConfig
+
+
+class Remedy(NamedTuple):
+    """`write` is in the message that `refused` raises; `obeyed` does what it says. Both run in an empty folder."""
+
+    write: str
+    refused: Callable[[], Any]
+    obeyed: Callable[[], Any]
+
+
+BALL = eb.Linf(eps=0.1, lo=0, hi=1)
+X = torch.tensor([[0.2, 0.4, 0.9], [0.7, 0.1, 0.3], [0.5, 0.5, 0.1], [0.9, 0.2, 0.6]])
+Y = torch.tensor([0, 1, 0, 1])
+NET = nn.Sequential(nn.Linear(3, 2))
+RIGHT = from_arrays(X.repeat(4, 1), NET(X.repeat(4, 1)).argmax(1), classes=2)
+LABELS = X.numpy(), Y.numpy()
+TABLE = Table(np.tile(X.numpy().astype(float), (4, 1)), np.tile(["a", "b"], 8), ("p", "q", "r"), "t", "made")
+NUMBERS = replace(TABLE, y=np.arange(16) / 7)
+
+
+def command(*arguments: str) -> int:
+    """A command, whose errors are raised."""
+    return app(arguments, exit_on_error=False, print_error=False) or 0
+
+
+@cache
+def logistic() -> LogisticRegression:
+    return LogisticRegression().fit(TABLE.x, TABLE.y)
+
+
+def evaluated(*names: Any, ball: eb.Ball = BALL, **more: Any) -> eb.Evaluation:
+    return eb.evaluate(NET, (X, Y), ball, names, diagnose=0, **more)
+
+
+def black_box(function: Callable[[Any], Any], **more: Any) -> torch.Tensor:
+    return eb.BlackBox(function=function, **more)(X)
+
+
+def ask(model: Any) -> torch.Tensor:
+    with Objective(model, lambda logits, task: logits[:, 0]) as objective:
+        return objective.forward(X)
+
+
+def saved(name: str, content: Any) -> str:
+    torch.save(content, name)
+    return name
+
+
+def module(name: str, text: str) -> str:
+    Path(f"{name}.py").write_text(f"from torch.nn import Flatten, Linear, Sequential as Net\n{text}\n")
+    return name
+
+
+def tuned(objective: Any, ball: eb.Ball | None = BALL, **more: Any) -> Any:
+    net = nn.Sequential(nn.Linear(3, 2))
+    return eb.fit(net, from_arrays(X, Y, lo=0, hi=1), ball, objective=objective, epochs=1, batch_size=4, **more)
+
+
+def served(*flags: str) -> Any:
+    """The options of the page are understood; it is not opened, since it would wait for a browser."""
+    _, bound, _ = app.parse_args(["serve", *flags])
+    assert bound.arguments["served"].beside == "small-cnn"
+
+
+def digits() -> Any:
+    return load_data("digits", limit=30)
+
+
+def of_digits() -> nn.Module:
+    return network((1, 8, 8), 10).float()
+
+
+CHEAP = ("evaluate", "--limit", "20", "--epochs", "1", "--attacks", "fgsm", "--diagnose", "0")
+
+
+REMEDIES = [
+    # attacks and balls
+    Remedy("References(", lambda: References(X[:0], Y[:0]), lambda: References(X[:1000], Y[:1000])),
+    Remedy(
+        "pgd:steps=40,restarts=2", lambda: attacks.parse("pgd:40"), lambda: attacks.parse("pgd:steps=40,restarts=2")
+    ),
+    Remedy("L0(eps=10, lo=0, hi=1)", lambda: eb.L0(eps=10).bind(X), lambda: eb.L0(eps=10, lo=0, hi=1).bind(X)),
+    Remedy(
+        "mask.bool()",
+        lambda: eb.Linf(eps=0.1, mask=torch.ones(1, 3)).bind(X),
+        lambda: eb.Linf(eps=0.1, mask=torch.ones(1, 3).bool()).bind(X),
+    ),
+    Remedy(
+        "x.float()",
+        lambda: eb.Linf(eps=1).bind(torch.arange(6).reshape(2, 3)),
+        lambda: eb.Linf(eps=1).bind(torch.arange(6).reshape(2, 3).float()),
+    ),
+    Remedy("x[None]", lambda: BALL.bind(torch.tensor(0.5)), lambda: BALL.bind(torch.tensor(0.5)[None])),
+    Remedy("linf:8/255", lambda: balls.parse("8/255"), lambda: balls.parse("linf:8/255")),
+    # data
+    Remedy("x[None]", lambda: from_arrays(np.float32(0.5), [0]), lambda: from_arrays(np.float32(0.5)[None], [0])),
+    Remedy(
+        "x.astype('float32')",
+        lambda: from_arrays(np.arange(6).reshape(2, 3), [0, 1]),
+        lambda: from_arrays(np.arange(6).reshape(2, 3).astype("float32"), [0, 1]),
+    ),
+    Remedy(
+        "numpy.savez(path, x=x, y=y)",
+        lambda: (np.savez("a.npz", images=LABELS[0]), load_data("a.npz")),
+        lambda: (np.savez("a.npz", x=LABELS[0], y=LABELS[1]), load_data("a.npz")),
+    ),
+    Remedy("y.long()", lambda: from_arrays(X, Y.float()), lambda: from_arrays(X, Y.float().long())),
+    # protocols and stages
+    Remedy(
+        "worst-of(apgd-ce:steps=50, square)",
+        lambda: named("fast:steps=50", BALL),
+        lambda: named("worst-of(apgd-ce:steps=50, square)", BALL),
+    ),
+    Remedy(
+        "worst-of(apgd, pgd:restarts=5)",
+        lambda: evaluated("fast", ball=eb.L0(eps=1, lo=0, hi=1)),
+        lambda: evaluated("worst-of(apgd, pgd:restarts=5)", ball=eb.L0(eps=1, lo=0, hi=1)),
+    ),
+    Remedy("worst-of(pgd, square)", lambda: named("worst-of pgd", BALL), lambda: named("worst-of(pgd, square)", BALL)),
+    Remedy("attacks=['fgsm', 'pgd']", evaluated, lambda: evaluated("fgsm", "pgd")),
+    Remedy(
+        "Linf(eps=8/255, lo=0, hi=1)",
+        lambda: evaluated("fgsm", ball=eb.Linf(eps=8 / 255), storage="8bit"),
+        lambda: evaluated("fgsm", ball=eb.Linf(eps=8 / 255, lo=0, hi=1), storage="8bit"),
+    ),
+    # black boxes and models
+    Remedy(
+        "answers='logits'",
+        lambda: black_box(lambda x: x, answers="labels"),
+        lambda: black_box(lambda x: x, answers="logits"),
+    ),
+    Remedy(
+        "classes=estimator.classes_",
+        lambda: black_box(lambda x: logistic().predict(x), answers="labels"),
+        lambda: black_box(lambda x: logistic().predict(x), answers="labels", classes=logistic().classes_),
+    ),
+    Remedy(
+        "answers='labels'",
+        lambda: black_box(lambda x: x.argmax(1)),
+        lambda: black_box(lambda x: x.argmax(1), answers="labels"),
+    ),
+    Remedy(
+        "epsball.BlackBox(function=model)",
+        lambda: ask(lambda x: x.detach().numpy()),
+        lambda: ask(eb.BlackBox(function=lambda x: x)),
+    ),
+    Remedy(
+        "lambda x: model(x).logits",
+        lambda: ask(lambda x: SimpleNamespace(logits=NET(x))),
+        lambda: ask(lambda x: (lambda x: SimpleNamespace(logits=NET(x)))(x).logits),
+    ),
+    Remedy(
+        "def model(): return Net(...)",
+        lambda: load_model(f"{module('needs', 'def model(d): return Net(Linear(d, 2))')}:model", shape=(3,), classes=2),
+        lambda: load_model(f"{module('none', 'def model(): return Net(Linear(3, 2))')}:model", shape=(3,), classes=2),
+    ),
+    Remedy(
+        "(1, 28, 28), 10",
+        lambda: models.build("small-mlp", (0, 28), 10),
+        lambda: models.build("small-mlp", (1, 28, 28), 10),
+    ),
+    Remedy(
+        "preact-resnet18:width=16",
+        lambda: models.build("preact-resnet18:16", (3, 32, 32), 10),
+        lambda: models.build("preact-resnet18:width=16", (3, 32, 32), 10),
+    ),
+    Remedy(
+        "torch.save(model.state_dict(), path)",
+        lambda: load_weights(NET, saved("a.pt", [1])),
+        lambda: load_weights(NET, saved("a.pt", NET.state_dict())),
+    ),
+    # training
+    Remedy(
+        "Augment(attack=FGSM())", lambda: training.Augment(attack="fgsm"), lambda: training.Augment(attack=eb.FGSM())
+    ),
+    Remedy(
+        "Linf(eps=0.3, lo=0, hi=1)",
+        lambda: tuned(training.Augment(attack=eb.FGSM()), None),
+        lambda: tuned(training.Augment(attack=eb.FGSM()), eb.Linf(eps=0.3, lo=0, hi=1)),
+    ),
+    Remedy(
+        "Linf(eps=0.3, lo=0, hi=1)",
+        lambda: tuned(training.FGSMMix(), None),
+        lambda: tuned(training.FGSMMix(), eb.Linf(eps=0.3, lo=0, hi=1)),
+    ),
+    Remedy("FGSMMix(alpha=0.5)", lambda: tuned("fgsm-mix"), lambda: tuned(training.FGSMMix(alpha=0.5))),
+    Remedy("hold_out=500", lambda: TrainingConfig(hold_out=-1), lambda: TrainingConfig(hold_out=500)),
+    # linear models
+    Remedy(
+        "epsball.Linf(eps=0.1, lo=0, hi=1)",
+        lambda: optimum(X[0], 0.0, X, Y, 0.1),
+        lambda: optimum(X[0], 0.0, X, Y, eb.Linf(eps=0.1, lo=0, hi=1)),
+    ),
+    Remedy(
+        "None",
+        lambda: optimum(logistic(), 0.0, TABLE.x, TABLE.y, BALL),
+        lambda: optimum(logistic(), None, TABLE.x, TABLE.y, BALL),
+    ),
+    Remedy(
+        ".toarray()",
+        lambda: optimum(X[0], 0.0, csr_matrix(X.numpy()), Y, BALL),
+        lambda: optimum(X[0], 0.0, csr_matrix(X.numpy()).toarray(), Y, BALL),
+    ),
+    Remedy(
+        "eps=[0.01, 0.1]",
+        lambda: eps_path(TABLE.x, TABLE.y, eps=[]),
+        lambda: eps_path(TABLE.x, TABLE.y, eps=[0.01, 0.1]),
+    ),
+    Remedy("eps=30", lambda: eps_path(TABLE.x, TABLE.y, eps=[]), lambda: eps_path(TABLE.x, TABLE.y, eps=30)),
+    Remedy(
+        "skops.io.dump",
+        lambda: (Path("a.skops").write_bytes(pickle.dumps(1)), storage.load("a.skops")),
+        lambda: (skops.io.dump(logistic(), "a.skops"), storage.load("a.skops")),
+    ),
+    Remedy(
+        "--eps 0.1std",
+        lambda: attack_table(logistic(), TABLE, AttackConfig()),
+        lambda: attack_table(logistic(), TABLE, AttackConfig(eps="0.1std")),
+    ),
+    Remedy(
+        "--eps 2",
+        lambda: attack_table(logistic(), TABLE, AttackConfig(norm="l0", eps="2std", lo=0, hi=1)),
+        lambda: attack_table(logistic(), TABLE, AttackConfig(norm="l0", eps="2", lo=0, hi=1)),
+    ),
+    Remedy("0.1std", lambda: Radius.parse("-1"), lambda: Radius.parse("0.1std")),
+    Remedy(
+        "no std", lambda: Radius.parse("1std").unit(TABLE.x * 1e-320), lambda: Radius.parse("1").unit(TABLE.x * 1e-320)
+    ),
+    Remedy("0.2", lambda: FitConfig(test_share=1.0), lambda: FitConfig(test_share=0.2)),
+    Remedy("--loss squared", lambda: loss_for(NUMBERS, "logistic"), lambda: loss_for(NUMBERS, "squared")),
+    Remedy(
+        "--loss squared",
+        lambda: loss_for(replace(TABLE, x=np.zeros((3000, 3)), y=np.arange(3000)), None),
+        lambda: loss_for(replace(TABLE, x=np.zeros((3000, 3)), y=np.arange(3000)), "squared"),
+    ),
+    Remedy(
+        "--eps without std",
+        lambda: fit_table(TABLE, FitConfig(cv=True, penalty="l2", eps="0.1std")),
+        lambda: fit_table(TABLE, FitConfig(cv=True, penalty="l2", eps="0.1")),
+    ),
+    # explanations
+    Remedy(
+        "torch.nn",
+        lambda: explain.conditioning(nn.Sequential(nn.Flatten()), from_arrays(X, Y), BALL),
+        lambda: explain.conditioning(NET, from_arrays(X, Y), BALL),
+    ),
+    Remedy(
+        "{'plain': model}",
+        lambda: explain.direction({}, digits(), BALL),
+        lambda: explain.direction({"plain": of_digits()}, digits(), BALL),
+    ),
+    Remedy(
+        "eps=(0.01, 0.1)",
+        lambda: explain.taylor_gap(NET, X, Y, eb.Linf(eps=torch.rand(4))),
+        lambda: explain.taylor_gap(NET, X, Y, eb.Linf(eps=torch.rand(4)), eps=(0.01, 0.1)),
+    ),
+    Remedy(
+        "{'plain': plain, 'trained': trained}",
+        lambda: explain.training_changed({"plain": of_digits()}, digits(), BALL),
+        lambda: explain.training_changed({"plain": of_digits(), "trained": of_digits()}, digits(), BALL),
+    ),
+    Remedy(
+        "sides=()",
+        lambda: explain.universal(NET, RIGHT, BALL, sides=(3,)),
+        lambda: explain.universal(NET, RIGHT, BALL, sides=()),
+    ),
+    Remedy("(7, 14, 28)", lambda: check_sides(()), lambda: check_sides((7, 14, 28))),
+    Remedy(
+        "6",
+        lambda: explain.linearity(of_digits(), digits(), BALL, points=5 + 1),
+        lambda: explain.linearity(of_digits(), digits(), BALL, points=7),
+    ),
+    Remedy("0.1", lambda: explain.l1_equivalence(digits(), digits(), eps=0), lambda: L1Config(eps=0.1)),
+    Remedy("ball.with_eps(0.1)", lambda: radius_of(eb.Linf(eps=0)), lambda: radius_of(eb.Linf(eps=0).with_eps(0.1))),
+    Remedy("(0.01, 0.1)", lambda: radii_of([0]), lambda: radii_of((0.01, 0.1))),
+    # reproductions
+    Remedy(
+        "Linf(eps=0.25)",
+        lambda: tuned(NoiseTraining(kind="sign"), None),
+        lambda: tuned(NoiseTraining(kind="sign"), eb.Linf(eps=0.25)),
+    ),
+    Remedy(
+        "(0.25, 0.1)",
+        lambda: threes_sevens(mnist("digits"), radii=(0,)),
+        lambda: threes_sevens(mnist("digits"), radii=(0.25, 0.1)),
+    ),
+    # the command line
+    Remedy("0.5", lambda: command(*CHEAP, "--fail-under", "50"), lambda: command(*CHEAP, "--fail-under", "0.5")),
+    Remedy(
+        "small-cnn",
+        lambda: command(*CHEAP, "--source-weights", "net.safetensors"),
+        lambda: (
+            save_weights(models.build("small-cnn", (1, 8, 8), 10), Path("net.safetensors"))
+            or command(*CHEAP, "--source", "small-cnn", "--source-weights", "net.safetensors")
+        ),
+    ),
+    Remedy(
+        "--eps 0.1",
+        lambda: command(*CHEAP, "--min-norm", "--fail-under", "0.5"),
+        lambda: command(
+            "evaluate",
+            "--limit",
+            "20",
+            "--epochs",
+            "1",
+            "--attacks",
+            "fmn:steps=5",
+            "--min-norm",
+            "--fail-under",
+            "0.5",
+            "--eps",
+            "0.1",
+        ),
+    ),
+    Remedy(
+        "report.html",
+        lambda: (Path("there").mkdir(exist_ok=True), command("report", "run", "--out", "there")),
+        lambda: (command(*CHEAP, "--out", "run"), command("report", "run", "--out", "there/report.html")),
+    ),
+    Remedy(
+        "small-cnn",
+        lambda: command("serve", "--beside-weights", "net.safetensors"),
+        lambda: served("--beside", "small-cnn"),
+    ),
+]
