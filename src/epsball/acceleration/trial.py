@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from epsball.acceleration.kernels import Size, by_folding, by_phases, phases
 from epsball.acceleration.layers import METHODS, Convolution, Method
 from epsball.acceleration.plan import WINS
+from epsball.common.undo import Undo
 
 ROUNDS = (3, 9)
 """The fewest rounds of timing, and the most, which are made where the first ones do not agree."""
@@ -102,12 +103,10 @@ def check_apart(original: nn.Module, other: nn.Module, x: Float[Tensor, "n *shap
         if layer in originals:
             raise Different(f"it reaches a {type(layer).__name__} in ways that cannot be followed")
 
-    handle = register_module_forward_pre_hook(refuse)
-    try:
+    with Undo() as stack:
+        stack.callback(register_module_forward_pre_hook(refuse).remove)
         with runnable(), torch.no_grad():
             other(x[:1])
-    finally:
-        handle.remove()
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -144,13 +143,11 @@ def _input_shapes(network: nn.Module, x: Float[Tensor, "n *shape"]) -> dict[Conv
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shapes[cast(Convolution, layer)] = tuple(inputs[0].shape)
 
-    hooks = [part.register_forward_pre_hook(note) for part in network.modules() if isinstance(part, Convolution)]
-    try:
-        with torch.no_grad():
-            network(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with Undo() as stack, torch.no_grad():
+        for part in network.modules():
+            if isinstance(part, Convolution):
+                stack.callback(part.register_forward_pre_hook(note).remove)
+        network(x)
     return shapes
 
 

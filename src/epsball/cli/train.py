@@ -4,7 +4,7 @@ import json as encoder
 import logging
 import os
 import sys
-import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from epsball.common.checks import check_whole
 from epsball.common.config import Rule
 from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json, write_json
+from epsball.common.undo import without_warnings
 from epsball.models.card import evaluate_command
 from epsball.models.model_record import CHECKPOINTS
 from epsball.training.config import TrainingConfig
@@ -229,12 +230,11 @@ def _train(
         model.to("cuda")
     if first:
         destination.save_command(options | flags.to_record())
-    else:
-        warnings.simplefilter("ignore")
     keep_memory()
     if not (log := logging.getLogger("epsball")).handlers:
         log.addHandler(logging.NullHandler())  # the progress display shows what is logged
-    with progress(Console(stderr=True, highlight=False, emoji=False, quiet=not first)) as bar:
+    once = nullcontext() if first else without_warnings()  # the first process gives them
+    with once, progress(Console(stderr=True, highlight=False, emoji=False, quiet=not first)) as bar:
         display = ProgressDisplay(bar, config.epochs)
         result = fit(
             model,

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from epsball.common.errors import BadInput
+from epsball.common.undo import Undo
 from epsball.problem.losses import Loss, cross_entropy
 from epsball.problem.objective import Model, Needs, Objective
 from epsball.problem.outputs import two_columns
@@ -34,13 +35,11 @@ def last_linear(model: Model, x: Float[Tensor, "n *shape"]) -> nn.Linear | None:
         assert isinstance(module, nn.Linear)
         last[:] = [(module, inputs[0], output.detach().clone())]
 
-    hooks = [module.register_forward_hook(remember) for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        with torch.no_grad():
-            output = model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with Undo() as stack, torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                stack.callback(module.register_forward_hook(remember).remove)
+        output = model(x)
     if not last or not isinstance(output, Tensor):
         return None
     layer, features, returned = last[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from epsball.attacks.square import Square
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
+from epsball.common.undo import without_warnings
 from epsball.data.examples import Examples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.controls import Controls
@@ -97,7 +97,7 @@ def diagnose(
     >>> y = net(x).argmax(1)
     >>> ball, attack = Linf(eps=0.1, lo=0, hi=1), "pgd:loss=margin"
     >>> diagnose(net, (x, y), ball, attack).sentence
-    'Reliability checks: 16 of 17 passed, 1 not measured (on 32 correctly classified of 32 sampled examples).'
+    'Reliability checks: 17 of 18 passed, 1 not measured (on 32 correctly classified of 32 sampled examples).'
     >>> diagnose(lambda x: net(x).softmax(1), (x, y), ball, attack).failed_names
     ('softmax-outputs',)
     """
@@ -165,7 +165,15 @@ def run_diagnosis(
         seed=task.noise.seed,
         forwards=correct.forwards + probes.forwards + controls.forwards,
         backwards=probes.backwards + controls.backwards,
-        mitigated=tuple(dict.fromkeys((*reaction.mitigated, *(("stochastic-forward",) * (eot > 1))))),
+        mitigated=tuple(
+            dict.fromkeys(
+                (
+                    *reaction.mitigated,
+                    *(("stochastic-forward",) * (eot > 1)),
+                    *(("softmax-outputs",) * bool(probes.ends_in)),
+                )
+            )
+        ),
         seconds=time.perf_counter() - began,
     )
 
@@ -199,8 +207,7 @@ def probe(
 def _quiet(x: Tensor, seed: int) -> Iterator[None]:
     """Torch's generators seeded, and restored on leaving; no warnings of what the indicators say themselves."""
     devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ModelWarning)
+    with torch.random.fork_rng(devices=devices), without_warnings(ModelWarning):
         torch.manual_seed(seed)
         yield
 

@@ -52,6 +52,15 @@ _TABLE = (
         "return the logits, from before the softmax",
     ),
     Indicator(
+        "dependent-rows",
+        1e-3,
+        "greatest difference between the outputs of the same examples in two batches, as a share of the largest logit",
+        "Xie and Yuille 2020 (batch statistics)",
+        "the model is in train mode, or uses the statistics of the batch, or reads side inputs by position: rows "
+        "change each other's outputs, and every batch shows another model",
+        "call model.eval() wherever the model is built or called, and hand side inputs over as part of x",
+    ),
+    Indicator(
         "stochastic-forward",
         1e-4,
         "greatest difference between two forward passes over the same examples, as a share of the largest logit",

@@ -75,7 +75,8 @@ SATURATED = 0.05
 class CleanPass:
     """What a clean pass over the rows `rows` of a task showed: `output`, logits or labels of each.
 
-    `deterministic` and `independent` are as in `ModelFacts`; `mode` is the mode in which the model came.
+    `deterministic` and `independent` are as in `ModelFacts`; `mode` is the mode in which the model came, `ends_in` the
+    sigmoid or softmax at its end that was left out.
     """
 
     rows: Tensor
@@ -83,6 +84,7 @@ class CleanPass:
     mode: str
     deterministic: bool | None = None
     independent: bool | None = None
+    ends_in: str | None = None
 
 
 def mode_of(model: Model) -> str:
@@ -118,7 +120,7 @@ def make_setup(
     found = [*_of_data(task, examples, data, ball), *_of_labels(task, examples, labels, seen)]
     if not any(one.name in NUMBERING for one in found):
         found += _of_inputs(task, seen, data, evaluator, labels.classes)
-    found += _of_outputs(clean.output, task.y[clean.rows], facts)
+    found += _of_outputs(clean, task.y[clean.rows], facts)
     found.sort(key=lambda one: ORDER.index(one.name))
     return Setup(data, ball, labels, facts, tuple(found), evaluator.forwards, time.perf_counter() - began)
 
@@ -192,8 +194,9 @@ def _of_inputs(task: Task, seen: _Seen, data: DataFacts, evaluator: Objective, c
         yield accuracy
 
 
-def _of_outputs(output: Tensor, y: Tensor, facts: ModelFacts) -> Iterator[Finding]:
+def _of_outputs(clean: CleanPass, y: Tensor, facts: ModelFacts) -> Iterator[Finding]:
     """What is wrong with the outputs themselves."""
+    output = clean.output
     if facts.deterministic is False:
         yield Finding(
             "stochastic",
@@ -222,7 +225,14 @@ def _of_outputs(output: Tensor, y: Tensor, facts: ModelFacts) -> Iterator[Findin
     logits, y = output[finite], y[finite]
     if not len(logits):
         return
-    if len(logits) > 1 and probabilities(logits):
+    if clean.ends_in:
+        yield Finding(
+            "probabilities",
+            "the model returns probabilities",
+            f"it ends in a {clean.ends_in}: the logits before it are attacked and evaluated",
+            "return the logits, from before it",
+        )
+    elif len(logits) > 1 and probabilities(logits):
         yield Finding(
             "probabilities",
             "the model returns probabilities",

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
+from epsball.common.undo import Undo
 from epsball.engine.batches import forward_rows
 from epsball.engine.outcome import AttackOutcome
 from epsball.engine.queue import OnTurn
+from epsball.problem.frozen import held_modules, restored_buffers
 from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
 
@@ -88,29 +91,38 @@ def run(
 
 @contextmanager
 def _as_it_was(model: Model) -> Iterator[None]:
-    """On leaving, every module's mode and buffers, every parameter's `requires_grad` and `.grad` are what they were."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    learning = [
-        (part, part.requires_grad, part.grad) for module in modules for part in module.parameters(recurse=False)
-    ]
-    buffers = [(module, dict(module._buffers)) for module in modules]
-    tensors = [*(grad for _, _, grad in learning), *(part for _, parts in buffers for part in parts.values())]
-    values = [(part, part.detach().clone()) for part in tensors if part is not None]
-    try:
+    """On leaving, every module's mode and buffers, every parameter's `requires_grad` and `.grad` are what they were.
+
+    Inside, `train()` and `eval()` set flags and nothing else, as some modules change their weights there.
+    """
+    with Undo() as stack:
+        modules = held_modules(model)
+        stack.enter_context(restored_buffers(modules))
+        for module in modules:
+            stack.callback(module._buffers.update, dict(module._buffers))
+            stack.callback(module._buffers.clear)
+            stack.callback(setattr, module, "training", module.training)
+            if "train" not in vars(module):
+                stack.callback(vars(module).pop, "train", None)
+                vars(module)["train"] = MethodType(_set_flags, module)
+            for part in module.parameters(recurse=False):
+                stack.callback(setattr, part, "grad", part.grad)
+                if part.grad is not None:
+                    stack.callback(_fill, part.grad, part.grad.detach().clone())
+                if part.is_leaf:
+                    stack.callback(part.requires_grad_, part.requires_grad)
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for part, wanted, grad in learning:
-            part.requires_grad_(wanted)
-            part.grad = grad
-        for module, parts in buffers:
-            module._buffers.clear()
-            module._buffers.update(parts)
-        with torch.no_grad():
-            for part, value in values:
-                part.copy_(value)
+
+
+def _set_flags(module: nn.Module, mode: bool = True) -> nn.Module:
+    for part in module.modules():
+        part.training = mode
+    return module
+
+
+def _fill(tensor: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(value)
 
 
 @contextmanager
@@ -124,8 +136,6 @@ def _counted(model: Model) -> Iterator[list[int]]:
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         counts[0] += len(inputs[0]) if inputs else 0
 
-    hook = model.register_forward_pre_hook(count)
-    try:
+    with Undo() as stack:
+        stack.callback(model.register_forward_pre_hook(count).remove)
         yield counts
-    finally:
-        hook.remove()

@@ -7,8 +7,6 @@ the run is over before the trial.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import nn
 
@@ -17,6 +15,7 @@ from epsball.acceleration.plan import AccelerationPlan
 from epsball.acceleration.rewriting import NORMS
 from epsball.attacks.attack import Attack
 from epsball.attacks.pgd import PGD
+from epsball.common.undo import without_warnings
 from epsball.engine.user_attack import UserAttack
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective
@@ -62,8 +61,7 @@ def likely_to_pay(model: Model, task: Task, attacks: tuple[Attack | UserAttack, 
         return False
     few = task.rows(torch.arange(min(SAMPLED, len(task.x)), device=task.x.device))
     try:
-        with warnings.catch_warnings(), Objective(model, cross_entropy) as objective:
-            warnings.simplefilter("ignore")  # the run itself gives them
+        with without_warnings(), Objective(model, cross_entropy) as objective:  # the run itself gives them
             right = ~objective.evaluate_at(few.x, few).fooled
             found = PGD(steps=STEPS)(model, few.x, few.y, few.ball, ids=few.noise.ids)
             robust = right & ~objective.evaluate_at(found, few).fooled

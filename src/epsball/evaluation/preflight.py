@@ -93,7 +93,7 @@ def setup_of(
             output = torch.from_numpy(run_directory.points(table["logits"], (-1,)).copy()).to(y.device)
         else:
             output = torch.from_numpy(table["prediction"].to_numpy().copy()).to(y.device)
-        clean = CleanPass(rows, output, mode, deterministic=notes.get("deterministic"))
+        clean = CleanPass(rows, output, mode, deterministic=notes.get("deterministic"), ends_in=notes.get("ends_in"))
         radii = plan.settings.radii if not plan.settings.min_norm else None
         made = make_setup(plan.task, examples, radii, clean, evaluator)
     if directory is not None:

@@ -125,7 +125,7 @@ class Shard:
         if output.is_floating_point():
             columns["logits"] = run_directory.nested(numbers(output), np.full(n, True))
         probes = evaluator.probes + self.plan.probe_forwards * (self.number == 0)
-        notes = {"stage": vars(stage), "probes": probes, "deterministic": deterministic}
+        notes = {"stage": vars(stage), "probes": probes, "deterministic": deterministic, "ends_in": evaluator.ends_in}
         return run_directory.with_notes(run_directory.table(columns), notes)
 
     def measure(self, rows: np.ndarray, table: pa.Table, ball: Ball, records: ShardRecords) -> None:

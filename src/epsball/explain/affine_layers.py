@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from epsball.common.noise import Noise
 from epsball.common.record import Record
+from epsball.common.undo import Undo
 from epsball.explain.finding import nested
 from epsball.models.builtin import Maxout, Normalize
 from epsball.problem.objective import frozen
@@ -88,13 +89,11 @@ def affine_layers(model: nn.Module, x: Float[Tensor, "n *shape"]) -> list[tuple[
         if inputs:
             found.setdefault(module, _at_one_place(module, tuple(inputs[0].shape[1:])))
 
-    handles = [module.register_forward_pre_hook(record) for module in names if _affine(module)]
-    try:
-        with frozen(model), torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with Undo() as stack, frozen(model), torch.no_grad():
+        for module in names:
+            if _affine(module):
+                stack.callback(module.register_forward_pre_hook(record).remove)
+        model(x)
     return [(names[module] or "model", module, shape) for module, shape in found.items()]
 
 

@@ -25,6 +25,8 @@ from epsball.problem.task import Task
 Answers = Literal["logits", "probabilities", "labels"]
 NOBODY = -1
 """The id that queries count for when they belong to no example."""
+ENOUGH = 16
+"""Rows that are enough to tell a probability from a logit by the labels."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -123,11 +125,12 @@ class BlackBox:
     def _answer(self, z: Tensor, points: np.ndarray, rows: list[int]) -> np.ndarray:
         """The outputs of the function at some rows, as floats (n, *k) or integers (n,)."""
         self.total += len(rows)
-        if self.takes == "torch":
-            with torch.no_grad(), frozen(self.function):
-                output = self.function(z.detach()[torch.tensor(rows, device=z.device)])
-        else:
-            output = self.function(points[rows])
+        with frozen(self.function):
+            if self.takes == "torch":
+                with torch.no_grad():
+                    output = self.function(z.detach()[torch.tensor(rows, device=z.device)])
+            else:
+                output = self.function(points[rows])
         if isinstance(output, Tensor):
             output = output.detach().cpu().to(_readable(output.dtype)).numpy()
         answers = np.asarray(output)
@@ -188,6 +191,10 @@ class BlackBoxObjective(Objective):
         box = self.model
         assert isinstance(box, BlackBox)
         output = box.ask(z, None if task is None else task.noise.ids)
+        if self.ends_in is None:
+            self.ends_in = ""
+            if task is not None and box.answers == "logits":
+                _check_no_probability(output, task.y)
         return self._columns(output, z)
 
     def exhausted(self, task: Task) -> Bool[Tensor, " n"]:
@@ -195,6 +202,20 @@ class BlackBoxObjective(Objective):
         box = self.model
         assert isinstance(box, BlackBox)
         return box.exhausted(task.noise.ids, keep=1 if box.memory else 2)
+
+
+def _check_no_probability(output: Tensor, y: Int64[Tensor, " n"]) -> None:
+    """Raise `BadInput` where the one output per example is in [0, 1] and tells the classes apart at 1/2, not at 0."""
+    if len(output) < ENOUGH or output[0].numel() != 1 or not output.is_floating_point():
+        return
+    one = output.reshape(-1)
+    right_at_half, right_at_zero = ((one > 0.5) == (y > 0)).sum(), ((one > 0) == (y > 0)).sum()
+    if bool(((one >= 0) & (one <= 1)).all()) and int(right_at_half - right_at_zero) >= len(one) / 8:
+        raise BadInput(
+            "`answers` must be 'probabilities' where `function` returns the probability of class 1, got 'logits' and "
+            f"outputs from {float(one.amin()):.3g} to {float(one.amax()):.3g}, which tell the classes apart at 0.5 and "
+            "not at 0 (logits z that happen to look so: return the columns 0 and z)"
+        )
 
 
 def objective_for(

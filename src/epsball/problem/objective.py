@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
+from epsball.common.undo import Undo
+from epsball.problem.frozen import frozen, held_modules
+from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.losses import Loss
 from epsball.problem.outputs import two_columns
 from epsball.problem.task import AWAY, Task
@@ -37,6 +39,19 @@ NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' 
 
 
 IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
+
+
+STOCHASTIC = (
+    "`model` is stochastic in eval mode: two forward passes over the same examples differ; results will not repeat. "
+    "Fix its noise, or attack and evaluate the mean of several forward passes with eot=20"
+)
+
+
+TRAIN_MODE = (
+    "`model` is in train mode: it puts a network there in each call, so that dropout draws and BatchNorm uses the "
+    "statistics of the batch, and two forward passes over the same examples differ. Take the train() out, or, where it "
+    "is meant to draw, attack and evaluate the mean of several forward passes with eot=20"
+)
 
 
 SOFTMAX = (
@@ -135,30 +150,6 @@ def changes_prediction(output: Tensor, task: Task) -> Bool[Tensor, " n"]:
     return torch.where(task.target == AWAY, predicted != task.y, predicted == task.target)
 
 
-@contextmanager
-def frozen(model: Model, *, evaluating: bool = True) -> Iterator[None]:
-    """The model with frozen parameters and, `evaluating`, in eval mode; on leaving, every flag is what it was."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training, learning = [], []
-    for module in model.modules():
-        if evaluating and module.training:
-            training.append(module)
-        learning.extend(p for p in module._parameters.values() if p is not None and p.requires_grad)
-    try:
-        if training:
-            model.eval()
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
-
-
 def check_labels(logits: Tensor, task: Task) -> None:
     """Raise `BadInput` where a label or a target is no class of the model."""
     classes, top = logits.shape[1], max(*task.y.tolist(), *task.goal.tolist(), 0, 0)
@@ -177,8 +168,9 @@ class Objective:
     asked for. With `eot` = k a pass asks k times and shows the mean of logits, loss and gradient (labels: the most
     frequent; where `needs` is 'logits' the loss is that of the mean logits, not the mean of k losses): for models that
     draw random numbers, the expectation over transformation of Athalye et al. (ICML 2018), and the classifier in
-    question is the one that averages k draws. An entry of a gradient that is not finite is taken as zero
-    (`finite_gradient`), and the user is warned of the first one.
+    question is the one that averages k draws. Where the model `ends_in` a "sigmoid" or a "softmax" (empty: in neither;
+    None before the first call), its logits are those before it. An entry of a gradient that is not finite is taken as
+    zero (`finite_gradient`), and the user is warned of the first one.
     """
 
     def __init__(
@@ -196,10 +188,11 @@ class Objective:
             raise BadInput(f"`eot` must be a whole number >= 1, got {eot!r}; 1 is right for all but stochastic models")
         self.model, self.loss, self.needs, self.success, self.eot = model, loss, needs, success, eot
         self.forwards = self.backwards = self.probes = 0
+        self.ends_in: str | None = None
         self._fresh = True
         self._finite: bool | Tensor = True  # every gradient so far; on a GPU it is read once, at the end
         self._ones: Tensor | None = None
-        self._stack = ExitStack()
+        self._stack = Undo()
 
     def __enter__(self) -> Self:
         self._fresh = self._finite = True
@@ -281,19 +274,15 @@ class Objective:
         slack = 1e-4 * first.abs().nan_to_num(0, 0, 0).amax().item() if first.numel() else 0.0
         same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
         if not same:
-            warnings.warn(
-                "`model` is stochastic in eval mode: two forward passes over the same examples differ; results will "
-                "not repeat. Fix its noise, or attack and evaluate the mean of several forward passes with eot=20",
-                ModelWarning,
-                stacklevel=3,
-            )
+            training = any(getattr(module, "training", False) for module in held_modules(self.model))
+            warnings.warn(TRAIN_MODE if training else STOCHASTIC, ModelWarning, stacklevel=3)
         return same
 
     def _run(self, z: Tensor, task: Task | None) -> Tensor:
         """The model at z; `task` says which rows these are, for a subclass whose model differs between rows."""
         version = z._version
         try:
-            output = self.model(z)
+            output = self.model(z) if self.ends_in == "" else self._before_activation(z)
         except RuntimeError as error:
             if "a leaf Variable that requires grad" in str(error):
                 raise BadInput(IN_PLACE) from error
@@ -303,6 +292,21 @@ class Objective:
         if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 and len(output) == len(z):
             return output
         return self._columns(output, z)
+
+    def _before_activation(self, z: Tensor) -> object:
+        """The output, before a sigmoid or a softmax at the model's end; the first call tells whether there is one."""
+        output, ends_in = before_activation(self.model, z)
+        if self.ends_in is None:
+            if ends_in:
+                warnings.warn(REMOVED.format(ends_in), ModelWarning, stacklevel=5)
+            else:
+                check_no_probability(self.model, z, output)
+            self.ends_in = ends_in
+        elif ends_in != self.ends_in:
+            raise BadInput(
+                f"`model` must end in {self.ends_in or 'its logits'} in every call, as in its first; return the logits"
+            )
+        return output
 
     def _columns(self, output: object, z: Tensor) -> Tensor:
         """Labels (n,), or logits of at least two columns, out of whatever else a model may return."""

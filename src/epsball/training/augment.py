@@ -6,7 +6,6 @@ mixed into the training set and renewed. Goodfellow et al. (2015) found that mak
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import field, replace
 
 import torch
@@ -18,6 +17,7 @@ from epsball.balls.ball import Ball
 from epsball.common.config import Config
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch
+from epsball.common.undo import without_warnings
 from epsball.data.examples import Examples
 from epsball.problem.objective import ModelWarning
 from epsball.training.cross_entropy import Count
@@ -83,8 +83,7 @@ class Augment(Config, TrainingObjective):
 
     def _attacked(self, model: nn.Module, data: Examples, ball: Ball, seed: int) -> Batch:
         device, x_adv = next(model.parameters()).device, []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ModelWarning)  # rows without a gradient are common in training
+        with without_warnings(ModelWarning):  # rows without a gradient are common in training
             for rows in torch.arange(len(data)).split(ATTACK_BATCH):
                 x, y, ids = (part[rows].to(device) for part in (data.x, data.y, data.ids))
                 x_adv.append(self.attack(model, x, y, ball, ids=ids, seed=seed).to(data.x.device))

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from epsball.problem.frozen import buffers_of, restored_buffers
+
 BatchNorm = Literal["both", "clean", "adversarial", "separate", "joint"]
 
 SECOND_SET = "second statistics"
@@ -21,46 +23,24 @@ SECOND_SET = "second statistics"
 
 def clean_pass(policy: BatchNorm, model: nn.Module) -> AbstractContextManager[None]:
     """Around forward and backward of the clean batch."""
-    return restored_buffers(model) if policy == "adversarial" else nullcontext()
+    return restored_buffers(model.modules()) if policy == "adversarial" else nullcontext()
 
 
 def adversarial_pass(policy: BatchNorm, model: nn.Module, memory: dict[str, Tensor]) -> AbstractContextManager[None]:
     """Around forward and backward of the adversarial batch; `memory` holds the second set of statistics."""
     if policy == "separate":
         return _second_buffers(model, memory)
-    return restored_buffers(model) if policy == "clean" else nullcontext()
-
-
-@contextmanager
-def restored_buffers(model: nn.Module) -> Iterator[None]:
-    """On leaving, the buffers hold what they held. Backward passes must be over by then: they may read them."""
-    before = [(owner, name, buffer, buffer.clone()) for owner, name, buffer in _buffers(model)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for owner, name, buffer, value in before:
-                owner._buffers[name] = buffer.copy_(value)  # a forward may have put another tensor in its place
+    return restored_buffers(model.modules()) if policy == "clean" else nullcontext()
 
 
 @contextmanager
 def _second_buffers(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[None]:
     """Inside, the buffers hold the second set, which begins as a copy of the first; its changes go to `memory`."""
-    with restored_buffers(model):
+    with restored_buffers(model.modules()):
         with torch.no_grad():
-            for place, (_, _, buffer) in enumerate(_buffers(model)):
+            for place, (_, _, buffer) in enumerate(buffers_of(model.modules())):
                 if (second := memory.get(f"{SECOND_SET} {place}")) is not None:
                     buffer.copy_(second)
         yield
-        for place, (_, _, buffer) in enumerate(_buffers(model)):
+        for place, (_, _, buffer) in enumerate(buffers_of(model.modules())):
             memory[f"{SECOND_SET} {place}"] = buffer.detach().clone()
-
-
-def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    """(module, name, buffer) of each buffer, once."""
-    found: dict[int, tuple[nn.Module, str, Tensor]] = {}
-    for owner in model.modules():
-        for name, buffer in owner._buffers.items():
-            if buffer is not None:
-                found.setdefault(id(buffer), (owner, name, buffer))
-    return list(found.values())

@@ -8,6 +8,7 @@ the training was stopped.
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
+from epsball.common.undo import Undo
 from epsball.common.version import __version__
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
+from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.objective import SOFTMAX, ModelWarning, frozen, probabilities
 from epsball.problem.outputs import two_columns
 from epsball.training import distributed
@@ -99,7 +102,7 @@ def fit(
     identity = {} if out is None else identity_of(description, parts, objective, model)
     description["versions"] = {"epsball": __version__, "torch": torch.__version__, "python": platform.python_version()}
     with _training(model, parameters, config), _tensorboard(tensorboard) as log:
-        _check_outputs(model, parts)
+        ends_in = _check_outputs(model, parts)
         distributed.broadcast_model(model)
         optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
         average = WeightAverage(config.average, config.decay)
@@ -111,19 +114,29 @@ def fit(
                 progress(now)
 
         directory = TrainingDirectory(None if out is None else Path(out), identity)
-        return TrainingLoop(state, parts, objective, config, description, directory, report).run()
+        return TrainingLoop(state, parts, objective, config, description, directory, report, bool(ends_in)).run()
 
 
-def _check_outputs(model: nn.Module, data: TrainingData) -> None:
-    """Raise `BadInput` for labels that are no class of the model, and warn of probabilities."""
+def _check_outputs(model: nn.Module, data: TrainingData) -> str:
+    """Raise `BadInput` for labels that are no class of the model, or one probability; the activation it ends in.
+
+    Warns of probabilities, and where the activation that gives them is left out.
+    """
+    x = data.train.x[:8].to(next(model.parameters()).device)
     with torch.no_grad(), frozen(model):
-        logits = two_columns(model(data.train.x[:8].to(next(model.parameters()).device)))
+        output, ends_in = before_activation(model, x)
+        if not ends_in:
+            check_no_probability(model, x, output)
+        logits = two_columns(output)
     classes = logits.shape[1]
-    if probabilities(logits):
+    if ends_in:
+        warnings.warn(REMOVED.format(ends_in), ModelWarning, stacklevel=3)
+    elif probabilities(logits):
         warnings.warn(SOFTMAX, ModelWarning, stacklevel=3)
     top = max(int(part.y.max()) for part in data.parts)
     if top >= classes:
         raise BadInput(f"`data` must have labels below the {classes} classes of the model, got {top}; widen the model")
+    return ends_in
 
 
 def need_tensorboard() -> None:
@@ -156,22 +169,43 @@ def _tensorboard(folder: str | Path | None) -> Iterator[Callable[[Progress], Non
 
 @contextmanager
 def _training(model: nn.Module, parameters: list[nn.Parameter], config: TrainingConfig) -> Iterator[None]:
-    """Train mode, gradients, own random numbers; on leaving, flags, gradients and generators are restored."""
-    flags = [(module, module.training) for module in model.modules()]
-    gradients = [parameter.grad for parameter in parameters]
+    """Train mode, gradients, own random numbers; on leaving, flags, gradients, layouts and generators are restored.
+
+    Here the model's own `train` is called: what it does, a training must have. So it is to go back in the same way.
+    """
     device = parameters[0].device
-    devices = [device] if device.type == "cuda" else []
-    relaid = [p for p in parameters if p.ndim == 4 and p.is_contiguous()] if config.channels_last else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        try:
-            for parameter in relaid:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-            model.train()
-            yield
-        finally:
-            for parameter in relaid:
-                parameter.data = parameter.data.contiguous()
-            for module, flag in flags:
-                module.training = flag
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+    with Undo() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.enable_grad())
+        stack.callback(_leave_environment, set(os.environ))
+        flags = [(module, module.training) for module in model.modules()]
+        for module, flag in flags:
+            stack.callback(setattr, module, "training", flag)
+        stack.callback(_return_to_modes, flags)
+        for parameter in parameters:
+            stack.callback(setattr, parameter, "grad", parameter.grad)
+            if config.channels_last and parameter.ndim == 4 and parameter.is_contiguous():
+                memory = parameter.data
+                stack.callback(setattr, parameter, "data", memory)  # its values are the trained ones by then
+                stack.callback(_copy_data, parameter, memory)
+                parameter.data = memory.contiguous(memory_format=torch.channels_last)
+        model.train()
+        yield
+
+
+def _leave_environment(names: set[str]) -> None:
+    """Take out what torch's compiler, loaded by the first step of an optimiser, writes into the environment."""
+    for name in set(os.environ) - names:
+        if name.startswith("TORCHINDUCTOR_"):
+            del os.environ[name]
+
+
+def _return_to_modes(flags: list[tuple[nn.Module, bool]]) -> None:
+    """Have each module whose mode changed go back to it, the outermost first."""
+    for module, flag in flags:
+        if module.training != flag:
+            module.train(flag)
+
+
+def _copy_data(parameter: nn.Parameter, memory: Tensor) -> None:
+    memory.copy_(parameter.data)

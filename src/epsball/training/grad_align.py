@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch, PerExample, flat
-from epsball.training.batch_statistics import restored_buffers
+from epsball.problem.frozen import restored_buffers
 from epsball.training.cross_entropy import NonNegative, input_gradient, learnable, logits_of
 from epsball.training.inner_attack import AttackingTraining, Mode, attack_gradient, attackable, summed_cross_entropy
 from epsball.training.training_objective import Labels, Logged, TrainingStep
@@ -42,7 +42,7 @@ class GradAlign(AttackingTraining):
             grad_x = attack_gradient(model, x, attack_loss)
         loss, accuracy = self.backpropagate(model, ball.argmax(grad_x, x), y)
         z = ball.sample(x, step.noise).requires_grad_()
-        with restored_buffers(model):
+        with restored_buffers(model.modules()):
             grad_z = input_gradient(attack_loss(logits_of(model, z)), z, create_graph=True)
             penalty = misalignment(grad_x, grad_z).mean()
             if penalty.requires_grad:  # the gradients of a linear model may not depend on anything

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch
-from epsball.problem.objective import finite_gradient, frozen
-from epsball.training.batch_statistics import restored_buffers
+from epsball.problem.frozen import frozen, restored_buffers
+from epsball.problem.objective import finite_gradient
 from epsball.training.cross_entropy import CrossEntropyTraining, input_gradient, logits_of
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
@@ -53,7 +53,8 @@ class AdversarialTraining(AttackingTraining):
 @contextmanager
 def attackable(model: nn.Module, mode: Mode) -> Iterator[None]:
     """The model in `mode`, with frozen parameters; on leaving, flags and buffers are what they were."""
-    with frozen(model, evaluating=mode == "eval"), restored_buffers(model) if mode == "train" else nullcontext():
+    buffers = restored_buffers(model.modules()) if mode == "train" else nullcontext()
+    with frozen(model, evaluating=mode == "eval"), buffers:
         yield
 
 

@@ -20,6 +20,7 @@ from epsball.acceleration.rewriting import NORMS
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.examples import Examples
+from epsball.problem.last_activation import LogitsOf
 from epsball.training import distributed
 from epsball.training.config import TrainingConfig
 from epsball.training.cross_entropy import learnable
@@ -56,11 +57,15 @@ class TrainingLoop:
     description: dict[str, Any]
     directory: TrainingDirectory
     report: Callable[[Progress], None]
+    ends_in_activation: bool = False
+    """Whether the model returns probabilities of logits that can be had; objectives of this package train on these."""
     network: nn.Module = field(init=False)
     """What the objective calls: the model, or an accelerated form that shares its parameters."""
+    logit_network: nn.Module = field(init=False)
+    """The same without a final sigmoid or softmax."""
 
     def __post_init__(self) -> None:
-        self.network = self.state.model
+        self._set_network(self.state.model)
         self.parameters = learnable(self.state.model)
         self.device = self.parameters[0].device
         self.monitor = Monitor(self.state, self.data, self.config)
@@ -83,6 +88,10 @@ class TrainingLoop:
             self._save()
         state.load_best()
         return self._result()
+
+    def _set_network(self, network: nn.Module) -> None:
+        self.network = network
+        self.logit_network = LogitsOf(network) if self.ends_in_activation else network
 
     @property
     def _current_objective(self) -> ObjectiveLike:
@@ -197,7 +206,8 @@ class TrainingLoop:
         noise = replace(step.noise, ids=step.noise.ids.to(self.device), restart=step.noise.restart.to(self.device))
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            logged = objective(self.network, x, y, ball and ball.bind(x), replace(step, noise=noise))
+            network = self.logit_network if isinstance(objective, TrainingObjective) else self.network
+            logged = objective(network, x, y, ball and ball.bind(x), replace(step, noise=noise))
         if not isinstance(logged, Mapping):
             raise BadInput(
                 f"`objective` must return a dict of scalars to log, got {type(logged).__name__}; return {{}}"
@@ -229,7 +239,7 @@ class TrainingLoop:
         accelerated = accelerate(state.model, examples.x[:rows].to(self.device), plan=plan, trainable=True)
         state.plan = accelerated.plan.to_record()
         if accelerated.plan.rewriting != "none":
-            self.network = accelerated
+            self._set_network(accelerated)
         log.info("accelerated: %s", accelerated.plan)
 
     def _report(self, logged: dict[str, float], lr: float, steps_left: int, steps_per_epoch: int) -> None:

@@ -6,7 +6,6 @@ on, and PGD still succeeds (Wong, Rice and Kolter, ICLR 2020, section 5.4). FGSM
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,9 @@ from epsball.attacks.pgd import PGD
 from epsball.balls.ball import Ball
 from epsball.common.record import Record
 from epsball.common.shapes import Batch
+from epsball.common.undo import without_warnings
 from epsball.data.examples import Examples
+from epsball.problem.last_activation import before_activation
 from epsball.problem.objective import ModelWarning, frozen, prediction
 from epsball.problem.outputs import two_columns
 from epsball.training import distributed
@@ -59,8 +60,7 @@ def check(model: nn.Module, data: Examples, ball: Ball | None, *, step: int, epo
     """The accuracies of `model` now, in eval mode; the processes share the examples."""
     device = next(model.parameters()).device
     counts = torch.zeros(3, dtype=torch.int64)
-    with frozen(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ModelWarning)  # saturated logits are common in the middle of a training
+    with frozen(model), without_warnings(ModelWarning):  # saturated logits are common in the middle of a training
         for rows in torch.arange(distributed.rank(), len(data), distributed.world_size()).split(BATCH):
             part = data.rows(rows)
             x, y = part.x.to(device), part.y.to(device)
@@ -80,7 +80,7 @@ def check(model: nn.Module, data: Examples, ball: Ball | None, *, step: int, epo
 
 def _correct(model: nn.Module, x: Batch, y: Labels) -> torch.Tensor:
     with torch.no_grad():
-        return prediction(two_columns(model(x))) == y
+        return prediction(two_columns(before_activation(model, x)[0])) == y
 
 
 def overfitted(now: Check, reference: float, training_accuracy: float | None) -> bool:
