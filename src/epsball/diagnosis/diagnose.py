@@ -98,7 +98,7 @@ def diagnose(
     >>> y = net(x).argmax(1)
     >>> ball, attack = Linf(eps=0.1, lo=0, hi=1), "pgd:loss=margin"
     >>> diagnose(net, (x, y), ball, attack).sentence
-    'Reliability checks: 16 of 17 passed, 1 not measured (on 32 correctly classified of 32 sampled examples).'
+    'Reliability checks: 17 of 18 passed, 1 not measured (on 32 correctly classified of 32 sampled examples).'
     >>> diagnose(lambda x: net(x).softmax(1), (x, y), ball, attack).failed_names
     ('softmax-outputs',)
     """

@@ -24,8 +24,9 @@ OFF = 0.5
 """The relative error of a step's predicted gain above which the gradient counts as shattered."""
 NEXT_TO_NOTHING = 0.01
 """A gradient vanishes if, followed across the data's range, it changes the margin by less than this share of it."""
-SAME = 10
-"""The batch matters if another one changes the outputs by so many times what a mere repetition does."""
+ROUNDING, SAME = 1e-4, 10
+"""The batch matters if another one changes the outputs by more than this share of the largest logit, and by so many
+times what a mere repetition does."""
 TARGET_MARGIN = 8.0
 """A temperature brings large margins of the logits down to this one, where the cross-entropy has a gradient."""
 
@@ -55,25 +56,26 @@ class Probe:
 def run_probes(model: Model, task: Task, logits: Float[Tensor, "n classes"], eot: int) -> Probe:
     """The probes of checked rows, all classified correctly, whose `logits` are those of one forward pass.
 
-    They make `STEPS` + 1 model calls with a gradient and two without, and a third one where these two differ: if it
-    agrees with the second, in the same batch, it is the batch that matters, and nothing is drawn.
+    They make `STEPS` + 1 model calls with a gradient and two without, and a third one where these two differ by more
+    than rounding: if it agrees with the second, in the same batch, it is the batch that matters, and nothing is drawn.
     """
     if not len(task.x):
         return Probe((), 1.0, True, 0, 0)
     with Objective(model, margin, eot=eot) as objective:
         again = objective.forward(task.x)
-        differing = float((again.double() - logits.double()).abs().amax())
-        repeated = float((objective.forward(task.x).double() - again.double()).abs().amax()) if differing else 0.0
+        scale = float(logits.double().abs().amax().clamp_min(torch.finfo(torch.float64).tiny))
+        differing = repeated = float((again.double() - logits.double()).abs().amax()) / scale
+        if differing > ROUNDING:
+            repeated = float((objective.forward(task.x).double() - again.double()).abs().amax()) / scale
         differentiable = _differentiable(model, task.x[:1])
         margins = -success_margin(logits, task).double()
         zero, vanishing, shattered = _gradients(objective, task, margins) if differentiable else (1.0, None, None)
         forwards, backwards, ends_in = objective.forwards, objective.backwards, objective.ends_in or ""
-    scale = float(logits.double().abs().amax().clamp_min(torch.finfo(torch.float64).tiny))
     chance = chance_level(len(task.x))
     found = (
         indicator("softmax-outputs", 1.0 if ends_in else float(_sums_to_one(logits).double().mean())),
-        indicator("dependent-rows", 0.0 if repeated * SAME > differing else differing / scale),
-        indicator("stochastic-forward", repeated / scale),
+        indicator("dependent-rows", 0.0 if repeated * SAME > differing else differing),
+        indicator("stochastic-forward", repeated),
         indicator("zero-gradients", zero, least=chance),
         indicator("vanishing-gradients", vanishing, least=chance),
         indicator("shattered-gradients", shattered, least=chance),

@@ -154,7 +154,7 @@ def frozen(model: Callable[..., Any], *, evaluating: bool = True) -> Iterator[No
         for module in modules:
             if evaluating and hasattr(module, "training"):  # a frozen script has none
                 stack.callback(setattr, module, "training", module.training)
-                if getattr(module, "training", False):
+                if module.training:
                     module.training = False
             for parameter in module._parameters.values():
                 if parameter is not None and parameter.requires_grad and parameter.is_leaf:
