@@ -57,8 +57,6 @@ class NeverDoneSoon(NeverDone):
 WAYS = {
     "call": lambda attack, objective, task: attack._run(objective, task),
     "queue": lambda attack, objective, task: queue.run(attack, objective, task),
-    "trace": lambda attack, objective, task: trace(attack, objective, task),
-    "page": lambda attack, objective, task: path(attack, objective, task.rows(torch.tensor([0]))),
 }
 
 
@@ -76,6 +74,13 @@ def test_an_attack_that_is_never_done_is_an_error_that_names_it(way: str) -> Non
     with Objective(model, cross_entropy, success=NEVER) as objective:
         WAYS["call"](replace(NeverDoneSoon(), length=3), objective, task)  # the remedy
     assert before >= 1000
+
+
+def test_traces_of_an_attack_that_is_never_done_have_their_own_end() -> None:
+    model, task = setting()
+    with Objective(model, cross_entropy, success=NEVER) as objective:
+        assert len(trace(NeverDone(), objective, task).loss) < 10_000
+        assert len(path(NeverDone(), objective, task.rows(torch.tensor([0])))) < 10_000
 
 
 def test_an_evaluation_of_an_attack_that_is_never_done_ends_with_an_error() -> None:

@@ -38,7 +38,11 @@ class Case:
     seed: int
 
     def ball(self, norm: str) -> Ball:
-        return BALLS[norm](**({"lo": -9.7, "hi": 11.3} if norm == "l0" else {}) | self.parts)
+        box, eps = {"lo": -9.7, "hi": 11.3} if norm == "l0" else {}, self.parts["eps"]
+        column_of_radii = (
+            {"eps": eps[:, None]} if isinstance(eps, torch.Tensor) and self.x.shape[1] == len(eps) > 1 else {}
+        )
+        return BALLS[norm](**box | self.parts | column_of_radii)
 
     def feasible(self, ball: Ball) -> torch.Tensor:
         """(50, n, d): random points of ball, box and mask, many of them far out."""
@@ -64,8 +68,7 @@ def cases(draw: st.DrawFn) -> Case:
         return torch.from_numpy(draw(hnp.arrays(float, shape, elements=exact | st.integers(int(low), int(high)))))
 
     per_row = draw(st.booleans())
-    shape = (n, 1) if n == d else (n,)
-    parts: dict = {"eps": numbers(shape, 0, 4) if per_row else draw(st.sampled_from([0.0, 0.25, 1.7, 3, 40.0]))}
+    parts: dict = {"eps": numbers((n,), 0, 4) if per_row else draw(st.sampled_from([0.0, 0.25, 1.7, 3, 40.0]))}
     x = numbers((n, d), -2, 3)
     if draw(st.booleans()):
         rows = draw(st.sampled_from([1, n]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import batch_of, mlp, predicted
+from nets import batch_of, mlp
 from torch import nn
 
 import epsball as eb
@@ -81,7 +81,6 @@ def test_one_target_for_all_leaves_out_the_examples_of_that_class() -> None:
 
 def test_adversarial_set_leaves_out_the_examples_of_its_target() -> None:
     x, y = batch_of(20, (5,), 3)
-    y = predicted(NET, x)
     data = eb.data.from_arrays(x, y)
     made = make(NET, data, eb.Linf(eps=torch.linspace(0, 0.3, 20), lo=0, hi=1), eb.FGSM(), target=1, batch_size=5)
     keep = y != 1
