@@ -322,8 +322,8 @@ class Ball(Region):
     def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
         """The gain of one example as (a, b) for a + sqrt(b), in the arithmetic of Python's integers or fractions.
 
-        `size` (d,) > 0 and `room` (d,) >= 0 are arrays of objects; `room` and the radius `eps` >= 0 are in one unit
-        (where it counts coordinates, in units of one) and may be `inf`, though not both.
+        `size` (d,) >= 0 and `room` (d,) >= 0, zero where `size` is, are arrays of objects. `room` and the radius `eps`
+        are in one unit (where it counts coordinates, in units of one) and may be `inf`, though not both.
         """
 
     def _max_gains(self, grads: Batch, x: Batch) -> Float[Tensor, "n k"]:

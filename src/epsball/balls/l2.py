@@ -61,7 +61,7 @@ class L2(Ball):
         )
 
     def exact_gain(self, size: np.ndarray, room: np.ndarray, eps: Any) -> tuple[Any, Any]:
-        room = np.minimum(room, eps)
+        size, room = size[size > 0], np.minimum(room, eps)[size > 0]
         gain, left, free = 0, eps * eps, (size * size).sum()
         if (room * room).sum() <= left:
             return (size * room).sum(), 0

@@ -186,13 +186,13 @@ class LinearCase:
         free = slope != 0
         if ball.mask is not None:
             free &= ball.mask.cpu().expand_as(x).reshape(-1).numpy()
-        room = np.where(slope > 0, _less(hi, at), _less(-lo, -at))[free]
+        room = np.where(free, np.where(slope > 0, _less(hi, at), _less(-lo, -at)), 0)
         radius: Any = radii[0]
         if isinstance(ball.eps, Tensor) and ball.eps.ndim > 1:  # one per feature
-            room, radius = np.minimum(room, radii[free]), math.inf
+            room, radius = np.minimum(room, radii), math.inf
         elif "count" in ball.traits:
             radius = ball.radius_like(x).reshape(-1)[0].item()
-        gain, squared = ball.exact_gain(np.abs(slope[free]), room, radius)
+        gain, squared = ball.exact_gain(np.abs(slope), room, radius)
         return difference_of_root(margin - gain, squared, 2 * bits)
 
 
