@@ -21,10 +21,11 @@ import epsball as eb
 from epsball.attacks.attack import Attack, State
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
+from epsball.common.intervals import wilson
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.data.load import load_data
-from epsball.evaluation.result import Evaluation, wilson
+from epsball.evaluation.result import Evaluation
 from epsball.models.registry import build
 from epsball.problem.objective import ModelWarning, Objective, Point
 from epsball.problem.task import Task

@@ -77,7 +77,12 @@ class Driver(Generic[S]):
         """Which rows have ended, (n,) boolean."""
         if self.max_steps is None:
             return self.state.done.cpu().numpy()
-        return np.broadcast_to(self.steps - self._entered >= self.max_steps, len(self.state.z)).copy()
+        return self.made >= self.max_steps
+
+    @property
+    def made(self) -> np.ndarray:
+        """The number of steps that each row has made, (n,)."""
+        return np.broadcast_to(self.steps - self._entered, len(self.state.z)).copy()
 
     @property
     def answers(self) -> Float[Tensor, "n *shape"]:
@@ -101,8 +106,7 @@ class Driver(Generic[S]):
         self.task = task
 
     def _check_limit(self) -> None:
-        made = np.broadcast_to(self.steps - self._entered, len(self.state.z))
-        if (made >= STEP_LIMIT)[~self.state.done.cpu().numpy()].any():
+        if (self.made >= STEP_LIMIT)[~self.state.done.cpu().numpy()].any():
             raise BadInput(
                 f"`step` of {type(self.attack).__name__} must set `done`, or the attack have `max_steps`: "
                 f"a job is not done after {STEP_LIMIT} steps"

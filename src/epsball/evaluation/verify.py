@@ -27,6 +27,7 @@ from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import read_config
 from epsball.evaluation.stored_run import StoredRun
 from epsball.evaluation.verify_shard import VerifiedShard, verified_shard
+from epsball.problem.black_box import unwrapped
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
 from epsball.problem.task import AWAY
@@ -93,6 +94,7 @@ def verify(
             "the function that evaluate was given"
         )
     examples = data if data is None or isinstance(data, Examples) else from_arrays(*data)
+    model = unwrapped(model)
     with Objective(model, cross_entropy, success=success, eot=config["eot"]) as objective:
         run = StoredRun(path, config, storage, objective, batch_size, examples)
         run.differences.add(None, "model", config["model"], fingerprint.of_model(model))
