@@ -102,9 +102,16 @@ class Attack(ABC, Generic[S]):
         return replace(self, **{field.name: queries for field in fields(self) if field.name == "steps"})
 
     def within_budget(self, objective: Objective) -> Self:
-        """The attack with no more steps than the query budget of the model allows, where that has one."""
-        most = objective.max_steps
-        return self if most is None or self.queries <= most else self.with_queries(most)
+        """The attack with no more steps than the query budget of the model allows, where that has one.
+
+        Where the budget is that of all jobs, each leaves its part of the queries that are kept for final evaluations.
+        """
+        most, budget = objective.max_steps, objective.budget
+        if most is None or budget is None:
+            return self
+        if self.jobs * self.queries <= budget:
+            most = max(most // self.jobs, 1)
+        return self if self.queries <= most else self.with_queries(most)
 
     @property
     def uses_warm_start(self) -> bool:
