@@ -50,7 +50,7 @@ def show_result(found: Evaluation, out: Path | None) -> None:
     unconfirmed = sum(stage.unconfirmed for stage in found.stages)
     if unconfirmed and config["storage"]["x_adv"] == "8bit":
         console.print(f"[dim]{unconfirmed:,} successes were undone by the rounding, and do not count.[/]")
-    if config["black_box"] is not None:
+    if config.get("black_box") is not None:
         budget = config["black_box"]["budget"]
         limit = "without a budget" if budget is None else f"of a budget of {budget:,} per example and radius"
         console.print(f"[dim]{found.queries:,} queries, {limit}.[/]")

@@ -121,8 +121,15 @@ class Evaluation:
     @property
     def exhausted(self) -> int:
         """For how many examples the query budget ran out before the attacks had ended, at some radius."""
-        eps, status = (self.records[name].to_numpy(zero_copy_only=False) for name in ("exhausted_eps", "status"))
-        return int((~np.isnan(eps.astype(float)) | (status == "exhausted")).sum())
+        status = self.records["status"].to_numpy(zero_copy_only=False)
+        return int((~np.isnan(self._exhausted_eps) | (status == "exhausted")).sum())
+
+    @property
+    def _exhausted_eps(self) -> np.ndarray:
+        """The column of that name (n,), not a number where it is null; runs of 0.2.0 have none."""
+        if "exhausted_eps" not in self.records.column_names:
+            return np.full(len(self), np.nan)
+        return self.records["exhausted_eps"].to_numpy(zero_copy_only=False).astype(float)
 
     @property
     def budget_sentence(self) -> str | None:
@@ -187,8 +194,8 @@ class Evaluation:
         if len(radii) == 1 and not self.config["min_norm"]:
             return [np.isin(status, ("robust", "exhausted") if exhausted else ("robust",))]
         # comparisons with a radius that is not there are false
-        names = ("eps", "overflow_eps", "exhausted_eps")
-        broken, overflow, out = (self.records[name].to_numpy(zero_copy_only=False) for name in names)
+        broken, overflow = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
+        out = self._exhausted_eps
         attacked = np.isin(status, ("robust", "fooled", "exhausted"))
         if not self.config["min_norm"]:  # there the radius is infinite
             attacked |= ~np.isnan(overflow)
