@@ -75,6 +75,7 @@ def one_by_one(model: object, attack: Attack, task: Task, success: object = chan
         margin=best_margin,
         forwards=forwards,
         backwards=backwards,
+        exhausted=torch.zeros_like(failed),
         speculative_forwards=0,
         speculative_backwards=0,
         padding_forwards=0,

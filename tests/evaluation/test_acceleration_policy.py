@@ -145,7 +145,7 @@ def test_gradient_free_attacks_use_the_accelerated_network_only_if_its_forward_i
     forward = Accelerated.forward
     monkeypatch.setattr(Accelerated, "forward", lambda self, x: rows.append(len(x)) or forward(self, x))
     plan = replace(FORCED, forward_ratio=forward_ratio)
-    found = eb.evaluate(model, (x, y), BALL, "square:steps=40", accelerate=plan)
+    found = eb.evaluate(model, (x, y), BALL, "square:steps=40", accelerate=plan, convergence=0)
     assert (sum(rows) > 40 * found.count("robust")) is used
     rows.clear()
     eb.evaluate(model, (x, y), BALL, "pgd:steps=10", accelerate=plan)

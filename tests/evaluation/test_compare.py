@@ -14,10 +14,10 @@ from torch import Tensor
 
 import epsball as eb
 from epsball.common.errors import BadInput
+from epsball.common.intervals import wilson
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.evaluation.compare import compare, mcnemar, paired_interval
-from epsball.evaluation.result import wilson
 
 
 def model(weight: Tensor):

@@ -464,7 +464,7 @@ def kinds() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "a mask": (linear, eb.Linf(eps=0.4, mask=torch.tensor([[True, False, True]])), {}),
         "L0": (linear, eb.L0(eps=1, **box), {}),
         "a target": (linear, eb.Linf(eps=0.3, **box), {"target": target}),
-        "labels": (labels_only, eb.Linf(eps=0.5, **box), {"attacks": LabelWalk()}),
+        "labels": (labels_only, eb.Linf(eps=0.5, **box), {"attacks": LabelWalk(), "convergence": 0}),
         "a success": (linear, eb.Linf(eps=0.3, **box), {"success": confident}),
         "no success at all": (linear, eb.Linf(eps=0.0, **box), {}),
         "8 bits": (linear, eb.Linf(eps=0.3, **box), {"storage": "8bit"}),

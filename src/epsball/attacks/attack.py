@@ -7,9 +7,10 @@ there) and says where to look next. `driver.py` makes the model calls. Every row
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -25,7 +26,16 @@ from epsball.common.shapes import column
 from epsball.problem.black_box import objective_for
 from epsball.problem.inputs import batch_for
 from epsball.problem.losses import Loss, cross_entropy
-from epsball.problem.objective import Model, Needs, Objective, Point, Success, changes_prediction, check_labels
+from epsball.problem.objective import (
+    Model,
+    Needs,
+    Objective,
+    Point,
+    SearchWarning,
+    Success,
+    changes_prediction,
+    check_labels,
+)
 from epsball.problem.task import AWAY, Task, check_target, task_of
 
 S = TypeVar("S", bound=State)
@@ -92,6 +102,27 @@ class Attack(ABC, Generic[S]):
         """
         options = (getattr(self, field.name) for field in fields(self))
         return max(10_000, 10 * math.prod(max(option, 1) for option in options if type(option) is int))
+
+    @property
+    def queries(self) -> int:
+        """The queries that a job of an attack without gradients makes at most: one a step."""
+        return next((getattr(self, field.name) for field in fields(self) if field.name == "steps"), 1)
+
+    def with_queries(self, queries: int) -> Self:
+        """The same attack, of so many steps where it has any: a schedule is spread over them."""
+        return replace(self, **{field.name: queries for field in fields(self) if field.name == "steps"})
+
+    def within_budget(self, objective: Objective) -> Self:
+        """The attack with no more steps than the query budget of the model allows, where that has one.
+
+        Where the budget is that of all jobs, each leaves its part of the queries that are kept for final evaluations.
+        """
+        most, budget = objective.max_steps, objective.budget
+        if most is None or budget is None:
+            return self
+        if self.jobs * self.queries <= budget:
+            most = max(most // self.jobs, 1)
+        return self if self.queries <= most else self.with_queries(most)
 
     @property
     def uses_warm_start(self) -> bool:
@@ -162,6 +193,7 @@ class Attack(ABC, Generic[S]):
         steps cost exactly k model calls for the first restart; further restarts run on the rows that are robust so far
         (on all rows for a minimum-norm attack). Every returned point is in the ball, adversarial or not, on the device
         of `x` and in the dtype in which the model was asked: that of its parameters, if it does not take that of `x`.
+        Where the query budget of a black box runs out first, a warning says so.
 
         Raises `BadInput` for arguments that do not fit; the model comes back as it was, also after an exception.
         """
@@ -173,13 +205,15 @@ class Attack(ABC, Generic[S]):
         if len(x) == 0:
             return x.clone()
         with objective_for(model, self.loss, needs=self.needs, success=success, eot=eot) as objective:
+            objective.begin_search()
+            attack = self.within_budget(objective)
             if self.n_targets or self.reads_clean:
                 output = objective.forward(x)
                 if output.is_floating_point():
                     check_labels(output, task)
                     task = replace(task, clean=output)
             job, _ = self.job(task, task.noise.restart)
-            answer, fooled = self._run(objective, job)
+            answer, fooled = attack._run(objective, job)
             for restart in range(1, self.jobs):
                 if restart == 1 and self.until == "done":  # its end is not yet a success
                     fooled = objective.evaluate_at(answer, job).fooled
@@ -189,14 +223,32 @@ class Attack(ABC, Generic[S]):
                 if not len(index):
                     continue
                 job = job.rows(index)
-                found, hit = self._run(objective, job)
+                found, hit = attack._run(objective, job)
                 if self.until == "done":
                     hit = objective.evaluate_at(found, job).fooled
                 before = job.ball.distance(answer[index], job.x)
                 hit = hit & (~fooled[index] | (job.ball.distance(found, job.x) < before))
                 answer[index[hit]] = found[hit]
                 fooled[index] |= hit
+            self._warn_of_budget(objective, task, answer)
         return answer.to(given.device) if isinstance(given, Tensor) else answer
+
+    def _warn_of_budget(self, objective: Objective, task: Task, answer: Tensor) -> None:
+        """Say how many examples had no queries left to search with."""
+        exhausted, budget = objective.exhausted(task), objective.budget
+        if exhausted is None or budget is None or self.jobs * self.queries <= budget:
+            return
+        if self.queries > budget:
+            exhausted = torch.ones_like(exhausted)  # no row had all its steps
+        if self.until == "fooled":
+            exhausted = exhausted & ~objective.evaluate_at(answer, task).fooled
+        if count := int(exhausted.sum()):
+            warnings.warn(
+                f"the query budget of {budget} ran out for {count} of {len(answer)} examples before the attack ended: "
+                f"what it did not find may be there; with budget={self.jobs * self.queries} it ends",
+                SearchWarning,
+                stacklevel=3,
+            )
 
     def _run(self, objective: Objective, task: Task) -> tuple[Float[Tensor, "n *shape"], Bool[Tensor, " n"]]:
         """One job of every row: the answers, and which of them were found to be adversarial."""

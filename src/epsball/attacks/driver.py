@@ -78,7 +78,12 @@ class Driver(Generic[S]):
         """Which rows have ended, (n,) boolean."""
         if self.max_steps is None:
             return self.state.done.cpu().numpy()
-        return np.broadcast_to(self.steps - self._entered >= self.max_steps, len(self.state.z)).copy()
+        return self.made >= self.max_steps
+
+    @property
+    def made(self) -> np.ndarray:
+        """The number of steps that each row has made, (n,)."""
+        return np.broadcast_to(self.steps - self._entered, len(self.state.z)).copy()
 
     @property
     def answers(self) -> Float[Tensor, "n *shape"]:
@@ -102,8 +107,8 @@ class Driver(Generic[S]):
         self.task = _held(task)
 
     def _check_limit(self) -> None:
-        made, limit = np.broadcast_to(self.steps - self._entered, len(self.state.z)), self.attack.step_limit
-        if (made >= limit)[~self.state.done.cpu().numpy()].any():
+        limit = self.attack.step_limit
+        if (self.made >= limit)[~self.state.done.cpu().numpy()].any():
             raise BadInput(
                 f"`step` of {type(self.attack).__name__} must set `done`: a job is not done after {limit:,} steps; let "
                 "`max_steps` say how many there are, or `step_limit` allow more"

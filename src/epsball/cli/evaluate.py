@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as encoder
 import os
 import sys
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,6 +91,7 @@ def evaluate(
     """
     from epsball.cli.allocator import keep_memory
     from epsball.evaluation.evaluate import evaluate as library_evaluate
+    from epsball.problem.objective import SearchWarning
     from epsball.report.html import write_report
 
     # All that can be refused is refused before a network is trained.
@@ -112,7 +114,9 @@ def evaluate(
         one_radius = flags.eps is None and not flags.min_norm
         shown |= {"data": described(examples), "ball": flags.ball if one_radius else flags.ball.partition(":")[0]}
 
-        with progress(errors) as bar:
+        with progress(errors) as bar, warnings.catch_warnings():
+            if not json:
+                warnings.simplefilter("ignore", SearchWarning)  # it is shown with the result
             task = bar.add_task("", total=len(examples), note="")
 
             def report(at: Progress) -> None:

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 BAR = 40
 """Characters of a bar at 100 %."""
-APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}
+APART: dict[Status, str] = {
+    "invalid": "with logits that are not finite",
+    "at-target": "at the target already",
+    "exhausted": "whose query budget ran out",
+}
 
 
 def show_setup(setup: Setup, subject: dict[str, str]) -> None:
@@ -46,11 +50,19 @@ def show_result(found: Evaluation, out: Path | None) -> None:
     unconfirmed = sum(stage.unconfirmed for stage in found.stages)
     if unconfirmed and config["storage"]["x_adv"] == "8bit":
         console.print(f"[dim]{unconfirmed:,} successes were undone by the rounding, and do not count.[/]")
+    if config.get("black_box") is not None:
+        budget = config["black_box"]["budget"]
+        limit = "without a budget" if budget is None else f"of a budget of {budget:,} per example and radius"
+        console.print(f"[dim]{found.queries:,} queries, {limit}.[/]")
     if config["eot"] > 1:
         console.print(f"[dim]Predictions are the mean of {config['eot']} model calls.[/]")
     more = "nearer adversarial examples" if config["min_norm"] else "more"
     bound = "A transfer: attacks that see the model itself" if config["source"] else "An upper bound: a stronger attack"
     console.print(f"[dim]{bound} may find {more}.[/]")
+    if found.budget_sentence is not None:
+        console.print(f"[yellow]{found.budget_sentence}.[/]")
+    if found.convergence is not None:
+        console.print(f"[{'dim' if found.convergence.converged else 'yellow'}]{found.convergence.sentence}[/]")
     _show_reliability(found, console)
     if out is not None:
         from epsball.report.html import REPORT
@@ -97,7 +109,7 @@ def _show_accuracy(found: Evaluation, console: Console) -> None:
     """The stages, the curve where there is one, and the robust accuracy."""
     table = _table("eps", "attacked", "broken", "robust", "model calls/example", "seconds")
     clean, *attacks = found.stages
-    attacked = robust = found.count("robust") + found.count("fooled")
+    attacked = robust = found.count("robust") + found.count("fooled") + found.count("exhausted")
     correct = round(found.clean_accuracy * len(found))
     table.add_row("none", "", "", "", f"{correct:,}", "1.0", f"{clean.seconds:.2f}")
     for stage in attacks:
@@ -110,6 +122,8 @@ def _show_accuracy(found: Evaluation, console: Console) -> None:
             console.print(f"eps {eps:<8.4g} {accuracy:7.2%}  [dim]{'▇' * round(BAR * accuracy)}[/]")
         console.print()
     result = f"robust accuracy {found.robust_accuracy:.2%}"
+    if found.robust_accuracy_at_most > found.robust_accuracy:
+        result = f"robust accuracy from {found.robust_accuracy:.2%} to {found.robust_accuracy_at_most:.2%}"
     if found.config["target"]:
         result = f"robust to the target: {found.robust_accuracy:.2%} of {attacked:,}"
     stored = ", stored in 8 bits" if found.config["storage"]["x_adv"] == "8bit" else ""

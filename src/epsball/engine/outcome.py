@@ -18,7 +18,9 @@ class AttackOutcome:
     """The result of an attack on the examples of a task.
 
     `x_adv` (n, *shape) is the adversarial example where `fooled`, else the example itself; `restart` the restart index
-    that found it, -1 for none; `invalid` where logits were not finite and no job succeeded. `warm_start` (n, *shape),
+    that found it, -1 for none; `invalid` where logits were not finite and no job succeeded; `exhausted` where the query
+    budget ran out before the attack had ended, and no job succeeded or, with a minimum-norm attack, none ended.
+    `warm_start` (n, *shape),
     where it was wanted, is the point with the largest success margin among those where jobs ended and their best
     points, the example itself where there is none, and `margin` (n,) that margin (-inf).
     `forwards` and `backwards` (n,) count the model calls up to the success; `speculative_*` those of jobs that an
@@ -34,6 +36,7 @@ class AttackOutcome:
     margin: Float[Tensor, " n"]
     forwards: Int64[Tensor, " n"]
     backwards: Int64[Tensor, " n"]
+    exhausted: Bool[Tensor, " n"]
     speculative_forwards: int
     speculative_backwards: int
     padding_forwards: int
@@ -55,7 +58,7 @@ class JobResults:
         self.warm_start = task.x.clone() if warm_start else task.x
         self.margin, self.warm_start_restart = np.full(n, -np.inf), np.full(n, jobs)
         self.invalid_restart = np.full(n, jobs)  # the lowest restart with logits that are not finite
-        self.unconfirmed = np.zeros(n, dtype=bool)
+        self.unconfirmed, self.exhausted = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
         self.forwards, self.backwards = np.zeros((n, jobs), dtype=np.int64), np.zeros((n, jobs), dtype=np.int64)
 
     def needed(self, example: np.ndarray, restart: np.ndarray) -> np.ndarray:
@@ -99,6 +102,7 @@ class JobResults:
             restart=torch.from_numpy(np.where(fooled, self.winner, -1)),
             warm_start=self.warm_start,
             margin=torch.from_numpy(self.margin),
+            exhausted=torch.from_numpy(self.exhausted & (~fooled | self.minimises)),
             forwards=torch.from_numpy(forwards),
             backwards=torch.from_numpy(backwards),
             speculative_forwards=int(self.forwards.sum() - forwards.sum()),

@@ -10,6 +10,9 @@ cancels only the higher restarts. So neither the answer nor its cost depends on 
 
 Where a job ends without success in sight, its answer gets one more forward pass; these are made in batches of their
 own. When no jobs are left the pool is halved as it empties, down to 32 rows.
+
+With a query budget the restarts come one after the other, so that none spends what an earlier one still needs. Where
+the budget ends a search before the attack does, or leaves it fewer steps than it asks for, the example is exhausted.
 """
 
 from __future__ import annotations
@@ -93,14 +96,22 @@ class _Queue:
     """The jobs of one attack: which are in the pool, which are waiting, which have ended."""
 
     def __init__(self, attack: Attack, objective: Objective, task: Task, options: QueueOptions) -> None:
-        self.attack, self.objective, self.task, self.options = attack, objective, task, options
+        self.attack, self.objective, self.task, self.options = attack.within_budget(objective), objective, task, options
+        budget = objective.budget
+        self.has_budget, self.shortened = budget is not None, budget is not None and attack.queries > budget
         self.results = JobResults(task, attack.jobs, minimises=attack.minimises, warm_start=options.warm_start)
         self.evaluator = options.evaluator or objective
         self.ends_at_success = attack.until == "fooled" and options.evaluator is None
-        self.driver: Driver | None = None
+        self.driver: Driver | None
         self.next_job, self.n_jobs = 0, len(task.x) * attack.jobs
         self.ended: list[_Ended] = []
-        size = min(padded_size(options.batch_size, options.batch_size), -(-self.n_jobs // MIN_BATCH) * MIN_BATCH)
+        self.empty_pool()
+
+    def empty_pool(self) -> None:
+        """A pool without jobs, of the size that fits those that are left."""
+        most = padded_size(self.options.batch_size, self.options.batch_size)
+        size = min(most, -(-(self.n_jobs - self.next_job) // MIN_BATCH) * MIN_BATCH)
+        self.driver = None
         self.example, self.restart = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         self.live = np.zeros(size, dtype=bool)  # whether a row of the pool has a job
 
@@ -113,6 +124,8 @@ class _Queue:
                     self.evaluate_ended()
                 elif self.next_job == self.n_jobs:
                     return
+                if self.has_budget:
+                    self.empty_pool()
                 continue
             self.turn()
             if sum(len(part.example) for part in self.ended) >= len(self.live):
@@ -136,20 +149,37 @@ class _Queue:
         n = len(self.task.x)
         taken = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         while most > 0 and self.next_job < self.n_jobs:
-            job = np.arange(self.next_job, min(self.next_job + most, self.n_jobs))
+            end = min(self.next_job + most, self.n_jobs)
+            if self.has_budget:  # one restart after the other
+                if self.next_job % n == 0 and (self.live.any() or self.ended or any(len(part) for part, _ in taken)):
+                    break
+                end = min(end, (self.next_job // n + 1) * n)
+            job = np.arange(self.next_job, end)
             self.next_job += len(job)
             example, restart = job % n, job // n
             needed = self.results.needed(example, restart)
+            if self.has_budget:
+                needed[needed] = self.affordable(example[needed], restart[needed])
             taken.append((example[needed], restart[needed]))
             most -= int(needed.sum())
         examples, restarts = zip(*taken, strict=True)
         return np.concatenate(examples), np.concatenate(restarts)
+
+    def affordable(self, example: np.ndarray, restart: np.ndarray) -> np.ndarray:
+        """Which jobs have a query left; the examples of the others are exhausted, where there is such a job."""
+        rows, exists = self.job(example, restart)
+        exhausted = self.objective.exhausted(rows)
+        assert exhausted is not None, "there is a budget"
+        self.results.exhausted[example[(exhausted & exists).cpu().numpy()]] = True
+        return ~exhausted.cpu().numpy()
 
     def refill(self) -> None:
         """Put new jobs into the free rows of the pool; shrink it where there are too few."""
         device = self.task.x.device
         free = np.flatnonzero(~self.live)
         example, restart = self.take(len(free))
+        if self.driver is None and not len(example):
+            return
         if self.driver is None:  # rows beyond the last job repeat the first one, and are not live
             spare = len(free) - len(example)
             self.live[: len(example)] = True
@@ -186,7 +216,11 @@ class _Queue:
         ended = driver.ended
         exhausted = self.objective.exhausted(pool)
         if exhausted is not None:
-            ended = ended | exhausted.cpu().numpy()
+            cut = exhausted.cpu().numpy() & ~ended
+            if self.shortened:
+                cut |= ended & (driver.made >= self.attack.queries)
+            self.results.exhausted[self.example[self.live & cut]] = True
+            ended = ended | cut
         valid = point.valid.cpu().numpy()
         invalid = self.live & ~valid
         if self.ends_at_success:
@@ -236,6 +270,11 @@ class _Queue:
         results.forwards[example, restart] += evaluator.eot
         point = Point(z, output, None, None, evaluator.success, task)
         success, valid = self.confirmed(point.fooled.cpu().numpy(), example, restart, z), point.valid.cpu().numpy()
+        exhausted = evaluator.exhausted(task)
+        if exhausted is not None:  # what has no answer for lack of queries is not invalid
+            unanswered = ~valid & exhausted.cpu().numpy()
+            results.exhausted[example[unanswered]] = True
+            valid |= unanswered
         results.record_invalid(example[~valid], restart[~valid])
         results.record_successes(example[success], restart[success], z, np.flatnonzero(success))
         self.live &= results.needed(self.example, self.restart)

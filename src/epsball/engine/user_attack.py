@@ -82,6 +82,7 @@ def run(
         margin=torch.full((len(hit),), -torch.inf, dtype=torch.float64),
         forwards=torch.cat(forwards),
         backwards=torch.zeros(len(hit), dtype=torch.long),
+        exhausted=torch.zeros(len(hit), dtype=torch.bool),
         speculative_forwards=0,
         speculative_backwards=0,
         padding_forwards=padding,

@@ -41,7 +41,8 @@ class AttackStage:
     """An attack at one radius on the rows of `task`, whose ball has that radius.
 
     `objective` is the one that the attack climbs, `known` (n,) are the distances at which the rows are known to be
-    fooled (infinite for none), which a run with `min_norm` goes below.
+    fooled (infinite for none), which a run with `min_norm` goes below. `spent` (n,) are the queries to a black box that
+    earlier stages at this radius have made.
     """
 
     plan: EvaluationPlan
@@ -49,10 +50,13 @@ class AttackStage:
     objective: Objective
     task: Task
     known: np.ndarray
+    spent: np.ndarray
 
     def run(self, on_turn: OnTurn) -> pa.Table:
         """The stage's table: a row per attacked example, with the adversarial examples that were verified."""
         began = time.perf_counter()
+        if self.plan.black_box is not None:
+            self.plan.black_box.begin_search(self.task.noise.ids, torch.from_numpy(self.spent))
         with ExitStack() as stack:
             stack.enter_context(self.objective)
             evaluator = self.objective
@@ -114,20 +118,30 @@ class AttackStage:
         answers = {name: column[confirmed] for name, column in answers_of(output).items()}
         return Verified(rows[confirmed], points, answers, distance[confirmed], unconfirmed, evaluator.forwards - before)
 
+    def queries(self) -> np.ndarray:
+        """The queries to a black box that each row has made in this stage, (n,); 0 for any other model."""
+        box = self.plan.black_box
+        if box is None:
+            return np.zeros(len(self.task.x), dtype=np.int64)
+        return box.spent(self.task.noise.ids).cpu().numpy() - self.spent
+
     def table(self, outcome: AttackOutcome, verified: Verified, began: float) -> pa.Table:
         """The table of the stage, with its summary in the notes."""
         fooled = np.zeros(len(self.task.x), dtype=bool)
         fooled[verified.rows] = True
+        exhausted = outcome.exhausted.numpy() & (~fooled | self.plan.min_norm)
         columns: dict[str, Any] = {
             "id": self.task.noise.ids.cpu().numpy(),
             "fooled": fooled,
             "invalid": outcome.invalid.numpy(),
+            "exhausted": exhausted,
             "adversarial_prediction": run_directory.nested(verified.answers["prediction"], fooled),
             "adversarial_confidence": run_directory.nested(verified.answers["confidence"], fooled),
         }
         if self.plan.min_norm:
             columns["distance"] = run_directory.nested(verified.distance, fooled)
         columns |= {name: getattr(outcome, name).numpy() for name in ("restart", "forwards", "backwards")}
+        columns["queries"] = self.queries()
         points = verified.points | {"crc32": checksums(*verified.points.values())}
         columns |= {name: run_directory.nested(part, fooled) for name, part in points.items()}
         if self.plan.uses_warm_start:
@@ -143,6 +157,8 @@ class AttackStage:
             eps=self.stage.eps,
             attacked=len(fooled),
             fooled=int(fooled.sum()),
+            exhausted=int(exhausted.sum()),
+            queries=int(columns["queries"].sum()),
             forwards=int(outcome.forwards.sum()),
             backwards=int(outcome.backwards.sum()),
             verification=verified.forwards,

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from epsball.common.errors import BadInput
+from epsball.common.intervals import wilson
 from epsball.common.record import Record
-from epsball.evaluation.result import Evaluation, wilson
+from epsball.evaluation.result import Evaluation
 
 CHANCE = 0.05
 """At p-values above this a difference may well be chance."""
@@ -32,8 +33,8 @@ class Comparison(Record):
     intervals joined for pairs), `p_value` that of the exact McNemar test, two-sided. `differ` says what of the settings
     is not the same: what it names may be the cause. "data" is among them where the digests of all that the runs hold
     differ: then the same ids and labels may stand for other examples. `left_out_a`, `left_out_b` count the examples
-    that only one run holds, or that a targeted run sets apart. `doubtful` names the runs ("A", "B") whose result is not
-    to be relied on (`Evaluation.doubts`).
+    that only one run holds, that a targeted run sets apart, or whose query budget ran out in one. `doubtful` names the
+    runs ("A", "B") whose result is not to be relied on (`Evaluation.doubts`).
     """
 
     derived = ("sentence", "method")
@@ -119,11 +120,14 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
     for run, row in zip(runs, rows, strict=True):
         status = run.records["status"].to_numpy(zero_copy_only=False)[row]
         robust.append(status == "robust")
-        if run.config["target"] is not None:
-            attacked &= ~np.isin(status, ("misclassified", "at-target"))
+        apart = ("exhausted",) if run.config["target"] is None else ("exhausted", "misclassified", "at-target")
+        attacked &= ~np.isin(status, apart)
     common, (in_a, in_b) = common[attacked], (part[attacked] for part in robust)
     if not len(common):
-        raise BadInput("`a` and `b` must hold an example in common that both attack, got none; is the target the same?")
+        raise BadInput(
+            "`a` and `b` must hold an example in common that both attack, got none; is the target the same, and did "
+            "the query budget suffice?"
+        )
     both, only_a, only_b = (int(part.sum()) for part in (in_a & in_b, in_a & ~in_b, in_b & ~in_a))
     neither, n = len(common) - both - only_a - only_b, len(common)
     counts = both + only_a, both + only_b
@@ -167,6 +171,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
         "target": config["target"],
         "success": config["success"],
         "storage": config.get("storage", {}).get("x_adv", "float"),
+        "query budget": (config.get("black_box") or {}).get("budget"),
         "seed": config["seed"],
     }
 

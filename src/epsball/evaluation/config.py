@@ -53,6 +53,9 @@ class EvaluationConfig(Config):
     diagnose
         Run the reliability checks on so many examples; 0 for none. Default: 16 to 128, as many as cost no more than a
         quarter of the run (or 40 model calls per example); where that is less than 16, the result says "not checked".
+    convergence
+        Where no attack takes gradients: search again with twice the queries on so many examples that were not broken;
+        0 for none. It says whether the search had converged, and goes beyond a black box's budget by as much.
     accelerate
         Let the attacks use a network of the same function with cheaper gradients. Default: where a short trial is
         likely to pay. Results always come from the model itself.
@@ -71,6 +74,7 @@ class EvaluationConfig(Config):
     shard_size: Annotated[int, Rule(check_whole, 1)] = 1024
     binarization_test: Annotated[int, Rule(check_whole, 0, COUNT)] = 0
     diagnose: Annotated[int | None, Rule(check_whole, 0, COUNT)] = None
+    convergence: Annotated[int, Rule(check_whole, 0, COUNT)] = 32
     accelerate: bool | None = None
     compile: bool = False
     draft: Literal["bf16"] | None = None

@@ -41,14 +41,16 @@ from epsball.engine.default_attacks import answers, default_attacks
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
 from epsball.evaluation.config import EvaluationConfig, radii_of
+from epsball.evaluation.convergence import convergence_of
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan, unbounded, with_acceleration
 from epsball.evaluation.point_storage import Kind
 from epsball.evaluation.preflight import diagnosis_of, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
 from epsball.evaluation.run_directory import RunDir
 from epsball.evaluation.shard import PROBED, Shard
+from epsball.problem.black_box import unwrapped
 from epsball.problem.inputs import inputs_for
-from epsball.problem.objective import Model, Success, changes_prediction, frozen
+from epsball.problem.objective import Model, SearchWarning, Success, changes_prediction, frozen
 from epsball.problem.task import AWAY
 
 
@@ -87,6 +89,7 @@ def evaluate(
     storage: Kind = "float",
     binarization_test: int = 0,
     diagnose: int | None = None,
+    convergence: int = 32,
     accelerate: bool | AccelerationPlan | None = None,
     compile: bool = False,
     draft: Precision | None = None,
@@ -113,7 +116,9 @@ def evaluate(
     the same attacks also search so many hidden adversarial examples, at the largest radius: are they strong enough for
     this model (see `epsball.binarization_test`)? The reliability checks (`epsball.diagnose`) run on `diagnose`
     examples: 0 for none; None for 16 to 128, as many as cost no more than a quarter of the run or 40 model calls per
-    example; `Evaluation.reliability` says what they found, or why there are none. The attacks climb on
+    example; `Evaluation.reliability` says what they found, or why there are none. Where no attack takes
+    gradients, `convergence` examples that were not broken are searched again with twice the queries, which are counted
+    apart: a warning says where that breaks more. The attacks climb on
     the model `accelerate`d (None: where a short trial is likely to pay; or a plan to go by), also `compile`d; with a
     `draft` "bf16", on a GPU, each attack that takes gradients is first run in that precision. Results always come from
     the model itself.
@@ -129,6 +134,9 @@ def evaluate(
     The protocols "standard" and "fast" react to a probe of 32 examples: saturated logits, a stochastic model, masked
     gradients; what they changed is in the result's `config`.
 
+    Where `model` is a `BlackBox` with a budget, that is one for each example at each radius. Examples for which it ran
+    out before the attacks had ended are `exhausted`: they do not count as robust, and a warning says so.
+
     Raises `BadInput` for arguments that do not fit. The model comes back as it was.
     """
     settings = EvaluationConfig(
@@ -141,6 +149,7 @@ def evaluate(
         shard_size=shard_size,
         binarization_test=binarization_test,
         diagnose=diagnose,
+        convergence=convergence,
         accelerate=None if isinstance(accelerate, AccelerationPlan) else accelerate,
         compile=compile,
         draft=draft,
@@ -150,6 +159,7 @@ def evaluate(
             "`binarization_test` must be 0 with a `source`: a transfer does not see the head that hides an adversarial "
             "example"
         )
+    model = unwrapped(model)
     ball = unbounded(ball_of(ball)) if min_norm else ball_of(ball)
     examples, ball = inputs_for(model, data, ball)
     if settings.radii is not None:
@@ -180,7 +190,13 @@ def evaluate(
                 warnings.warn(finding.text, SetupWarning, stacklevel=2)
         found = _run_shards(plan, directory, memory, on_progress)
         found = replace(found, setup=setup, binarization_test=_binarization_test(plan, directory))
-        return replace(found, diagnosis=diagnosis_of(plan, directory, found))
+        found = replace(found, diagnosis=diagnosis_of(plan, directory, found))
+        found = replace(found, convergence=convergence_of(plan, directory, found))
+    if found.budget_sentence is not None:
+        warnings.warn(found.budget_sentence, SearchWarning, stacklevel=2)
+    if found.convergence is not None and not found.convergence.converged:
+        warnings.warn(found.convergence.sentence, SearchWarning, stacklevel=2)
+    return found
 
 
 def _run_shards(

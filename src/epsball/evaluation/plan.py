@@ -36,7 +36,7 @@ from epsball.evaluation.acceleration_policy import accelerated
 from epsball.evaluation.config import EvaluationConfig
 from epsball.evaluation.point_storage import Storage
 from epsball.evaluation.run_directory import read_config
-from epsball.problem.black_box import objective_for
+from epsball.problem.black_box import BlackBox, objective_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
 from epsball.problem.task import Task, task_of
@@ -87,6 +87,11 @@ class EvaluationPlan:
     def min_norm(self) -> bool:
         """Whether minimum-norm adversarial examples are searched, and not any inside the ball."""
         return self.settings.min_norm
+
+    @property
+    def black_box(self) -> BlackBox | None:
+        """The model, where it is one whose queries are counted."""
+        return self.model if isinstance(self.model, BlackBox) else None
 
     @property
     def batch_size(self) -> int:
@@ -222,6 +227,7 @@ def _record(plan: EvaluationPlan, inputs: EvaluationInputs, reaction: Reaction) 
         },
         "model": fingerprint.of_model(plan.model),
         "source": None if plan.source is None else fingerprint.of_model(plan.source),
+        "black_box": None if plan.black_box is None else {"budget": plan.black_box.budget},
         "eot": plan.eot,
         "norms": {name: cls.symbol for name, cls in BALLS.items()},
         "protocol": [name_of(one) for one in listed(inputs.attacks)],

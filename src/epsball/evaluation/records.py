@@ -46,6 +46,9 @@ class ShardRecords:
         self.attack = np.full(n, None, dtype=object)
         self.eps, self.overflow_eps = np.full(n, np.nan), np.full(n, np.nan)
         self.overflowed = np.zeros(n, dtype=bool)
+        # the last radius, whether the queries ran out there, and the smallest radius from which on they always did
+        self.last_eps, self.exhausted = np.full(n, np.nan), np.zeros(n, dtype=bool)
+        self.exhausted_eps = np.full(n, np.nan)
         self.forwards, self.backwards = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.prediction, self.confidence = np.full(n, np.nan), np.full(n, np.nan)
         self.known = np.full(n, np.inf)
@@ -70,17 +73,40 @@ class ShardRecords:
         lost, broken = rows[invalid & ~fooled], rows[fooled]
         self.overflowed[lost] = True  # also where a radius per feature is no number
         self.overflow_eps[lost] = np.fmin(self.overflow_eps[lost], radii[lost])
+        self.add_exhausted(rows, table["exhausted"].to_numpy(zero_copy_only=False), radii)
         if self.min_norm:
             self.known[broken] = values(table, "distance")[fooled]
             radii = np.fmin(self.known, radii)
+        else:  # broken at the radius where an earlier attack had no queries left
+            self.exhausted_eps[broken[self.exhausted_eps[broken] >= radii[broken]]] = np.nan
         self.status[broken], self.attack[broken], self.eps[broken] = "fooled", attack, radii[broken]
         self.prediction[broken] = values(table, "adversarial_prediction")[fooled]
         self.confidence[broken] = values(table, "adversarial_confidence")[fooled]
         return fooled
 
+    def add_exhausted(self, rows: np.ndarray, exhausted: np.ndarray, radii: np.ndarray) -> None:
+        """Enter which of `rows` a stage had no queries left for.
+
+        A search that was ended at a radius covers the smaller ones. With `min_norm` it is one for all radii.
+        """
+        if self.min_norm:
+            self.exhausted[rows] |= exhausted
+            self.exhausted_eps[rows[exhausted]] = 0
+            return
+        begun = rows[radii[rows] > self.last_eps[rows]]
+        self.exhausted_eps[begun[~self.exhausted[begun]]] = np.nan
+        self.exhausted[begun] = False
+        self.last_eps[rows] = radii[rows]
+        out = rows[exhausted]
+        self.exhausted[out] = True
+        self.exhausted_eps[out] = np.fmin(self.exhausted_eps[out], radii[out])
+
     def finish(self) -> None:
-        """After the last stage: an example whose logits overflowed under an attack does not count as robust."""
-        self.status[self.overflowed & (self.status == "robust")] = "invalid"
+        """After the last stage: an example counts as robust where its logits are finite and its queries sufficed."""
+        robust = self.status == "robust"
+        self.exhausted_eps[robust & ~self.exhausted] = np.nan
+        self.status[robust & self.exhausted] = "exhausted"
+        self.status[robust & self.overflowed] = "invalid"
 
     def table(self, clean_confidence: Any) -> pa.Table:
         """The records, one row per example; what is known of adversarial examples only is null for the others."""
@@ -103,6 +129,7 @@ class ShardRecords:
                 "attack": pa.array(self.attack, pa.string()),
                 **found,
                 "overflow_eps": pa.array(self.overflow_eps, mask=np.isnan(self.overflow_eps)),
+                "exhausted_eps": pa.array(self.exhausted_eps, mask=np.isnan(self.exhausted_eps)),
                 "forwards": self.forwards,
                 "backwards": self.backwards,
             }

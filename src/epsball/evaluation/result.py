@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from epsball.common.errors import BadInput
+from epsball.common.intervals import wilson
 from epsball.common.record import Record
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
 from epsball.evaluation import run_directory
+from epsball.evaluation.convergence_record import Convergence, budget_sentence
 from epsball.evaluation.point_storage import Storage
 from epsball.evaluation.run_tables import RECORDS, check_columns
 
-Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid"]
+Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid", "exhausted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
@@ -30,7 +32,8 @@ class Stage(Record):
 
     Costs are in rows: `forwards` and `backwards` the forward and backward passes that the records name, `speculative_*`
     those of jobs that another job made needless, `padding_*` those of rows that only filled a batch, `verification` the
-    forward passes that verified what is stored; `unconfirmed` successes were not reproduced there and do not count.
+    forward passes that verified what is stored; `unconfirmed` successes were not reproduced there and do not count. For
+    a black box `queries` are those that count for its budget, which ran out for the `exhausted` examples.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Stage(Record):
     attacked: int
     fooled: int
     unconfirmed: int = 0
+    exhausted: int = 0
+    queries: int = 0
     forwards: int = 0
     backwards: int = 0
     speculative_forwards: int = 0
@@ -61,14 +66,17 @@ class Evaluation:
 
     `records` is a table with one row per example, by id: `id, label, target` (null: none), `clean_prediction,
     clean_confidence, status` (robust, fooled: an attack succeeded, misclassified: without any attack, at-target: the
-    target is the label or the clean prediction, invalid: logits not finite), and for the fooled `attack` (the first
+    target is the label or the clean prediction, invalid: logits not finite, exhausted: not broken, but the query budget
+    of a black box ran out before the attacks had ended), and for the fooled `attack` (the first
     that broke it), `eps` (the radius at which it was broken), `adversarial_prediction, adversarial_confidence`,
     `distance` in the ball's norm, `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits
-    that are not finite, from which on the example does not count as robust; `forwards, backwards` are the forward and
+    that are not finite, from which on the example does not count as robust; `exhausted_eps` the smallest radius from
+    which on its queries ran out (0 in a minimum-norm run); `forwards, backwards` are the forward and
     backward passes of the attacks on it. `adversarial` holds the adversarial examples `x_adv` and their examples `x` as
     they are stored, `points()` and `originals()` what that stands for. `binarization_test` says whether the attacks are
     strong enough for this model, if it was run; `diagnosis` holds the reliability checks, None where none were made,
     and `setup` what was understood of the arguments before the attacks.
+    `convergence` says, of a result that rests on queries alone, whether twice as many break more.
     """
 
     config: dict[str, Any]
@@ -79,6 +87,7 @@ class Evaluation:
     binarization_test: BinarizationTest | None = None
     diagnosis: Diagnosis | None = None
     setup: Setup | None = None
+    convergence: Convergence | None = None
 
     def __len__(self) -> int:
         return self.records.num_rows
@@ -98,23 +107,50 @@ class Evaluation:
     def robust_accuracy(self) -> float:
         """The share of examples that are classified correctly under every attack, at the largest radius.
 
-        With a target: the share of those that could be driven to it and were not.
+        With a target: the share of those that could be driven to it and were not. Examples for which a query budget ran
+        out are not among them, nor are they broken: see `robust_accuracy_at_most`.
         """
         return self.curve[-1][1]
+
+    @property
+    def robust_accuracy_at_most(self) -> float:
+        """`robust_accuracy` if all examples for which a query budget ran out were robust."""
+        n = self._attacked
+        return float(self.not_broken()[-1].sum() / n) if n else math.nan
+
+    @property
+    def exhausted(self) -> int:
+        """For how many examples the query budget ran out before the attacks had ended, at some radius."""
+        status = self.records["status"].to_numpy(zero_copy_only=False)
+        return int((~np.isnan(self._exhausted_eps) | (status == "exhausted")).sum())
+
+    @property
+    def _exhausted_eps(self) -> np.ndarray:
+        """The column of that name (n,), not a number where it is null; runs of 0.2.0 have none."""
+        if "exhausted_eps" not in self.records.column_names:
+            return np.full(len(self), np.nan)
+        return self.records["exhausted_eps"].to_numpy(zero_copy_only=False).astype(float)
+
+    @property
+    def budget_sentence(self) -> str | None:
+        """What the query budget left open; None where it sufficed."""
+        between = (self.robust_accuracy, self.robust_accuracy_at_most)
+        return budget_sentence(self.config, self.exhausted, len(self), between) if self.exhausted else None
 
     @property
     def distances(self) -> np.ndarray:
         """The least distance at which each example is known to be misclassified, (n,), by id.
 
         0 for those that are misclassified without attack, infinite where nothing was found, not a number where logits
-        were not finite or, with a target, the example was not to be driven there. It is an upper bound of the distance
-        to the decision boundary, tight only where the run searched minimum-norm adversarial examples (`min_norm`).
+        were not finite, queries ran out or, with a target, the example was not to be driven there. It is an upper bound
+        of the distance to the decision boundary, tight only where the run searched minimum-norm adversarial examples
+        (`min_norm`).
         """
         status = self.records["status"].to_numpy(zero_copy_only=False)
         found = self.records["distance"].to_numpy(zero_copy_only=False).astype(float)
         found[status == "misclassified"] = math.nan if self.config["target"] else 0
         found[status == "robust"] = math.inf
-        return found
+        return found  # of the exhausted, as of the invalid, nothing is known
 
     def quantiles(self, shares: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> list[tuple[float, float]]:
         """(share, distance): so large a share of the examples is misclassified within that distance."""
@@ -147,18 +183,24 @@ class Evaluation:
         """How many examples robust accuracy is a share of."""
         return len(self) - (self.count("at-target") + self.count("misclassified") if self.config["target"] else 0)
 
-    def _robust(self) -> list[np.ndarray]:
-        """The examples that are robust at each radius, (n,) boolean."""
+    def not_broken(self) -> list[np.ndarray]:
+        """The examples that are not broken at each radius of `curve`, (n,) boolean: robust or exhausted there."""
+        return self._robust(exhausted=True)
+
+    def _robust(self, *, exhausted: bool = False) -> list[np.ndarray]:
+        """The examples that are robust at each radius, (n,) boolean; also those that are `exhausted` there."""
         status = self.records["status"].to_numpy(zero_copy_only=False)
         radii = self.config["radii"]
         if len(radii) == 1 and not self.config["min_norm"]:
-            return [status == "robust"]
+            return [np.isin(status, ("robust", "exhausted") if exhausted else ("robust",))]
         # comparisons with a radius that is not there are false
         broken, overflow = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
-        attacked = np.isin(status, ("robust", "fooled"))
+        out = self._exhausted_eps
+        attacked = np.isin(status, ("robust", "fooled", "exhausted"))
         if not self.config["min_norm"]:  # there the radius is infinite
             attacked |= ~np.isnan(overflow)
-        return [attacked & ~(broken <= eps) & ~(overflow <= eps) for eps in radii]
+        open_at = [attacked & ~(broken <= eps) & ~(overflow <= eps) for eps in radii]
+        return open_at if exhausted else [rows & ~(out <= eps) for rows, eps in zip(open_at, radii, strict=True)]
 
     @property
     def cost(self) -> dict[str, int]:
@@ -179,6 +221,11 @@ class Evaluation:
     def forwards(self) -> int:
         """All forward passes, in rows."""
         return sum(self.cost.values())
+
+    @property
+    def queries(self) -> int:
+        """All queries to a black box that a run without interruption makes of it; 0 for any other model."""
+        return sum(stage.queries for stage in self.stages)
 
     @property
     def backwards(self) -> int:
@@ -229,6 +276,10 @@ class Evaluation:
             doubts.append("The attacks miss planted adversarial examples.")
         if self.setup is not None and not self.setup.sound:
             doubts.append(f"The set-up was warned about: {', '.join(self.setup.names)}.")
+        if self.budget_sentence is not None:
+            doubts.append(f"{self.budget_sentence}.")
+        if self.convergence is not None and not self.convergence.converged:
+            doubts.append(self.convergence.sentence)
         return tuple(doubts)
 
     def _check(self) -> None:
@@ -247,6 +298,7 @@ class Evaluation:
             "n": len(self),
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
+            "robust_accuracy_at_most": self.robust_accuracy_at_most,
             "interval": list(self.interval),
             "distances": [{"share": share, "distance": at} for share, at in self.quantiles()]
             if self.config["min_norm"]
@@ -254,6 +306,7 @@ class Evaluation:
             "curve": [{"eps": eps, "robust_accuracy": accuracy} for eps, accuracy in self.curve],
             "status": {status: self.count(status) for status in STATUSES},
             "stages": [stage.to_record() for stage in self.stages],
+            "queries": self.queries,
             "forwards": self.forwards,
             "backwards": self.backwards,
             "cost": self.cost,
@@ -262,6 +315,7 @@ class Evaluation:
             "diagnosis": None if self.diagnosis is None else self.diagnosis.summary(),
             "reliability": self.reliability,
             "doubts": list(self.doubts),
+            "convergence": None if self.convergence is None else self.convergence.summary(),
             "config": self.config,
         }
 
@@ -301,6 +355,7 @@ class Evaluation:
             binarization_test=BinarizationTest.kept(path),
             diagnosis=Diagnosis.kept(path),
             setup=Setup.kept(path),
+            convergence=Convergence.kept(path),
         )
 
 
@@ -349,17 +404,3 @@ def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evalu
         stages=tuple(stages[name] for name in order if name in stages),
         probes=probes,
     )
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share, count of n, by Wilson's score test (1927); not a number for n = 0.
-
-    >>> [round(end, 4) for end in wilson(128, 360)]
-    [0.3079, 0.4063]
-    """
-    if n == 0:
-        return math.nan, math.nan
-    from scipy.stats import binomtest  # a second to import
-
-    low, high = binomtest(count, n).proportion_ci(method="wilson")
-    return float(low), float(high)

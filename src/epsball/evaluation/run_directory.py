@@ -27,7 +27,7 @@ from epsball.common.json_files import read_json, write_json
 from epsball.common.limits import check_columns, check_file, parse_json
 from epsball.evaluation.run_tables import check_config
 
-FREE = {"batch_size", "machine", "binarization_test", "diagnose", "accelerate", "compile"}
+FREE = {"batch_size", "machine", "binarization_test", "diagnose", "convergence", "accelerate", "compile"}
 """Parts of the configuration that may differ in a resumed run: they change no record ("acceleration" does)."""
 
 

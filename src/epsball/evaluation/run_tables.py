@@ -14,11 +14,12 @@ Columns = dict[str, pa.DataType | None]
 CLEAN: Columns = {"id": WHOLE, "label": WHOLE, "prediction": WHOLE, "confidence": REAL, "valid": TRUTH}
 COST: Columns = {"forwards": WHOLE, "backwards": WHOLE}
 ANSWER: Columns = {"adversarial_prediction": WHOLE, "adversarial_confidence": REAL}
-STAGE: Columns = {"id": WHOLE, "fooled": TRUTH, "invalid": TRUTH, **COST, **ANSWER}
-STAGE |= {"crc32": pa.uint32(), "x_adv": None, "x": None}
+STAGE: Columns = {"id": WHOLE, "fooled": TRUTH, "invalid": TRUTH, "exhausted": TRUTH, **COST, **ANSWER}
+STAGE |= {"queries": WHOLE, "crc32": pa.uint32(), "x_adv": None, "x": None}
 RECORDS: Columns = {"id": WHOLE, "label": WHOLE, "target": WHOLE, "clean_prediction": WHOLE, "clean_confidence": REAL}
-RECORDS |= {"status": TEXT, "attack": TEXT, "eps": REAL, **ANSWER, "distance": None, "overflow_eps": REAL, **COST}
-NEVER_NULL = {"id", "label", "prediction", "valid", "fooled", "invalid", "forwards", "backwards", "status"}
+RECORDS |= {"status": TEXT, "attack": TEXT, "eps": REAL, **ANSWER, "distance": None, "overflow_eps": REAL}
+RECORDS |= {"exhausted_eps": REAL, **COST}
+NEVER_NULL = {"id", "label", "prediction", "valid", "fooled", "invalid", "exhausted", "queries", "status", *COST}
 
 Rules = dict[str, Callable[[Any], bool]]
 """Whether a value fits, by the place of an entry: "data.n"."""

@@ -12,6 +12,7 @@ From a finished attack to a record, in this order:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -72,8 +73,10 @@ class Shard:
             norms=self.plan.record["norms"],
         )
         best_margin = np.full(len(self.task.x), -np.inf)
-        names = ["clean"]
+        names, radius, spent = ["clean"], math.nan, np.zeros(len(self.task.x), dtype=np.int64)
         for stage, objective in zip(self.plan.stages, self.objectives, strict=True):
+            if stage.eps != radius:  # a query budget is one for each radius
+                radius, spent = stage.eps, np.zeros_like(spent)
             ball, radii = self.ball(stage, records.known), self.radii(stage, records.known)
             rows = records.rows_to_attack(stage.minimises or stage.within is not None, radii)
             on_stage(label(stage), int((records.status == "robust").sum()))
@@ -81,8 +84,9 @@ class Shard:
                 continue
             names.append(stage.name)
             task = replace(self.task, ball=ball).rows(torch.from_numpy(rows).to(self.task.x.device))
-            attack = AttackStage(self.plan, stage, objective, task, records.known[rows])
+            attack = AttackStage(self.plan, stage, objective, task, records.known[rows], spent[rows])
             table = self.stage(stage.name, lambda attack=attack: attack.run(_robust(attack, on_stage)))
+            spent[rows] += table["queries"].to_numpy()
             self.keep_warm_starts(rows, table, best_margin)
             broken = rows[records.add_stage(table, rows, stage.label, radii)]
             self.measure(broken, table, ball, records)
@@ -116,7 +120,7 @@ class Shard:
             eps=None,
             attacked=n,
             fooled=0,
-            unconfirmed=0,
+            queries=0 if self.plan.black_box is None else forwards,
             forwards=forwards,
             padding_forwards=evaluator.forwards - forwards,
             seconds=time.perf_counter() - began,

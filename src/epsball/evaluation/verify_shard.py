@@ -34,6 +34,7 @@ WHAT = {
     "attack": "attack",
     "eps": "eps",
     "overflow_eps": "eps",
+    "exhausted_eps": "eps",
     "adversarial_prediction": "prediction",
     "adversarial_confidence": "confidence",
     "forwards": "model calls",
@@ -175,7 +176,8 @@ class VerifiedShard:
     def check_summary(self, stage: dict[str, Any], table: pa.Table, attacked: int, name: str) -> None:
         """The summary of a stage against its own table, and against the configuration."""
         summary = run_directory.notes(table).get("stage", {})
-        sums = {part: int(values(table, part).sum()) for part in ("fooled", "forwards", "backwards")}
+        counted = ("fooled", "exhausted", "forwards", "backwards", "queries")
+        sums = {part: int(values(table, part).sum()) for part in counted}
         configured = {part: stage[part] for part in ("name", "attack", "eps")}
         for part, value in (configured | {"attacked": attacked} | sums).items():
             self.differences.add(None, "count", f"{name}, {part}: {summary.get(part)}", f"{name}, {part}: {value}")

@@ -1,7 +1,8 @@
 """A black box: a model that can only be queried, with the queries counted, limited and cached.
 
-Queries are counted per example, no example makes more than its budget, and an input that was seen before is answered
-from the cache. The outputs of a function of numpy arrays, or of an estimator's method, become logits or labels here.
+Queries are counted per example and search, no example makes more than its budget in one, and an input that was seen
+before is answered from the cache. The outputs of a function of numpy arrays, or of an estimator's method, become logits
+or labels here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from epsball.common.errors import BadInput
+from epsball.common.shapes import flat
+from epsball.models.factory import Wrapped
 from epsball.problem.losses import Loss
 from epsball.problem.objective import Model, Needs, Objective, Success, changes_prediction, frozen
 from epsball.problem.task import Task
@@ -38,10 +41,13 @@ class BlackBox:
     "labels" (n,): whole numbers, or any values that `classes` lists in their order. What it gets is a copy, so that it
     may write into it.
 
-    `budget` is the number of queries that an example may make, or None. Beyond it the function is not called: the
-    answer is NaN (-1 for labels), no success, and the example's job ends (`spent`). The last `memory` inputs are cached
-    (0 for a function that draws random numbers) and cost nothing when they come again, from whatever example. `total`
-    counts the inputs that the function was called with.
+    `budget` is the number of queries that an example may make in one search, or None: in a call of an attack, or, in an
+    evaluation, in all attacks at one radius. Beyond it the function is not called: the answer is NaN (-1 for labels),
+    no success, and the example's search ends as `exhausted`. Attacks ask about the example itself at no cost.
+
+    The last `memory` inputs are cached (0 for a function that draws random numbers): the function is not called with
+    them again. Within a search they cost nothing when they come again, from whatever example; what is known from before
+    the search counts as a query. `total` counts the inputs that the function was called with, in all searches.
 
     >>> box = BlackBox(function=lambda x: x.sum(1) > 1, answers="labels", budget=2)
     >>> ids, one = torch.tensor([7]), torch.tensor([[0.5, 1.0]])
@@ -59,6 +65,7 @@ class BlackBox:
     memory: int = 1 << 17
     total: int = field(default=0, init=False)
     _known: OrderedDict[bytes, np.ndarray] = field(default_factory=OrderedDict, init=False, repr=False)
+    _paid: set[bytes] = field(default_factory=set, init=False, repr=False)
     _asked: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _like: np.ndarray | None = field(default=None, init=False, repr=False)
 
@@ -79,8 +86,13 @@ class BlackBox:
         """The outputs at z (n, *shape), counted for no example."""
         return self.ask(z, None)
 
+    def begin_search(self, ids: Int64[Tensor, " n"] | None = None, spent: Int64[Tensor, " n"] | None = None) -> None:
+        """Fill all budgets; the examples `ids` have `spent` (n,) queries of theirs in an earlier part of the search."""
+        self._paid.clear()
+        self._asked = {} if ids is None or spent is None else dict(zip(ids.tolist(), spent.tolist(), strict=True))
+
     def spent(self, ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        """The number of queries that these examples have made."""
+        """The number of queries that these examples have made in the present search."""
         return torch.tensor([self._asked.get(one, 0) for one in ids.tolist()], dtype=torch.long, device=ids.device)
 
     def exhausted(self, ids: Int64[Tensor, " n"], keep: int = 0) -> Bool[Tensor, " n"]:
@@ -98,17 +110,25 @@ class BlackBox:
         keys = [blake2b(row.tobytes(), digest_size=16, key=str(z.dtype).encode()).digest() for row in points]
         owners = [NOBODY] * len(keys) if ids is None else ids.tolist()
         wanted: dict[bytes, int] = {}
+        answered: set[bytes] = set()
         for row, (key, owner) in enumerate(zip(keys, owners, strict=True)):
-            if key in self._known:
+            known = key in self._known
+            if known:
                 self._known.move_to_end(key)
-            elif key not in wanted and self._may(owner):
-                wanted[key] = row
+            if key in answered or (known and (owner == NOBODY or key in self._paid)):
+                answered.add(key)
+            elif self._may(owner):
+                answered.add(key)
                 self._asked[owner] = self._asked.get(owner, 0) + 1
+                if owner != NOBODY:
+                    self._paid.add(key)
+                if not known:
+                    wanted[key] = row
         fresh = dict(zip(wanted, self._answer(z, points, list(wanted.values())), strict=True)) if wanted else {}
         if self._like is None:
             raise BadInput("`budget` was spent before anything was asked")
         nothing = np.full_like(self._like, NOBODY if self._like.dtype.kind == "i" else np.nan)
-        found = [fresh.get(key, self._known.get(key, nothing)) for key in keys]
+        found = [(fresh[key] if key in fresh else self._known[key]) if key in answered else nothing for key in keys]
         self._remember(fresh)
         out = torch.from_numpy(np.stack(found)) if found else torch.from_numpy(self._like[None][:0])
         return out.to(z.device, z.dtype if out.is_floating_point() else torch.long)
@@ -120,7 +140,7 @@ class BlackBox:
         for key, answer in fresh.items():
             self._known[key] = answer
         while len(self._known) > self.memory:
-            self._known.popitem(last=False)
+            self._paid.discard(self._known.popitem(last=False)[0])
 
     def _answer(self, z: Tensor, points: np.ndarray, rows: list[int]) -> np.ndarray:
         """The outputs of the function at some rows, as floats (n, *k) or integers (n,)."""
@@ -184,24 +204,54 @@ def _readable(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
+def unwrapped(model: Model) -> Model:
+    """The black box that a `module:factory` made, out of the module that it was put into; any other model as it is."""
+    if isinstance(model, Wrapped) and isinstance(model.function, BlackBox):
+        return model.function
+    return model
+
+
 class BlackBoxObjective(Objective):
     """An objective whose model is a black box, in which each example has its own budget."""
 
+    @property
+    def box(self) -> BlackBox:
+        """The model."""
+        assert isinstance(self.model, BlackBox)
+        return self.model
+
     def _run(self, z: Tensor, task: Task | None) -> Tensor:
-        box = self.model
-        assert isinstance(box, BlackBox)
-        output = box.ask(z, None if task is None else task.noise.ids)
+        ids = None if task is None else torch.where(flat(z == task.x).all(1), NOBODY, task.noise.ids)
+        output = self.box.ask(z, ids)
         if self.ends_in is None:
             self.ends_in = ""
-            if task is not None and box.answers == "logits":
+            if task is not None and self.box.answers == "logits":
                 _check_no_probability(output, task.y)
         return self._columns(output, z)
 
-    def exhausted(self, task: Task) -> Bool[Tensor, " n"]:
-        """Where only the queries for the final evaluations are left: one, whose answer is cached, or else two."""
-        box = self.model
-        assert isinstance(box, BlackBox)
-        return box.exhausted(task.noise.ids, keep=1 if box.memory else 2)
+    @property
+    def _reserve(self) -> int:
+        """The queries that are kept for the final evaluations: one, whose answer is cached, or else two."""
+        return 1 if self.box.memory else 2 * self.eot
+
+    @property
+    def budget(self) -> int | None:
+        return self.box.budget
+
+    def begin_search(self) -> None:
+        self.box.begin_search()
+
+    @property
+    def max_steps(self) -> int | None:
+        if self.box.budget is None:
+            return None
+        return max((self.box.budget - self._reserve) // (1 if self.box.memory else self.eot), 1)
+
+    def exhausted(self, task: Task) -> Bool[Tensor, " n"] | None:
+        """Where a further query would leave none for the final evaluations; None without a budget."""
+        if self.box.budget is None:
+            return None
+        return self.box.exhausted(task.noise.ids, keep=self._reserve + (1 if self.box.memory else self.eot) - 1)
 
 
 def _check_no_probability(output: Tensor, y: Int64[Tensor, " n"]) -> None:

@@ -36,6 +36,10 @@ class ModelWarning(UserWarning):
     """The model behaves in a way that makes an evaluation doubtful; the message says what to do."""
 
 
+class SearchWarning(UserWarning):
+    """A search without gradients had too few queries; the message says what to do."""
+
+
 NOT_SHOWN = "a Point shows what the attack's `needs` says: 'grad' all, 'logits' logits and loss, 'label' success only"
 
 
@@ -261,8 +265,21 @@ class Objective:
         self.forwards += len(z)
         return logits, loss, self._gradient(loss, leaf)
 
+    @property
+    def budget(self) -> int | None:
+        """The queries that an example may make in a search; None for a model without a query budget."""
+        return None
+
+    @property
+    def max_steps(self) -> int | None:
+        """The steps, of one query each, that the budget leaves an attack; None without one."""
+        return None
+
+    def begin_search(self) -> None:
+        """Fill the query budgets, of a model that has them."""
+
     def exhausted(self, task: Task) -> Bool[Tensor, " n"] | None:
-        """Where examples have spent their query budget, for a model that counts; None for any other."""
+        """Where examples have spent their query budget; None for a model without one."""
         return None
 
     def check_deterministic(self, z: Float[Tensor, "n *shape"]) -> bool:

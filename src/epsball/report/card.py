@@ -33,7 +33,10 @@ def markdown(run: Run) -> str:
     else:
         for eps, share in found.curve[:-1]:
             rows.append((f"{run.what} at {run.spelled(eps)}", percent(share)))
-        rows.append((f"**{run.what}**", f"**{percent(found.robust_accuracy)}**"))
+        share = percent(found.robust_accuracy)
+        if found.robust_accuracy_at_most > found.robust_accuracy:
+            share += f" to {percent(found.robust_accuracy_at_most)}"
+        rows.append((f"**{run.what}**", f"**{share}**"))
         rows.append(("95 % interval", f"{100 * low:.1f} to {100 * high:.1f} %"))
     rows += [
         ("attacks (worst case per example)", ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))),
@@ -64,7 +67,7 @@ def robustbench(run: Run) -> dict[str, Any]:
         or config.get("reaction")
         or config["eot"] > 1
     )
-    robust = None if config["min_norm"] or config["target"] else _points(found.robust_accuracy)
+    robust = None if config["min_norm"] or config["target"] or found.exhausted else _points(found.robust_accuracy)
     eps = None if run.radius is None else run.spelled(run.radius)
     attacks = ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))
     return {

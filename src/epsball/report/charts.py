@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from epsball.evaluation.result import wilson
+from epsball.common.intervals import wilson
 from epsball.report.page import Chart, Table, begun, counted, percent, plain
 from epsball.report.run import Run
 

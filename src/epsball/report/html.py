@@ -176,6 +176,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         tiles.append(("ball", ball, "radius in the units of the data"))
     backwards = f"{counted(found.backwards)} backward passes, {found.seconds:.1f} s"
     tiles.append(("forward passes", counted(found.forwards), backwards))
+    if (box := run.config.get("black_box")) is not None:
+        limit = "no budget" if box["budget"] is None else f"budget {counted(box['budget'])} per example and radius"
+        tiles.append(("queries", counted(found.queries), limit))
     return tiles
 
 

@@ -23,7 +23,11 @@ from epsball.report.page import counted, percent
 
 NOISE = ("uniform-noise", "sign-noise")
 """Attacks that are controls: random perturbations, which an attack has to beat."""
-APART: dict[Status, str] = {"invalid": "with logits that are not finite", "at-target": "at the target already"}
+APART: dict[Status, str] = {
+    "invalid": "with logits that are not finite",
+    "at-target": "at the target already",
+    "exhausted": "whose query budget ran out",
+}
 """Statuses that are counted apart."""
 
 
@@ -203,6 +207,8 @@ class Run:
         low, high = found.interval
         interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
         result = f"Robust accuracy {percent(found.robust_accuracy)}"
+        if found.robust_accuracy_at_most > found.robust_accuracy:
+            result = f"Robust accuracy {percent(found.robust_accuracy)} to {percent(found.robust_accuracy_at_most)}"
         if self.target is not None:
             share = f"{percent(found.robust_accuracy)} of {counted(self.attackable)}"
             result = f"Robust to the target ({self.target}): {share}"
@@ -225,6 +231,8 @@ class Run:
             )
         elif lost:
             caveats.append(f"{counted(lost)} successes were not confirmed on the stored input, and do not count.")
+        if found.convergence is not None and found.convergence.converged:
+            caveats.append(found.convergence.sentence)
         if config["eot"] > 1:
             caveats.append(f"The evaluated model is the mean of {config['eot']} forward passes.")
         caveats += [f"The protocol reacted: {text}." for text in (config.get("reaction") or {}).get("because", ())]

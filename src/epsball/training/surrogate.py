@@ -113,6 +113,7 @@ def surrogate(
     if not len(x):
         raise BadInput("`x` must hold at least one example, got none; look at its split and limit")
     ball, queries_before = ball.bind(x), black_box.total
+    black_box.begin_search()
     points, answers = [x], [_query(black_box, x, ids)]
     classes = answers[0].shape[1] if answers[0].is_floating_point() else _number_of_classes(answers[0], config.classes)
     network = build(config.model or _default_model(x), tuple(x.shape[1:]), classes, seed=config.seed).to(x)
