@@ -16,7 +16,8 @@ from epsball.cli.common import percent
 
 if TYPE_CHECKING:
     from epsball.diagnosis.setup_record import Setup
-    from epsball.evaluation.result import Evaluation, Stage, Status
+    from epsball.evaluation.result import Evaluation, Status
+    from epsball.evaluation.stage_record import Stage
 
 BAR = 40
 """Characters of a bar at 100 %."""

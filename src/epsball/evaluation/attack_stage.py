@@ -27,7 +27,7 @@ from epsball.evaluation import run_directory
 from epsball.evaluation.boundary_search import boundary_search
 from epsball.evaluation.plan import EvaluationPlan, numbers
 from epsball.evaluation.point_storage import checksums
-from epsball.evaluation.result import Stage
+from epsball.evaluation.stage_record import Stage
 from epsball.problem.objective import Objective, check_labels, prediction
 from epsball.problem.task import Task
 

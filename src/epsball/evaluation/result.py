@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from epsball.common.errors import BadInput
 from epsball.common.intervals import wilson
-from epsball.common.record import Record
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
@@ -21,46 +20,13 @@ from epsball.evaluation import run_directory
 from epsball.evaluation.convergence_record import Convergence, budget_sentence
 from epsball.evaluation.point_storage import Storage
 from epsball.evaluation.run_tables import RECORDS, check_columns
+from epsball.evaluation.stage_record import Stage
 
 Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid", "exhausted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
-@dataclass(frozen=True)
-class Stage(Record):
-    """One attack at one radius over all shards: the examples it `attacked` and `fooled`, and what that cost.
-
-    Costs are in rows: `forwards` and `backwards` the forward and backward passes that the records name, `speculative_*`
-    those of jobs that another job made needless, `padding_*` those of rows that only filled a batch, `verification` the
-    forward passes that verified what is stored; `unconfirmed` successes were not reproduced there and do not count. For
-    a black box `queries` are those that count for its budget, which ran out for the `exhausted` examples.
-    """
-
-    name: str
-    attack: str
-    eps: float | None
-    attacked: int
-    fooled: int
-    unconfirmed: int = 0
-    exhausted: int = 0
-    queries: int = 0
-    forwards: int = 0
-    backwards: int = 0
-    speculative_forwards: int = 0
-    speculative_backwards: int = 0
-    padding_forwards: int = 0
-    padding_backwards: int = 0
-    verification: int = 0
-    seconds: float = 0.0
-
-    def plus(self, other: Stage) -> Stage:
-        """The same stage over more shards."""
-        same = {"name", "attack", "eps"}
-        mine, theirs = vars(self), vars(other)
-        return Stage(**{key: value if key in same else value + theirs[key] for key, value in mine.items()})
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of an evaluation: one record per example, and what each stage found and cost.
 
@@ -91,6 +57,13 @@ class Evaluation:
 
     def __len__(self) -> int:
         return self.records.num_rows
+
+    def __repr__(self) -> str:
+        """The result in a few lines, and what speaks against it."""
+        low, high = (f"{100 * end:.1f}" for end in self.interval)
+        accuracies = f"clean accuracy {self.clean_accuracy:.2%}, robust accuracy {self.robust_accuracy:.2%}"
+        first = f"Evaluation of {len(self):,} examples: {accuracies} (95% interval {low}-{high}%)"
+        return "\n".join([first, self.reliability, *self.doubts])
 
     def count(self, status: Status) -> int:
         """How many examples ended so."""

@@ -31,8 +31,8 @@ from epsball.evaluation import run_directory
 from epsball.evaluation.attack_stage import AttackStage, answers_of, label
 from epsball.evaluation.plan import EvaluationPlan, numbers
 from epsball.evaluation.records import ShardRecords
-from epsball.evaluation.result import Stage
 from epsball.evaluation.run_directory import RunDir
+from epsball.evaluation.stage_record import Stage
 from epsball.problem.objective import Objective, check_labels
 from epsball.problem.task import Task
 

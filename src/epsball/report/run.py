@@ -16,8 +16,9 @@ from epsball.balls.written import ball_text, radius_text
 from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json
 from epsball.diagnosis.diagnosis_record import Diagnosis
-from epsball.evaluation.result import Evaluation, Stage, Status
+from epsball.evaluation.result import Evaluation, Status
 from epsball.evaluation.run_tables import REPORTED, check_entries
+from epsball.evaluation.stage_record import Stage
 from epsball.models.model_record import is_factory
 from epsball.report.page import counted, percent
 
