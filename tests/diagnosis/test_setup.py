@@ -118,8 +118,8 @@ def test_the_setup_is_stated_before_the_attacks_and_costs_one_model_call_of_32_r
     )  # fmt: skip
     forwards, setup = stated[0]
     assert setup == found.setup
-    assert setup.forwards == 32  # are rows independent?
-    assert forwards == 128 + 2 * 32 + 32  # the clean pass, padded, and the look whether the model is deterministic
+    assert setup.forwards == 5 * 32  # are rows independent?
+    assert forwards == 128 + 2 * 32 + 5 * 32  # the clean pass, padded, and the look whether the model is deterministic
     assert setup.model.clean_accuracy == found.clean_accuracy
     assert (setup.model.independent, setup.model.deterministic) == (True, True)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from epsball.common.errors import BadInput
@@ -28,6 +28,7 @@ from epsball.diagnosis.setup_labels import (
 )
 from epsball.diagnosis.setup_record import BallFacts, DataFacts, Finding, LabelFacts, ModelFacts, Setup
 from epsball.problem.black_box import BlackBox
+from epsball.problem.frozen import held_modules
 from epsball.problem.objective import Model, Objective, prediction, probabilities
 from epsball.problem.task import Task
 
@@ -88,10 +89,14 @@ class CleanPass:
 
 
 def mode_of(model: Model) -> str:
-    """The mode of a torch module, "eval" or "train" (one of its parts is enough); "function" for anything else."""
-    if not isinstance(model, nn.Module):
+    """The mode of the modules that a model consists of, or holds: "eval", or "train" (one of them is enough).
+
+    "function" for one that holds none.
+    """
+    modules = held_modules(model)
+    if not modules:
         return "function"
-    return "train" if any(getattr(module, "training", False) for module in model.modules()) else "eval"
+    return "train" if any(getattr(module, "training", False) for module in modules) else "eval"
 
 
 def make_setup(

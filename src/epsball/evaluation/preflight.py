@@ -27,6 +27,7 @@ from epsball.evaluation.run_directory import RunDir, read_config
 from epsball.evaluation.shard import Shard
 from epsball.problem.black_box import BlackBox
 from epsball.problem.objective import Objective
+from epsball.problem.rows import rows_independent
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,9 @@ PROBED = 32
 """Examples of the probe."""
 SAMPLED = 256
 """Examples that the set-up is read from where those of the first shard do not have all classes."""
-COMPANY, SLACK = 16, 1e-3
-"""So many rows are asked again beside copies of the last; their logits may differ by this share of the largest one."""
 COST, COST_BROKEN = 1530, 300
 """Forward and backward passes of the reliability checks for an example that is robust (under `fast`), and for one that
 is not."""
-COMPANY, SLACK = 16, 1e-3
-"""So many rows are asked again beside copies of the last; their logits may differ by this share of the largest one."""
 FEWEST, MOST = 16, 128
 """Examples of reliability checks that nobody asked for."""
 ALLOWANCE = 40
@@ -100,7 +97,7 @@ def setup_of(
         else:
             output = torch.from_numpy(table["prediction"].to_numpy().copy()).to(y.device)
         deterministic = notes.get("deterministic")
-        independent = _independent(evaluator, plan.task.x[rows], output) if deterministic else None
+        independent = _independent(evaluator, plan.task.x[rows]) if deterministic else None
         clean = CleanPass(rows, output, mode, deterministic, independent, notes.get("ends_in"))
         radii = plan.settings.radii if not plan.settings.min_norm else None
         made = make_setup(plan.task, examples, radii, clean, evaluator)
@@ -120,20 +117,12 @@ def affordable(found: Evaluation) -> int:
     return 0 if allowed < FEWEST else min(allowed, MOST)
 
 
-def _independent(evaluator: Objective, x: Tensor, output: Tensor) -> bool | None:
-    """Whether the outputs of some rows are the same at another place of a batch, and beside other rows.
-
-    `output` is that of a deterministic model at x, in whatever batches. None where there are no other rows, and for a
-    black box, which answers row by row. One forward pass of 32 rows.
-    """
-    n = min(len(x), COMPANY)
-    if n < 2 or isinstance(evaluator.model, BlackBox):
+def _independent(evaluator: Objective, x: Tensor) -> bool | None:
+    """Whether a row's output depends on that row alone; None for one example, and for a black box, which is asked row
+    by row. Five forward passes of 32 rows, of the deterministic model that `evaluator` asks."""
+    if len(x) < 2 or isinstance(evaluator.model, BlackBox):
         return None
-    again = evaluator.forward(torch.cat([x[-1:].expand(COMPANY, *x.shape[1:]), x[:n]]))[COMPANY:]
-    if not output.is_floating_point():
-        return bool((again == output[:n]).all())
-    slack = SLACK * float(output[:n].abs().nan_to_num(0, 0, 0).amax())
-    return torch.allclose(again.double(), output[:n].double(), rtol=0, atol=slack, equal_nan=True)
+    return rows_independent(evaluator.forward, x)
 
 
 def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluation) -> Diagnosis | None:
