@@ -36,6 +36,7 @@ from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.data.load import load_data
 from epsball.evaluation.point_storage import levels
+from epsball.problem.objective import ModelWarning
 from epsball.problem.outputs import two_columns
 from epsball.serve import app as page
 from epsball.serve.guard import HEADERS, MOST_BODY
@@ -540,7 +541,9 @@ def test_warnings_of_the_library_are_part_of_the_answer():
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x).softmax(1)
 
-    warned = ask(client(Softmax(net())), row=0)["warnings"]
+    with pytest.warns(ModelWarning, match="from the softmax at its end"):
+        page = client(Softmax(net()))
+    warned = ask(page, row=0)["warnings"]
     assert any("probabilities" in text for text in warned)
 
 

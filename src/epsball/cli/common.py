@@ -79,8 +79,14 @@ class Material:
         """The data of any split."""
         from epsball.data.load import load_data
 
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
-        return load_data(self.data, split=split, limit=limit, first=first, **columns)
+        return load_data(
+            self.data,
+            split=split,
+            limit=limit,
+            first=first,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
 
     def ball_for(self, examples: Examples) -> Ball:
         """The ball, in the data's box unless another is given."""
@@ -118,12 +124,12 @@ class Subject(Material):
     epochs: int | None = None
     batch_size: int = 128
 
-    def examples(self, split: str | None = None, limit: int | None = None) -> Examples:
-        """The data of a split, with labels numbered like the classes of a model's folder, by name."""
+    def of_split(self, split: str, *, limit: int | None = None, first: int | None = None) -> Examples:
+        """The data of any split, with labels numbered like the classes of a model's folder, by name."""
         from epsball.data.class_names import numbered_like
         from epsball.models.model_record import is_folder, read_record
 
-        found = super().examples(split, limit)
+        found = super().of_split(split, limit=limit, first=first)
         return numbered_like(found, read_record(self.spec).label_names) if is_folder(self.spec) else found
 
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
@@ -167,7 +173,7 @@ class Subject(Material):
                     f"`--out` {out} holds a {role} that was not made by this command; choose a new directory"
                 )
             if file.exists():  # else it was stopped between the two
-                model = load(classes=known.get("classes"), weights=file)
+                model = load(classes=known["classes"], weights=file)
                 return model, f"{spec}, trained earlier, from {file}"
         train = self._train_split("weights" if role == "model" else "source-weights")
         classes = max(classes, train.classes)

@@ -49,7 +49,7 @@ def examples_of(data: Any) -> Examples:
         return _of_dataset(data, None, None)
     library = sys.modules.get("datasets")
     if library is not None and isinstance(data, library.Dataset):
-        return examples_of_split(data, "a datasets.Dataset")
+        return examples_of_split(data, "a datasets.Dataset", lambda y: None)
     if isinstance(data, Mapping):
         x, y = _pair(data, "`data`")
         return from_arrays(x, y)

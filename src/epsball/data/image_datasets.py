@@ -42,11 +42,11 @@ def read_images(spec: str, split: str, take: Take, image_column: str | None, lab
     except Exception as error:  # whatever its readers, the Hub's client and the file system raise
         raise BadInput(f"{_expected(spec)}: {error}") from error
     data: Any = splits[check_one_of("split", split, map(str, splits))]
-    return examples_of_split(data, spec, limit, image_column, label_column)
+    return examples_of_split(data, spec, take, image_column, label_column)
 
 
 def examples_of_split(
-    data: Any, name: str, limit: int | None = None, image_column: str | None = None, label_column: str | None = None
+    data: Any, name: str, take: Take, image_column: str | None = None, label_column: str | None = None
 ) -> Examples:
     """The images of a `datasets.Dataset`, as `load_data` describes them."""
     import datasets

@@ -306,9 +306,9 @@ class Objective:
             raise reason from error
         if z._version != version:
             raise BadInput(IN_PLACE)
-        usual = isinstance(output, Tensor) and output.is_floating_point() and output.ndim == 2
-        if usual and output.shape[1] > 1 and len(output) == len(z):
-            return masked_to_finite(output)
+        if isinstance(output, Tensor) and output.is_floating_point() and output.ndim == 2:
+            if output.shape[1] > 1 and len(output) == len(z):
+                return masked_to_finite(output)
         return self._columns(output, z)
 
     def _before_activation(self, z: Tensor) -> object:
