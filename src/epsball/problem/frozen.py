@@ -187,7 +187,8 @@ def buffers_of(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Tenso
 
 
 def _put_back(owner: nn.Module, name: str, buffer: Tensor, value: Tensor) -> None:
-    if owner._buffers.get(name) is not buffer:  # a forward pass put another tensor in its place
+    script = isinstance(owner, torch.jit.ScriptModule)  # hands out its tensors anew, each time
+    if not script and owner._buffers.get(name) is not buffer:  # a forward pass put another tensor in its place
         owner._buffers[name] = buffer
     if not torch.equal(buffer, value):
         with torch.no_grad():

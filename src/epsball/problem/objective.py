@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -306,12 +306,12 @@ class Objective:
             raise reason from error
         if z._version != version:
             raise BadInput(IN_PLACE)
-        if isinstance(output, Tensor) and output.is_floating_point() and output.ndim == 2:
-            if output.shape[1] > 1 and len(output) == len(z):
-                return masked_to_finite(output)
+        table = isinstance(output, Tensor) and output.is_floating_point() and output.ndim == 2
+        if table and output.shape[1] > 1 and len(output) == len(z):
+            return masked_to_finite(output)
         return self._columns(output, z)
 
-    def _before_activation(self, z: Tensor) -> object:
+    def _before_activation(self, z: Tensor) -> Any:
         """The output, before a sigmoid or a softmax at the model's end; the first call tells whether there is one."""
         output, ends_in = before_activation(self.model, z)
         if self.ends_in is None:
