@@ -37,7 +37,8 @@ class Linf(Ball):
         memo: dict[str, Any] = self.__dict__.get("_memo", {})
         if memo.get("x") is not x:
             eps, (lo, hi) = self.radius_like(x).to(x), self._box_like(x)
-            ends = tuple(self.apply_mask(end, x) for end in (torch.maximum(x - eps, lo), torch.minimum(x + eps, hi)))
+            low, high = torch.maximum(x - eps, lo), torch.minimum(x + eps, hi)
+            ends = self.apply_mask(low, x), self.apply_mask(high, x)
             if not memo:
                 return ends
             memo |= {"x": x, "ends": ends}
