@@ -105,8 +105,8 @@ def test_names_of_classes_are_numbered_by_label_names(kind):
     assert (data.y.tolist(), data.classes, data.label_names) == (Y, 3, tuple(NAMES))
     some = from_arrays(X[:1], y[:1], label_names=NAMES)  # that a class is missing renumbers none
     assert (some.y.tolist(), some.classes) == (Y[:1], 3)
-    with pytest.raises(BadInput, match="`y` must be one of cat, dgo, got 'dog'; did you mean 'dgo'"):
-        from_arrays(X, y, label_names=["cat", "dgo"])
+    with pytest.raises(BadInput, match="`y` must be one of cat, dgo, emu, got 'dog'; did you mean 'dgo'"):
+        from_arrays(X, y, label_names=["cat", "dgo", "emu"])
 
 
 def obeyed(error: BadInput, **names: object) -> object:

@@ -444,7 +444,7 @@ WRONG = {
     "weight is text": ({"weight": "w"}, r"`model` must be a fitted scikit-learn classifier.*got str"),
     "x is text": ({"x": np.array([["a", "b"]])}, r"`x` must be numbers that doubles hold, got ndarray of <U1"),
     "x is NaN": ({"x": X * math.nan}, r"`x` must not hold NaN"),
-    "x is infinite": ({"x": X / 0, "ball": Linf(eps=1)}, r"`x` must give finite scores"),
+    "x is infinite": ({"x": X / 0, "ball": Linf(eps=1)}, r"`x` must be finite, got infinite values; drop or clip"),
     "x outside": ({"x": X + 1}, r"`x` must lie in the box"),
     "y of three": ({"y": [0, 1, 2]}, r"`y` must be \(2,\), one class per row of x, got \(3,\)"),
     "y is no class": ({"y": [0, 3]}, r"`y` must be among the classes 0, 1, 2, got 3"),

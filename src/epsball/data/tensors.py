@@ -38,7 +38,7 @@ def tensor_of(name: str, value: Any) -> Tensor:
         if isinstance(value, Sequence) and not isinstance(value, str | bytes):
             return _stacked(name, value)
         if isinstance(value, SupportsArray):
-            return _from_numpy(name, np.asarray(value))
+            return _from_numpy(name, np.asanyarray(value))  # a masked array keeps its mask
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(error, BadInput):

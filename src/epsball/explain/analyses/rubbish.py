@@ -153,10 +153,11 @@ def rubbish(
     towards, examples = [], []
     for target in targets:
         on_progress(len(inputs) + target, total, f"towards {names[target]}")
+        other = (target + 1) % data.classes  # noise has no label; a step towards a class asks for one that differs
         x, before = inputs["uniform"], logits["uniform"].softmax(1)[:, target]
         x_adv = torch.cat(
             [
-                FGSM()(model, part, torch.zeros(len(part), dtype=torch.long, device=part.device), ball, target=target)
+                FGSM()(model, part, torch.full((len(part),), other, device=part.device), ball, target=target)
                 for part in x.split(config.batch_size)
             ]
         )
