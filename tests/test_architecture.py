@@ -20,7 +20,7 @@ ROOMS = [
 WALLS = {"attacks", "linear", "certify"}
 """Rooms that never import each other."""
 NO_TORCH = [
-    "report", "common/errors.py", "common/suggest.py", "data/tables.py", "evaluation/run_directory.py",
+    "report", "common/errors.py", "data/tables.py", "evaluation/run_directory.py",
     "evaluation/result.py", "evaluation/point_storage.py", "evaluation/compare.py",
 ]  # fmt: skip
 FRONTS = {"__init__.py", "__main__.py"}

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 class Flags(EvaluationConfig, Subject):
     """The settings of an evaluation, and what it is run on.
 
+    Flags that are not here, such as --eps, are the fields of `EvaluationConfig`, whose `check` refuses bad ones; what
+    needs the ball is refused in `_check_ball`.
+
     Parameters
     ----------
     seed

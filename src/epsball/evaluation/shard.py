@@ -2,12 +2,15 @@
 
 From a finished attack to a record, in this order:
 
-1. `AttackStage.run` (attack_stage.py): the queue runs the attack, and returns an outcome per row.
+1. `AttackStage.run` (attack_stage.py): the queue runs the attack (`queue.turn`), and `JobResults.outcome`
+   (engine/outcome.py) is an outcome per row.
 2. `AttackStage.verify`: with `min_norm` the boundary search shortens each perturbation; each point is stored, read
    back, and put to the model once more; what is no success, or not in the ball, does not count.
 3. `AttackStage.table`: the stage's table, a row per attacked example. `Shard.stage` writes it to the run directory.
 4. `ShardRecords.add_stage` (records.py): status, attack, radius, answers and cost of each example so far.
-5. After the last stage `ShardRecords.table`: the records. `verify` computes them again from the same tables.
+   `Shard.measure` enters the distances.
+5. After the last stage `ShardRecords.table`: the records, which `evaluate` writes. `verify` computes them again from
+   the same tables.
 """
 
 from __future__ import annotations
