@@ -15,12 +15,14 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import skops.io
 import torch
 from nets import linear as network
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import epsball as eb
 from epsball import explain, training
@@ -29,6 +31,8 @@ from epsball.attacks.decision_based import References
 from epsball.balls import registry as balls
 from epsball.cli.main import app
 from epsball.data.arrays import from_arrays
+from epsball.data.box import ball_for
+from epsball.data.collected import examples_of
 from epsball.data.load import load_data
 from epsball.data.tables import Table
 from epsball.engine.stages import named
@@ -63,6 +67,12 @@ X = torch.tensor([[0.2, 0.4, 0.9], [0.7, 0.1, 0.3], [0.5, 0.5, 0.1], [0.9, 0.2, 
 Y = torch.tensor([0, 1, 0, 1])
 NET = nn.Sequential(nn.Linear(3, 2))
 RIGHT = from_arrays(X.repeat(4, 1), NET(X.repeat(4, 1)).argmax(1), classes=2)
+FRAME = pd.DataFrame(X[:, :2].numpy().astype(float), columns=["a", "b"])
+CLASSES = pd.Series(Y.numpy())
+PIXELS = (X * 255).byte().numpy()
+IMAGE = X.reshape(1, 3, 4)[:, :, :3].repeat(3, 1, 1)
+"""One image without a dimension of examples."""
+SMALL = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
 LABELS = X.numpy(), Y.numpy()
 TABLE = Table(np.tile(X.numpy().astype(float), (4, 1)), np.tile(["a", "b"], 8), ("p", "q", "r"), "t", "made")
 NUMBERS = replace(TABLE, y=np.arange(16) / 7)
@@ -78,8 +88,8 @@ def logistic() -> LogisticRegression:
     return LogisticRegression().fit(TABLE.x, TABLE.y)
 
 
-def evaluated(*names: Any, ball: eb.Ball = BALL, **more: Any) -> eb.Evaluation:
-    return eb.evaluate(NET, (X, Y), ball, names, diagnose=0, **more)
+def evaluated(*names: Any, ball: eb.Ball = BALL, model: Any = NET, data: Any = (X, Y), **more: Any) -> eb.Evaluation:
+    return eb.evaluate(model, data, ball, names, diagnose=0, **more)
 
 
 def black_box(function: Callable[[Any], Any], **more: Any) -> torch.Tensor:
@@ -89,6 +99,46 @@ def black_box(function: Callable[[Any], Any], **more: Any) -> torch.Tensor:
 def ask(model: Any) -> torch.Tensor:
     with Objective(model, lambda logits, task: logits[:, 0]) as objective:
         return objective.forward(X)
+
+
+def seen(x: torch.Tensor, y: list[int]) -> eb.Evaluation:
+    """An evaluation of a network for images."""
+    return evaluated("fgsm", model=SMALL, data=(x, y))
+
+
+def halved(x: torch.Tensor) -> eb.Evaluation:
+    """An evaluation of a network in half precision, in a ball that is small beside its rounding errors."""
+    return evaluated("fgsm", ball=eb.Linf(eps=1e-4), model=nn.Linear(3, 2).half(), data=(x, Y))
+
+
+def asked(model: Any, x: torch.Tensor, calls: int = 1) -> None:
+    with Objective(model, lambda logits, task: logits[:, 0]) as objective:
+        for _ in range(calls):
+            objective.forward(x)
+
+
+def exported() -> torch.export.ExportedProgram:
+    return torch.export.export(NET, (X,))
+
+
+def now_and_then() -> Callable[[torch.Tensor], torch.Tensor]:
+    """A model that ends in a softmax in its first call only."""
+    calls = []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return NET(x).softmax(1) if len(calls) == 1 else NET(x)
+
+    return model
+
+
+@cache
+def of_frame() -> LogisticRegression:
+    return LogisticRegression().fit(FRAME, CLASSES)
+
+
+def quantized() -> torch.Tensor:
+    return torch.quantize_per_tensor(X, 1 / 7, 0, torch.qint8)
 
 
 def saved(name: str, content: Any) -> str:
@@ -142,6 +192,17 @@ REMEDIES = [
     ),
     Remedy("x[None]", lambda: BALL.bind(torch.tensor(0.5)), lambda: BALL.bind(torch.tensor(0.5)[None])),
     Remedy("linf:8/255", lambda: balls.parse("8/255"), lambda: balls.parse("linf:8/255")),
+    Remedy("Linf(eps=0.1)", lambda: balls.ball_of(eb.Linf), lambda: balls.ball_of(eb.Linf(eps=0.1))),
+    Remedy(
+        "eps[:, None]",
+        lambda: eb.Linf(eps=torch.rand(3)).bind(X[:3]),
+        lambda: eb.Linf(eps=torch.rand(3)[:, None]).bind(X[:3]),
+    ),
+    Remedy(
+        "eps[None]",
+        lambda: eb.Linf(eps=torch.rand(3)).bind(X[:3]),
+        lambda: eb.Linf(eps=torch.rand(3)[None]).bind(X[:3]),
+    ),
     # data
     Remedy("x[None]", lambda: from_arrays(np.float32(0.5), [0]), lambda: from_arrays(np.float32(0.5)[None], [0])),
     Remedy(
@@ -154,7 +215,67 @@ REMEDIES = [
         lambda: (np.savez("a.npz", images=LABELS[0]), load_data("a.npz")),
         lambda: (np.savez("a.npz", x=LABELS[0], y=LABELS[1]), load_data("a.npz")),
     ),
-    Remedy("y.long()", lambda: from_arrays(X, Y.float()), lambda: from_arrays(X, Y.float().long())),
+    Remedy(
+        "y.loc[x.index]",
+        lambda: from_arrays(FRAME, CLASSES[::-1]),
+        lambda: from_arrays(FRAME, CLASSES[::-1].loc[FRAME.index]),
+    ),
+    Remedy(
+        "y.to_numpy()",
+        lambda: from_arrays(FRAME, CLASSES[::-1]),
+        lambda: from_arrays(FRAME, CLASSES[::-1].to_numpy()),
+    ),
+    Remedy(
+        "x.astype('float32')",
+        lambda: from_arrays(PIXELS, Y, lo=0, hi=255),
+        lambda: from_arrays(PIXELS.astype("float32"), Y, lo=0, hi=255),
+    ),
+    Remedy(
+        "eps / 255, lo=0 and hi=1",
+        lambda: ball_for(eb.Linf(eps=8, lo=0, hi=255), from_arrays(PIXELS, Y)),
+        lambda: ball_for(eb.Linf(eps=8 / 255, lo=0, hi=1), from_arrays(PIXELS, Y)),
+    ),
+    Remedy(
+        "x * 255 as floating point",
+        lambda: ball_for(eb.Linf(eps=8, lo=0, hi=255), from_arrays(PIXELS, Y)),
+        lambda: ball_for(eb.Linf(eps=8, lo=0, hi=255), from_arrays(from_arrays(PIXELS, Y).x * 255, Y, lo=0, hi=255)),
+    ),
+    Remedy(
+        "8/255",
+        lambda: ball_for(eb.Linf(eps=8), from_arrays(PIXELS, Y)),
+        lambda: ball_for(eb.Linf(eps=8 / 255), from_arrays(PIXELS, Y)),
+    ),
+    Remedy(
+        "inf for no bound",
+        lambda: ball_for(eb.Linf(eps=8), from_arrays(PIXELS, Y)),
+        lambda: ball_for(eb.Linf(eps=np.inf), from_arrays(PIXELS, Y)),
+    ),
+    Remedy(
+        "(x, y)",
+        lambda: examples_of(TensorDataset(X, Y, Y)),
+        lambda: examples_of(TensorDataset(X, Y)),
+    ),
+    Remedy("model(x).argmax(1)", lambda: from_arrays(X, None), lambda: from_arrays(X, NET(X).argmax(1), classes=2)),
+    Remedy("y.real", lambda: from_arrays(X, Y + 0j), lambda: from_arrays(X, (Y + 0j).real)),
+    Remedy("y > 0.5", lambda: from_arrays(X, Y * 0.4 + 0.3), lambda: from_arrays(X, Y * 0.4 + 0.3 > 0.5)),
+    Remedy("y.reshape(-1)", lambda: from_arrays(X, Y[None]), lambda: from_arrays(X, Y[None].reshape(-1))),
+    Remedy("y > 0", lambda: from_arrays(X, 2 * Y - 1), lambda: from_arrays(X, 2 * Y - 1 > 0)),
+    Remedy("x.dequantize()", lambda: from_arrays(quantized(), Y), lambda: from_arrays(quantized().dequantize(), Y)),
+    Remedy(
+        "torch.stack of equal rows",
+        lambda: from_arrays(torch.nested.nested_tensor(list(X)), Y),
+        lambda: from_arrays(torch.stack(list(X)), Y),
+    ),
+    Remedy("x.to_dense()", lambda: from_arrays(X.to_sparse(), Y), lambda: from_arrays(X.to_sparse().to_dense(), Y)),
+    # set-ups
+    Remedy("x[None]", lambda: seen(IMAGE, [0]), lambda: seen(IMAGE[None], [0])),
+    Remedy("x[None]", lambda: seen(IMAGE, [0, 1, 0]), lambda: seen(IMAGE[None], [0])),
+    Remedy(
+        "torch.as_tensor(x).to(torch.float16)",
+        lambda: halved(X),
+        lambda: halved(torch.as_tensor(X).to(torch.float16)),
+    ),
+    Remedy("[0.1, 0.2]", lambda: evaluated("fgsm", eps=[None]), lambda: evaluated("fgsm", eps=[0.1, 0.2])),
     # protocols and stages
     Remedy(
         "worst-of(apgd-ce:steps=50, square)",
@@ -199,6 +320,9 @@ REMEDIES = [
         lambda: ask(lambda x: SimpleNamespace(logits=NET(x))),
         lambda: ask(lambda x: (lambda x: SimpleNamespace(logits=NET(x)))(x).logits),
     ),
+    Remedy("model.module()", lambda: ask(exported()), lambda: ask(exported().module())),
+    Remedy("x[None]", lambda: asked(SMALL, IMAGE), lambda: asked(SMALL, IMAGE[None])),
+    Remedy("return the logits", lambda: asked(now_and_then(), X, calls=2), lambda: asked(NET, X, calls=2)),
     Remedy(
         "def model(): return Net(...)",
         lambda: load_model(f"{module('needs', 'def model(d): return Net(Linear(d, 2))')}:model", shape=(3,), classes=2),
@@ -250,6 +374,51 @@ REMEDIES = [
         ".toarray()",
         lambda: optimum(X[0], 0.0, csr_matrix(X.numpy()), Y, BALL),
         lambda: optimum(X[0], 0.0, csr_matrix(X.numpy()).toarray(), Y, BALL),
+    ),
+    Remedy(
+        "x[model.feature_names_in_]",
+        lambda: optimum(of_frame(), None, FRAME[["b", "a"]], CLASSES, BALL),
+        lambda: optimum(of_frame(), None, FRAME[["b", "a"]][of_frame().feature_names_in_], CLASSES, BALL),
+    ),
+    Remedy(
+        "x[model.feature_names_in_]",
+        lambda: optimum(of_frame(), None, FRAME.assign(c=0), CLASSES, BALL),
+        lambda: optimum(of_frame(), None, FRAME.assign(c=0)[of_frame().feature_names_in_], CLASSES, BALL),
+    ),
+    Remedy(
+        "x.reshape(1, 1)",
+        lambda: optimum([0.5], 0.0, X[0, 0], 0, BALL),
+        lambda: optimum([0.5], 0.0, X[0, 0].reshape(1, 1), 0, BALL),
+    ),
+    Remedy(
+        "x[None] for one",
+        lambda: optimum(X, 0.0, X, 0, BALL),
+        lambda: optimum(X, 0.0, X[None], 0, BALL),
+    ),
+    Remedy(
+        "y with one class per row",
+        lambda: optimum(X, 0.0, X, 0, BALL),
+        lambda: optimum(X, 0.0, X, [0, 0, 0, 0], BALL),
+    ),
+    Remedy(
+        "x.float()",
+        lambda: optimum(X[0], 0.0, X.to(torch.float8_e5m2), Y, "linf:0.1"),
+        lambda: optimum(X[0], 0.0, X.to(torch.float8_e5m2).float(), Y, "linf:0.1"),
+    ),
+    Remedy(
+        "`.astype('float64')`",
+        lambda: optimum(X[0], 0.0, X.numpy().astype(str), Y, BALL),
+        lambda: optimum(X[0], 0.0, X.numpy().astype(str).astype("float64"), Y, BALL),
+    ),
+    Remedy(
+        "[[0.5, 1.0], [0.0, 2.0]]",
+        lambda: optimum([1.0, 2.0], 0.0, [[0.5, 1.0], [0.0]], [0, 1], "linf:0.1"),
+        lambda: optimum([1.0, 2.0], 0.0, [[0.5, 1.0], [0.0, 2.0]], [0, 1], "linf:0.1"),
+    ),
+    Remedy(
+        "[0, 1, 1]",
+        lambda: optimum(X[0], 0.0, X[:3], [0, [1, 1]], BALL),
+        lambda: optimum(X[0], 0.0, X[:3], [0, 1, 1], BALL),
     ),
     Remedy(
         "eps=[0.01, 0.1]",
