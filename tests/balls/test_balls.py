@@ -38,11 +38,14 @@ class Case:
     seed: int
 
     def ball(self, norm: str) -> Ball:
-        box, eps = {"lo": -9.7, "hi": 11.3} if norm == "l0" else {}, self.parts["eps"]
-        column_of_radii = (
-            {"eps": eps[:, None]} if isinstance(eps, torch.Tensor) and self.x.shape[1] == len(eps) > 1 else {}
-        )
-        return BALLS[norm](**box | self.parts | column_of_radii)
+        box = {"lo": -9.7, "hi": 11.3} if norm == "l0" else {}
+        return BALLS[norm](**box | self.parts | {"eps": self.eps})
+
+    @property
+    def eps(self) -> float | torch.Tensor:
+        """The radius; radii per example are a column where x is square, and (n,) could be meant per feature."""
+        eps, (n, d) = self.parts["eps"], self.x.shape
+        return eps[:, None] if isinstance(eps, torch.Tensor) and n == d > 1 else eps
 
     def feasible(self, ball: Ball) -> torch.Tensor:
         """(50, n, d): random points of ball, box and mask, many of them far out."""
@@ -121,9 +124,9 @@ def test_argmax_has_the_greatest_gain_and_max_gain_is_its_value(norm: str, case:
 @properties
 @given(case=cases())
 def test_max_gain_without_a_box_is_eps_times_the_dual_norm(norm: str, case: Case) -> None:
-    ball = BALLS[norm](eps=case.parts["eps"])
+    ball = BALLS[norm](eps=case.eps)
     dual = torch.linalg.vector_norm(case.grad, DUALS[norm], dim=1)
-    expected = torch.as_tensor(ball.eps, dtype=torch.float64) * dual
+    expected = torch.as_tensor(case.parts["eps"], dtype=torch.float64) * dual
     torch.testing.assert_close(ball.max_gain(case.grad, case.x), expected, rtol=1e-13, atol=1e-13)
 
 
@@ -377,7 +380,7 @@ def test_flat_and_column_keep_rows_apart() -> None:
 
 
 def with_radius(ball: Ball, radius: torch.Tensor) -> Ball:
-    return ball.with_eps(radius.nan_to_num(posinf=1e9))
+    return ball.with_eps(radius.nan_to_num(posinf=1e9)[:, None])
 
 
 @NORMS

@@ -67,16 +67,17 @@ PARTS = {
         ".bool()",
     ),
     "mask is an integer": ({"mask": torch.ones(1, 3).int()}, "`mask`", "boolean", "True: may change", ".bool()"),
-    "mask is an array": ({"mask": np.ones((1, 3), bool)}, "`mask`", "boolean tensor", "True: may change", ".bool()"),
+    "mask is an array of floats": ({"mask": np.ones((1, 3))}, "`mask`", "boolean", "True: may change", ".bool()"),
     "eps is text": ({"eps": "8/255"}, "`eps`", "must be a number or a tensor", "got str", "convert"),
     "lo is a boolean": ({"lo": False}, "`lo`", "must be a number or a tensor", "got bool", "convert"),
-    "hi is an array": ({"hi": np.ones((1, 3))}, "`hi`", "must be a number or a tensor", "got ndarray", "convert"),
+    "hi is an array of text": ({"hi": np.array([["1"]])}, "`hi`", "must be a number or a tensor", "ndarray", "convert"),
+    "hi is a list": ({"hi": [1.0, 1.0]}, "`hi`", "must be a number or a tensor", "got list", "torch.tensor(hi)"),
     "hi is missing": ({"hi": None}, "`hi`", "must be a number or a tensor", "got NoneType", "convert"),
 }
 
 SHAPES = {
-    "eps of three rows": ({"eps": torch.ones(3)}, "`eps`", "(3,)", "one radius per example"),
-    "eps a column": ({"eps": torch.ones(2, 1)}, "`eps`", "(2, 1)", "(n,)"),
+    "eps of three rows": ({"eps": torch.ones(3)}, "`eps`", "(3,)", "one per example, (n,)"),
+    "eps a column of three rows": ({"eps": torch.ones(3, 1)}, "`eps`", "(3, 1)", "(n, 1, ..., 1)"),
     "lo without a first dimension": ({"lo": torch.zeros(3)}, "`lo`", "(3,)", "lo[None]"),
     "hi of four features": ({"hi": torch.ones(1, 4)}, "`hi`", "(1, 4)", "as many dimensions"),
     "lo of three rows": ({"lo": torch.zeros(3, 3)}, "`lo`", "(3, 3)", "first one of 1 or n"),
@@ -92,7 +93,7 @@ DATA = {
     "x holds NaN": (torch.tensor([[0.0, NAN, 1.0]]), "must not hold NaN", "NaN", "drop or impute"),
     "x is above the box": (X * 255, "must lie in the box [-0.5, 1.5]", "from 51 to 255", "rescale x, or widen"),
     "x is below the box": (X - 2, "must lie in the box [-0.5, 1.5]", "from -1.8 to -1", "rescale x, or widen"),
-    "x is infinite": (torch.tensor([[INF, 0.0, 1.0]]), "must lie in the box [-0.5, 1.5]", "to inf", "rescale x"),
+    "x is infinite": (torch.tensor([[INF, 0.0, 1.0]]), "must be finite", "infinite values", "drop or clip"),
 }
 
 
@@ -103,6 +104,27 @@ def test_bad_argument_is_refused_with_rule_value_and_remedy(kind: type[Ball], ca
     with pytest.raises(BadInput) as caught:
         made(kind, **given)
     assert [piece for piece in pieces if piece not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.parametrize("kind", BALLS.values(), ids=BALLS)
+def test_arrays_of_numpy_are_the_tensors_with_their_numbers(kind: type[Ball]) -> None:
+    lo, hi, mask = np.full((1, 3), -0.5, ">f4"), np.full((2, 3), 1.5), np.array([[True, False, True]])
+    eps = np.array([1, 2])
+    arrays = kind(eps=eps, lo=lo, hi=hi, mask=mask)
+    tensors = kind(eps=torch.tensor([1.0, 2.0]), lo=-0.5, hi=1.5, mask=torch.tensor([[True, False, True]]))
+    for name, method in METHODS.items():
+        if name != "bind":
+            assert torch.equal(method(arrays, X), method(tensors, X)), name
+    scalars = kind(eps=np.float32(1), lo=np.int64(-1), hi=np.array(2.0))
+    assert (scalars.eps, scalars.lo, scalars.hi) == (1, -1, 2)
+
+
+@pytest.mark.parametrize("kind", BALLS.values(), ids=BALLS)
+def test_radii_in_a_column_are_those_in_a_row(kind: type[Ball]) -> None:
+    radii = torch.tensor([1.0, 2.0])
+    for name, method in METHODS.items():
+        if name != "bind":
+            assert torch.equal(method(made(kind, eps=radii[:, None]), X), method(made(kind, eps=radii), X)), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -159,7 +181,7 @@ def test_maximiser_of_an_infinite_ball_without_a_box_is_refused(
 
 @pytest.mark.parametrize("kind", [L2, L1, L0])
 def test_radius_per_feature_outside_linf_is_refused(kind: type[Ball]) -> None:
-    with pytest.raises(BadInput, match=r"`eps` of shape \(1, 3\) does not fit x \(2, 3\): a number, or \(n,\)"):
+    with pytest.raises(BadInput, match=r"`eps` of shape \(1, 3\) does not fit x \(2, 3\): a number, or one per example, \(n,\)"):
         made(kind, eps=torch.ones(1, 3)).argmax(GRAD, X)
 
 
