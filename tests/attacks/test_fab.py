@@ -169,10 +169,10 @@ def test_minimum_norm_is_near_the_least_and_the_nearest_example_seen(norm: str) 
         fools = torch.stack([predicted(model, z) != y for z in seen])
         lengths = torch.stack([everywhere.norm(z - x) for z in seen])
         torch.testing.assert_close(torch.where(fools, lengths, math.inf).amin(0), distance, rtol=0, atol=0)
-        ball = everywhere.with_eps(1.5 * least)
+        ball = everywhere.with_eps(1.5 * least[:, None])
         inside = eb.FAB(steps=10, minimise=True)(model, x, y, ball)
         assert torch.equal(inside, x_adv)
-        small = everywhere.with_eps(0.5 * least)
+        small = everywhere.with_eps(0.5 * least[:, None])
         assert small.contains(eb.FAB(steps=10, minimise=True)(model, x, y, small), x).all()
 
 

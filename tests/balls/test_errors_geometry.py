@@ -181,7 +181,8 @@ def test_maximiser_of_an_infinite_ball_without_a_box_is_refused(
 
 @pytest.mark.parametrize("kind", [L2, L1, L0])
 def test_radius_per_feature_outside_linf_is_refused(kind: type[Ball]) -> None:
-    with pytest.raises(BadInput, match=r"`eps` of shape \(1, 3\) does not fit x \(2, 3\): a number, or one per example, \(n,\)"):
+    misfit = r"`eps` of shape \(1, 3\) does not fit x \(2, 3\): a number, or one per example, \(n,\)"
+    with pytest.raises(BadInput, match=misfit):
         made(kind, eps=torch.ones(1, 3)).argmax(GRAD, X)
 
 
