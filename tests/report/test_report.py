@@ -300,7 +300,7 @@ def test_large_images_are_reduced_and_bounded_in_bytes(tmp_path: Path) -> None:
         ({"source": linear(36, 3, seed=5)}, "A transfer: attacks that see the model itself may find more."),
         ({"ball": eb.Linf(eps=torch.full((60,), EPS), lo=0, hi=1)}, "L∞, ε one per example"),
         ({"ball": eb.Linf(eps=0.0, lo=0, hi=1)}, "Robust accuracy"),
-        ({"ball": eb.L2(eps=0.5)}, "in L2, ε = 0.5;"),
+        ({"ball": eb.L2(eps=0.5)}, "in L2, ε = 0.5, box [0, 1];"),
     ],
 )
 def test_runs_of_every_kind_are_reported(tmp_path: Path, options: dict[str, Any], expected: str) -> None:

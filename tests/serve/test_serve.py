@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -474,18 +473,10 @@ def test_radii_that_are_no_numbers_are_refused(served: TestClient, number: str):
 def test_answers_do_not_depend_on_earlier_or_concurrent_requests(served: TestClient, two):
     questions = [{"row": row, "eps": 0.1, "attack": "pgd:steps=5", "seed": row} for row in range(8)]
     alone = [ask(served, **question) for question in questions]
-    found: dict[int, Any] = {}
-
-    def one(number: int) -> None:
-        found[number] = ask(client(*two, data=judged()), **questions[number])
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, before in enumerate(alone):
-        assert found[number]["models"] == before["models"]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda question: ask(client(*two, data=judged()), **question), questions))
+    for after, before in zip(found, alone, strict=True):
+        assert after["models"] == before["models"]
 
 
 def test_the_models_are_unchanged_also_when_they_fail():

@@ -551,7 +551,7 @@ def test_a_scalar_that_is_logged_in_some_steps_is_a_mean_over_those(digits):
 
 
 def test_a_model_that_returns_probabilities_gives_a_warning(digits):
-    with pytest.warns(ModelWarning, match="seems to return probabilities"):
+    with pytest.warns(ModelWarning, match="returns probabilities, from the softmax at its end"):
         fit(nn.Sequential(net(), nn.Softmax(1)), digits, epochs=1)
 
 
