@@ -17,6 +17,7 @@ from epsball.engine.protocols import CASCADES
 from epsball.evaluation.preflight import ALLOWANCE, COST, COST_BROKEN, FEWEST, MOST, affordable
 from epsball.evaluation.result import Evaluation
 from epsball.models.broken_defences import BROKEN_DEFENCES
+from epsball.problem.objective import SearchWarning
 
 BALL = eb.Linf(eps=0.1, lo=0, hi=1)
 pytestmark = pytest.mark.filterwarnings("ignore::epsball.problem.objective.ModelWarning")
@@ -101,7 +102,9 @@ def test_a_result_without_checks_says_not_checked_and_why(kind, why, net, data, 
     few = data[0][:20], data[1][:20]
     run = {
         "small": lambda: eb.evaluate(net, few, BALL, "fgsm", run_dir=tmp_path),
-        "labels": lambda: eb.evaluate(nets.LabelOnly(net), few, BALL, "hopskipjump:steps=9", run_dir=tmp_path),
+        "labels": lambda: eb.evaluate(
+            nets.LabelOnly(net), few, BALL, "hopskipjump:steps=9", convergence=0, run_dir=tmp_path
+        ),
         "transfer": lambda: eb.evaluate(net, few, BALL, "fgsm", source=net, run_dir=tmp_path),
         "off": lambda: eb.evaluate(net, data, BALL, "fgsm", diagnose=0, run_dir=tmp_path),
     }[kind]()
@@ -153,7 +156,7 @@ def test_a_black_box_is_searched_and_only_checked_for_what_can_be_measured(net, 
     assert found.doubts == ()
     assert found.diagnosis is not None
     measured = {one.name for one in found.diagnosis.indicators if one.value is not None}
-    assert measured == {"softmax-outputs", "stochastic-forward", "noise-stronger"}
+    assert measured == {"softmax-outputs", "stochastic-forward", "dependent-rows", "noise-stronger"}
     assert "14 not measured" in found.reliability
 
 
@@ -168,7 +171,8 @@ def test_a_weak_search_of_a_black_box_fails_the_checks_against_random_search(net
 def test_no_query_beyond_the_budget_is_made_for_checks_that_nobody_asked_for(net, data, monkeypatch) -> None:
     monkeypatch.setattr("epsball.evaluation.preflight.affordable", lambda found: FEWEST)  # they are not too dear
     box = eb.BlackBox(function=lambda x: net(x), takes="torch", budget=40)
-    found = eb.evaluate(box, data, BALL, "square:steps=200")
+    with pytest.warns(SearchWarning, match="budget of 40 queries ran out"):
+        found = eb.evaluate(box, data, BALL, "square:steps=200")
     assert found.diagnosis is None
     assert box.total <= 40 * len(data[0]) + len(data[0])
 
