@@ -50,7 +50,7 @@ def test_transfer_from_the_model_itself_is_the_attack_run_to_its_end(attack: Att
 
 @pytest.mark.parametrize("attack", SUITE.values(), ids=SUITE)
 def test_attack_of_a_transfer_runs_on_the_source_only(attack: Attack) -> None:
-    """No gradient of the model; it sees clean examples (half thrice), the set-up's, the ends of jobs, the stored points."""
+    """No gradient of the model; it sees clean examples (half thrice), the set-up's, the ends of jobs, stored points."""
     inner, source, x, y = two()
     norm = "linf" if "linf" in attack.norms() else attack.norms()[0]
     shown: list[Tensor] = []
