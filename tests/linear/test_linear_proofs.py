@@ -241,7 +241,7 @@ def test_a_radius_of_the_least_double_is_decided_exactly() -> None:
     x = torch.tensor([[0.25, 0.5], [-0.25, -0.5]], dtype=torch.float64)
     weight, least = torch.tensor([[2.0, -1.0]], dtype=torch.float64), math.ulp(0.0)
     for norm in ("linf", "l2", "l1"):
-        found = optimum(weight, [least], x, 1, BALLS[norm](eps=torch.tensor([0.0, least], dtype=torch.float64)))
+        found = optimum(weight, [least], x, 1, BALLS[norm](eps=torch.tensor([[0.0], [least]], dtype=torch.float64)))
         assert found.robust.tolist() == [True, False]
         assert found.margin[0] == least
 
