@@ -312,3 +312,14 @@ def _is_robust_in_units(model: Any, steep: list[list[Fraction]], x: np.ndarray, 
         if rival != y and can_gain(norm, slope, room, Fraction(1), wanted, more=y < rival):
             return False
     return True
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_column_of_radii_is_one_per_example(norm: str) -> None:
+    draw = torch.Generator().manual_seed(5)
+    weight, x = torch.randn(3, 4, generator=draw), torch.randn(4, 4, generator=draw)
+    radii = torch.tensor([0.0, 0.1, 0.5, 3.0])
+    column = optimum(weight, None, x, 0, BALLS[norm](eps=radii[:, None]))
+    single = [optimum(weight, None, x[i : i + 1], 0, BALLS[norm](eps=float(radii[i]))) for i in range(4)]
+    assert column.robust.tolist() == [one.robust.item() for one in single]
+    torch.testing.assert_close(column.margin, torch.cat([one.margin for one in single]))

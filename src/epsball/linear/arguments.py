@@ -126,7 +126,10 @@ def _check_columns(x: Any, model: Any) -> None:
 def _in_doubles(ball: Ball, x: Tensor) -> Ball:
     """The ball bound to x, its radius as it was given and its box as x's dtype holds it, in double precision."""
     bound = ball.bind(x)
-    parts: dict[str, Any] = {"eps": ball.eps.to(x.device).double() if isinstance(ball.eps, Tensor) else ball.eps}
+    eps = ball.eps
+    if isinstance(eps, Tensor):  # as it was given, in the form that fits x
+        eps = eps.to(x.device).double().reshape(torch.as_tensor(bound.eps).shape)
+    parts: dict[str, Any] = {"eps": eps.item() if isinstance(eps, Tensor) and eps.ndim == 0 else eps}
     for name in ("lo", "hi"):
         side = torch.as_tensor(getattr(bound, name), dtype=x.dtype, device=x.device).double()
         parts[name] = side if side.ndim else side.item()
