@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from commands import run as run_command
-from safetensors.torch import load_file
 from torch import nn
 
 from epsball.common.errors import BadInput
@@ -24,6 +23,7 @@ from epsball.evaluation.result import Evaluation
 from epsball.evaluation.verify import verify
 from epsball.models.folder import read_model_folder
 from epsball.models.model_record import read_record
+from epsball.models.weights import load_weights
 from epsball.report.html import of_run
 from epsball.report.run import Run
 from epsball.training import checkpoint
@@ -92,7 +92,7 @@ def of_the_run(path: Path) -> Any:
     """All that is read of a run: the result, its report, and what its verification finds."""
     found = Evaluation.load(path)
     network = nn.Sequential(*read_sound())
-    network.load_state_dict(load_file(path / "model.safetensors"))
+    load_weights(network, path / "model.safetensors")
     differences = verify(path, network)
     if not differences.agrees:
         raise BadInput("the verification finds differences")

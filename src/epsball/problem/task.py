@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -80,7 +81,8 @@ class Task:
 
 def check_batch(x: Tensor, y: object) -> None:
     """Raise `BadInput` where x (features,) or (channels, height, width) comes with one label: it is one example."""
-    if x.ndim in (1, 3) and len(x) != 1 and torch.as_tensor(y).numel() == 1:
+    count = y.numel() if isinstance(y, Tensor) else np.asarray(y, dtype=object).size
+    if x.ndim in (1, 3) and len(x) != 1 and count == 1:
         raise BadInput(
             f"`x` must have a first dimension of examples, got {tuple(x.shape)} with one label; one example is "
             f"x[None], and {len(x)} examples of one class have y=torch.full(({len(x)},), y)"
