@@ -176,10 +176,15 @@ def test_a_success_undone_by_rounding_does_not_count_and_the_next_attack_runs() 
     assert points.item() == np.float32(102) / np.float32(255)
 
 
+SHORT = ["apgd-t:steps=30", "square:warm_start=true,p=0.1,early_stop=2,steps=300", "square:steps=300"]
+WHOLE = pytest.param(["standard", "fast"], marks=pytest.mark.nightly)
+
+
+@pytest.mark.parametrize("attacks", [["apgd", SHORT], WHOLE], ids=["short", "whole"])
 @pytest.mark.parametrize(
     "ball", [eb.Linf(eps=8 / 255, lo=0, hi=1), eb.L2(eps=0.1, lo=0, hi=1), eb.L1(eps=0.3, lo=0, hi=1)]
 )
-def test_a_success_undone_by_rounding_does_not_end_the_attack(ball: Ball) -> None:
+def test_a_success_undone_by_rounding_does_not_end_the_attack(ball: Ball, attacks: list[str | list[str]]) -> None:
     """A job that stopped at its first success, just over the decision boundary, would be weaker than FGSM."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (100, 20), generator=generator) / 255
@@ -190,10 +195,7 @@ def test_a_success_undone_by_rounding_does_not_end_the_attack(ball: Ball) -> Non
         y = model(x).argmax(1)
     fgsm = eb.evaluate(model, (x, y), ball, "fgsm", storage="8bit").count("robust")
     assert 10 < fgsm < 95
-    for attack in (
-        "apgd",
-        ["apgd-t:steps=30", "square:warm_start=true,p=0.1,early_stop=2,steps=300", "square:steps=300"],
-    ):
+    for attack in attacks:
         found = eb.evaluate(model, (x, y), ball, attack, storage="8bit", diagnose=0)
         assert found.count("robust") <= fgsm, attack
         rows = 0

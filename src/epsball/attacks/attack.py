@@ -194,6 +194,8 @@ class Attack(ABC, Generic[S]):
         (on all rows for a minimum-norm attack). Every returned point is in the ball, adversarial or not, on the device
         of `x` and in the dtype in which the model was asked: that of its parameters, if it does not take that of `x`.
         Where the query budget of a black box runs out first, a warning says so.
+        Questions about the model are asked beside the steps: one output per example in [0, 1] costs four calls (is it a
+        probability?), x of shape (n,) up to two (is it one example?).
 
         Raises `BadInput` for arguments that do not fit; the model comes back as it was, also after an exception.
         """
