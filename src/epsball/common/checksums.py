@@ -16,6 +16,9 @@ from epsball.common.errors import BadInput
 MARK = b"file-sha256:"
 UNSIGNED = f"{MARK.decode()}{'0' * 64}"
 """What a writer puts into the file, once, for `sign` to fill in."""
+SIGNED = re.compile(re.escape(MARK) + rb"[0-9a-f]{64}")
+TOUCHED = re.compile(rb"file-sha256:|file-.{7}[0-9a-f]{64}|sha256:[0-9a-f]{64}", re.DOTALL)
+"""What one flipped bit leaves of `SIGNED`."""
 WINDOW = 1 << 20
 """The checksum is in the first or the last bytes of a file."""
 
@@ -42,16 +45,18 @@ def check_signed(path: Path) -> None:
 
 
 def _digest(path: Path) -> tuple[bytes, int]:
-    """The checksum, and where its digits are in the file: -1 where there are none."""
+    """The checksum, and where its digits are in the file: -1 where there are none. `BadInput` where they are damaged."""
     with open(path, "rb") as file:
         if not file.seek(0, 2):
             return b"", -1
         with mmap(file.fileno(), 0, access=ACCESS_READ) as whole:
-            marked = re.compile(re.escape(MARK) + rb"[0-9a-f]{64}")
             start = max(0, len(whole) - WINDOW)
-            found = [start + match.end() - 64 for match in marked.finditer(whole[start:])]
-            found = found or [match.end() - 64 for match in marked.finditer(whole[:WINDOW])]
+            first, last = whole[:WINDOW], whole[start:]
+            found = [start + match.end() - 64 for match in SIGNED.finditer(last)]
+            found = found or [match.end() - 64 for match in SIGNED.finditer(first)]
             if not found:
+                if TOUCHED.search(last) or TOUCHED.search(first):
+                    raise BadInput("its checksum is damaged")
                 return b"", -1
             place = found[-1]
             digest = hashlib.sha256()
