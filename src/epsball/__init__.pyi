@@ -28,7 +28,7 @@ from epsball.linear.logistic import RobustLogisticRegression as RobustLogisticRe
 from epsball.linear.paths import RobustLogisticRegressionCV as RobustLogisticRegressionCV
 from epsball.linear.regression import RobustRegressor as RobustRegressor
 from epsball.problem import losses as losses
-from epsball.problem.black_box import BlackBox as BlackBox
+from epsball.models.black_box import BlackBox as BlackBox
 from epsball.training.fit import fit as fit
 from epsball.training.surrogate import Surrogate as Surrogate
 from epsball.training.surrogate import surrogate as surrogate

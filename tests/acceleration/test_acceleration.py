@@ -21,8 +21,8 @@ from epsball.acceleration.plan import AccelerationPlan
 from epsball.acceleration.rewriting import graph
 from epsball.acceleration.trial import TOLERANCE, Different, gradient_pass
 from epsball.common.errors import BadInput
+from epsball.models.frozen import frozen
 from epsball.models.registry import build
-from epsball.problem.objective import frozen
 
 every_network = pytest.mark.parametrize("name", ZOO)
 

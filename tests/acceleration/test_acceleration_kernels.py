@@ -18,7 +18,7 @@ from epsball.acceleration.kernels import by_folding, by_phases, phases
 from epsball.acceleration.layers import METHODS, Convolution, Method, convolution
 from epsball.acceleration.plan import AccelerationPlan
 from epsball.acceleration.trial import best_kernels
-from epsball.problem.objective import frozen
+from epsball.models.frozen import frozen
 
 
 def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:

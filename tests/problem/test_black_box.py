@@ -21,7 +21,8 @@ from epsball.data.load import load_data
 from epsball.engine import queue
 from epsball.engine.queue import QueueOptions
 from epsball.linear.exact import minimal_eps
-from epsball.problem.black_box import NOBODY, BlackBoxObjective, objective_for
+from epsball.models.black_box import NOBODY
+from epsball.problem.black_box_objective import BlackBoxObjective, objective_for
 from epsball.problem.objective import Objective
 from epsball.problem.task import Task, task_of
 

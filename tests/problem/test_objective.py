@@ -30,8 +30,9 @@ from nets import (
 from torch import Tensor, nn
 
 import epsball as eb
+from epsball.models.frozen import frozen
 from epsball.problem.losses import LOSSES, cross_entropy, margin
-from epsball.problem.objective import ModelWarning, Objective, Point, changes_prediction, frozen, prediction
+from epsball.problem.objective import ModelWarning, Objective, Point, changes_prediction, prediction
 from epsball.problem.task import Task, task_of
 
 BALL = eb.Linf(eps=0.2)

@@ -37,7 +37,7 @@ from epsball.acceleration.trial import (
     timed,
 )
 from epsball.common.errors import BadInput
-from epsball.problem.objective import frozen
+from epsball.models.frozen import frozen
 
 __all__ = ["Accelerated", "AccelerationPlan", "accelerate"]
 

@@ -23,7 +23,7 @@ from epsball.balls.registry import BALLS
 from epsball.common.checks import check_whole
 from epsball.common.errors import BadInput
 from epsball.common.shapes import column
-from epsball.problem.black_box import objective_for
+from epsball.problem.black_box_objective import objective_for
 from epsball.problem.inputs import batch_for
 from epsball.problem.losses import Loss, cross_entropy
 from epsball.problem.objective import (

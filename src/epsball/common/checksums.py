@@ -45,7 +45,7 @@ def check_signed(path: Path) -> None:
 
 
 def _digest(path: Path) -> tuple[bytes, int]:
-    """The checksum, and where its digits are in the file: -1 where there are none. `BadInput` where they are damaged."""
+    """The checksum, and where its digits are in the file: -1 where there are none; `BadInput` for a part of it."""
     with open(path, "rb") as file:
         if not file.seek(0, 2):
             return b"", -1

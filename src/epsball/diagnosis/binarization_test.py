@@ -33,9 +33,10 @@ from epsball.engine.batches import forward_rows
 from epsball.engine.outcome import AttackOutcome
 from epsball.engine.queue import QueueOptions
 from epsball.engine.stages import Asked, Named, named
+from epsball.models.frozen import frozen
 from epsball.problem.inputs import inputs_for
 from epsball.problem.losses import cross_entropy, margin
-from epsball.problem.objective import Model, Objective, check_labels, frozen
+from epsball.problem.objective import Model, Objective, check_labels
 from epsball.problem.task import AWAY, Task
 
 FEWEST_DRAWS, MOST_DRAWS = 200, 2000

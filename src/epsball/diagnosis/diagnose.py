@@ -28,8 +28,9 @@ from epsball.diagnosis.probes import Probe, run_probes
 from epsball.diagnosis.reaction import Reaction
 from epsball.diagnosis.sample import correct_rows, sampled, task_in_id_order
 from epsball.engine.stages import Asked, Named, named
+from epsball.models.frozen import frozen
 from epsball.problem.inputs import inputs_for
-from epsball.problem.objective import Model, ModelWarning, frozen
+from epsball.problem.objective import Model, ModelWarning
 from epsball.problem.task import Task
 
 PROBED = 64

@@ -27,8 +27,8 @@ from epsball.diagnosis.setup_labels import (
     numbering_finding,
 )
 from epsball.diagnosis.setup_record import BallFacts, DataFacts, Finding, LabelFacts, ModelFacts, Setup
-from epsball.problem.black_box import BlackBox
-from epsball.problem.frozen import held_modules
+from epsball.models.black_box import BlackBox
+from epsball.models.frozen import held_modules
 from epsball.problem.objective import Model, Objective, prediction, probabilities
 from epsball.problem.task import Task
 

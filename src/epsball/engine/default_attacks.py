@@ -10,8 +10,9 @@ from epsball.attacks.square import Square
 from epsball.balls.ball import Ball
 from epsball.common.errors import BadInput
 from epsball.engine.protocols import CASCADES
-from epsball.problem.black_box import BlackBox
-from epsball.problem.objective import Model, Needs, frozen
+from epsball.models.black_box import BlackBox
+from epsball.models.frozen import frozen
+from epsball.problem.objective import Model, Needs
 
 WEAK = ("fgsm", "pgd")
 """For balls of a user that no protocol has a list for: these are defined in every ball."""

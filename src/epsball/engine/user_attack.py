@@ -19,7 +19,7 @@ from epsball.common.undo import Undo
 from epsball.engine.batches import forward_rows
 from epsball.engine.outcome import AttackOutcome
 from epsball.engine.queue import OnTurn
-from epsball.problem.frozen import held_modules, restored_buffers
+from epsball.models.frozen import held_modules, restored_buffers
 from epsball.problem.objective import Model, Objective
 from epsball.problem.task import Task
 

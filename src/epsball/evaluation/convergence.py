@@ -24,7 +24,7 @@ from epsball.evaluation.convergence_record import NEARER, Convergence, Look
 from epsball.evaluation.plan import EvaluationPlan
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import RunDir
-from epsball.problem.black_box import BlackBox
+from epsball.models.black_box import BlackBox
 from epsball.problem.task import Task
 
 FEWEST = 8

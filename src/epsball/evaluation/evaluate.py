@@ -48,9 +48,10 @@ from epsball.evaluation.preflight import diagnosis_of, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
 from epsball.evaluation.run_directory import RunDir
 from epsball.evaluation.shard import PROBED, Shard
-from epsball.problem.black_box import unwrapped
+from epsball.models.black_box import unwrapped
+from epsball.models.frozen import frozen
 from epsball.problem.inputs import inputs_for
-from epsball.problem.objective import Model, SearchWarning, Success, changes_prediction, frozen
+from epsball.problem.objective import Model, SearchWarning, Success, changes_prediction
 from epsball.problem.task import AWAY
 
 

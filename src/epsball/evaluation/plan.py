@@ -36,7 +36,8 @@ from epsball.evaluation.acceleration_policy import accelerated
 from epsball.evaluation.config import EvaluationConfig
 from epsball.evaluation.point_storage import Storage
 from epsball.evaluation.run_directory import read_config
-from epsball.problem.black_box import BlackBox, objective_for
+from epsball.models.black_box import BlackBox
+from epsball.problem.black_box_objective import objective_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
 from epsball.problem.task import Task, task_of

@@ -25,7 +25,7 @@ from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import RunDir, read_config
 from epsball.evaluation.shard import Shard
-from epsball.problem.black_box import BlackBox
+from epsball.models.black_box import BlackBox
 from epsball.problem.objective import Objective
 from epsball.problem.rows import rows_independent
 

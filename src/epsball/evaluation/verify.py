@@ -26,7 +26,7 @@ from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import read_config
 from epsball.evaluation.stored_run import StoredRun
 from epsball.evaluation.verify_shard import VerifiedShard, verified_shard
-from epsball.problem.black_box import unwrapped
+from epsball.models.black_box import unwrapped
 from epsball.problem.inputs import examples_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction

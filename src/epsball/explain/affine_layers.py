@@ -22,7 +22,7 @@ from epsball.common.record import Record
 from epsball.common.undo import Undo
 from epsball.explain.finding import nested
 from epsball.models.builtin import Maxout, Normalize
-from epsball.problem.objective import frozen
+from epsball.models.frozen import frozen
 
 AFFINE = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

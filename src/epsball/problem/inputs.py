@@ -23,10 +23,11 @@ from epsball.data.box import ball_for
 from epsball.data.class_names import numbered_like
 from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
+from epsball.models.black_box import BlackBox
+from epsball.models.frozen import frozen
 from epsball.models.model_record import LABEL_NAMES
-from epsball.problem.black_box import BlackBox
 from epsball.problem.model_errors import is_one_example
-from epsball.problem.objective import Model, frozen
+from epsball.problem.objective import Model
 
 log = logging.getLogger(__name__)
 

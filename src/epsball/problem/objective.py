@@ -19,7 +19,7 @@ from torch import Tensor
 from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.common.undo import Undo
-from epsball.problem.frozen import frozen, held_modules
+from epsball.models.frozen import frozen, held_modules
 from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.losses import Loss
 from epsball.problem.model_errors import IN_PLACE, explained, wrong_rows

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epsball.problem.frozen import frozen
+from epsball.models.frozen import frozen
 
 ROWS = 32
 """The size of the batch that is tried; its halves are congruent, so that kernels treat their rows alike."""

@@ -22,9 +22,9 @@ from epsball.attacks.fgsm import FGSM
 from epsball.balls.linf import Linf
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
+from epsball.models.frozen import frozen
 from epsball.models.registry import build
 from epsball.problem.losses import Loss, cross_entropy
-from epsball.problem.objective import frozen
 from epsball.reproduce.budget import BATCH, RATE, Budget
 from epsball.reproduce.outcome import EPS, Outcome, outcome_of
 from epsball.reproduce.sources import Source

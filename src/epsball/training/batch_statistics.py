@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from epsball.problem.frozen import buffers_of, restored_buffers
+from epsball.models.frozen import buffers_of, restored_buffers
 
 BatchNorm = Literal["both", "clean", "adversarial", "separate", "joint"]
 

@@ -29,10 +29,11 @@ from epsball.data.box import ball_for
 from epsball.data.class_names import numbered_like
 from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
+from epsball.models.frozen import frozen
 from epsball.problem.inputs import examples_for
 from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.model_errors import explained
-from epsball.problem.objective import SOFTMAX, ModelWarning, frozen, probabilities
+from epsball.problem.objective import SOFTMAX, ModelWarning, probabilities
 from epsball.problem.outputs import two_columns
 from epsball.training import distributed
 from epsball.training.averaging import WeightAverage

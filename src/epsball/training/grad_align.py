@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch, PerExample, flat
-from epsball.problem.frozen import restored_buffers
+from epsball.models.frozen import restored_buffers
 from epsball.training.cross_entropy import NonNegative, input_gradient, learnable, logits_of
 from epsball.training.inner_attack import AttackingTraining, Mode, attack_gradient, attackable, summed_cross_entropy
 from epsball.training.training_objective import Labels, Logged, TrainingStep

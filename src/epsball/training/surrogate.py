@@ -24,10 +24,10 @@ from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.common.shapes import Batch, column
 from epsball.data.examples import Examples
+from epsball.models.black_box import BlackBox
+from epsball.models.frozen import frozen
 from epsball.models.registry import build
-from epsball.problem.black_box import BlackBox
 from epsball.problem.inputs import batch_for
-from epsball.problem.objective import frozen
 from epsball.problem.outputs import masked_to_finite, two_columns
 from epsball.training.cross_entropy import Logits, accuracy, logits_of
 from epsball.training.fit import fit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.problem.frozen import frozen, held_modules
+from epsball.models.frozen import frozen, held_modules
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import ModelWarning, Objective
 
