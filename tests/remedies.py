@@ -93,7 +93,7 @@ def evaluated(*names: Any, ball: eb.Ball = BALL, model: Any = NET, data: Any = (
 
 
 def black_box(function: Callable[[Any], Any], **more: Any) -> torch.Tensor:
-    return eb.BlackBox(function=function, **more)(X)
+    return eb.BlackBox(function, **more)(X)
 
 
 def ask(model: Any) -> torch.Tensor:
@@ -296,24 +296,29 @@ REMEDIES = [
     ),
     # black boxes and models
     Remedy(
-        "answers='logits'",
-        lambda: black_box(lambda x: x, answers="labels"),
-        lambda: black_box(lambda x: x, answers="logits"),
+        "scores='logits'",
+        lambda: black_box(lambda x: x, scores="labels"),
+        lambda: black_box(lambda x: x, scores="logits"),
     ),
     Remedy(
         "classes=estimator.classes_",
-        lambda: black_box(lambda x: logistic().predict(x), answers="labels"),
-        lambda: black_box(lambda x: logistic().predict(x), answers="labels", classes=logistic().classes_),
+        lambda: black_box(lambda x: logistic().predict(x), scores="labels"),
+        lambda: black_box(lambda x: logistic().predict(x), scores="labels", classes=logistic().classes_),
     ),
     Remedy(
-        "answers='labels'",
+        "scores='labels'",
         lambda: black_box(lambda x: x.argmax(1)),
-        lambda: black_box(lambda x: x.argmax(1), answers="labels"),
+        lambda: black_box(lambda x: x.argmax(1), scores="labels"),
     ),
     Remedy(
-        "epsball.BlackBox(function=model)",
+        "batch_size=1, pad=True",
+        lambda: black_box(lambda x: x, pad=True),
+        lambda: black_box(lambda x: x, batch_size=1, pad=True),
+    ),
+    Remedy(
+        "epsball.BlackBox(model)",
         lambda: ask(lambda x: x.detach().numpy()),
-        lambda: ask(eb.BlackBox(function=lambda x: x)),
+        lambda: ask(eb.BlackBox(lambda x: x)),
     ),
     Remedy(
         "lambda x: model(x).logits",

@@ -750,7 +750,7 @@ SOUND: dict[str, Callable[[], Case]] = {
         {"attacks": lambda model, x, y, ball: x},
     ),
     "a black box": lambda: (
-        eb.BlackBox(function=lambda x: digits().model(torch.from_numpy(x)).detach().numpy()),
+        eb.BlackBox(lambda x: digits().model(torch.from_numpy(x)).detach().numpy()),
         digits().data(20),
         DIGITS_BALL,
         {"attacks": "square:steps=5"},

@@ -26,7 +26,7 @@ LEFT_OUT = {
     "common/limits.py": "write it",
     "diagnosis/setup.py": "as in (y + 1) % classes",
     "models/folder.py": "write --model",
-    "training/surrogate.py": "wrap it: BlackBox(function=...)",
+    "training/surrogate.py": "wrap it: BlackBox(f)",
 }
 """Messages without a line, by file and a part of them."""
 

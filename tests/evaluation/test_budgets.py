@@ -50,7 +50,7 @@ def problem() -> tuple[torch.nn.Module, Tensor, Tensor]:
 
 
 def box_of(budget: int | None = None, **options: Any) -> eb.BlackBox:
-    return eb.BlackBox(function=problem()[0], takes="torch", budget=budget, **options)
+    return eb.BlackBox(problem()[0], takes="torch", budget=budget, **options)
 
 
 def evaluated(budget: int | None, attacks: Any = "square:steps=60", **options: Any) -> Evaluation:
@@ -226,7 +226,7 @@ def test_direct_call_says_where_queries_ran_out() -> None:
     with pytest.warns(SearchWarning, match=r"budget of 7 ran out for \d+ of 24 examples.*budget=40 it ends"):
         found = attack(box_of(7), x, y, BALL)
     assert (predicted(model, found) != y).sum() < (predicted(model, whole) != y).sum()
-    labels = eb.BlackBox(function=lambda z: predicted(model, z), answers="labels", takes="torch", budget=20)
+    labels = eb.BlackBox(lambda z: predicted(model, z), scores="labels", takes="torch", budget=20)
     with pytest.warns(SearchWarning, match="ran out for 24 of 24"):
         eb.HopSkipJump(steps=40)(labels, x, y, BALL)
 
@@ -276,7 +276,7 @@ def test_too_few_queries_for_a_tree_are_noticed(kind: str) -> None:
     model, (x, y), eps = fitted(kind), cancer(), 0.3
     x, y = x[400:440], y[400:440]
     exact = robust_rows(model, x, y, eps)
-    box = eb.BlackBox(function=model.predict_proba, answers="probabilities")
+    box = eb.BlackBox(model.predict_proba, scores="probabilities")
     with pytest.warns(SearchWarning, match="Not converged"):
         few = eb.evaluate(box, (x, y), eb.Linf(eps=eps), "square:steps=10")
     enough = eb.evaluate(box, (x, y), eb.Linf(eps=eps), "square:steps=200,restarts=10")

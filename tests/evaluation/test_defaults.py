@@ -141,8 +141,8 @@ def test_every_norm_has_default_attacks_for_every_kind_of_run() -> None:
         ("grad", lambda net: net),
         ("logits", lambda net: lambda x: net(x).detach()),
         ("label", lambda net: lambda x: net(x).argmax(1)),
-        ("logits", lambda net: eb.BlackBox(function=lambda x: net(x), takes="torch")),
-        ("label", lambda net: eb.BlackBox(function=lambda x: net(x).argmax(1), takes="torch", answers="labels")),
+        ("logits", lambda net: eb.BlackBox(lambda x: net(x), takes="torch")),
+        ("label", lambda net: eb.BlackBox(lambda x: net(x).argmax(1), takes="torch", scores="labels")),
         ("grad", lambda net: lambda x: 1 / 0),  # the run itself says what is wrong
     ],
 )
@@ -170,7 +170,7 @@ def test_a_weak_search_of_a_black_box_fails_the_checks_against_random_search(net
 
 def test_no_query_beyond_the_budget_is_made_for_checks_that_nobody_asked_for(net, data, monkeypatch) -> None:
     monkeypatch.setattr("epsball.evaluation.preflight.affordable", lambda found: FEWEST)  # they are not too dear
-    box = eb.BlackBox(function=lambda x: net(x), takes="torch", budget=40)
+    box = eb.BlackBox(lambda x: net(x), takes="torch", budget=40)
     with pytest.warns(SearchWarning, match="budget of 40 queries ran out"):
         found = eb.evaluate(box, data, BALL, "square:steps=200")
     assert found.diagnosis is None

@@ -213,7 +213,7 @@ def test_a_parameter_that_is_computed_is_left_alone() -> None:
 
 def test_a_black_box_around_a_network_in_train_mode_leaves_it() -> None:
     x, y = nets.batch_of(6, SHAPE, 3)
-    box = eb.BlackBox(function=lambda z: NET(torch.from_numpy(z)).detach().numpy())
+    box = eb.BlackBox(lambda z: NET(torch.from_numpy(z)).detach().numpy())
     NET.train()
     state = awkward.state_of(NET)
     eb.Square(steps=3)(box, x, y, eb.Linf(eps=0.1))

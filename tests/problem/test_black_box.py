@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,7 +271,7 @@ def test_answers_are_remembered_up_to_the_memory() -> None:
         x[:] = 7  # it may write into what it gets
         return np.ones((len(x), 3))
 
-    box = eb.BlackBox(function=function, memory=4)
+    box = eb.BlackBox(function, memory=4)
     x = torch.arange(6.0).reshape(3, 2)
     ids = torch.tensor([4, 5, 4])
     twice = torch.cat([x, x])
@@ -289,7 +291,7 @@ def test_answers_are_remembered_up_to_the_memory() -> None:
 
 
 def test_queries_of_an_example_end_with_its_budget() -> None:
-    box = eb.BlackBox(function=lambda x: x, budget=2)
+    box = eb.BlackBox(lambda x: x, budget=2)
     one, other = torch.tensor([3]), torch.tensor([8])
     for value in (0.0, 1.0):
         assert box.ask(torch.full((1, 2), value), one).isfinite().all()
@@ -317,7 +319,7 @@ def test_queue_keeps_to_the_budget_of_an_example(attack: HSJ | eb.Square) -> Non
     labels = attack.needs == "label"
     box = eb.BlackBox(
         function=(lambda z: predicted(function, z)) if labels else function,
-        answers="labels" if labels else "logits",
+        scores="labels" if labels else "logits",
         takes="torch",
         budget=60,
     )
@@ -338,7 +340,7 @@ def test_queue_keeps_to_the_budget_of_an_example(attack: HSJ | eb.Square) -> Non
 
 
 def test_gradient_of_a_black_box_is_refused() -> None:
-    box = eb.BlackBox(function=lambda x: x)
+    box = eb.BlackBox(lambda x: x)
     with pytest.raises(BadInput, match="square needs logits, hopskipjump labels"):
         objective_for(box, eb.PGD().loss)
 
@@ -353,9 +355,9 @@ def test_estimators_of_scikit_learn_are_black_boxes(kind: str) -> None:
     fitted = LogisticRegression(max_iter=500).fit(x.numpy(), names[y.numpy()] if kind == "names" else y.numpy())
     how: dict[str, dict[str, object]] = {
         "logits": {"function": fitted.decision_function},
-        "probabilities": {"function": fitted.predict_proba, "answers": "probabilities"},
-        "labels": {"function": fitted.predict, "answers": "labels"},
-        "names": {"function": fitted.predict, "answers": "labels", "classes": list(names)},
+        "probabilities": {"function": fitted.predict_proba, "scores": "probabilities"},
+        "labels": {"function": fitted.predict, "scores": "labels"},
+        "names": {"function": fitted.predict, "scores": "labels", "classes": list(names)},
     }
     box = eb.BlackBox(**how[kind])  # pyright: ignore
     x, y = x[:8], y[:8]
@@ -372,11 +374,15 @@ def test_estimators_of_scikit_learn_are_black_boxes(kind: str) -> None:
     ("how", "message"),
     [
         ({"function": 3}, "`function` must be callable"),
-        ({"function": len, "answers": "scores"}, "`answers` must be one of logits"),
+        ({"function": len, "scores": "scores"}, "`scores` must be one of logits"),
         ({"function": len, "takes": "jax"}, "`takes` must be one of numpy"),
         ({"function": len, "budget": 0}, "`budget` must be a whole number >= 1, got 0"),
         ({"function": len, "memory": -1}, "`memory` must be a whole number >= 0, got -1"),
         ({"function": len, "classes": ["a"]}, "`classes` must be left out"),
+        ({"function": len, "layout": "hwc"}, "`layout` must be one of nchw, nhwc"),
+        ({"function": len, "dtype": "int8"}, "`dtype` must be one of float32"),
+        ({"function": len, "batch_size": 0}, "`batch_size` must be a whole number >= 1"),
+        ({"function": len, "pad": True}, "`pad` must be False without a `batch_size`"),
     ],
 )
 def test_wrong_arguments_are_refused(how: dict[str, object], message: str) -> None:
@@ -388,12 +394,21 @@ def test_wrong_arguments_are_refused(how: dict[str, object], message: str) -> No
     ("how", "message"),
     [
         ({"function": lambda x: x[:1]}, "one row per example, got"),
-        ({"function": lambda x: np.array(["a"] * len(x))}, r"answers='labels' where it names classes"),
-        ({"function": lambda x: np.array(["a"] * len(x)), "answers": "labels"}, "name them with `classes`"),
-        ({"function": lambda x: x, "answers": "labels"}, r"labels \(n,\), got \(3, 2\)"),
-        ({"function": lambda x: x - 9, "answers": "probabilities"}, "must answer with probabilities"),
+        ({"function": lambda x: np.array(["a"] * len(x))}, r"scores='labels' where it names classes"),
+        ({"function": lambda x: np.array(["a"] * len(x)), "scores": "labels"}, "name them with `classes`"),
+        ({"function": lambda x: x, "scores": "labels"}, r"labels \(n,\), got \(3, 2\)"),
+        ({"function": lambda x: [[0.0], [0.0, 1.0], [0.0]]}, "must answer with one array, got a list"),
+        ({"function": lambda x: {"logits": x}}, "must answer with one row per example"),
+        ({"function": lambda x: x[:, :0]}, r"logits \(n, classes\) or \(n,\), got \(3, 0\)"),
         (
-            {"function": lambda x: np.array(["c"] * len(x)), "answers": "labels", "classes": ["a"]},
+            {"function": lambda x: x[:, : len(x)], "batch_size": 2},
+            r"as many columns each time, got rows of shape \(1,\)",
+        ),
+        ({"function": lambda x: x, "layout": "nhwc"}, "`layout` must be 'nchw' for examples that are no images"),
+        ({"function": lambda x: x, "dtype": "uint8"}, "got 'uint8' and values from 0 to 5; or give the ball the box"),
+        ({"function": lambda x: x - 9, "scores": "probabilities"}, "must answer with probabilities"),
+        (
+            {"function": lambda x: np.array(["c"] * len(x)), "scores": "labels", "classes": ["a"]},
             "must list every label, got 'c'",
         ),
     ],
@@ -404,7 +419,7 @@ def test_answers_that_cannot_be_understood_are_refused(how: dict[str, object], m
 
 
 def test_probability_of_one_class_becomes_a_logit() -> None:
-    box = eb.BlackBox(function=lambda x: np.array([0.25, 0.5, 1.0, 0.0]), answers="probabilities")
+    box = eb.BlackBox(lambda x: np.array([0.25, 0.5, 1.0, 0.0]), scores="probabilities")
     found = box(torch.zeros(4, 1) + torch.arange(4)[:, None])
     torch.testing.assert_close(found[:2], torch.tensor([math.log(1 / 3), 0.0]))
     assert found.isfinite().all()
@@ -413,12 +428,146 @@ def test_probability_of_one_class_becomes_a_logit() -> None:
 def test_model_comes_back_as_it_was() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Dropout(0.5)).double()
     net.train()
-    box = eb.BlackBox(function=net, takes="torch")
+    box = eb.BlackBox(net, takes="torch")
     x = batch(5, (4,))
     with torch.no_grad():
         assert torch.equal(box(x), net[1](x))
     assert all(part.training for part in net.modules())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+# Functions of other libraries
+
+
+def classifier() -> np.ndarray:
+    """Weights (classes, H * W * C) of a linear classifier of images (H, W, C)."""
+    return np.random.default_rng(0).normal(size=(4, 5 * 5 * 3))
+
+
+class KerasTensor:
+    """As a tensor of Keras: it is no array, and `numpy()` makes one."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+
+    def numpy(self) -> np.ndarray:
+        return self.value
+
+
+class JaxArray:
+    """As an array of JAX: it is no numpy array, and becomes one by the array protocol."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.value, dtype)
+
+
+OUTPUTS: dict[str, Callable[[np.ndarray], object]] = {
+    "numpy": lambda z: z,
+    "jax": JaxArray,
+    "keras": KerasTensor,
+    "list": lambda z: z.tolist(),
+    "tuple of tensors": lambda z: tuple(torch.from_numpy(z).requires_grad_()),
+    "half": lambda z: z.astype(np.float16),
+    "big-endian": lambda z: z.astype(">f8"),
+    "long double": lambda z: z.astype(np.longdouble),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_of_other_libraries_are_evaluated_as_torch_tensors_are(kind: str) -> None:
+    """The same records as the network's own, with images that the function takes as (n, H, W, C) in float32."""
+    weight = classifier()
+    shown: set[tuple[str, tuple[int, ...]]] = set()
+
+    def function(z: np.ndarray) -> object:
+        shown.add((str(z.dtype), z.shape[1:]))
+        assert len(z) <= 7
+        return OUTPUTS[kind]((z.reshape(len(z), -1).astype(np.float64) @ weight.T * 8).round() / 8)
+
+    def plain(x: Tensor) -> Tensor:
+        flat = x.permute(0, 2, 3, 1).flatten(1).float().double()
+        return (flat @ torch.from_numpy(weight).T * 8).round() / 8  # which half precision can hold, too
+
+    x, ball = batch(12, (3, 5, 5)), eb.Linf(eps=0.1, lo=0, hi=1)
+    y = plain(x).argmax(1)
+    box = eb.BlackBox(function, layout="nhwc", dtype="float32", batch_size=7)
+    found, known = (
+        eb.evaluate(model, (x, y), ball, "square:steps=20", diagnose=0, convergence=0)
+        for model in (box, eb.BlackBox(plain, takes="torch"))
+    )
+    assert shown == {("float32", (5, 5, 3))}
+    assert found.records.equals(known.records)
+    assert 0 < found.robust_accuracy < found.clean_accuracy
+    assert found.queries == known.queries
+
+
+def test_padded_calls_have_the_size_of_the_batch_and_the_answers_of_the_rows() -> None:
+    sizes: list[int] = []
+
+    def function(z: np.ndarray) -> np.ndarray:
+        sizes.append(len(z))
+        return z * 2
+
+    box = eb.BlackBox(function, batch_size=4, pad=True)
+    x = torch.arange(14.0).reshape(7, 2)
+    assert torch.equal(box(x), 2 * x)
+    assert sizes == [4, 4]
+    assert box.total == 7
+
+
+def test_images_of_whole_numbers_are_the_nearest_levels() -> None:
+    shown: list[np.ndarray] = []
+
+    def function(z: np.ndarray) -> np.ndarray:
+        shown.append(z.copy())
+        return z.reshape(len(z), -1).astype(float)
+
+    box = eb.BlackBox(function, dtype="uint8", layout="nhwc")
+    x = torch.tensor([0.0, 1.0, 0.501, 7.4 / 255]).reshape(1, 4, 1, 1)
+    assert box(x).tolist() == [[0.0, 255.0, 128.0, 7.0]]
+    assert shown[0].dtype == np.uint8
+    assert shown[0].shape == (1, 1, 1, 4)
+
+
+def test_a_function_of_jax_is_a_black_box() -> None:
+    jax = pytest.importorskip("jax")
+    weight = classifier()
+    box = eb.BlackBox(jax.jit(lambda z: z.reshape(len(z), -1) @ weight.T), layout="nhwc", dtype="float32")
+    x = batch(6, (3, 5, 5))
+    wanted = x.permute(0, 2, 3, 1).flatten(1) @ torch.from_numpy(weight).T
+    torch.testing.assert_close(box(x), wanted, rtol=1e-4, atol=1e-4)
+    coarse = eb.BlackBox(jax.jit(lambda z: z.astype(jax.numpy.bfloat16)))
+    assert torch.equal(coarse(torch.tensor([[0.5, 0.25]])), torch.tensor([[0.5, 0.25]]))
+
+
+def test_a_pickle_of_a_black_box_holds_no_answers() -> None:
+    box = eb.BlackBox(np.tanh, budget=3)
+    ids = torch.tensor([1, 2])
+    answers = box.ask(torch.eye(2), ids)
+    copy = pickle.loads(kept := pickle.dumps(box))
+    box(torch.arange(100.0).reshape(50, 2))
+    assert len(pickle.dumps(box)) == len(kept)
+    assert copy.spent(ids).tolist() == [0, 0]
+    assert torch.equal(copy.ask(torch.eye(2), ids), answers)
+    assert (box.total, copy.total) == (51, 4)  # one of the 50 was known
+
+
+def test_a_call_that_fails_counts_no_answers() -> None:
+    calls: list[int] = []
+
+    def function(z: np.ndarray) -> np.ndarray:
+        calls.append(len(z))
+        if len(calls) == 2:
+            raise ConnectionError
+        return z
+
+    box = eb.BlackBox(function, batch_size=2)
+    with pytest.raises(ConnectionError):
+        box(torch.arange(10.0).reshape(5, 2))
+    assert box.total == 2
 
 
 # Surrogates
@@ -432,13 +581,13 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor, LogisticRegression]:
     return train.x[1000:1200], test.x[:200], test.y[:200], train.y[1000:1200], fitted
 
 
-@pytest.mark.parametrize("answers", ["labels", "probabilities"])
+@pytest.mark.parametrize("scores", ["labels", "probabilities"])
 def test_transfer_from_a_surrogate_is_stronger_than_noise(
-    digits: tuple[Tensor, Tensor, Tensor, Tensor, LogisticRegression], answers: str
+    digits: tuple[Tensor, Tensor, Tensor, Tensor, LogisticRegression], scores: str
 ) -> None:
     own, x, y, _, fitted = digits
-    method = fitted.predict if answers == "labels" else fitted.predict_proba
-    box = eb.BlackBox(function=lambda z: method(z.reshape(len(z), -1)), answers=answers)  # pyright: ignore
+    method = fitted.predict if scores == "labels" else fitted.predict_proba
+    box = eb.BlackBox(lambda z: method(z.reshape(len(z), -1)), scores=scores)  # pyright: ignore
     ball = eb.Linf(eps=0.15, lo=0, hi=1)
     made = eb.surrogate(box, own, ball, rounds=3, epochs=12)
     assert made.queries == box.total
@@ -464,7 +613,7 @@ def test_surrogate_does_not_depend_on_global_randomness() -> None:
     ball = eb.L2(eps=0.3, lo=0, hi=1)
 
     def made() -> Tensor:
-        box = eb.BlackBox(function=net.float(), takes="torch")
+        box = eb.BlackBox(net.float(), takes="torch")
         return eb.surrogate(box, x, ball, rounds=2, epochs=3, seed=4)(x).detach()
 
     state = torch.get_rng_state()
@@ -479,13 +628,13 @@ def test_surrogate_of_what_cannot_be_imitated_is_refused() -> None:
     with pytest.raises(BadInput, match="wrap it: BlackBox"):
         eb.surrogate(lambda z: z, x, ball)  # pyright: ignore
     with pytest.raises(BadInput, match="all answers are 0"):
-        eb.surrogate(eb.BlackBox(function=lambda z: np.zeros(len(z), np.int64), answers="labels"), x, ball)
-    box = eb.BlackBox(function=lambda z: z, budget=2)
+        eb.surrogate(eb.BlackBox(lambda z: np.zeros(len(z), np.int64), scores="labels"), x, ball)
+    box = eb.BlackBox(lambda z: z, budget=2)
     with pytest.raises(BadInput, match="`budget` is spent"):
         eb.surrogate(box, x, ball, rounds=3, epochs=1, ids=torch.arange(20))
     assert (box.spent(torch.arange(20)) == 2).all()
     with pytest.raises(BadInput, match="`classes` must be >= 4"):
-        eb.surrogate(eb.BlackBox(function=lambda z: z.argmax(1), answers="labels"), x, ball, classes=2, rounds=0)
+        eb.surrogate(eb.BlackBox(lambda z: z.argmax(1), scores="labels"), x, ball, classes=2, rounds=0)
 
 
 @pytest.mark.parametrize(
@@ -505,7 +654,7 @@ def test_references_of_another_shape_are_refused() -> None:
 @pytest.mark.parametrize("memory", [0, 1 << 17])
 def test_spent_budget_keeps_what_an_evaluation_found(memory: int) -> None:
     net, x = centred(9, 3, 0, 1), batch(20, (9,))
-    box = eb.BlackBox(function=lambda z: predicted(net, z), answers="labels", takes="torch", budget=120, memory=memory)
+    box = eb.BlackBox(lambda z: predicted(net, z), scores="labels", takes="torch", budget=120, memory=memory)
     found = eb.evaluate(box, (x, predicted(net, x)), eb.L2(eps=2, lo=0, hi=1), [HSJ(steps=1000)])
     assert found.count("fooled") > 10
     assert found.stages[-1].unconfirmed == 0

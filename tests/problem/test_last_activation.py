@@ -185,13 +185,13 @@ def test_a_black_box_of_one_probability_is_refused_and_the_remedy_works() -> Non
             return torch.sigmoid(NET(torch.from_numpy(x))).numpy()
 
     attack = "square:steps=30"
-    with pytest.raises(eb.BadInput, match=r"^`answers` must be 'probabilities'"):
-        eb.evaluate(eb.BlackBox(function=predict), (x, y), BALL, attack, diagnose=0)
-    found = outcome(eb.BlackBox(function=predict, answers="probabilities"), attack)
+    with pytest.raises(eb.BadInput, match=r"^`scores` must be 'probabilities'"):
+        eb.evaluate(eb.BlackBox(predict), (x, y), BALL, attack, diagnose=0)
+    found = outcome(eb.BlackBox(predict, scores="probabilities"), attack)
     assert found == pytest.approx(outcome(NET, attack), abs=0.02)
     narrow = in_unit_interval(0.01)
     columns = lambda x: F.pad(narrow(torch.from_numpy(x))[:, None], (1, 0)).detach().numpy()  # noqa: E731
-    assert outcome(eb.BlackBox(function=columns), attack)[0] == pytest.approx(y.double().mean().item())
+    assert outcome(eb.BlackBox(columns), attack)[0] == pytest.approx(y.double().mean().item())
 
 
 @pytest.mark.parametrize("objective", [FGSMMix(), "own"])

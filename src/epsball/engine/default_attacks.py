@@ -45,7 +45,7 @@ def default_attacks(ball: Ball | type[Ball], needs: Needs = "grad", *, min_norm:
 def answers(model: Model, x: Tensor) -> Needs:
     """What a model can answer: gradients, logits or labels only. One model call on the first row of x (n, *shape)."""
     if isinstance(model, BlackBox):
-        return "label" if model.answers == "labels" else "logits"
+        return "label" if model.scores == "labels" else "logits"
     try:
         with frozen(model), torch.enable_grad():
             output = model(x[:1].detach().clone().requires_grad_())

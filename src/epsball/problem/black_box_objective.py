@@ -31,7 +31,7 @@ class BlackBoxObjective(Objective):
         output = self.box.ask(z, ids)
         if self.ends_in is None:
             self.ends_in = ""
-            if task is not None and self.box.answers == "logits":
+            if task is not None and self.box.scores == "logits":
                 _check_no_probability(output, task.y)
         return self._columns(output, z)
 
@@ -68,7 +68,7 @@ def _check_no_probability(output: Tensor, y: Int64[Tensor, " n"]) -> None:
     right_at_half, right_at_zero = ((one > 0.5) == (y > 0)).sum(), ((one > 0) == (y > 0)).sum()
     if bool(((one >= 0) & (one <= 1)).all()) and int(right_at_half - right_at_zero) >= len(one) / 8:
         raise BadInput(
-            "`answers` must be 'probabilities' where `function` returns the probability of class 1, got 'logits' and "
+            "`scores` must be 'probabilities' where `function` returns the probability of class 1, got 'logits' and "
             f"outputs from {float(one.amin()):.3g} to {float(one.amax()):.3g}, which tell the classes apart at 0.5 and "
             "not at 0 (logits z that happen to look so: return the columns 0 and z)"
         )

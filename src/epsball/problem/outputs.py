@@ -23,7 +23,7 @@ def two_columns(output: object) -> Float[Tensor, "n classes"]:
     """
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        remedy = "epsball.BlackBox(function=model)" if kind in ("ndarray", "list") else "lambda x: model(x).logits"
+        remedy = "epsball.BlackBox(model)" if kind in ("ndarray", "list") else "lambda x: model(x).logits"
         raise BadInput(f"`model` must return a tensor of logits, got {kind}; wrap it: {remedy}")
     logits = output[:, None] if output.ndim == 1 else output
     if logits.ndim != 2 or logits.shape[1] == 0:
