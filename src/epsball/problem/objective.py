@@ -203,6 +203,7 @@ class Objective:
             raise BadInput(
                 "`torch.inference_mode` must be off: it records no gradient at all; use torch.no_grad instead"
             )
+        self._stack.__enter__()
         self._stack.enter_context(frozen(self.model))
         self._stack.enter_context(torch.enable_grad())  # also for a caller who works under no_grad
         return self
