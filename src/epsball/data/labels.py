@@ -121,7 +121,7 @@ def _indices(name: str, found: np.ndarray, names: Sequence[str] | None) -> Tenso
     missing = [one for one in texts if not isinstance(one, str)]
     if missing:
         raise BadInput(f"`{name}` must have a class in every row, got {missing[0]!r} among names; drop those rows")
-    if names is None:
+    if names is None and texts:
         known = sorted(set(texts))
         shown = str(known) if len(known) <= 10 else f"[{', '.join(map(repr, known[:3]))}, ...]"
         raise BadInput(
@@ -129,7 +129,7 @@ def _indices(name: str, found: np.ndarray, names: Sequence[str] | None) -> Tenso
             f"mean them: epsball.data.from_arrays(x, y, label_names={shown}), which is sorted, as scikit-learn and "
             "folders of images have it"
         )
-    places = {one: place for place, one in enumerate(names)}
+    places = {one: place for place, one in enumerate(names or ())}
     for one in dict.fromkeys(texts):
         check_one_of(name, one, places)
     return torch.tensor([places[one] for one in texts], dtype=torch.long).reshape(found.shape)
