@@ -45,7 +45,7 @@ from epsball.linear.table_attack import attack_table
 from epsball.linear.table_config import AttackConfig, FitConfig, Radius
 from epsball.linear.table_fit import fit_table, loss_for
 from epsball.models import registry as models
-from epsball.models.load import load_model
+from epsball.models.opening import load
 from epsball.models.weights import load_weights, save_weights
 from epsball.problem.objective import Objective
 from epsball.reproduce.controls import NoiseTraining
@@ -330,8 +330,8 @@ REMEDIES = [
     Remedy("return the logits", lambda: asked(now_and_then(), X, calls=2), lambda: asked(NET, X, calls=2)),
     Remedy(
         "def model(): return Net(...)",
-        lambda: load_model(f"{module('needs', 'def model(d): return Net(Linear(d, 2))')}:model", shape=(3,), classes=2),
-        lambda: load_model(f"{module('none', 'def model(): return Net(Linear(3, 2))')}:model", shape=(3,), classes=2),
+        lambda: load(f"{module('needs', 'def model(d): return Net(Linear(d, 2))')}:model", shape=(3,), classes=2),
+        lambda: load(f"{module('none', 'def model(): return Net(Linear(3, 2))')}:model", shape=(3,), classes=2),
     ),
     Remedy(
         "(1, 28, 28), 10",

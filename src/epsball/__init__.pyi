@@ -27,6 +27,7 @@ from epsball.linear.hinge import RobustLinearSVC as RobustLinearSVC
 from epsball.linear.logistic import RobustLogisticRegression as RobustLogisticRegression
 from epsball.linear.paths import RobustLogisticRegressionCV as RobustLogisticRegressionCV
 from epsball.linear.regression import RobustRegressor as RobustRegressor
+from epsball.models.opening import load as load
 from epsball.problem import losses as losses
 from epsball.models.black_box import BlackBox as BlackBox
 from epsball.training.fit import fit as fit

@@ -281,9 +281,9 @@ def test_broken_defences_take_any_shape_and_are_built_by_name(name: str, shape: 
         with pytest.raises(BadInput, match="jpeg"):
             broken_defence(shape, 4, name)
         return
-    from epsball.models.load import load_model
+    from epsball.models.opening import load
 
-    model = load_model(f"broken-defence:{name}", shape=shape, classes=4).eval()
+    model = load(f"broken-defence:{name}", shape=shape, classes=4).eval()
     logits = model(torch.rand(3, *shape))
     assert logits.shape == (3, 5 if name == "detector" else 4)
     assert isinstance(model, nn.Module)

@@ -18,8 +18,8 @@ from epsball.common.errors import BadInput
 from epsball.common.fingerprint import of_model
 from epsball.models import folder
 from epsball.models.folder import read_model_folder, write_model_folder
-from epsball.models.load import load_model
 from epsball.models.model_record import Accuracies, is_folder, read_record
+from epsball.models.opening import load
 from epsball.models.registry import build
 from epsball.models.weights import save_weights
 from epsball.training.fit import fit
@@ -63,7 +63,7 @@ def copy(written: tuple[nn.Module, Path], tmp_path: Path) -> Path:
 
 def test_a_network_loads_with_its_weights_statistics_and_options(written):
     model, path = written
-    for found in (read_model_folder(path), load_model(str(path), shape=(3, 8, 8), classes=2)):
+    for found in (read_model_folder(path), load(str(path), shape=(3, 8, 8), classes=2)):
         assert of_model(found) == of_model(model)
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
     assert sorted(file.name for file in path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
@@ -117,7 +117,7 @@ def make():
 def test_a_users_own_network_is_built_only_when_the_model_is_read(tmp_path, monkeypatch):
     (tmp_path / "folder_nets.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
-    model = load_model("folder_nets:make", shape=(3, 8, 8), classes=2)
+    model = load("folder_nets:make", shape=(3, 8, 8), classes=2)
     result = trained(model)
     write_model_folder("net", model, spec="folder_nets:make", shape=(3, 8, 8), classes=2, training=result.to_record())
     made = sys.modules["folder_nets"].MADE
@@ -230,12 +230,12 @@ def test_other_weights_and_examples_of_another_shape_are_refused(written, tmp_pa
     _, path = written
     save_weights(build("preact-resnet18:width=2", (3, 8, 8), 2), tmp_path / "other.safetensors")
     with pytest.raises(BadInput, match="`weights` must be left out with the folder"):
-        load_model(str(path), shape=(3, 8, 8), classes=2, weights=tmp_path / "other.safetensors")
+        load(str(path), shape=(3, 8, 8), classes=2, weights=tmp_path / "other.safetensors")
     with pytest.raises(
         BadInput, match=r"shape \(3, 8, 8\) .* got \(1, 8, 8\).*--model preact-resnet18:width=2 --weights"
     ):
-        load_model(str(path), shape=(1, 8, 8), classes=2)
-    assert load_model(str(path), shape=(3, 8, 8), classes=7)[-1].out_features == 2  # its own classes, not the data's
+        load(str(path), shape=(1, 8, 8), classes=2)
+    assert load(str(path), shape=(3, 8, 8), classes=7)[-1].out_features == 2  # its own classes, not the data's
 
 
 def test_a_built_in_name_means_the_built_in_and_similar_folders_are_suggested(written, tmp_path, monkeypatch):
@@ -247,11 +247,11 @@ def test_a_built_in_name_means_the_built_in_and_similar_folders_are_suggested(wr
     assert is_folder("./small-mlp")
     assert is_folder("net", within=path.parent)
     assert not is_folder("net")
-    assert load_model("small-mlp", shape=(4,), classes=2)[-1].out_features == 2
+    assert load("small-mlp", shape=(4,), classes=2)[-1].out_features == 2
     shutil.copytree(path, tmp_path / "runs" / "robust")
     for wrong, similar in (("runs/robusd", "runs/robust"), ("small-mpl", "small-mlp")):
         with pytest.raises(BadInput, match=f"or a folder that `epsball train` wrote.*did you mean '{similar}'"):
-            load_model(wrong, shape=(3, 8, 8), classes=2)
+            load(wrong, shape=(3, 8, 8), classes=2)
 
 
 def test_infinite_and_nan_values_are_written_as_valid_json(tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 
 from epsball.common.errors import BadInput
 from epsball.models.builtin import MAX_NORM, Maxout, Normalize
-from epsball.models.load import load_model
+from epsball.models.opening import load
 from epsball.models.registry import build
 from epsball.models.weights import load_weights, save_weights
 
@@ -156,9 +156,9 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_users_factory_module_or_callable_is_loaded_as_a_module(users_folder):
     path = list(sys.path)
     x = draw(5, 3)
-    assert load_model("users_nets:factory", shape=(3,), classes=2)(x).shape == (5, 2)
-    assert load_model("users_nets:ready", shape=(3,), classes=2)(x).shape == (5, 2)
-    wrapped = load_model("users_nets:plain", shape=(3,), classes=2)
+    assert load("users_nets:factory", shape=(3,), classes=2)(x).shape == (5, 2)
+    assert load("users_nets:ready", shape=(3,), classes=2)(x).shape == (5, 2)
+    wrapped = load("users_nets:plain", shape=(3,), classes=2)
     assert isinstance(wrapped, nn.Module)
     assert torch.equal(wrapped(x), x * 2)
     assert "plain" in repr(wrapped)
@@ -179,12 +179,12 @@ def test_a_users_factory_module_or_callable_is_loaded_as_a_module(users_folder):
 )
 def test_a_name_that_makes_no_model_is_refused_with_the_remedy(users_folder, spec, message):
     with pytest.raises(BadInput, match=message):
-        load_model(spec, shape=(3,), classes=2)
+        load(spec, shape=(3,), classes=2)
 
 
 def test_an_import_error_inside_the_users_module_is_raised_unchanged(users_folder):
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
-        load_model("users_broken:factory", shape=(3,), classes=2)
+        load("users_broken:factory", shape=(3,), classes=2)
 
 
 def test_saved_weights_load_bit_for_bit_and_leave_no_other_file(tmp_path):
@@ -192,7 +192,7 @@ def test_saved_weights_load_bit_for_bit_and_leave_no_other_file(tmp_path):
     path.write_bytes(b"an older file")
     save_weights(model, path)
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
-    other = load_model("small-mlp", shape=(2, 3), classes=4, weights=path, seed=6)
+    other = load("small-mlp", shape=(2, 3), classes=4, weights=path, seed=6)
     assert same(model, other)
 
 

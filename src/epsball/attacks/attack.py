@@ -199,7 +199,7 @@ class Attack(ABC, Generic[S]):
 
         Raises `BadInput` for arguments that do not fit; the model comes back as it was, also after an exception.
         """
-        given, (x, ball) = x, batch_for(model, x, ball)
+        given, (model, x, ball) = x, batch_for(model, x, ball)
         self.check_ball(ball)
         task = task_of(x, y, ball, target=target, ids=ids, seed=seed)
         if target is not None:

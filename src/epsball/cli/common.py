@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from epsball.balls.ball import Ball
     from epsball.data.examples import Examples
+    from epsball.models.door import Loaded
     from epsball.training.fit_result import FitResult
 
 TRUST = "trust"
@@ -36,9 +37,11 @@ class Material:
     Parameters
     ----------
     weights
-        A .safetensors or .pt file for the model; a checkpoint that would run code is refused.
+        A file for the model: .safetensors, .pt, .pth, .pth.tar or Lightning's .ckpt. What would run code is refused.
     trust
-        Run the code that files name: the network of a model's folder, where it is a module:factory.
+        Run the code that files hold or name: a pickle, TorchScript, the module:factory of a model's folder.
+    black_box
+        Use the outputs of the model alone: attacks without gradients.
     data
         digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
     limit
@@ -60,6 +63,7 @@ class Material:
 
     model: str | None = None
     weights: Path | None = None
+    black_box: Annotated[bool, Parameter(negative="")] = False
     data: str = "digits"
     split: str = "test"
     limit: int | None = None
@@ -76,17 +80,22 @@ class Material:
         return self.of_split(self.split, limit=self.limit, first=self.first)
 
     def of_split(self, split: str, *, limit: int | None = None, first: int | None = None) -> Examples:
-        """The data of any split."""
+        """The data of any split, prepared as the model wants images, with labels numbered like its classes, by name."""
+        from epsball.data.class_names import numbered_like
         from epsball.data.load import load_data
 
-        return load_data(
+        opened = self.opened
+        preparation = None if opened is None else opened.preparation
+        found = load_data(
             self.data,
             split=split,
             limit=limit,
             first=first,
             image_column=self.image_column,
             label_column=self.label_column,
+            **({} if preparation is None else {"preparation": preparation}),
         )
+        return found if opened is None else numbered_like(found, opened.label_names)
 
     def ball_for(self, examples: Examples) -> Ball:
         """The ball, in the data's box unless another is given."""
@@ -99,6 +108,17 @@ class Material:
         """What names the model."""
         return self.model or ("small-mlp" if self.data == "digits" else "small-cnn")
 
+    @cached_property
+    def opened(self) -> Loaded | None:
+        """What the door of the model answers with; None for a built-in network, which is built for the data."""
+        return None if built_in(self.spec) else self._open(self.spec, self.weights)
+
+    def _open(self, spec: str, weights: Path | None) -> Loaded:
+        from epsball.models.door import Asked
+        from epsball.models.opening import open_model
+
+        return open_model(Asked(spec=spec, weights=weights, trust=self.trust, black_box=self.black_box))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(Material):
@@ -107,9 +127,10 @@ class Subject(Material):
     Parameters
     ----------
     model
-        A built-in network (small-mlp, small-cnn, maxout, preact-resnet18:width=16), trained on the spot unless
-        --weights is given, package.module:factory, or a folder that `epsball train` wrote. Default: small-mlp for
-        digits, else small-cnn.
+        What `epsball models` lists: a built-in network (small-mlp, small-cnn, maxout, preact-resnet18:width=16),
+        trained on the spot unless --weights is given; package.module:factory or file.py:factory; a folder that
+        `epsball train` wrote; hf:org/name, timm:name, net.onnx, model.skops, a URL. Default: small-mlp for digits, else
+        small-cnn.
     split
         The split to attack; a built-in network without weights is trained on "train".
     seed
@@ -123,14 +144,6 @@ class Subject(Material):
     seed: int = 0
     epochs: int | None = None
     batch_size: int = 128
-
-    def of_split(self, split: str, *, limit: int | None = None, first: int | None = None) -> Examples:
-        """The data of any split, with labels numbered like the classes of a model's folder, by name."""
-        from epsball.data.class_names import numbered_like
-        from epsball.models.model_record import is_folder, read_record
-
-        found = super().of_split(split, limit=limit, first=first)
-        return numbered_like(found, read_record(self.spec).label_names) if is_folder(self.spec) else found
 
     def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
         """The model and a line about its origin; trained, and saved in `out`, where it has no weights yet."""
@@ -155,15 +168,26 @@ class Subject(Material):
         out: Path | None,
         console: Console,
     ) -> tuple[nn.Module, str]:
-        from epsball.models.load import load_model
+        from epsball.models.door import Asked
+        from epsball.models.opening import open_model
         from epsball.models.weights import save_weights
 
         classes = examples.classes
-        load = partial(load_model, spec, shape=examples.shape, seed=seed, trust=self.trust)
-        if weights is not None or not built_in(spec):
-            model = load(classes=classes, weights=weights)
+
+        def load(classes: int, weights: Path | None = None) -> nn.Module:
+            asked = Asked(spec=spec, shape=examples.shape, classes=classes, seed=seed, weights=weights)
+            return open_model(replace(asked, black_box=self.black_box)).model
+
+        if not built_in(spec):
+            loaded = self.opened if role == "model" else self._open(spec, weights)
+            assert loaded is not None
+            check_shape(loaded, examples, spec)
+            _try(loaded.model, examples, spec)
+            return loaded.model, origin_of(spec, weights, loaded)
+        if weights is not None:
+            model = load(classes, weights)
             _try(model, examples, spec)
-            return model, f"{spec}{f' with {weights}' if weights else ''}"
+            return model, f"{spec} with {weights}"
         recipe = {"model": spec, "data": self.data, "epochs": self.epochs, "seed": seed}
         file, card = (out / f"{role}.safetensors", out / f"{role}.json") if out is not None else (None, None)
         if file is not None and card is not None and (file.exists() or card.exists()):
@@ -173,11 +197,11 @@ class Subject(Material):
                     f"`--out` {out} holds a {role} that was not made by this command; choose a new directory"
                 )
             if file.exists():  # else it was stopped between the two
-                model = load(classes=known["classes"], weights=file)
+                model = load(known["classes"], file)
                 return model, f"{spec}, trained earlier, from {file}"
         train = self._train_split("weights" if role == "model" else "source-weights")
         classes = max(classes, train.classes)
-        model = load(classes=classes)
+        model = load(classes)
         result = self._trained(model, train, seed, console)
         if file is not None and card is not None:
             made = recipe | {"classes": classes, "training": result.to_record()}
@@ -220,6 +244,23 @@ class Subject(Material):
             )
 
 
+def check_shape(loaded: Loaded, examples: Examples, spec: str) -> None:
+    """Raise `BadInput` where the model takes examples of one shape, and that is not theirs."""
+    if loaded.shape is not None and loaded.shape != examples.shape:
+        raise BadInput(
+            f"`data` must have examples of shape {loaded.shape} for the model {spec}, got {examples.shape}; take the "
+            "data that it was made for"
+        )
+
+
+def origin_of(spec: str, weights: Path | None, loaded: Loaded) -> str:
+    """Where a model comes from, with what was done to it."""
+    from epsball.models.doors import door_of
+
+    named = f"{spec}{f' with {weights}' if weights else ''}"
+    return "; ".join([f"{named} ({door_of(spec).name})", *loaded.notes])
+
+
 def _try(model: nn.Module, examples: Examples, spec: str) -> None:
     """Show the model one example: nothing can go on where that fails."""
     from epsball.problem.losses import cross_entropy
@@ -259,10 +300,9 @@ def limited_as_before(options: dict[str, Any]) -> dict[str, Any]:
 
 def built_in(spec: str) -> bool:
     """Whether `spec` names a network of epsball's, and not a factory module:function or a folder with weights."""
-    from epsball.models.model_record import is_folder
-    from epsball.models.registry import MODELS, canonical
+    from epsball.models.doors import door_of
 
-    return (":" not in spec and not is_folder(spec)) or canonical(spec.partition(":")[0]) in MODELS
+    return door_of(spec).name == "built-in"
 
 
 def finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from cyclopts.config import Dict
 from epsball.cli.common import TRUST, limited_as_before
 from epsball.common.config import read_toml
 from epsball.common.errors import BadInput
-from epsball.models.model_record import is_factory
+from epsball.models.doors import needs_trust
 
 COMMAND = "command.json"
 OWN = {"config", "json", "list", "out", "resume", "tensorboard", TRUST}
@@ -44,7 +44,7 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
             asked = asked_before(out)
             before = {name: value for name, value in asked.items() if value is not None and name in set(known) - OWN}
             spec = before.get("model")
-            if spec is not None and given("model") is None and not known[TRUST].tokens and is_factory(str(spec)):
+            if spec is not None and given("model") is None and not known[TRUST].tokens and needs_trust(str(spec)):
                 raise BadInput(
                     f"{out / COMMAND} names the network {spec}, which is code that was not run; where you trust it, "
                     f"add --model {spec}, or --trust"

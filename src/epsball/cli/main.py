@@ -22,6 +22,7 @@ from epsball.cli.evaluate import evaluate
 from epsball.cli.explain import explain
 from epsball.cli.filling import fill
 from epsball.cli.linear import linear
+from epsball.cli.models import models
 from epsball.cli.report import report
 from epsball.cli.reproduce import reproduce
 from epsball.cli.serve import serve
@@ -59,6 +60,7 @@ app.command(report)
 app.command(train, config=fill)
 app.command(attack)
 app.command(attacks)
+app.command(models)
 app.command(explain)
 app.command(reproduce)
 app.command(linear)

@@ -140,14 +140,14 @@ def _models(subject: Served, examples: Examples, errors: Console) -> tuple[Shown
 
 def _trained_against(subject: Subject, examples: Examples, errors: Console) -> tuple[nn.Module, str]:
     """The same network, trained on half clean, half FGSM examples of the ball (Goodfellow et al. 2015, section 6)."""
-    from epsball.models.load import load_model
+    from epsball.models.opening import load
     from epsball.training.fgsm_mix import FGSMMix
     from epsball.training.fit import fit
 
     train = subject.of_split("train")
     near = subject.ball_for(train)
     classes = max(examples.classes, train.classes)
-    model = load_model(subject.spec, shape=train.shape, classes=classes, seed=subject.seed, trust=subject.trust)
+    model = load(subject.spec, shape=train.shape, classes=classes, seed=subject.seed)
     steps = ceil(len(train) / BATCH)
     epochs = subject.epochs or min(60, max(3, ceil(1500 / steps)))
     with progress(errors) as bar:

@@ -6,14 +6,13 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from epsball.cli.common import TRUST, Json, Material, finite, progress
+from epsball.cli.common import TRUST, Json, Material, check_shape, finite, progress
 from epsball.cli.filling import COMMAND, OUT, asked_before
 from epsball.cli.train_report import ProgressDisplay, list_objectives, report
 from epsball.common.checks import check_whole
@@ -205,8 +204,8 @@ def _train(
     from epsball.balls.registry import parse as parse_ball
     from epsball.cli.allocator import keep_memory
     from epsball.models.folder import write_model_folder
-    from epsball.models.load import load_model
     from epsball.models.model_record import is_folder, read_record
+    from epsball.models.opening import load
     from epsball.training.fit import fit, need_tensorboard
     from epsball.training.registry import parse
 
@@ -221,8 +220,11 @@ def _train(
     examples, test = material.examples(), material.test_examples()
     config, ball = flags.for_examples(len(examples)), material.ball_for(examples)
     spec, classes = material.spec, max(examples.classes, 0 if test is None else test.classes)
-    load = partial(load_model, weights=material.weights, seed=config.seed, trust=material.trust)
-    model = load(spec, shape=examples.shape, classes=classes)
+    if (opened := material.opened) is not None:
+        check_shape(opened, examples, spec)
+        model = opened.model
+    else:
+        model = load(spec, shape=examples.shape, classes=classes, weights=material.weights, seed=config.seed)
     if is_folder(spec):
         before = read_record(spec)
         spec, classes = before.spec, before.classes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as encoder
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +24,7 @@ SHOWN = 20
 SUBJECT = {
     **dict.fromkeys(("model", "weights", "data", "split", "image_column", "label_column"), str),
     **dict.fromkeys(("limit", "first", "seed"), int),
+    "black_box": bool,
 }
 """What a verification takes of the subject in `command.json`, and its types."""
 OF_THE_DATA = ("split", "limit", "first", "image_column", "label_column")
@@ -114,19 +114,19 @@ def _model(
     run: Path, config: dict[str, Any], command: dict[str, Any], model: str | None, weights: Path | None, *, trust: bool
 ) -> tuple[nn.Module, str]:
     """The model that is asked for, else the one that the run names, and a line about where it comes from."""
-    from epsball.models.load import load_model
-    from epsball.models.model_record import is_factory, is_folder
+    from epsball.models.doors import names_place, needs_trust
+    from epsball.models.opening import load
 
     subject = Subject(**command.get("subject", {}))
     if model is None and not command:
         raise BadInput(f"`--model` must be given: {run} names none (no command.json), as it was not made by a command")
     spec, saved = model or subject.spec, run / "model.safetensors"
-    if model is None and is_folder(spec, within=command["directory"]):
+    if model is None and names_place(spec, within=command["directory"]):
         spec = str(Path(command["directory"]) / Path(spec).expanduser())
-    if model is None and is_factory(spec) and not trust:
+    if model is None and needs_trust(spec) and not trust:
         raise BadInput(
-            f"`run` {run} names the network {spec}, which is code that was not run; where you trust it, add "
-            f"--model {spec}, or --trust"
+            f"`run` {run} names the model {spec}, which is code that was not run, or a service that was not asked; "
+            f"where you trust it, add --model {spec}, or --trust"
         )
     ours = model is None or model == subject.spec
     if weights is None and ours and subject.weights is not None:
@@ -138,8 +138,15 @@ def _model(
     card = (_read(run / "model.json", "give --weights") or {}) if weights == saved else {}
     classes = card.get("classes") or command.get("classes") or _classes(run)
     try:
-        load = partial(load_model, weights=weights, seed=subject.seed, trust=trust)
-        network = load(spec, shape=config["data"]["shape"], classes=classes)
+        network = load(
+            spec,
+            shape=config["data"]["shape"],
+            classes=classes,
+            weights=weights,
+            seed=subject.seed,
+            trust=trust,
+            black_box=subject.black_box,
+        )
     except BadInput as error:
         if "directory" not in command:
             raise

@@ -74,7 +74,7 @@ def binarization_test(
     check_whole("n", n, 1)
     check_whole("batch_size", batch_size, 1)
     check_whole("eot", eot, 1)
-    examples, ball = inputs_for(model, data, ball)
+    model, examples, ball = inputs_for(model, data, ball)
     task = task_in_id_order(examples, ball, seed)
     if len(task.noise.ids.unique()) < len(task.x):
         raise BadInput("`ids` must be distinct, got some twice; number the rows of the unshuffled data")

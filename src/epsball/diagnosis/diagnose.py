@@ -106,7 +106,7 @@ def diagnose(
     check_whole("n", n, 1)
     check_whole("batch_size", batch_size, 1)
     check_whole("eot", eot, 1)
-    examples, ball = inputs_for(model, data, ball)
+    model, examples, ball = inputs_for(model, data, ball)
     found = run_diagnosis(
         model,
         task_in_id_order(examples, ball, seed),
@@ -196,7 +196,8 @@ def probe(
     """
     check_whole("n", n, 1)
     check_whole("eot", eot, 1)
-    sample = sampled(task_in_id_order(*inputs_for(model, data, ball), seed), n)
+    model, examples, ball = inputs_for(model, data, ball)
+    sample = sampled(task_in_id_order(examples, ball, seed), n)
     with frozen(model), _quiet(sample.x, seed):
         correct = correct_rows(model, sample, eot, batch_size)
         if correct is None:

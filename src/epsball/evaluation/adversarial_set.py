@@ -95,7 +95,7 @@ def make(
 
     Examples of the class `target` are left out.
     """
-    examples, ball = inputs_for(model, examples, ball)
+    model, examples, ball = inputs_for(model, examples, ball)
     ball = ball.bind(examples.x)
     if target is not None:
         others = (examples.y != target).nonzero().squeeze(1)

@@ -48,8 +48,8 @@ from epsball.evaluation.preflight import diagnosis_of, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
 from epsball.evaluation.run_directory import RunDir
 from epsball.evaluation.shard import PROBED, Shard
-from epsball.models.black_box import unwrapped
 from epsball.models.frozen import frozen
+from epsball.models.given import as_model
 from epsball.problem.inputs import inputs_for
 from epsball.problem.objective import Model, SearchWarning, Success, changes_prediction
 from epsball.problem.task import AWAY
@@ -160,9 +160,9 @@ def evaluate(
             "`binarization_test` must be 0 with a `source`: a transfer does not see the head that hides an adversarial "
             "example"
         )
-    model = unwrapped(model)
     ball = unbounded(ball_of(ball)) if min_norm else ball_of(ball)
-    examples, ball = inputs_for(model, data, ball)
+    model, examples, ball = inputs_for(model, data, ball)
+    source = None if source is None else as_model(source)
     if settings.radii is not None:
         check_scale(ball.with_eps(settings.radii[-1]), examples)
     check_draft(draft, examples.x.device)

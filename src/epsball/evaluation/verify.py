@@ -26,7 +26,7 @@ from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import read_config
 from epsball.evaluation.stored_run import StoredRun
 from epsball.evaluation.verify_shard import VerifiedShard, verified_shard
-from epsball.models.black_box import unwrapped
+from epsball.models.given import as_model
 from epsball.problem.inputs import examples_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
@@ -93,7 +93,7 @@ def verify(
             f"`success` must be that of the run, {config['success']}, got {fingerprint.described(success)}; hand over "
             "the function that evaluate was given"
         )
-    model = unwrapped(model)
+    model = as_model(model)
     examples = None if data is None else examples_for(model, data, None)
     with Objective(model, cross_entropy, success=success, eot=config["eot"]) as objective:
         run = StoredRun(path, config, storage, objective, batch_size, examples)

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from epsball.common.errors import BadInput
-from epsball.models.factory import Wrapped
 from epsball.models.frozen import frozen
 
 Scores = Literal["logits", "probabilities", "labels"]
@@ -274,10 +273,3 @@ def array_of(output: Any) -> np.ndarray:
 def _readable(dtype: torch.dtype) -> torch.dtype:
     """A dtype that numpy has, and that holds every number of this one."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
-
-
-def unwrapped(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The black box that a `module:factory` made, out of the module that it was put into; any other model as it is."""
-    if isinstance(model, Wrapped) and isinstance(model.function, BlackBox):
-        return model.function
-    return model

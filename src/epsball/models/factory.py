@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module, invalidate_caches
+from importlib.util import module_from_spec, spec_from_file_location
 from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,12 +26,12 @@ UNASKED = 16_000_000
 """The numbers of a network that is made without a look at the size of its weights."""
 
 
-def make_network(spec: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> nn.Module:
-    """The network that `spec` names: a built-in (see `build`), or "package.module:factory"."""
+def make_network(spec: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> Any:
+    """The network that `spec` names: a built-in (see `build`), or what a factory of the user's returns."""
     if not is_factory(spec):
         return build(spec, shape, classes, seed=seed)
-    module, _, attribute = spec.partition(":")
-    return _imported(module, attribute)
+    module, _, attribute = spec.rpartition(":")
+    return _made_by(module, attribute)
 
 
 def make_with_weights(
@@ -75,25 +76,15 @@ class Wrapped(nn.Module):
         return str(getattr(self.function, "__qualname__", type(self.function).__qualname__))
 
 
-def _imported(module: str, attribute: str) -> nn.Module:
-    """What the factory `module:attribute` makes."""
+def _made_by(module: str, attribute: str) -> Any:
+    """What the factory `module:attribute` makes; `module` is a file, or a package.module."""
     spec = f"{module}:{attribute}"
-    with _current_directory():
-        try:
-            imported = import_module(module)
-        except (ModuleNotFoundError, TypeError, ValueError) as error:
-            missing = getattr(error, "name", None)
-            if missing is not None and missing != module and not module.startswith(f"{missing}."):
-                raise  # the module itself was found; what it imports is missing
-            similar = get_close_matches(module, [*MODELS, *(file.stem for file in Path.cwd().glob("*.py"))], n=1)
-            hint = f"did you mean {similar[0]!r}?" if similar else f"run in the folder of {module.partition('.')[0]}.py"
-            raise BadInput(
-                f"`model` must be one of {', '.join(MODELS)} or module:factory, got {spec!r}, whose module is not "
-                f"found; {hint}"
-            ) from error
+    file = Path(module).expanduser()
+    with _first_on_path(file.parent.absolute() if file.suffix == ".py" else Path.cwd()):
+        imported = _module_of_file(file, spec) if file.suffix == ".py" else _imported(module, spec)
         public = [name for name in vars(imported) if not name.startswith("_")]
         factory = getattr(imported, check_one_of(f"model {module}:", attribute, public))
-        if isinstance(factory, nn.Module):
+        if isinstance(factory, nn.Module) or hasattr(factory, "predict"):
             return factory
         try:
             signature(factory).bind()
@@ -103,21 +94,54 @@ def _imported(module: str, attribute: str) -> nn.Module:
                 "write `def model(): return Net(...)` and name that"
             ) from error
         model = factory()
-    if not callable(model):
+    if not callable(model) and not hasattr(model, "predict"):
         raise BadInput(
-            f"`model` must name a factory of an nn.Module or callable, but {spec} returned {type(model).__name__}; "
-            "return the model"
+            f"`model` must name a factory of an nn.Module, an estimator or a callable, but {spec} returned "
+            f"{type(model).__name__}; return the model"
         )
-    return model if isinstance(model, nn.Module) else Wrapped(model)
+    return model
+
+
+def _imported(module: str, spec: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except (ModuleNotFoundError, TypeError, ValueError) as error:
+        missing = getattr(error, "name", None)
+        if missing is not None and missing != module and not module.startswith(f"{missing}."):
+            raise  # the module itself was found; what it imports is missing
+        similar = get_close_matches(module, [*MODELS, *(file.stem for file in Path.cwd().glob("*.py"))], n=1)
+        hint = f"did you mean {similar[0]!r}?" if similar else f"run in the folder of {module.partition('.')[0]}.py"
+        raise BadInput(
+            f"`model` must be one of {', '.join(MODELS)} or module:factory, got {spec!r}, whose module is not found; "
+            f"{hint}"
+        ) from error
+
+
+def _module_of_file(file: Path, spec: str) -> ModuleType:
+    """The module that a file holds; under its own name, so that what it defines can be pickled."""
+    if not file.is_file():
+        similar = get_close_matches(file.name, [entry.name for entry in file.parent.glob("*.py")], n=1)
+        hint = "".join(f"; did you mean {name!r}?" for name in similar)
+        raise BadInput(f"`model` must name a file that is there, got {spec!r}{hint}")
+    known = sys.modules.get(file.stem)
+    if known is not None and getattr(known, "__file__", None) == str(file.absolute()):
+        return known
+    place = spec_from_file_location(file.stem, file.absolute())
+    if place is None or place.loader is None:
+        raise BadInput(f"`model` must name a Python file, got {spec!r}; as in nets.py:model")
+    module = module_from_spec(place)
+    if known is None:  # a library's module of the same name stays
+        sys.modules[file.stem] = module
+    place.loader.exec_module(module)
+    return module
 
 
 @contextmanager
-def _current_directory() -> Iterator[None]:
-    """The current directory comes first on the import path, as for a script."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
+def _first_on_path(folder: Path) -> Iterator[None]:
+    """A folder comes first on the import path, as that of a script."""
+    sys.path.insert(0, str(folder))
     invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(str(folder))

@@ -17,6 +17,7 @@ from epsball.common.atomic_files import write_whole
 from epsball.common.errors import BadInput
 from epsball.common.json_files import write_json
 from epsball.models.card import markdown
+from epsball.models.door import Asked, Loaded
 from epsball.models.factory import make_with_weights
 from epsball.models.model_record import (
     CARD,
@@ -93,3 +94,21 @@ def read_model_folder(path: str | Path, *, trust: bool = False) -> nn.Module:
     if record.label_names is not None:
         setattr(model, LABEL_NAMES, record.label_names)
     return model
+
+
+def open_folder(asked: Asked) -> Loaded:
+    """The model of a folder that `epsball train` wrote."""
+    folder = Path(asked.spec).expanduser()
+    record = read_record(folder)
+    if asked.weights is not None:
+        raise BadInput(
+            f"`weights` must be left out with the folder {folder}, which has its own, got {asked.weights}; for others "
+            f"name the network: {record.spec}"
+        )
+    if asked.shape is not None and record.shape != asked.shape:
+        raise BadInput(
+            f"`data` must have examples of shape {record.shape} for the model in {folder}, got {asked.shape}; where "
+            f"the network takes other shapes, write --model {record.spec} --weights {folder / WEIGHTS}"
+        )
+    model = read_model_folder(folder, trust=asked.trust)
+    return Loaded(model=model, label_names=record.label_names)

@@ -25,6 +25,8 @@ WEIGHTS, RECORD, CARD = "model.safetensors", "model.json", "README.md"
 CHECKPOINTS = "training"
 """The subfolder in which `epsball train` keeps the checkpoints that a resumed training needs."""
 FORMAT = "epsball model 1"
+PREFIXES = ("hf", "timm", "ensemble", "http", "https")
+"""What stands before the colon of a model that is no factory."""
 MOST_SIZE, MOST_SIDES = 1 << 24, 8
 """The greatest size of an example's side, or number of classes; and the most of them."""
 
@@ -73,13 +75,13 @@ def is_folder(spec: str, within: str | Path = "") -> bool:
 
 
 def is_factory(spec: str) -> bool:
-    """Whether `spec` names a factory module:function, which is code of a user's.
+    """Whether `spec` names a factory module:function or file.py:function, which is code of a user's.
 
-    >>> is_factory("nets:make"), is_factory("small-mlp"), is_factory("preact-resnet18:width=4")
-    (True, False, False)
+    >>> is_factory("nets:make"), is_factory("nets.py:make"), is_factory("preact-resnet18:width=4"), is_factory("hf:a/b")
+    (True, True, False, False)
     """
     base, colon, rest = spec.partition(":")
-    return bool(colon) and canonical(base) not in MODELS and "=" not in rest
+    return bool(colon) and canonical(base) not in (*MODELS, *PREFIXES) and "=" not in rest
 
 
 def read_record(path: str | Path) -> ModelRecord:

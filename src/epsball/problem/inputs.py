@@ -1,7 +1,8 @@
 """What a function is given as model, data and ball, so that they fit each other.
 
-Data of any kind become examples (`data.collected`), the ball gets their box (`data.box`), labels follow the names of
-the model's classes, and x goes to the device and the dtype of the model's parameters.
+A model of any kind becomes a module, a callable or a black box (`models.given`). Data of any kind become examples
+(`data.collected`), the ball gets their box (`data.box`), labels follow the names of the model's classes, and x goes to
+the device and the dtype of the model's parameters.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
 from epsball.models.black_box import BlackBox
 from epsball.models.frozen import frozen
+from epsball.models.given import as_model
 from epsball.models.model_record import LABEL_NAMES
 from epsball.problem.model_errors import is_one_example
 from epsball.problem.objective import Model
@@ -37,14 +39,15 @@ EXACT = 0.01
 """x is rounded to the model's dtype where that moves no example by more than this share of the radius."""
 
 
-def inputs_for(model: Model, data: Any, ball: Ball | str) -> tuple[Examples, Ball]:
-    """The examples and the ball of a function that takes a model, data and a ball; see the module.
+def inputs_for(model: Any, data: Any, ball: Ball | str) -> tuple[Model, Examples, Ball]:
+    """The model, the examples and the ball of a function that takes these; see the module.
 
     Raises `BadInput` where there are no examples, where they do not fit, or where rounding them to the model's dtype
     would move them by more than `EXACT` of the radius.
     """
-    examples = examples_of(data)
-    return examples_for(model, examples, found := ball_for(ball, examples)), found
+    model, examples = as_model(model), examples_of(data)
+    found = ball_for(ball, examples)
+    return model, examples_for(model, examples, found), found
 
 
 def examples_for(model: Model, data: Any, ball: Ball | None, *, move: bool = True) -> Examples:
@@ -63,8 +66,9 @@ def examples_for(model: Model, data: Any, ball: Ball | None, *, move: bool = Tru
     return replace(examples, x=x, y=examples.y.to(x.device), ids=examples.ids.to(x.device))
 
 
-def batch_for(model: Model, x: Any, ball: Ball | str) -> tuple[Float[Tensor, "n *shape"], Ball]:
-    """x and the ball of a direct call of an attack; uint8 becomes float32 / 255 in the box [0, 1]."""
+def batch_for(model: Any, x: Any, ball: Ball | str) -> tuple[Model, Float[Tensor, "n *shape"], Ball]:
+    """The model, x and the ball of a direct call of an attack; uint8 becomes float32 / 255 in the box [0, 1]."""
+    model = as_model(model)
     x, scale = inputs_of(x)
     ball = ball_of(ball)
     if scale != 1:
@@ -73,7 +77,7 @@ def batch_for(model: Model, x: Any, ball: Ball | str) -> tuple[Float[Tensor, "n 
     if len(x):
         x = _in_dtype_of(model, _on_device_of(model, x), ball)
         _check_batch(model, x)
-    return x, ball
+    return model, x, ball
 
 
 def _check_batch(model: Model, x: Tensor) -> None:

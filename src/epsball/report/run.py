@@ -19,7 +19,7 @@ from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.evaluation.result import Evaluation, Status
 from epsball.evaluation.run_tables import REPORTED, check_entries
 from epsball.evaluation.stage_record import Stage
-from epsball.models.model_record import is_factory
+from epsball.models.doors import needs_trust
 from epsball.report.page import counted, percent
 
 NOISE = ("uniform-noise", "sign-noise")
@@ -263,7 +263,7 @@ class Run:
     def verify(self) -> str:
         """The command that recomputes it."""
         named = (self.command.get("subject") or {}).get("model")
-        code = ["--model", named] if isinstance(named, str) and is_factory(named) else []  # asked for again
+        code = ["--model", named] if isinstance(named, str) and needs_trust(named) else []  # asked for again
         return shlex.join(["epsball", "verify", str(self.path), *code])
 
     @property

@@ -30,6 +30,7 @@ from epsball.data.class_names import numbered_like
 from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
 from epsball.models.frozen import frozen
+from epsball.models.given import as_model
 from epsball.problem.inputs import examples_for
 from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.model_errors import explained
@@ -92,6 +93,7 @@ def fit(
     if config is not None and options:
         raise BadInput(f"`config` must be left out where {', '.join(options)} are given; use dataclasses.replace")
     config = config or TrainingConfig.of(options, what="fit's option")
+    model = as_model(model) if isinstance(model, nn.Module) else model
     if not isinstance(model, nn.Module):
         raise BadInput(
             f"`model` must be a torch module, got {type(model).__name__}; a callable has no weights to train"

@@ -107,7 +107,7 @@ def surrogate(
     config = SurrogateConfig.of(options, what="surrogate's option")
     if not isinstance(black_box, BlackBox):
         raise BadInput(f"`black_box` must be a BlackBox, got {type(black_box).__name__}; wrap it: BlackBox(f)")
-    x, ball = batch_for(black_box, x, ball)
+    _, x, ball = batch_for(black_box, x, ball)
     if not len(x):
         raise BadInput("`x` must hold at least one example, got none; look at its split and limit")
     ball, queries_before = ball.bind(x), black_box.total
