@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ from epsball.linear.table_attack import attack_table
 from epsball.linear.table_config import AttackConfig, FitConfig, Radius
 from epsball.linear.table_fit import fit_table, loss_for
 from epsball.models import registry as models
+from epsball.models.http_service import parse_address
 from epsball.models.opening import load
 from epsball.models.weights import load_weights, save_weights
 from epsball.problem.objective import Objective
@@ -314,6 +315,19 @@ REMEDIES = [
         "batch_size=1, pad=True",
         lambda: black_box(lambda x: x, pad=True),
         lambda: black_box(lambda x: x, batch_size=1, pad=True),
+    ),
+    *(
+        Remedy(
+            "https://host/v2/models/NAME",
+            partial(parse_address, wrong),
+            partial(parse_address, "https://host/v2/models/NAME"),
+        )
+        for wrong in ("https://host/models/NAME", "https://host:x/v2/models/NAME")
+    ),
+    Remedy(
+        "rate=4",
+        lambda: parse_address("https://host/v2/models/NAME?rate=fast"),
+        lambda: parse_address("https://host/v2/models/NAME?rate=4"),
     ),
     Remedy(
         "epsball.BlackBox(model)",

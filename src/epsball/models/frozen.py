@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from epsball.common.undo import Undo
 
-LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "builtins")
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "httpx", "builtins")
 """Objects of these packages hold no module of the user's, and their functions name none."""
+SERVICES = ("epsball.models.http_service", "epsball.models.http_client")
+"""Neither do objects of these modules, whose models run elsewhere."""
 MAX_DEPTH, MAX_ITEMS, MAX_OBJECTS = 6, 64, 4096
 """How far a callable is followed, and how many items of a container, and objects in all, are looked at."""
 NO_CELL = CellType()
@@ -105,7 +107,8 @@ def _slots(cls: type) -> tuple[str, ...]:
 
 
 def _of_library(thing: Any) -> bool:
-    return (getattr(thing, "__module__", None) or "").partition(".")[0] in LIBRARIES
+    name = getattr(thing, "__module__", None) or ""
+    return name.partition(".")[0] in LIBRARIES or name in SERVICES
 
 
 def _globals(function: FunctionType) -> list[object]:
