@@ -68,6 +68,7 @@ def test_gradients_that_point_the_wrong_way_are_noticed_and_flatter_less(net, da
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", BROKEN_DEFENCES)
 def test_defaults_flag_every_broken_defence_and_no_sound_network(name: str, seed: int) -> None:

@@ -250,7 +250,7 @@ def test_a_built_in_name_means_the_built_in_and_similar_folders_are_suggested(wr
     assert load("small-mlp", shape=(4,), classes=2)[-1].out_features == 2
     shutil.copytree(path, tmp_path / "runs" / "robust")
     for wrong, similar in (("runs/robusd", "runs/robust"), ("small-mpl", "small-mlp")):
-        with pytest.raises(BadInput, match=f"or a folder that `epsball train` wrote.*did you mean '{similar}'"):
+        with pytest.raises(BadInput, match=f"a file or a folder.*did you mean '{similar}'"):
             load(wrong, shape=(3, 8, 8), classes=2)
 
 

@@ -282,7 +282,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_the_model_is_unchanged(
     state["1.weight"], state["9.bias"] = torch.zeros(100, 5), state.pop("5.bias")
     save_file(state, path)
     model = net()
-    with pytest.raises(BadInput, match=r"missing 5.bias, unexpected 9.bias, 1.weight is \(100, 5\) instead of"):
+    with pytest.raises(BadInput, match=r"missing 5.bias; unexpected 9.bias; different 1.weight is \(100, 5\)"):
         load_weights(model, path)
     assert same(model, net())
 

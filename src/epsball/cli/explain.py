@@ -19,6 +19,7 @@ from epsball.cli.common import Json, Subject, built_in, described, progress
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.explain.hypotheses import HYPOTHESES, chosen
+from epsball.models.doors import DOORS
 
 if TYPE_CHECKING:
     from epsball.balls.ball import Ball
@@ -249,7 +250,7 @@ def everything(
         Print the figures as JSON on stdout.
     """
     if model_ is not None:
-        if get_close_matches(model_, HYPOTHESES, n=1, cutoff=0.5) and built_in(model_) and not known(model_):
+        if get_close_matches(model_, HYPOTHESES, n=1, cutoff=0.5) and not any(door.fits(model_) for door in DOORS):
             check_one_of("command", model_, HYPOTHESES)
         subject = replace(subject, model=model_)
     if data_ is not None:
@@ -260,13 +261,6 @@ def everything(
         print_json({answer.name: answer.summary() for answer in found}, out)
     else:
         print_written(str(out / "index.html"))
-
-
-def known(spec: str) -> bool:
-    """Whether `spec` is the name of a built-in network."""
-    from epsball.models.registry import MODELS, canonical
-
-    return canonical(spec.partition(":")[0]) in MODELS
 
 
 def command(name: str) -> Callable[..., None]:

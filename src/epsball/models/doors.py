@@ -40,6 +40,13 @@ DOORS = (
         fits=_is_built_in,
     ),
     Door(
+        name="ensemble",
+        spec="ensemble:A,B",
+        what="several models, whose logits, or probabilities, are averaged",
+        opener="epsball.models.ensemble:open_ensemble",
+        fits=lambda spec: spec.startswith("ensemble"),
+    ),
+    Door(
         name="Hugging Face",
         spec="hf:ORG/NAME, or a FOLDER with config.json",
         what="an image classifier of transformers, from the Hub or from a folder; safetensors only",
@@ -86,13 +93,6 @@ DOORS = (
         extra="http",
     ),
     Door(
-        name="ensemble",
-        spec="ensemble:A,B",
-        what="several models, whose logits, or probabilities, are averaged",
-        opener="epsball.models.ensemble:open_ensemble",
-        fits=lambda spec: spec.startswith("ensemble"),
-    ),
-    Door(
         name="archive",
         spec="FILE.pt, FILE.pt2, FILE.pkl, FILE.joblib",
         what="TorchScript, torch.export, pickle, joblib: may run code when it is read, so only with --trust",
@@ -115,8 +115,8 @@ def door_of(spec: str) -> Door:
         if door.fits(spec):
             return door
     raise BadInput(
-        f"`model` must be one that `epsball models` lists: {', '.join(MODELS)}, module:factory, a file or a folder, "
-        f"got {spec!r}{_similar_name(spec)}"
+        f"`model` must be one of {', '.join(MODELS)}, module:factory, a file or a folder, as `epsball models` lists "
+        f"them, got {spec!r}{_similar_name(spec)}"
     )
 
 

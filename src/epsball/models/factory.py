@@ -36,8 +36,8 @@ def make_network(spec: str, shape: Sequence[int], classes: int, *, seed: int = 0
 
 def make_with_weights(
     spec: str, shape: Sequence[int], classes: int, weights: str | Path, *, seed: int = 0
-) -> nn.Module:
-    """The network that `spec` names, with the weights of a file.
+) -> tuple[Any, tuple[str, ...]]:
+    """The network that `spec` names, with the weights of a file, and what was done to these, a sentence each.
 
     A built-in one is sketched first: what is far larger than its weights is refused before it takes any memory.
     """
@@ -58,8 +58,9 @@ def make_with_weights(
                 f"and {str(path)!r} {size:,} bytes; is it the same architecture, width and number of classes?"
             )
     model = make_network(spec, shape, classes, seed=seed)
-    load_weights(model, path)
-    return model
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"`weights` must be left out with {spec}, which makes no nn.Module; load them in it")
+    return model, load_weights(model, path)
 
 
 class Wrapped(nn.Module):

@@ -88,7 +88,7 @@ def read_model_folder(path: str | Path, *, trust: bool = False) -> nn.Module:
         )
     check_weights(path, record)
     try:
-        model = make_with_weights(record.spec, record.shape, record.classes, path / WEIGHTS)
+        model, _ = make_with_weights(record.spec, record.shape, record.classes, path / WEIGHTS)
     except BadInput as error:
         raise BadInput(f"{path / RECORD} names the model {record.spec!r}: {error}") from error
     if record.label_names is not None:
@@ -111,4 +111,4 @@ def open_folder(asked: Asked) -> Loaded:
             f"the network takes other shapes, write --model {record.spec} --weights {folder / WEIGHTS}"
         )
     model = read_model_folder(folder, trust=asked.trust)
-    return Loaded(model=model, label_names=record.label_names)
+    return Loaded(model=model, label_names=record.label_names, shape=record.shape)

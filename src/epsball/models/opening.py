@@ -83,17 +83,19 @@ def open_built_in(asked: Asked) -> Loaded:
             f"`shape` and `classes` must be given for {asked.spec}, which fits any data; as in "
             f"epsball.load({asked.spec!r}, shape=(1, 28, 28), classes=10)"
         )
-    return Loaded(model=_network(asked, asked.shape, asked.classes), shape=asked.shape)
+    model, notes = _network(asked, asked.shape, asked.classes)
+    return Loaded(model=model, notes=notes, shape=asked.shape)
 
 
 def open_factory(asked: Asked) -> Loaded:
     """What a factory makes: code of the user's, named by the user."""
-    made = as_model(_network(asked, (), 0))
+    network, notes = _network(asked, (), 0)
+    made = as_model(network)
     model = made if isinstance(made, nn.Module | BlackBox) else Wrapped(made)
-    return Loaded(model=model, label_names=getattr(made, LABEL_NAMES, None))
+    return Loaded(model=model, notes=notes, label_names=getattr(made, LABEL_NAMES, None))
 
 
-def _network(asked: Asked, shape: tuple[int, ...], classes: int) -> Any:
+def _network(asked: Asked, shape: tuple[int, ...], classes: int) -> tuple[Any, tuple[str, ...]]:
     if asked.weights is None:
-        return make_network(asked.spec, shape, classes, seed=asked.seed)
+        return make_network(asked.spec, shape, classes, seed=asked.seed), ()
     return make_with_weights(asked.spec, shape, classes, asked.weights, seed=asked.seed)

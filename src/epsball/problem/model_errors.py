@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from epsball.common.errors import BadInput
+from epsball.problem.outputs import logits_in
 
 IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
 ABOUT_INPUT = re.compile(
@@ -79,7 +80,7 @@ def _answers(model: Callable[[Tensor], object], z: Tensor, rows: int) -> bool:
     """Whether the model answers with one row for each row of z."""
     try:
         with torch.no_grad():
-            output = model(z)
+            output = logits_in(model(z))
     except Exception:  # whatever it raises: this is not what it takes
         return False
     return isinstance(output, Tensor) and output.ndim in (1, 2) and len(output) == rows

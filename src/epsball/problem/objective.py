@@ -23,7 +23,7 @@ from epsball.models.frozen import frozen, held_modules
 from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.losses import Loss
 from epsball.problem.model_errors import IN_PLACE, explained, wrong_rows
-from epsball.problem.outputs import masked_to_finite, two_columns
+from epsball.problem.outputs import logits_in, masked_to_finite, two_columns
 from epsball.problem.task import AWAY, Task
 
 Model = Callable[[Tensor], Tensor]
@@ -299,7 +299,7 @@ class Objective:
         """The model at z; `task` says which rows these are, for a subclass whose model differs between rows."""
         version = z._version
         try:
-            output = self.model(z) if self.ends_in == "" else self._before_activation(z)
+            output = logits_in(self.model(z)) if self.ends_in == "" else self._before_activation(z)
         except Exception as error:
             reason = explained(self.model, z, error)
             if reason is None:
@@ -314,7 +314,7 @@ class Objective:
 
     def _before_activation(self, z: Tensor) -> Any:
         """The output, before a sigmoid or a softmax at the model's end; the first call tells whether there is one."""
-        output, ends_in = before_activation(self.model, z)
+        output, ends_in = before_activation(lambda x: logits_in(self.model(x)), z)
         if self.ends_in is None:
             if ends_in:
                 warnings.warn(REMOVED.format(ends_in), ModelWarning, stacklevel=5)

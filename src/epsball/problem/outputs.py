@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from epsball.common.errors import BadInput
+
+
+def logits_in(output: object) -> object:
+    """The tensor of logits in what a model returns: `.logits`, the entry "logits" of a dict, the first of a tuple.
+
+    Of a tuple or a list the first is meant only where it is a table (n, classes) or one number a row. Anything else
+    comes back as it is.
+
+    >>> logits_in({"features": 0, "logits": torch.ones(1, 2)}), logits_in((torch.ones(1, 2), None))
+    (tensor([[1., 1.]]), tensor([[1., 1.]]))
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits  # type: ignore[attr-defined]
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim in (1, 2):
+        return output[0]
+    return output
 
 
 def two_columns(output: object) -> Float[Tensor, "n classes"]:
@@ -21,10 +42,9 @@ def two_columns(output: object) -> Float[Tensor, "n classes"]:
     tensor([[ 0.0000,  1.5000],
             [ 0.0000, -2.0000]])
     """
+    output = logits_in(output)
     if not isinstance(output, Tensor) or not output.is_floating_point():
-        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        remedy = "epsball.BlackBox(model)" if kind in ("ndarray", "list") else "lambda x: model(x).logits"
-        raise BadInput(f"`model` must return a tensor of logits, got {kind}; wrap it: {remedy}")
+        raise BadInput(f"`model` must return a tensor of logits, got {_kind_of(output)}")
     logits = output[:, None] if output.ndim == 1 else output
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise BadInput(
@@ -32,6 +52,21 @@ def two_columns(output: object) -> Float[Tensor, "n classes"]:
             "put the classes last and pool the rest"
         )
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def _kind_of(output: object) -> str:
+    """What a model returned instead of logits, and what to do."""
+    if isinstance(output, Tensor):
+        return f"{output.dtype}; return the scores, not the labels"
+    if isinstance(output, Mapping):
+        entries = list(map(str, output))[:6]
+        return f"a dict of {', '.join(entries)}; wrap it: lambda x: model(x)[{next(iter(entries), '')!r}]"
+    kind = type(output).__name__
+    if kind == "ndarray" or (isinstance(output, list) and not any(isinstance(one, Tensor) for one in output)):
+        return f"{kind}; wrap it: epsball.BlackBox(model)"
+    if isinstance(output, tuple | list):
+        return f"a {kind} whose first part is not (n, classes); wrap it: lambda x: model(x)[1]"
+    return f"{kind}; wrap it: lambda x: model(x).logits"
 
 
 def masked_to_finite(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:

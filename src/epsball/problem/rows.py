@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.models.frozen import frozen
+from epsball.problem.outputs import logits_in
 
 ROWS = 32
 """The size of the batch that is tried; its halves are congruent, so that kernels treat their rows alike."""
@@ -60,7 +61,7 @@ def _output(model: Callable[..., Any], x: Tensor, seed: int) -> Tensor | None:
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
-        output = model(x.clone())
+        output = logits_in(model(x.clone()))
     if not isinstance(output, Tensor) or output.shape[:1] != x.shape[:1]:
         return None
     return output.detach().double()

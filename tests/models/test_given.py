@@ -1,0 +1,172 @@
+"""What is handed over in Python as a model, and files with a factory: each is the model that stands behind it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from nets import rng
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball.common.errors import BadInput
+from epsball.models.doors import DOORS, door_of, needs_trust
+from epsball.models.given import as_model
+
+
+def net(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+NET = net().eval()
+X, Y = torch.rand(40, 6, generator=rng(1)), torch.arange(40) % 3
+WANT = eb.evaluate(NET, (X, Y), eb.Linf(eps=0.1, lo=0, hi=1), "fgsm", diagnose=0)
+
+
+class Output(nn.Module):
+    """A network whose output is made by `form` of the logits."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.net, self.form = NET, form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.net(x))
+
+
+class Shown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = NET
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+MODELS: dict[str, Any] = {
+    "forward": NET.forward,
+    "call": NET.__call__,
+    "another method": Shown().logits,
+    "closure": lambda z: NET(z),
+    "parallel": nn.DataParallel(NET),
+    "an object with logits": Output(lambda logits: SimpleNamespace(logits=logits, loss=None)),
+    "a dict": Output(lambda logits: {"features": logits.sin(), "logits": logits}),
+    "a tuple": Output(lambda logits: (logits, logits.sin().sum())),
+    "a list of one": Output(lambda logits: [logits]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_stands_behind_it_is_evaluated(name: str) -> None:
+    found = eb.evaluate(MODELS[name], (X, Y), eb.Linf(eps=0.1, lo=0, hi=1), "fgsm", diagnose=0)
+    assert found.records.to_pydict()["status"] == WANT.records.to_pydict()["status"]
+
+
+def test_a_bound_method_in_train_mode_is_attacked_in_eval_mode_and_comes_back() -> None:
+    model = net().train()
+    before = model[2].running_mean.clone()
+    found = eb.evaluate(model.forward, (X, Y), eb.Linf(eps=0.1, lo=0, hi=1), "fgsm", diagnose=0)
+    assert found.records.to_pydict()["status"] == WANT.records.to_pydict()["status"]
+    assert model.training
+    assert torch.equal(model[2].running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("net.onnx", r"write epsball.load\('net.onnx'\)"),
+        (nn.Linear, "the class Linear; make one of it"),
+        (3, "must be callable"),
+        (Output(lambda logits: {"scores": logits}), "a dict of scores; wrap it"),
+        (Output(lambda logits: (logits.sum(), logits)), "first"),
+    ],
+)
+def test_what_is_no_model_is_refused(model: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        eb.evaluate(model, (X, Y), "linf:0.1", "fgsm", diagnose=0)
+
+
+def test_a_network_of_transformers_gives_its_logits_and_names() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=2
+    )
+    config.id2label = {0: "cat", 1: "dog"}
+    source = transformers.ResNetForImageClassification(config).eval()
+    x = torch.rand(2, 1, 16, 16, generator=rng(2))
+    model = as_model(source)
+    assert torch.equal(model(x), source(x).logits)
+    assert model.label_names == ("cat", "dog")
+
+
+# Files with a factory, and specs
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "import beside\n"
+        "def model(): return nn.Sequential(nn.Flatten(), nn.Linear(6, beside.CLASSES))\n"
+        "def callable_(): return lambda z: z[:, :3]\n"
+    )
+    (tmp_path / "sub" / "beside.py").write_text("CLASSES = 3\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_nets", "beside"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def test_a_factory_in_a_file_is_called_and_may_import_what_is_beside_it(folder: Path) -> None:
+    path = list(sys.path)
+    model = eb.load("sub/my_nets.py:model")
+    assert model(X).shape == (40, 3)
+    assert sys.path == path
+    assert eb.load("sub/my_nets.py:callable_")(X).shape == (40, 3)
+    assert isinstance(eb.load("sub/my_nets.py:model", black_box=True), eb.BlackBox)
+    with pytest.raises(BadInput, match=r"did you mean 'my_nets.py'"):
+        eb.load("sub/my_net.py:model")
+    with pytest.raises(BadInput, match=r"did you mean 'model'"):
+        eb.load("sub/my_nets.py:modle")
+
+
+def test_a_built_in_network_needs_shape_and_classes() -> None:
+    with pytest.raises(BadInput, match=r"as in epsball.load\('small-mlp', shape"):
+        eb.load("small-mlp")
+    assert eb.load("small-mlp", shape=(6,), classes=3)(X).shape == (40, 3)
+
+
+def test_each_spec_has_its_door(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")
+    doors = {
+        "small-cnn": "built-in",
+        "preact-resnet18:width=4": "built-in",
+        "hf:google/vit": "Hugging Face",
+        str(tmp_path / "hub"): "Hugging Face",
+        str(tmp_path): "trained folder",
+        "timm:resnet18": "timm",
+        "some/net.ONNX": "ONNX",
+        "model.skops": "scikit-learn",
+        "http://localhost:8000/v2/models/net": "HTTP",
+        "ensemble:a.onnx,b.onnx": "ensemble",
+        "net.pt2": "archive",
+        "model.joblib": "archive",
+        "package.module:make": "factory",
+        "folder/nets.py:make": "factory",
+    }
+    assert {spec: door_of(spec).name for spec in doors} == doors
+    assert set(doors.values()) == {door.name for door in DOORS}
+    assert [spec for spec in doors if needs_trust(spec)] == [
+        *("http://localhost:8000/v2/models/net", "ensemble:a.onnx,b.onnx", "net.pt2", "model.joblib"),
+        *("package.module:make", "folder/nets.py:make"),
+    ]
+    with pytest.raises(BadInput, match="`epsball models` lists"):
+        door_of("no such thing")
