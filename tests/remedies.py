@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,6 +144,19 @@ def quantized() -> torch.Tensor:
 def saved(name: str, content: Any) -> str:
     torch.save(content, name)
     return name
+
+
+def both_networks() -> Path:
+    """A file with the weights of two networks, as a student and its teacher are kept."""
+    state = {f"{name}.{key}": value for name in ("a", "b") for key, value in NET.state_dict().items()}
+    torch.save(state, path := Path("both.pt"))
+    return path
+
+
+def one_of_both(path: Path) -> Path:
+    state = torch.load(path, weights_only=True)
+    torch.save({key.removeprefix("a."): value for key, value in state.items() if key.startswith("a.")}, path)
+    return path
 
 
 def module(name: str, text: str) -> str:
@@ -335,12 +347,34 @@ REMEDIES = [
         lambda: ask(eb.BlackBox(lambda x: x)),
     ),
     Remedy(
-        "lambda x: model(x).logits",
-        lambda: ask(lambda x: SimpleNamespace(logits=NET(x))),
-        lambda: ask(lambda x: (lambda x: SimpleNamespace(logits=NET(x)))(x).logits),
+        "lambda x: model(x)['scores']",
+        lambda: ask(lambda x: {"scores": NET(x)}),
+        lambda: ask(lambda x: {"scores": NET(x)}["scores"]),
+    ),
+    Remedy(
+        "lambda x: model(x)[1]",
+        lambda: ask(lambda x: (NET(x).sum(), NET(x))),
+        lambda: ask(lambda x: (NET(x).sum(), NET(x))[1]),
+    ),
+    Remedy(
+        "epsball.load('nets.py:net')",
+        lambda: eb.evaluate("nets.py:net", (X, Y), "linf:0.1", "fgsm", diagnose=0),
+        lambda: eb.evaluate(
+            eb.load(f"{module('nets', 'net = Linear(3, 2)')}.py:net"), (X, Y), "linf:0.1", "fgsm", diagnose=0
+        ),
+    ),
+    Remedy(
+        "epsball.load('small-mlp', shape=(1, 28, 28), classes=10)",
+        lambda: load("small-mlp"),
+        lambda: load("small-mlp", shape=(1, 28, 28), classes=10),
     ),
     Remedy("model.module()", lambda: ask(exported()), lambda: ask(exported().module())),
     Remedy("x[None]", lambda: asked(SMALL, IMAGE), lambda: asked(SMALL, IMAGE[None])),
+    Remedy(
+        "torch.save({key.removeprefix('a.'): value for key, value in state.items() if key.startswith('a.')}, path)",
+        lambda: load_weights(NET, both_networks()),
+        lambda: load_weights(NET, one_of_both(both_networks())),
+    ),
     Remedy("return the logits", lambda: asked(now_and_then(), X, calls=2), lambda: asked(NET, X, calls=2)),
     Remedy(
         "def model(): return Net(...)",

@@ -128,8 +128,8 @@ def _module_of_file(file: Path, spec: str) -> ModuleType:
     if known is not None and getattr(known, "__file__", None) == str(file.absolute()):
         return known
     place = spec_from_file_location(file.stem, file.absolute())
-    if place is None or place.loader is None:
-        raise BadInput(f"`model` must name a Python file, got {spec!r}; as in nets.py:model")
+    assert place is not None
+    assert place.loader is not None
     module = module_from_spec(place)
     if known is None:  # a library's module of the same name stays
         sys.modules[file.stem] = module

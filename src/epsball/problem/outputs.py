@@ -66,7 +66,7 @@ def _kind_of(output: object) -> str:
         return f"{kind}; wrap it: epsball.BlackBox(model)"
     if isinstance(output, tuple | list):
         return f"a {kind} whose first part is not (n, classes); wrap it: lambda x: model(x)[1]"
-    return f"{kind}; wrap it: lambda x: model(x).logits"
+    return f"{kind}; return the logits alone"
 
 
 def masked_to_finite(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
