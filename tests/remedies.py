@@ -44,7 +44,9 @@ from epsball.linear.table_attack import attack_table
 from epsball.linear.table_config import AttackConfig, FitConfig, Radius
 from epsball.linear.table_fit import fit_table, loss_for
 from epsball.models import registry as models
+from epsball.models.door import Asked
 from epsball.models.http_service import parse_address
+from epsball.models.onnx_file import open_onnx
 from epsball.models.opening import load
 from epsball.models.weights import load_weights, save_weights
 from epsball.problem.objective import Objective
@@ -184,6 +186,18 @@ def of_digits() -> nn.Module:
 
 
 CHEAP = ("evaluate", "--limit", "20", "--epochs", "1", "--attacks", "fgsm", "--diagnose", "0")
+
+
+def determinant() -> Path:
+    """An ONNX file with an operator that the importer does not have."""
+    from onnx import TensorProto, helper, save
+
+    square, row = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ("n", 2, 2)), ("y", ("n",)))
+    )
+    graph = helper.make_graph([helper.make_node("Det", ["x"], ["y"])], "graph", [square], [row])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "determinant.onnx")
+    return Path("determinant.onnx")
 
 
 REMEDIES = [
@@ -555,6 +569,12 @@ REMEDIES = [
         "(0.25, 0.1)",
         lambda: threes_sevens(mnist("digits"), radii=(0,)),
         lambda: threes_sevens(mnist("digits"), radii=(0.25, 0.1)),
+    ),
+    # models in other formats
+    Remedy(
+        "black_box=True",
+        lambda: open_onnx(Asked(spec=str(determinant()))),
+        lambda: open_onnx(Asked(spec=str(determinant()), black_box=True)),
     ),
     # the command line
     Remedy("0.5", lambda: command(*CHEAP, "--fail-under", "50"), lambda: command(*CHEAP, "--fail-under", "0.5")),
