@@ -111,7 +111,7 @@ def evaluate(
         shown, surrogate = {"model": origin}, None
         if source is not None:
             surrogate, shown["source"] = flags.source(source, source_weights, examples, out, errors)
-        command = _command(flags, source, source_weights, examples.classes)
+        command = _command(flags, source, source_weights, examples.classes) | {"origin": origin}
         if out is not None and not (out / "config.json").exists():  # a resumed run may yet be refused
             _write_command(out, command)
         one_radius = flags.eps is None and not flags.min_norm

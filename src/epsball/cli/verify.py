@@ -59,13 +59,15 @@ def verify(
     batch_size
         Examples of one model call.
     trust
-        Run the code that the run names: its network, where it is a module:factory and --model is left out.
+        Run the code that the run names, or ask the service that it names, where --model is left out.
     json
         Print everything, with all differences, as JSON on stdout.
     """
     from epsball.cli.allocator import keep_memory
+    from epsball.data.load import load_data
     from epsball.evaluation.run_directory import read_config
     from epsball.evaluation.verify import verify as library_verify
+    from epsball.models.opening import PREPARATION
 
     keep_memory()
     if not (run / "config.json").exists():
@@ -79,7 +81,9 @@ def verify(
     if data is not None:
         subject = command.get("subject", {})
         options = {name: subject[name] for name in OF_THE_DATA if name in subject}
-        examples = Subject(data=data, **options).examples()
+        if (preparation := getattr(network, PREPARATION, None)) is not None:
+            options["preparation"] = preparation
+        examples = load_data(data, **options)
     found = library_verify(run, network, data=examples, batch_size=batch_size)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))

@@ -255,6 +255,12 @@ class Run:
         return far[np.isfinite(far)]
 
     @property
+    def origin(self) -> str:
+        """Where the model came from and what was done to it, as the command said it; empty where there was none."""
+        origin = self.command.get("origin", "")
+        return origin if isinstance(origin, str) else ""
+
+    @property
     def command_line(self) -> str:
         """The command that started it, as a shell reads it; empty where there was none."""
         return shlex.join(map(str, self.command.get("command", ())))

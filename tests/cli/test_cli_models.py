@@ -1,0 +1,72 @@
+"""`--model SPEC`: what the door did is said in terminal and report, and a run is verified by the same spec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import run
+
+from epsball.models.doors import DOORS
+
+NETS = """
+import torch
+from torch import nn
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+class Estimator:
+    pass
+"""
+SHORT = ("--limit", "20", "--attacks", "fgsm", "--diagnose", "0")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    here = tmp_path_factory.mktemp("doors")
+    (here / "door_nets.py").write_text(NETS)
+    space: dict = {}
+    exec(NETS, space)
+    state = space["model"]().state_dict()
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, here / "last.pth.tar")
+    return here
+
+
+def test_models_lists_every_door() -> None:
+    listed = run("models", "--json")
+    assert {one["name"] for one in json.loads(listed.stdout)} == {door.name for door in DOORS}
+    shown = " ".join(run("models").stdout.split())
+    assert all(door.spec.split()[0] in shown for door in DOORS)
+
+
+def test_the_door_and_what_was_done_are_said_and_the_run_is_verified(place: Path) -> None:
+    spec = ("--model", "door_nets.py:model", "--weights", "last.pth.tar")
+    done = run("evaluate", *spec, *SHORT, "--out", "run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "door_nets.py:model with last.pth.tar (factory); the prefix module. of the names in the file" in said
+    assert "the prefix module. of the names" in (place / "run" / "report.html").read_text()
+    refused = run("verify", "run", cwd=place)
+    assert refused.returncode == 2
+    assert "add --model door_nets.py:model, or --trust" in " ".join(refused.stderr.split())
+    for agreed in (("--trust",), ("--model", "door_nets.py:model"), ("--trust", "--data", "digits")):
+        verified = run("verify", "run", *agreed, cwd=place)
+        assert verified.returncode == 0, verified.stderr
+
+
+def test_a_network_may_be_used_as_a_black_box(place: Path) -> None:
+    done = run(
+        *("evaluate", "--model", "door_nets.py:model", "--black-box", "--limit", "8"),
+        *("--attacks", "square:steps=20", "--diagnose", "0", "--json"),
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["backwards"] == 0
+
+
+def test_a_misspelt_file_is_one_sentence(place: Path) -> None:
+    done = run("evaluate", "--model", "door_net.py:model", *SHORT, cwd=place)
+    assert done.returncode == 2
+    assert "did you mean 'door_nets.py'" in " ".join(done.stderr.split())
