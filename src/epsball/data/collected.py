@@ -71,6 +71,17 @@ def _described(data: Any) -> str:
     return f"{kind}; write (x, y)"
 
 
+def _batch(collate: Any, rows: list[Any]) -> Any:
+    """The rows as a batch, as the loader puts them together."""
+    try:
+        return collate(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"`data` must have rows that its DataLoader can put together, but its collate_fn says: {error}; make the "
+            "rows tensors of one shape"
+        ) from error
+
+
 def _is_batch(one: Any) -> bool:
     """Whether it looks like a batch of a loader: inputs, and one label for each."""
     return (
@@ -140,7 +151,7 @@ def _gathered(dataset: Any, rows: Sequence[int], collate: Any) -> tuple[Any, Any
             x += [tensor_of("x", one[0]) if isinstance(one[0], list | tuple) else one[0] for one in pairs]
             y += [one[1] for one in pairs]
         else:
-            inputs, labels = _pair(collate(part), "a batch of the DataLoader")
+            inputs, labels = _pair(_batch(collate, part), "a batch of the DataLoader")
             x.append(tensor_of("x", inputs))
             y.append(tensor_of("y", labels))
     return (x, y) if collate is None else (torch.cat(x), torch.cat(y))
