@@ -28,16 +28,15 @@ def models(*, json: Json = False) -> None:
         print(encoder.dumps(listed, indent=2))
         return
     console = Console(highlight=False, emoji=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim", leading=1)
     for title in ("--model", "what it is", "needs"):
         table.add_column(title, overflow="fold")
     for door in DOORS:
         table.add_row(door.spec, door.what, _needs(door.extra))
     console.print(table)
     console.print(
-        "\nIn Python: epsball.load(SPEC), or the model itself: a torch module, a fitted scikit-learn estimator,\n"
-        "a network of transformers, any callable (n, *shape) -> logits, or epsball.BlackBox(function).",
-        soft_wrap=True,
+        "\nIn Python: epsball.load(SPEC), or the model itself: a torch module, a fitted scikit-learn estimator, a network "
+        "of transformers, any callable (n, *shape) -> logits, or epsball.BlackBox(function).",
     )
 
 
