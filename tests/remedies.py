@@ -355,6 +355,14 @@ REMEDIES = [
         lambda: parse_address("https://host/v2/models/NAME?rate=fast"),
         lambda: parse_address("https://host/v2/models/NAME?rate=4"),
     ),
+    *(
+        Remedy(
+            "ensemble:small-mlp,small-cnn",
+            partial(load, wrong, shape=(1, 8, 8), classes=2),
+            partial(load, "ensemble:small-mlp,small-cnn", shape=(1, 8, 8), classes=2),
+        )
+        for wrong in ("ensemble:small-mlp", "ensembles:small-mlp,small-cnn")
+    ),
     Remedy(
         "epsball.BlackBox(model)",
         lambda: ask(lambda x: x.detach().numpy()),
