@@ -7,14 +7,17 @@ finds the messages in the source, and fails for one that says "write ..." or "as
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hub_models
 import numpy as np
 import pandas as pd
+import pytest
 import skops.io
 import torch
 from nets import linear as network
@@ -33,6 +36,7 @@ from epsball.data.arrays import from_arrays
 from epsball.data.box import ball_for
 from epsball.data.collected import examples_of
 from epsball.data.load import load_data
+from epsball.data.prepared import check_prepared, prepared_pixels
 from epsball.data.tables import Table
 from epsball.engine.stages import named
 from epsball.explain.config import L1Config, check_sides
@@ -48,6 +52,7 @@ from epsball.models.door import Asked
 from epsball.models.http_service import parse_address
 from epsball.models.onnx_file import open_onnx
 from epsball.models.opening import load
+from epsball.models.preparation import Preparation
 from epsball.models.weights import load_weights, save_weights
 from epsball.problem.objective import Objective
 from epsball.reproduce.controls import NoiseTraining
@@ -200,6 +205,19 @@ def determinant() -> Path:
     return Path("determinant.onnx")
 
 
+PREPARED = Preparation(resize=(8, 8), channels=3)
+"""What a model wants done to images."""
+
+
+def with_transformers(there: bool) -> Any:
+    """The door of transformers' models, where the library is installed, or not."""
+    folder = hub_models.saved(Path("model"))
+    with pytest.MonkeyPatch.context() as patch:
+        if not there:
+            patch.setitem(sys.modules, "transformers", None)
+        return load(str(folder))
+
+
 REMEDIES = [
     # attacks and balls
     Remedy("References(", lambda: References(X[:0], Y[:0]), lambda: References(X[:1000], Y[:1000])),
@@ -230,7 +248,14 @@ REMEDIES = [
         lambda: eb.Linf(eps=torch.rand(3)).bind(X[:3]),
         lambda: eb.Linf(eps=torch.rand(3)[None]).bind(X[:3]),
     ),
+    # models
+    Remedy("pip install 'epsball[hf]'", lambda: with_transformers(False), lambda: with_transformers(True)),
     # data
+    Remedy(
+        "epsball.data.prepared.prepared_pixels(x, preparation)",
+        lambda: check_prepared((1, 28, 28), PREPARED),
+        lambda: check_prepared(prepared_pixels(np.zeros((2, 1, 28, 28), np.uint8), PREPARED).shape[1:], PREPARED),
+    ),
     Remedy("x[None]", lambda: from_arrays(np.float32(0.5), [0]), lambda: from_arrays(np.float32(0.5)[None], [0])),
     Remedy(
         "x.astype('float32')",

@@ -1,10 +1,12 @@
 """Images with labels as the library `datasets` reads them: parquet files, image folders, names on the Hugging Face Hub.
 
-Images are read as bytes, decoded with Pillow into one uint8 array, and scaled by 1/255 to float32 in [0, 1].
+Images are read as bytes, decoded with Pillow into one uint8 array, and scaled by 1/255 to float32 in [0, 1]. What
+a model wants done to them, its preparation, comes before that, image by image: they may be of mixed sizes then.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +24,9 @@ from epsball.common.limits import check_data_folder, check_file, check_pixels
 from epsball.data.arrays import PIXEL, from_arrays
 from epsball.data.examples import Examples
 from epsball.data.sampling import Take
+from epsball.models.preparation import Preparation
+
+log = logging.getLogger(__name__)
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "y", "fine_label")
@@ -29,7 +34,14 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
 """The formats of images that are opened. Pillow knows others that start a program (EPS), or are rarely read safely."""
 
 
-def read_images(spec: str, split: str, take: Take, image_column: str | None, label_column: str | None) -> Examples:
+def read_images(
+    spec: str,
+    split: str,
+    take: Take,
+    image_column: str | None,
+    label_column: str | None,
+    preparation: Preparation | None = None,
+) -> Examples:
     """The images of a split, as `load_data` describes them; only the rows that `take` takes are read."""
     import datasets
 
@@ -42,11 +54,16 @@ def read_images(spec: str, split: str, take: Take, image_column: str | None, lab
     except Exception as error:  # whatever its readers, the Hub's client and the file system raise
         raise BadInput(f"{_expected(spec)}: {error}") from error
     data: Any = splits[check_one_of("split", split, map(str, splits))]
-    return examples_of_split(data, spec, take, image_column, label_column)
+    return examples_of_split(data, spec, take, image_column, label_column, preparation)
 
 
 def examples_of_split(
-    data: Any, name: str, take: Take, image_column: str | None = None, label_column: str | None = None
+    data: Any,
+    name: str,
+    take: Take,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    preparation: Preparation | None = None,
 ) -> Examples:
     """The images of a `datasets.Dataset`, as `load_data` describes them."""
     import datasets
@@ -75,8 +92,12 @@ def examples_of_split(
             "means: not labelled); take another split, or name another with --label-column"
         )
     names = getattr(features[label], "names", None)
-    x = torch.from_numpy(_decode(_sources(encoded), range(len(y)) if rows is None else rows, name)).permute(0, 3, 1, 2)
+    pixels, changed = _decode(_sources(encoded), range(len(y)) if rows is None else rows, name, preparation)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL)
+    if changed:
+        log.info("%d of %d images of %s were prepared for the model: %s", changed, len(x), name, preparation)
+        name = f"{name} ({preparation})"
     examples = from_arrays(x, y, ids=rows, lo=0, hi=1, name=name, label_names=names)
     return replace(examples, scale=PIXEL)
 
@@ -122,14 +143,18 @@ def _sources(column: Any) -> Iterator[Any]:
             yield BytesIO(raw.as_buffer()) if raw.is_valid else path.as_py()
 
 
-def _decode(sources: Iterable[Any], rows: Sequence[int] | np.ndarray, spec: str) -> np.ndarray:
-    """The images of the rows of that number as one uint8 array (n, H, W, C)."""
+def _decode(
+    sources: Iterable[Any], rows: Sequence[int] | np.ndarray, spec: str, preparation: Preparation | None
+) -> tuple[np.ndarray, int]:
+    """The images of the rows of that number as one uint8 array (n, H, W, C), and how many the preparation changed."""
     images: Any = None
+    changed = 0
     for place, (row, source) in enumerate(zip(rows, sources, strict=True)):
         try:
-            pixels = _pixels(source)
+            pixels, differs = _pixels(source, preparation)
         except Exception as error:  # broken files raise whatever the decoder stumbles over
             raise BadInput(f"`data` must hold images that Pillow reads, but row {row} of {spec!r}: {error}") from error
+        changed += differs
         if place == 0:
             images = _empty(len(rows), pixels.shape)
         if pixels.shape[:2] != images.shape[1:3]:
@@ -141,7 +166,7 @@ def _decode(sources: Iterable[Any], rows: Sequence[int] | np.ndarray, spec: str)
         if pixels.shape[2] > images.shape[3]:
             images = np.repeat(images, 3, axis=3)  # the rows before were all grey
         images[place] = pixels
-    return images
+    return images, changed
 
 
 def _empty(count: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -153,8 +178,8 @@ def _empty(count: int, shape: tuple[int, ...]) -> np.ndarray:
         ) from error
 
 
-def _pixels(source: Any) -> np.ndarray:
-    """One image as uint8 (H, W, C), C = 1 for a grey one, else 3."""
+def _pixels(source: Any, preparation: Preparation | None) -> tuple[np.ndarray, bool]:
+    """One image, prepared, as uint8 (H, W, C), C = 1 for a grey one, else 3; and whether the preparation changed it."""
     from PIL import Image, ImageOps
 
     if isinstance(source, str):
@@ -167,8 +192,10 @@ def _pixels(source: Any) -> np.ndarray:
         if image.mode == "P":
             image = image.convert("RGBA")
         mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+        image = image if image.mode == mode else image.convert(mode)
+        ready = image if preparation is None else preparation.applied(image)
+        pixels = np.asarray(ready)
+    return (pixels if pixels.ndim == 3 else pixels[:, :, None]), ready is not image
 
 
 def _refuse_typo(spec: str) -> None:

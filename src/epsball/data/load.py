@@ -11,7 +11,9 @@ from epsball.data.arrays import read_npz
 from epsball.data.digits import read_digits
 from epsball.data.examples import Examples
 from epsball.data.image_datasets import read_images
+from epsball.data.prepared import check_prepared
 from epsball.data.sampling import Take, check_limits, taken_rows
+from epsball.models.preparation import Preparation
 
 
 def load_data(
@@ -23,6 +25,7 @@ def load_data(
     seed: int = 0,
     image_column: str | None = None,
     label_column: str | None = None,
+    preparation: Preparation | None = None,
 ) -> Examples:
     """The examples that `spec` names, in their order.
 
@@ -36,6 +39,9 @@ def load_data(
       `datasets.load_dataset` reads them: float32 images (C, H, W) in [0, 1], C = 1 where all are grey, else 3; alpha
       is dropped. `image_column` and `label_column` name the columns where the features do not.
 
+    `preparation` is what a model wants done to images: those in files and data sets are resized and cropped, so that
+    they may be of mixed sizes, and the name of the examples says so. Arrays must be of that shape already.
+
     Raises `BadInput` for data that are not found, splits and columns that are not there, and images that are broken or
     of mixed sizes.
     """
@@ -43,12 +49,14 @@ def load_data(
     take = partial(taken_rows, limit=limit, first=first, seed=seed)
     path = Path(spec).expanduser()
     if str(spec) == "digits":
-        return _part(read_digits(split), take)
+        return _part(read_digits(split), take, preparation)
     if path.suffix == ".npz" and path.exists():
-        return _part(read_npz(path), take)
-    return read_images(str(path if path.exists() else spec), split, take, image_column, label_column)
+        return _part(read_npz(path), take, preparation)
+    return read_images(str(path if path.exists() else spec), split, take, image_column, label_column, preparation)
 
 
-def _part(examples: Examples, take: Take) -> Examples:
+def _part(examples: Examples, take: Take, preparation: Preparation | None) -> Examples:
+    if preparation is not None:
+        check_prepared(examples.shape, preparation)
     rows = take(examples.y.cpu().numpy())
     return examples if rows is None else examples.rows(torch.from_numpy(rows).to(examples.x.device))
