@@ -46,8 +46,8 @@ def test_the_door_and_what_was_done_are_said_and_the_run_is_verified(place: Path
     done = run("evaluate", *spec, *SHORT, "--out", "run", cwd=place)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "door_nets.py:model with last.pth.tar (factory); the prefix module. of the names in the file" in said
-    assert "the prefix module. of the names" in (place / "run" / "report.html").read_text()
+    assert "door_nets.py:model with last.pth.tar (factory) The prefix module. of the names in the file" in said
+    assert "The prefix module. of the names" in (place / "run" / "report.html").read_text()
     refused = run("verify", "run", cwd=place)
     assert refused.returncode == 2
     assert "add --model door_nets.py:model, or --trust" in " ".join(refused.stderr.split())

@@ -75,7 +75,7 @@ def test_weights_are_found_and_what_was_left_out_is_said(name: str, tmp_path: Pa
     notes = load_weights(model, written(tmp_path / file, content))
     assert torch.equal(model(X), SOURCE(X))
     assert bool(notes) == bool(prefix)
-    assert not prefix or f"the prefix {prefix} " in notes[0]
+    assert not prefix or f"The prefix {prefix} " in notes[0]
     assert name != "lightning" or "criterion.weight were not used" in notes[1]
 
 

@@ -254,11 +254,11 @@ def check_shape(loaded: Loaded, examples: Examples, spec: str) -> None:
 
 
 def origin_of(spec: str, weights: Path | None, loaded: Loaded) -> str:
-    """Where a model comes from, with what was done to it."""
+    """Where a model comes from, and in further lines what was done to it."""
     from epsball.models.doors import door_of
 
     named = f"{spec}{f' with {weights}' if weights else ''}"
-    return "; ".join([f"{named} ({door_of(spec).name})", *loaded.notes])
+    return "\n".join([f"{named} ({door_of(spec).name})", *loaded.notes])
 
 
 def _try(model: nn.Module, examples: Examples, spec: str) -> None:

@@ -33,7 +33,10 @@ def show_setup(setup: Setup, subject: dict[str, str]) -> None:
     console = Console(highlight=False, emoji=False)
     for name in ("model", "source", "data", "ball"):
         if name in subject:
-            console.print(f"[dim]{name:<6}[/] {escape(subject[name])}", soft_wrap=True)
+            first, *more = subject[name].splitlines()
+            console.print(f"[dim]{name:<6}[/] {escape(first)}", soft_wrap=True)
+            for line in more:
+                console.print(Padding(escape(line), (0, 0, 0, 7)), style="dim")
     stated = Table.grid(padding=(0, 1))
     for number, line in enumerate(setup.lines):
         stated.add_row("" if number else "[dim]set-up[/]", escape(line))

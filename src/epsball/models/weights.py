@@ -106,16 +106,16 @@ def _renamed(state: dict[str, Tensor], expected: list[str], path: Path) -> tuple
         left = [key for key in state if not any(state[key] is value for value in found.values())]
         removed = [complete[0]] if complete[0] else []
         removed += [COMPILED] if any(COMPILED in key for key in state) else []
-        notes = (f"the prefix {' and '.join(removed)} of the names in the file was left out",) if removed else ()
+        notes = (f"The prefix {' and '.join(removed)} of the names in the file was left out.",) if removed else ()
         if left:
-            notes += (f"the file's {', '.join(left[:SHOWN])}{', ...' if len(left) > SHOWN else ''} were not used",)
+            notes += (f"The file's {', '.join(left[:SHOWN])}{', ...' if len(left) > SHOWN else ''} were not used.",)
         return found, notes
     wrapped = needed[0].removesuffix(next((key for key in keys if needed[0].endswith(f".{key}")), needed[0]))
     if wrapped and all(name.startswith(wrapped) and name.removeprefix(wrapped) in keys for name in needed):
         inner = {name: name.removeprefix(wrapped) for name in names}
         found = {names[name]: state[keys[short]] for name, short in inner.items() if short in keys}
         if len(found) >= len(keys):
-            return found, (f"the model's prefix {wrapped} is not in the names in the file",)
+            return found, (f"The model's prefix {wrapped} is not in the names in the file.",)
     return dict(state), ()
 
 
