@@ -85,7 +85,6 @@ class Material:
         from epsball.data.load import load_data
 
         opened = self.opened
-        preparation = None if opened is None else opened.preparation
         found = load_data(
             self.data,
             split=split,
@@ -93,7 +92,7 @@ class Material:
             first=first,
             image_column=self.image_column,
             label_column=self.label_column,
-            **({} if preparation is None else {"preparation": preparation}),
+            preparation=None if opened is None else opened.preparation,
         )
         return found if opened is None else numbered_like(found, opened.label_names)
 

@@ -35,8 +35,8 @@ def models(*, json: Json = False) -> None:
         table.add_row(door.spec, door.what, _needs(door.extra))
     console.print(table)
     console.print(
-        "\nIn Python: epsball.load(SPEC), or the model itself: a torch module, a fitted scikit-learn estimator, a network "
-        "of transformers, any callable (n, *shape) -> logits, or epsball.BlackBox(function).",
+        "\nIn Python: epsball.load(SPEC), or the model itself: a torch module, a fitted scikit-learn estimator, a "
+        "network of transformers, any callable (n, *shape) -> logits, or epsball.BlackBox(function).",
     )
 
 

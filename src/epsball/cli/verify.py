@@ -81,9 +81,7 @@ def verify(
     if data is not None:
         subject = command.get("subject", {})
         options = {name: subject[name] for name in OF_THE_DATA if name in subject}
-        if (preparation := getattr(network, PREPARATION, None)) is not None:
-            options["preparation"] = preparation
-        examples = load_data(data, **options)
+        examples = load_data(data, **options, preparation=getattr(network, PREPARATION, None))
     found = library_verify(run, network, data=examples, batch_size=batch_size)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))
