@@ -81,7 +81,7 @@ def _made_by(module: str, attribute: str) -> Any:
     """What the factory `module:attribute` makes; `module` is a file, or a package.module."""
     spec = f"{module}:{attribute}"
     file = Path(module).expanduser()
-    with _first_on_path(file.parent.absolute() if file.suffix == ".py" else Path.cwd()):
+    with first_on_path(file.parent.absolute() if file.suffix == ".py" else Path.cwd()):
         imported = _module_of_file(file, spec) if file.suffix == ".py" else _imported(module, spec)
         public = [name for name in vars(imported) if not name.startswith("_")]
         factory = getattr(imported, check_one_of(f"model {module}:", attribute, public))
@@ -138,7 +138,7 @@ def _module_of_file(file: Path, spec: str) -> ModuleType:
 
 
 @contextmanager
-def _first_on_path(folder: Path) -> Iterator[None]:
+def first_on_path(folder: Path) -> Iterator[None]:
     """A folder comes first on the import path, as that of a script."""
     sys.path.insert(0, str(folder))
     invalidate_caches()
