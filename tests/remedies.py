@@ -23,6 +23,8 @@ import torch
 from nets import linear as network
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -49,10 +51,12 @@ from epsball.linear.table_config import AttackConfig, FitConfig, Radius
 from epsball.linear.table_fit import fit_table, loss_for
 from epsball.models import registry as models
 from epsball.models.door import Asked
+from epsball.models.estimators import module_of
 from epsball.models.http_service import parse_address
 from epsball.models.onnx_file import open_onnx
 from epsball.models.opening import load
 from epsball.models.preparation import Preparation
+from epsball.models.skops_file import open_skops
 from epsball.models.weights import load_weights, save_weights
 from epsball.problem.objective import Objective
 from epsball.reproduce.controls import NoiseTraining
@@ -93,6 +97,10 @@ def command(*arguments: str) -> int:
 @cache
 def logistic() -> LogisticRegression:
     return LogisticRegression().fit(TABLE.x, TABLE.y)
+
+
+def tree() -> DecisionTreeClassifier:
+    return DecisionTreeClassifier().fit(TABLE.x, TABLE.y)
 
 
 def evaluated(*names: Any, ball: eb.Ball = BALL, model: Any = NET, data: Any = (X, Y), **more: Any) -> eb.Evaluation:
@@ -530,6 +538,26 @@ REMEDIES = [
         "skops.io.dump",
         lambda: (Path("a.skops").write_bytes(pickle.dumps(1)), storage.load("a.skops")),
         lambda: (skops.io.dump(logistic(), "a.skops"), storage.load("a.skops")),
+    ),
+    Remedy(
+        "skops.io.dump",
+        lambda: (Path("a.skops").write_bytes(pickle.dumps(1)), open_skops(Asked(spec="a.skops"))),
+        lambda: (skops.io.dump(logistic(), "a.skops"), open_skops(Asked(spec="a.skops"))),
+    ),
+    Remedy(
+        "--trust (in Python trust=True)",
+        lambda: (skops.io.dump(tree(), "a.skops"), open_skops(Asked(spec="a.skops"))),
+        lambda: (skops.io.dump(tree(), "a.skops"), open_skops(Asked(spec="a.skops", trust=True))),
+    ),
+    Remedy(
+        "LogisticRegression().fit(x, y)",
+        lambda: module_of(LogisticRegression),
+        lambda: module_of(LogisticRegression().fit(TABLE.x, TABLE.y)),
+    ),
+    Remedy(
+        "refit=True",
+        lambda: module_of(GridSearchCV(LogisticRegression(), {"C": [1.0]}, cv=2, refit=False).fit(TABLE.x, TABLE.y)),
+        lambda: module_of(GridSearchCV(LogisticRegression(), {"C": [1.0]}, cv=2, refit=True).fit(TABLE.x, TABLE.y)),
     ),
     Remedy(
         "--eps 0.1std",

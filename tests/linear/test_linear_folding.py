@@ -27,8 +27,8 @@ from sklearn.svm import SVC, LinearSVC
 from torch import nn
 
 from epsball.common.errors import BadInput
-from epsball.linear.folding import affine
 from epsball.models.builtin import Normalize
+from epsball.models.folding import affine
 
 CLASSIFIERS = {
     "logistic": LogisticRegression(C=3.0),

@@ -144,22 +144,26 @@ def check_unpacked(path: str | Path, claimed: int, size: int) -> None:
         )
 
 
-def check_arrays(path: str | Path) -> None:
-    """Raise `BadInput` unless each array of an archive (`.npz`, `.skops`) is plain, and as large as its header says."""
-    check_file(path)
-    with ZipFile(path) as file:
-        for member in check_archive(path, file):
-            if member.filename.endswith(".npy"):
-                try:
-                    with file.open(member) as stream:
-                        claimed = _header(stream)
-                except (ValueError, EOFError, OSError, struct.error) as error:
-                    raise BadInput(f"{path} must hold plain arrays, but {member.filename}: {error}") from error
-                if claimed != member.file_size:
-                    raise BadInput(
-                        f"{path} must hold whole arrays, but {member.filename} has {member.file_size:,} bytes of "
-                        f"{claimed:,}; write it again"
-                    )
+def check_arrays(path: str | Path, file: ZipFile | None = None) -> list[ZipInfo]:
+    """The members of an archive (`.npz`, `.skops`). Raises `BadInput` unless its arrays are plain, and whole."""
+    if file is None:
+        check_file(path)
+        with ZipFile(path) as file:
+            return check_arrays(path, file)
+    members = check_archive(path, file)
+    for member in members:
+        if member.filename.endswith(".npy"):
+            try:
+                with file.open(member) as stream:
+                    claimed = _header(stream)
+            except (ValueError, EOFError, OSError, struct.error) as error:
+                raise BadInput(f"{path} must hold plain arrays, but {member.filename}: {error}") from error
+            if claimed != member.file_size:
+                raise BadInput(
+                    f"{path} must hold whole arrays, but {member.filename} has {member.file_size:,} bytes of "
+                    f"{claimed:,}; write it again"
+                )
+    return members
 
 
 def _header(stream: IO[bytes]) -> int:

@@ -1,8 +1,8 @@
 from epsball.linear.exact import Optimum as Optimum
 from epsball.linear.exact import minimal_eps as minimal_eps
 from epsball.linear.exact import optimum as optimum
-from epsball.linear.folding import AffineClassifier as AffineClassifier
-from epsball.linear.folding import affine as affine
+from epsball.models.folding import AffineClassifier as AffineClassifier
+from epsball.models.folding import affine as affine
 from epsball.linear.hinge import RobustLinearSVC as RobustLinearSVC
 from epsball.linear.logistic import RobustLogisticRegression as RobustLogisticRegression
 from epsball.linear.paths import EpsPath as EpsPath

@@ -42,7 +42,7 @@ def checked_case(weight: Any, bias: Any, x: Any, y: Any, ball: Ball | str, targe
         weight, bias = _doubles("weight", weight), _doubles("bias", 0.0 if bias is None else bias)
         x, classes = _examples(x), None
     else:
-        from epsball.linear.folding import affine  # scikit-learn is loaded for its own models only
+        from epsball.models.folding import affine  # scikit-learn is loaded for its own models only
 
         if bias is not None:
             raise BadInput("`bias` must be None where `weight` is a model, which has its own; write None")

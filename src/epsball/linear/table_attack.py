@@ -18,8 +18,8 @@ from epsball.data.tables import Table, write_table
 from epsball.linear.case import LinearCase
 from epsball.linear.classifier import RobustClassifier
 from epsball.linear.exact import minimal_eps, optimum
-from epsball.linear.folding import affine
 from epsball.linear.table_config import AttackConfig, Radius
+from epsball.models.folding import affine
 
 
 @dataclass(frozen=True, eq=False)
