@@ -219,8 +219,14 @@ def test_module_decides_as_the_estimator_on_other_data(name: str, seed: int):
 @pytest.mark.parametrize("steps", ["min-max, pca", "columns", "polynomials", "normalizer l2", "function"])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_gradients_of_logits_equal_finite_differences(name: str, steps: str, classes: int):
-    model, x = module_of(fitted(name, steps, classes)), torch.from_numpy(rows(classes)[:5]).requires_grad_()
-    assert torch.autograd.gradcheck(model, (x,), eps=1e-6, atol=1e-4, rtol=1e-4)
+    model, x = module_of(fitted(name, steps, classes)), torch.from_numpy(rows(classes)[:20])
+    logits = model(x)
+    if any(isinstance(part, Votes) for part in model.modules()):  # in a cycle the winner is lifted, as a constant
+        x = x[logits.amax(1) > 0]
+    x = x[:5].requires_grad_()
+    (steepest,) = torch.autograd.grad(model(x).sum(), x)
+    assert len(x) == 5
+    assert torch.autograd.gradcheck(model, (x,), eps=1e-6, atol=1e-5 * float(1 + steepest.abs().max()), rtol=1e-4)
 
 
 def test_module_has_the_names_of_the_classes_and_says_what_is_exact():
@@ -297,10 +303,11 @@ def test_affine_pipeline_has_the_same_exact_answers_as_its_module(name: str, ste
     of_module = eb.linear.optimum(module_of(model), None, x, np.searchsorted(model.classes_, y), eb.L2(eps=0.3))
     of_model = eb.linear.optimum(model, None, x, y, eb.L2(eps=0.3))
     torch.testing.assert_close(of_module.margin, of_model.margin, rtol=1e-9, atol=1e-9)
-    expected = model[-1].decision_function(model[:-1].transform(x)) if hasattr(model, "decision_function") else None
-    if expected is not None:
-        folded = affine(model)
-        np.testing.assert_allclose((x @ folded.weight.numpy().T + folded.bias.numpy())[:, 0], expected, atol=1e-8)
+    folded = affine(model)
+    scores = (x @ folded.weight.numpy().T + folded.bias.numpy())[:, 0]
+    np.testing.assert_array_equal(folded.classes[(scores > 0).astype(int)], y)
+    if hasattr(model, "decision_function"):
+        np.testing.assert_allclose(scores, model.decision_function(x), atol=1e-8)
 
 
 def test_evaluation_of_a_kernel_machine_finds_points_that_the_estimator_itself_misclassifies():

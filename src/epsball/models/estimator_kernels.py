@@ -3,7 +3,8 @@
 A vote has no gradient. A class that beats every other one has all votes of its pairs, and no other class can: so the
 logit of a class is its margin over the rival that it beats least, min over j of f_kj, which is continuous, positive for
 the winner alone, and zero on the decision boundary. Where each class is beaten by some other one (a cycle), the winner
-of the vote is lifted to the highest logit.
+of the vote is lifted above the highest logit; the gradient takes the lift for a constant, so that it still says how the
+winner can be beaten.
 """
 
 from __future__ import annotations
