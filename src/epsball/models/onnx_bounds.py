@@ -23,8 +23,8 @@ from epsball.models.onnx_operators import OPERATORS
 
 MOST_LIVE = 256 << 20
 """Bytes of the tensors that a run holds at a time, beside the weights of the file."""
-MOST_FLOPS = 10**12
-"""Operations of the products and convolutions of a run."""
+MOST_FLOPS, MOST_FOLDED = 10**12, 10**10
+"""Operations of the products and convolutions of a run, and of those of constants."""
 
 
 class _Costs(TorchDispatchMode):
@@ -47,8 +47,8 @@ class _Costs(TorchDispatchMode):
 class Bounded:
     """A caller of operators (see `OnnxModule.values`) that names the node where one fails or takes too much."""
 
-    def __init__(self) -> None:
-        self.flops = 0
+    def __init__(self, most_flops: int = MOST_FLOPS) -> None:
+        self.flops, self.most_flops = 0, most_flops
         self.held: dict[int, list[int]] = {}
         """By the place of a storage, how many tensors have it, and its bytes."""
 
@@ -62,8 +62,8 @@ class Bounded:
             with _Costs() as costs:
                 call(step, sketches)
             self.flops += costs.flops
-            if self.flops > MOST_FLOPS:
-                raise ValueError(f"is where more than {MOST_FLOPS:.0e} operations are reached")
+            if self.flops > self.most_flops:
+                raise ValueError(f"is where more than {self.most_flops:.0e} operations are reached")
             found = call(step, values)
         except Exception as error:  # torch raises whatever an operator meets
             raise BadInput(f"{step} {first_line(error)}; {WAY_OUT}") from error
@@ -86,8 +86,9 @@ class Bounded:
 
 
 @torch.no_grad()
-def folded(graph: Graph, caller: Bounded) -> Graph:
+def folded(graph: Graph) -> Graph:
     """The graph without the steps whose inputs are all constants."""
+    caller = Bounded(MOST_FOLDED)
     constants, steps, size = dict(graph.constants), [], 0
     for step in graph.steps:
         if not all(name in constants or not name for name in step.inputs):

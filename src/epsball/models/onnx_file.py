@@ -103,7 +103,7 @@ def _shapes(declared: Declared, shape: tuple[int, ...] | None) -> tuple[int | No
 
 def _module(source: _Source) -> Loaded:
     """The file as a torch module."""
-    from epsball.models.onnx_bounds import Bounded, folded
+    from epsball.models.onnx_bounds import folded
     from epsball.models.onnx_compare import compare
     from epsball.models.onnx_graph import graph_of, opset_of
     from epsball.models.onnx_outputs import with_softmax
@@ -112,7 +112,7 @@ def _module(source: _Source) -> Loaded:
 
     declared, model = source.declared, source.model
     graph, converted = graph_of(model)
-    graph = folded(with_softmax(graph), Bounded())
+    graph = folded(with_softmax(graph))
     notes = [
         f"{len(graph.steps)} operators of opset {opset_of(model)} became a torch module in {str(declared.dtype)[6:]}.",
         *source.scores.notes,

@@ -37,6 +37,7 @@ FOLDED |= {"Less", "LessOrEqual", "GreaterOrEqual", "Max", "Min", "Mod", "Mul", 
 FOLDED |= {"ReduceProd", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose"}
 FOLDED |= {"Unsqueeze", "Where", "Xor"}
 """Operators that onnxscript may evaluate: on small inputs their outputs are small."""
+OLD_RESIZE = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 WAY_OUT = "write --black-box (in Python black_box=True) to attack it by its outputs alone"
 
 
@@ -251,12 +252,20 @@ def _without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, Tensor]]:
 
 def _of_one_opset(model: ModelProto) -> tuple[ModelProto, bool]:
     """The model in `OPSET`; or as it is where the converter fails, for the table reads the older forms too."""
-    from onnx import version_converter
+    from onnx import helper, version_converter
 
+    older = opset_of(model) < 11
     try:
-        return version_converter.convert_version(model, OPSET), True
+        model = version_converter.convert_version(model, OPSET)
     except Exception:  # the converter raises whatever its adapters meet
         return model, False
+    for node in model.graph.node:
+        if older and node.op_type == "Resize":  # the converter leaves out where places lay before opset 11
+            named = {attribute.name for attribute in node.attribute}
+            for name, value in OLD_RESIZE.items():
+                if name not in named:
+                    node.attribute.append(helper.make_attribute(name, value))
+    return model, True
 
 
 def _folded(model: ModelProto) -> ModelProto:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epsball.models.onnx_layers import for_torch, pads_of
+from epsball.models.onnx_shapes import check_places
 
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -91,6 +92,7 @@ def pad(
     for axis in range(rank):
         before, after, size = pads[axis], pads[rank + axis], data.shape[axis]
         if before or after:
+            check_places(size + before + after)
             places = [_mirrored(place, size, mode) for place in range(-before, size + after)]
             data = data.index_select(axis, torch.tensor(places, device=data.device))
     return data
@@ -153,6 +155,7 @@ def resize(
             scale = length / size
         if length == size or scale == 1:
             continue
+        check_places(length)
         where = _sources(coordinate_transformation_mode, size, length, scale)
         if mode == "nearest":
             X = X.index_select(axis, _clamped([ROUNDINGS[nearest_mode](one) for one in where], size, X))

@@ -101,10 +101,6 @@ def _hard_swish(x: Tensor) -> Tensor:
     return x * _hard_sigmoid(x, 1 / 6, 0.5)
 
 
-def _swish(x: Tensor, alpha: float = 1.0) -> Tensor:
-    return x * torch.sigmoid(alpha * x)
-
-
 def _shrink(x: Tensor, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, 0))
 
@@ -206,7 +202,6 @@ OPERATORS: dict[str, Operator] = UNARY | {
     "Selu": Operator(_selu),
     "Shrink": Operator(_shrink),
     "Softmax": Operator(_softmax),
-    "Swish": Operator(_swish),
     "ThresholdedRelu": Operator(_thresholded_relu),
     # Layers
     "Attention": Operator(layers.attention),

@@ -21,6 +21,8 @@ DTYPES = {
     16: torch.bfloat16,
 }
 """The numbers that ONNX gives to data types."""
+MOST_PLACES = 1 << 18
+"""Of an axis that is listed place by place, as of a resize."""
 
 
 def dtype_of(number: int) -> torch.dtype:
@@ -28,6 +30,13 @@ def dtype_of(number: int) -> torch.dtype:
     if number not in DTYPES:
         raise NotImplementedError(f"has the data type {number}, which torch has not")
     return DTYPES[number]
+
+
+def check_places(count: float) -> int:
+    """A number of places that are listed one by one. Raises `ValueError` for more than `MOST_PLACES`."""
+    if not count <= MOST_PLACES:
+        raise ValueError(f"makes {count:,} places")
+    return int(count)
 
 
 def cast(input: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
@@ -130,7 +139,7 @@ def constant_of_shape(input: list[int], *, value: Tensor | None = None) -> Tenso
 
 
 def arange(start: list[float], limit: list[float], delta: list[float]) -> Tensor:
-    length = max(math.ceil((limit[0] - start[0]) / delta[0]), 0)
+    length = check_places(max(math.ceil((limit[0] - start[0]) / delta[0]), 0))
     whole = isinstance(start[0], int)
     place = torch.arange(length, dtype=torch.int64 if whole else torch.float32)
     return start[0] + place * delta[0]
@@ -147,7 +156,7 @@ def trilu(input: Tensor, k: list[int] | None = None, *, upper: int = 1) -> Tenso
 
 
 def one_hot(indices: Tensor, depth: list[int], values: Tensor, *, axis: int = -1) -> Tensor:
-    places = torch.arange(int(depth[0]), device=indices.device)
+    places = torch.arange(check_places(depth[0]), device=indices.device)
     found = torch.where(indices < 0, indices + int(depth[0]), indices)
     where = found.unsqueeze(axis) == places.reshape(-1, *[1] * ((indices.ndim - axis) if axis >= 0 else (-1 - axis)))
     return torch.where(where, values[1], values[0])
