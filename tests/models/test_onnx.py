@@ -275,6 +275,29 @@ def test_an_unknown_operator_names_itself_its_node_and_the_black_box_which_works
     torch.testing.assert_close(box(rows(3, (4,))), torch.linalg.det(rows(3, (4,)).reshape(3, 2, 2)))
 
 
+def test_a_pad_in_a_file_for_one_row_keeps_its_value(tmp_path: Path) -> None:
+    pads, value = np.array([0, 0, 0, 2]), np.array(0.5, np.float32)
+    path = save(tmp_path / "m.onnx", [helper.make_node("Pad", ["x", "p", "v"], ["y"])], given=(1, 4), p=pads, v=value)
+    assert torch.equal(module(opened(path))(rows(3, (4,)))[:, 4:], torch.full((3, 2), 0.5))
+
+
+def test_rows_in_a_reshape_in_the_middle_of_a_shape_are_found(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("Reshape", ["t", "merged"], ["m"]),
+        helper.make_node("MatMul", ["m", "w"], ["h"]),
+        helper.make_node("Reshape", ["h", "split"], ["s"]),
+        helper.make_node("ReduceSum", ["s", "first"], ["y"], keepdims=0),
+    ]
+    for fixed in (1, 2, 3):
+        constants = {"merged": np.array([5 * fixed, 4]), "split": np.array([5, fixed, 3]), "first": np.array([0])}
+        path = save(tmp_path / "m.onnx", nodes, given=(fixed, 5, 4), w=WEIGHT, **constants)
+        found = opened(path)
+        x = rows(4, (5, 4))
+        torch.testing.assert_close(module(found)(x), (x @ torch.from_numpy(WEIGHT)).sum(1))
+        assert any("freed for any number" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("fixed", [None, 1, 2])
 def test_a_black_box_answers_as_the_network_also_for_a_fixed_number_of_rows(fixed: int | None, tmp_path: Path) -> None:
     source = seeded(NETS["vgg"])

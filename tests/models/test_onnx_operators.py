@@ -42,7 +42,7 @@ class Case(NamedTuple):
     x: np.ndarray
     others: tuple[np.ndarray | None, ...] = ()
     attributes: dict[str, Any] = {}  # noqa: RUF012
-    opset: int = 21
+    opset: int = 23
     outputs: int = 1
 
 

@@ -255,6 +255,8 @@ def _of_one_opset(model: ModelProto) -> tuple[ModelProto, bool]:
     from onnx import helper, version_converter
 
     older = opset_of(model) < 11
+    if opset_of(model) == OPSET:
+        return model, True
     try:
         model = version_converter.convert_version(model, OPSET)
     except Exception:  # the converter raises whatever its adapters meet

@@ -21,6 +21,7 @@ from epsball.common.errors import BadInput
 from epsball.models.onnx_bounds import Bounded
 from epsball.models.onnx_graph import WAY_OUT, Graph, Step
 from epsball.models.onnx_module import OnnxModule, call
+from epsball.models.onnx_operators import OPERATORS
 
 Shape = tuple[int, ...]
 MOST_TRIES, MOST_WAYS = 200, 8
@@ -53,9 +54,14 @@ class PerExample(nn.Module):
 class Written:
     """What a graph is with the number of rows that it is written for: the shapes of its values, its constants."""
 
-    rows: int
     shapes: dict[str, Shape]
     constants: dict[str, Tensor]
+
+    def call(self, step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs of a step on the meta device; constants that are shapes and axes keep their numbers."""
+        whole = OPERATORS[step.op].numbers
+        places = enumerate(zip(step.inputs, values, strict=False))
+        return call(step, [self.constants.get(name, one) if place in whole else one for place, (name, one) in places])
 
 
 @torch.no_grad()
@@ -68,39 +74,54 @@ def for_any_rows(graph: Graph, dtype: torch.dtype, shape: Shape, rows: int) -> I
     graph = _with_repeats_as_one(graph, rows)
     module = OnnxModule(graph, dtype).to("meta")
     shapes = {name: tuple(value.shape) for name, value in graph.constants.items()}
-    shapes[graph.input] = (rows, *shape)
+    written = Written(shapes=shapes | {graph.input: (rows, *shape)}, constants=graph.constants)
 
     def note(step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
-        found = call(step, values)
-        shapes.update((name, tuple(value.shape)) for name, value in zip(step.outputs, found, strict=False))
+        found = written.call(step, values)
+        written.shapes.update((name, tuple(one.shape)) for name, one in zip(step.outputs, found, strict=False))
         return found
 
-    before = module.values(torch.zeros(rows, *shape, dtype=dtype, device="meta"), note)[graph.output]
-    written = Written(rows=rows, shapes=shapes, constants=graph.constants)
+    try:
+        before = module.values(torch.zeros(rows, *shape, dtype=dtype, device="meta"), note)[graph.output]
+    except Exception:  # a shape that follows from the numbers of the input
+        return
     choice: list[int] = []
     for _ in range(MOST_TRIES):
-        steps: list[Step] = []
-        ways: list[int] = []
-
-        def adapt(step: Step, values: Sequence[Any], choice: list[int] = choice, ways: list[int] = ways) -> Any:
-            found = _ways(step, values, written)
-            if len(found) > 1:
-                ways.append(len(found))
-            steps.append(found[choice[len(ways) - 1] if len(found) > 1 and len(ways) <= len(choice) else 0])  # noqa: B023
-            return call(steps[-1], values[: len(steps[-1].inputs)])  # noqa: B023
-
-        try:
-            after = module.values(torch.zeros(rows + 1, *shape, dtype=dtype, device="meta"), adapt)[graph.output]
-            if after.shape == (rows + 1, *before.shape[1:]):
-                yield replace(graph, steps=tuple(steps))
-        except Exception:  # shapes that do not fit, of which torch says so in many ways
-            pass
-        choice = [*choice, *[0] * (len(ways) - len(choice))][: len(ways)]
-        while choice and choice[-1] + 1 >= ways[len(choice) - 1]:
+        attempt = _Attempt(written, choice)
+        after = attempt.output(module, torch.zeros(rows + 1, *shape, dtype=dtype, device="meta"))
+        if after is not None and after.shape == (rows + 1, *before.shape[1:]):
+            yield replace(graph, steps=tuple(attempt.steps))
+        choice = [*choice, *[0] * len(attempt.ways)][: len(attempt.ways)]
+        while choice and choice[-1] + 1 >= attempt.ways[len(choice) - 1]:
             choice.pop()
         if not choice:
             return
         choice[-1] += 1
+
+
+class _Attempt:
+    """The steps with one choice of ways: the n-th number of `choice` is the way of the n-th step that has several."""
+
+    def __init__(self, written: Written, choice: list[int]) -> None:
+        self.written, self.choice = written, choice
+        self.steps: list[Step] = []
+        self.ways: list[int] = []
+
+    def output(self, module: OnnxModule, x: Tensor) -> Tensor | None:
+        """The output at x, or None where the shapes do not fit."""
+        try:
+            return module.values(x, self._call)[module.output]
+        except Exception:  # torch says in many ways that shapes do not fit
+            return None
+
+    def _call(self, step: Step, values: Sequence[Any]) -> tuple[Any, ...]:
+        found = _ways(step, values, self.written)
+        place = 0
+        if len(found) > 1:
+            place = self.choice[len(self.ways)] if len(self.ways) < len(self.choice) else 0
+            self.ways.append(len(found))
+        self.steps.append(found[place])
+        return self.written.call(found[place], values[: len(found[place].inputs)])
 
 
 def _with_repeats_as_one(graph: Graph, rows: int) -> Graph:
