@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import hub_models
 import numpy as np
 import pandas as pd
@@ -150,6 +151,10 @@ def now_and_then() -> Callable[[torch.Tensor], torch.Tensor]:
 @cache
 def of_frame() -> LogisticRegression:
     return LogisticRegression().fit(FRAME, CLASSES)
+
+
+def stream() -> datasets.IterableDataset:
+    return datasets.Dataset.from_dict({"a": [0.1, 0.2], "y": [0, 1]}).to_iterable_dataset()
 
 
 def quantized() -> torch.Tensor:
@@ -314,6 +319,11 @@ REMEDIES = [
         "(x, y)",
         lambda: examples_of(TensorDataset(X, Y, Y)),
         lambda: examples_of(TensorDataset(X, Y)),
+    ),
+    Remedy(
+        "datasets.Dataset.from_list(list(data.take(1000)))",
+        lambda: examples_of(stream()),
+        lambda: examples_of(datasets.Dataset.from_list(list(stream().take(1000)))),
     ),
     Remedy("model(x).argmax(1)", lambda: from_arrays(X, None), lambda: from_arrays(X, NET(X).argmax(1), classes=2)),
     Remedy("y.real", lambda: from_arrays(X, Y + 0j), lambda: from_arrays(X, (Y + 0j).real)),

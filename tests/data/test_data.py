@@ -247,10 +247,18 @@ def test_columns_are_found_by_type_or_name_and_listed_where_ambiguous(tmp_path):
     assert (data.y.tolist(), data.classes, data.label_names) == ([2, 0], 3, ("a", "b", "c"))
 
 
-@pytest.mark.parametrize("labels", [[0, -1], [0, None], [0.5, 1.0]])
-def test_rows_without_a_label_are_refused(tmp_path, labels):
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1], "'target' holds -1 in row 1; -1 often means: not labelled; .*--label-column"),
+        ([1, -1], "'target' holds -1 in row 1; replace -1 by 0 or .*--label-column"),
+        ([0, None], r"`label_column` must have every value, but 'target' lacks 1 of 2 \(first: row 1\)"),
+        ([0.5, 1.0], "'target' holds 0.5 in row 0; name another with --label-column"),
+    ],
+)
+def test_rows_without_a_label_are_refused(tmp_path, labels, message):
     folder = parquet(tmp_path, [png(pixels(3, 3))] * 2, target=labels)
-    with pytest.raises(BadInput, match=r"a whole number >= 0 in every row.*--label-column"):
+    with pytest.raises(BadInput, match=message):
         load_data(folder, label_column="target")
 
 
@@ -258,7 +266,7 @@ def test_missing_data_are_refused_with_the_most_similar_name(tmp_path, monkeypat
     (tmp_path / "mnist").mkdir()
     (tmp_path / "file.csv").write_text("a,b\n")
 
-    def no_network(name: str) -> None:
+    def no_network(name: str, config: str | None) -> None:
         raise ConnectionError(f"no network for {name}")
 
     monkeypatch.chdir(tmp_path)
@@ -268,8 +276,9 @@ def test_missing_data_are_refused_with_the_most_similar_name(tmp_path, monkeypat
     for spec, message in (
         ("digts", "did you mean 'digits'"),
         (tmp_path / "mnits", "did you mean '.*/mnist'"),
-        ("./nothing", "must be digits, a .npz file"),
-        ("file.csv", "must be digits, a .npz file"),
+        ("./nothing", "must be digits, a .npz, .csv"),
+        ("file.csv", "at least one row"),
+        ("fil.csv", "must be digits, .* got .*, which is not there; did you mean"),
         ("mnits", "did you mean 'mnist'.: no network"),
         ("ylecun/mnist", "no network for ylecun/mnist"),
     ):

@@ -43,7 +43,10 @@ class Material:
     black_box
         Use the outputs of the model alone: attacks without gradients.
     data
-        digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
+        digits, a folder of images or parquet files, an .npz file with x and y, a table (.csv, .tsv, .parquet, .arrow),
+        or a Hugging Face datasets name.
+    data_config
+        The configuration of a data set that has several.
     limit
         Take a sample of so many examples, with each class's share; the same ones whatever the seed.
     first
@@ -51,7 +54,7 @@ class Material:
     image_column
         The column with the images, where it cannot be told from its type.
     label_column
-        The column with the labels, where it cannot be told from its type.
+        The column with the labels, where it cannot be told from its type or name.
     ball
         NORM:RADIUS with norm linf, l2, l1 or l0, and the radius in the units of the data, a number or a fraction:
         linf:8/255.
@@ -65,6 +68,7 @@ class Material:
     weights: Path | None = None
     black_box: Annotated[bool, Parameter(negative="")] = False
     data: str = "digits"
+    data_config: str | None = None
     split: str = "test"
     limit: int | None = None
     first: int | None = None
@@ -92,6 +96,7 @@ class Material:
             first=first,
             image_column=self.image_column,
             label_column=self.label_column,
+            config=self.data_config,
             preparation=None if opened is None else opened.preparation,
         )
         return found if opened is None else numbered_like(found, opened.label_names)
@@ -210,7 +215,7 @@ class Subject(Material):
         return model, f"{spec}, trained here: {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}"
 
     def _train_split(self, missing: str) -> Examples:
-        if self.data.endswith(".npz"):
+        if Path(self.data).expanduser().is_file():  # it has no splits
             raise BadInput(
                 f"`{missing}` must be given with {self.data}: it has no other rows to train a built-in model on"
             )

@@ -119,7 +119,10 @@ class OfLinear:
     Parameters
     ----------
     data
-        digits, a folder of parquet files or images, an .npz file with x and y, or a Hugging Face datasets name.
+        digits, a folder of images or parquet files, an .npz file with x and y, a table (.csv, .tsv, .parquet, .arrow),
+        or a Hugging Face datasets name.
+    data_config
+        The configuration of a data set that has several.
     split
         The split to measure on; the models are trained on "train".
     limit
@@ -129,7 +132,7 @@ class OfLinear:
     image_column
         The column with the images, where it cannot be told from its type.
     label_column
-        The column with the labels, where it cannot be told from its type.
+        The column with the labels, where it cannot be told from its type or name.
     eps
         The size of the step in each coordinate, a number or a fraction: 8/255.
     pair
@@ -137,6 +140,7 @@ class OfLinear:
     """
 
     data: str = "digits"
+    data_config: str | None = None
     split: str = "test"
     limit: int | None = None
     first: int | None = None
@@ -149,7 +153,7 @@ class OfLinear:
     @property
     def subject(self) -> OfNetwork:
         """The data."""
-        names = ("data", "split", "limit", "first", "image_column", "label_column")
+        names = ("data", "data_config", "split", "limit", "first", "image_column", "label_column")
         return OfNetwork(**{name: getattr(self, name) for name in names})
 
     def options(self) -> dict[str, Any]:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 SUBJECT = {
-    **dict.fromkeys(("model", "weights", "data", "split", "image_column", "label_column"), str),
+    **dict.fromkeys(("model", "weights", "data", "data_config", "split", "image_column", "label_column"), str),
     **dict.fromkeys(("limit", "first", "seed"), int),
     "black_box": bool,
 }
 """What a verification takes of the subject in `command.json`, and its types."""
-OF_THE_DATA = ("split", "limit", "first", "image_column", "label_column")
+OF_THE_DATA = ("data_config", "split", "limit", "first", "image_column", "label_column")
 
 
 def verify(

@@ -22,7 +22,7 @@ LABELS = ("y", "label", "labels", "fine_label", "target")
 """The names of the two parts where a data set gives its rows as dictionaries."""
 ROWS = 256
 """Rows that are put together at a time."""
-KINDS = "Examples, (x, y), a torch Dataset or DataLoader, or a datasets.Dataset"
+KINDS = "Examples, (x, y), a data frame, a torch Dataset or DataLoader, or a datasets.Dataset"
 
 
 def examples_of(data: Any) -> Examples:
@@ -34,7 +34,8 @@ def examples_of(data: Any) -> Examples:
       `classes` these are the names of the labels;
     - a `DataLoader`: the rows that its sampler draws, in the order of its data set and with their row numbers as ids,
       so that shuffling changes nothing; `drop_last` drops nothing;
-    - a `datasets.Dataset` with an image and a label column.
+    - a `datasets.Dataset` with an image and a label column, or of a table; one with a transform gives rows;
+    - a data frame (pandas, polars, pyarrow) with the labels in one of its columns, alone or as (frame, label column).
 
     Everything is held in memory. Raises `BadInput` for anything else, and where rows do not fit together.
 
@@ -45,17 +46,39 @@ def examples_of(data: Any) -> Examples:
         return data
     if isinstance(data, DataLoader):
         return _of_loader(data)
-    if isinstance(data, Dataset):
-        return _of_dataset(data, None, None)
     library = sys.modules.get("datasets")
     if library is not None and isinstance(data, library.Dataset):
+        if data.format["type"] == "custom":  # a transform makes the rows
+            return _of_dataset(data, None, None)
         return examples_of_split(data, "a datasets.Dataset", lambda y: None)
+    if library is not None and isinstance(data, library.IterableDataset):
+        raise BadInput(
+            f"`data` must be {KINDS} with a known length, got a datasets.IterableDataset; write "
+            "datasets.Dataset.from_list(list(data.take(1000)))"
+        )
+    if isinstance(data, Dataset):
+        return _of_dataset(data, None, None)
+    if _is_frame(data):
+        return _of_frame(data, None)
+    if isinstance(data, tuple | list) and len(data) == 2 and _is_frame(data[0]) and isinstance(data[1], str):
+        return _of_frame(data[0], data[1])
     if isinstance(data, Mapping):
         x, y = _pair(data, "`data`")
         return from_arrays(x, y)
     if isinstance(data, tuple | list) and len(data) == 2 and not all(map(_is_batch, data)):
         return from_arrays(*data)
     raise BadInput(f"`data` must be {KINDS}, got {_described(data)}")
+
+
+def _is_frame(data: Any) -> bool:
+    """Whether it is a table in memory: pandas, polars, pyarrow."""
+    return hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")
+
+
+def _of_frame(frame: Any, label_column: str | None) -> Examples:
+    from epsball.data.table_examples import examples_of_frame
+
+    return examples_of_frame(frame, label_column)
 
 
 def _described(data: Any) -> str:
@@ -166,7 +189,8 @@ def _pair(row: Any, what: str) -> tuple[Any, Any]:
         if x is not None and y is not None:
             return row[x], row[y]
         got = f"keys {', '.join(map(str, row))}"
-        remedy = "one split is data['test']" if "test" in row or "train" in row else "name them 'x' and 'y'"
+        split = next((key for key in ("test", "validation", "train") if key in row), None)
+        remedy = "name them 'x' and 'y'" if split is None else f"one split is data[{split!r}]"
         raise BadInput(f"`data` must give (x, y) or the keys x and y, but {what} has the {got}; {remedy}")
     got = f"{len(row)} parts" if isinstance(row, tuple | list) else type(row).__name__
     raise BadInput(f"`data` must give pairs of an input and a label, but {what} has {got}; write (x, y)")

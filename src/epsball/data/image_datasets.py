@@ -1,7 +1,8 @@
-"""Images with labels as the library `datasets` reads them: parquet files, image folders, names on the Hugging Face Hub.
+"""What the library `datasets` reads: parquet files, image folders, names on the Hugging Face Hub.
 
 Images are read as bytes, decoded with Pillow into one uint8 array, and scaled by 1/255 to float32 in [0, 1]. What
-a model wants done to them, its preparation, comes before that, image by image: they may be of mixed sizes then.
+a model wants done to them, its preparation, comes before that, image by image: they may be of mixed sizes then. What
+holds no images is a table (`table_examples`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +24,8 @@ from epsball.common.errors import BadInput
 from epsball.common.limits import check_data_folder, check_file, check_pixels
 from epsball.data.arrays import PIXEL, from_arrays
 from epsball.data.examples import Examples
+from epsball.data.labels import class_indices
+from epsball.data.prepared import check_prepared
 from epsball.data.sampling import Take
 from epsball.models.preparation import Preparation
 
@@ -30,13 +33,25 @@ log = logging.getLogger(__name__)
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "y", "fine_label")
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+"""The files that hold a table."""
+SHOWN = 12
+"""So many configurations are in an error."""
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
 """The formats of images that are opened. Pillow knows others that start a program (EPS), or are rarely read safely."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """Which rows: a folder or a name on the Hub, its split, and its configuration where it has several."""
+
+    spec: str
+    split: str
+    config: str | None = None
+
+
 def read_images(
-    spec: str,
-    split: str,
+    source: Source,
     take: Take,
     image_column: str | None,
     label_column: str | None,
@@ -45,16 +60,36 @@ def read_images(
     """The images of a split, as `load_data` describes them; only the rows that `take` takes are read."""
     import datasets
 
+    spec = source.spec
     _refuse_typo(spec)
     if Path(spec).is_dir():
         check_data_folder(spec)
     try:
         with _no_progress_bars():
-            splits = datasets.load_dataset(spec)
+            splits = datasets.load_dataset(spec, source.config)
     except Exception as error:  # whatever its readers, the Hub's client and the file system raise
+        if isinstance(error, ValueError):
+            _check_config(source)
         raise BadInput(f"{_expected(spec)}: {error}") from error
-    data: Any = splits[check_one_of("split", split, map(str, splits))]
+    data: Any = splits[check_one_of("split", source.split, map(str, splits))]
     return examples_of_split(data, spec, take, image_column, label_column, preparation)
+
+
+def _check_config(source: Source) -> None:
+    """Raise `BadInput` where a data set has several configurations, and `source` names none or another one."""
+    import datasets
+
+    try:
+        known = datasets.get_dataset_config_names(source.spec)
+    except Exception:  # it cannot be read at all, which the caller says
+        return
+    if source.config is not None:
+        check_one_of("config", source.config, known)
+    elif len(known) > 1:
+        raise BadInput(
+            f"`config` must name one of the configurations of {source.spec!r}, {', '.join(known[:SHOWN])}"
+            f"{', ...' if len(known) > SHOWN else ''}; on the command line --data-config {known[0]}"
+        )
 
 
 def examples_of_split(
@@ -65,10 +100,18 @@ def examples_of_split(
     label_column: str | None = None,
     preparation: Preparation | None = None,
 ) -> Examples:
-    """The images of a `datasets.Dataset`, as `load_data` describes them."""
+    """The images, or else the table, of a `datasets.Dataset`, as `load_data` describes them."""
     import datasets
 
     features = data.features
+    if image_column is None and not _image_columns(features):
+        from epsball.data.table_examples import examples_of_table
+
+        class_names = {column: kind.names for column, kind in features.items() if _is_classes(kind)}
+        found = examples_of_table(data.with_format("arrow")[:], name, take, label_column, class_names)
+        if preparation is not None:
+            check_prepared(found.shape, preparation)
+        return found
     image = _image_column(image_column, features)
     label = _label_column(label_column, features)
     try:
@@ -81,17 +124,15 @@ def examples_of_split(
         ) from error
     if len(data) == 0:
         raise BadInput(f"`data` must hold at least one example, but {name!r} is empty; take another split")
-    y = data.select_columns(label).with_format("arrow")[:][label].to_numpy()
-    rows = take(y if y.dtype.kind in "iu" else np.zeros(len(y)))
+    from epsball.data.columns import targets
+
+    column = data.select_columns(label).with_format("arrow")[:]
+    y, names = class_indices(targets(column, label, "label_column"), label)
+    names = getattr(features[label], "names", names)
+    rows = take(y)
     if rows is not None:
         images, y = images.select(rows), y[rows]
     encoded = images.with_format("arrow")[:][image]
-    if y.dtype.kind not in "iu" or y.min() < 0:
-        raise BadInput(
-            f"`label_column` must hold a whole number >= 0 in every row, but {label!r} does not (-1 or nothing often "
-            "means: not labelled); take another split, or name another with --label-column"
-        )
-    names = getattr(features[label], "names", None)
     pixels, changed = _decode(_sources(encoded), range(len(y)) if rows is None else rows, name, preparation)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL)
@@ -103,21 +144,34 @@ def examples_of_split(
 
 
 def _image_column(name: str | None, features: Any) -> str:
+    return _column("image_column", name, _image_columns(features), IMAGE_NAMES, features)
+
+
+def _image_columns(features: Any) -> list[str]:
     import datasets
 
     found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    found = found or [
+    return found or [
         column for column, kind in features.items()
-        if column in IMAGE_NAMES or (isinstance(kind, dict) and "bytes" in kind)
+        if (isinstance(kind, dict) and "bytes" in kind) or (column in IMAGE_NAMES and _may_be_image(kind))
     ]  # fmt: skip
-    return _column("image_column", name, found, IMAGE_NAMES, features)
+
+
+def _may_be_image(kind: Any) -> bool:
+    """Whether a column of a usual name may hold images: bytes or paths, but not numbers or arrays."""
+    return getattr(kind, "dtype", None) in ("binary", "large_binary", "string", "large_string")
+
+
+def _is_classes(kind: Any) -> bool:
+    import datasets
+
+    return isinstance(kind, datasets.ClassLabel)
 
 
 def _label_column(name: str | None, features: Any) -> str:
-    import datasets
-
-    found = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    found = found or [column for column in LABEL_NAMES if "int" in str(getattr(features.get(column), "dtype", ""))]
+    found = [column for column, kind in features.items() if _is_classes(kind)]
+    usual = [(column, str(getattr(features.get(column), "dtype", ""))) for column in LABEL_NAMES]
+    found = found or [column for column, kind in usual if "int" in kind or "string" in kind]
     return _column("label_column", name, found, LABEL_NAMES, features)
 
 
@@ -201,7 +255,7 @@ def _pixels(source: Any, preparation: Preparation | None) -> tuple[np.ndarray, b
 def _refuse_typo(spec: str) -> None:
     """Refuse at once what cannot be a name on the Hub: without a network, asking the Hub takes half a minute."""
     path = Path(spec)
-    local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix in (".npz", ".parquet", ".csv")
+    local = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix in (".npz", *TABLES)
     if (path.exists() and not path.is_dir()) or (not path.exists() and (local or _similar_names(spec) == ["digits"])):
         raise BadInput(_expected(spec))
 
@@ -214,8 +268,8 @@ def _similar_names(spec: str) -> list[str]:
 
 def _expected(spec: str) -> str:
     message = (
-        "`data` must be digits, a .npz file, a folder of parquet files or images, or a name on the Hugging Face Hub, "
-        f"got {spec!r}"
+        f"`data` must be digits, a .npz, {', '.join(TABLES[:-1])} or {TABLES[-1]} file, a folder of parquet files or "
+        f"images, or a name on the Hugging Face Hub, got {spec!r}"
     )
     if Path(spec).exists():
         return message

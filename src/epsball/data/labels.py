@@ -133,3 +133,34 @@ def _indices(name: str, found: np.ndarray, names: Sequence[str] | None) -> Tenso
     for one in dict.fromkeys(texts):
         check_one_of(name, one, places)
     return torch.tensor([places[one] for one in texts], dtype=torch.long).reshape(found.shape)
+
+
+def class_indices(values: np.ndarray, column: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """The classes (n,) in a column of labels, and their names where it holds names, numbered as they are sorted.
+
+    Texts that are all whole numbers count as numbers. Raises `BadInput` for fractions and numbers below 0.
+
+    >>> class_indices(np.array(["plum", "fig", "plum"]), "fruit")
+    (array([1, 0, 1]), ('fig', 'plum'))
+    """
+    if values.dtype.kind == "U":
+        names, places = np.unique(values, return_inverse=True)
+        if not all(name.isdecimal() and name == str(int(name)) for name in names.tolist()):
+            return places, tuple(names.tolist())
+        values = names.astype(np.int64)[places]
+    if values.dtype.kind == "f":
+        broken = np.flatnonzero(values != np.round(values))
+        if len(broken):
+            raise BadInput(
+                f"`label_column` must hold a whole number >= 0 or a name in every row, but {column!r} holds "
+                f"{values[broken[0]]:g} in row {broken[0]}; name another with --label-column"
+            )
+    values = values.astype(np.int64)
+    if len(values) and values.min() < 0:
+        signs = set(np.unique(values).tolist()) == {-1, 1}
+        remedy = "replace -1 by 0" if signs else "-1 often means: not labelled; drop those rows, take another split,"
+        raise BadInput(
+            f"`label_column` must hold a whole number >= 0 or a name in every row, but {column!r} holds {values.min()} "
+            f"in row {values.argmin()}; {remedy} or name another with --label-column"
+        )
+    return values, None

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from epsball.common.errors import BadInput
 from epsball.data.arrays import read_npz
 from epsball.data.digits import read_digits
 from epsball.data.examples import Examples
-from epsball.data.image_datasets import read_images
+from epsball.data.image_datasets import TABLES, Source, examples_of_split, read_images
 from epsball.data.prepared import check_prepared
 from epsball.data.sampling import Take, check_limits, taken_rows
 from epsball.models.preparation import Preparation
@@ -26,6 +27,7 @@ def load_data(
     image_column: str | None = None,
     label_column: str | None = None,
     preparation: Preparation | None = None,
+    config: str | None = None,
 ) -> Examples:
     """The examples that `spec` names, in their order.
 
@@ -35,24 +37,35 @@ def load_data(
     - "digits": scikit-learn's 8x8 digits, (1, 8, 8), scaled by 1/16 to [0, 1]. "test" is the last 20 % of its rows,
       "train" the rest; ids are row numbers of `load_digits`.
     - a `.npz` file with arrays `x` and `y`, as `from_arrays` takes them. It has no splits: `split` is ignored.
+    - a `.csv`, `.tsv`, `.parquet` or `.arrow` file with a table, which has no splits either: float64 `x` (n, d) of its
+      numeric columns, in no box. The labels are in `label_column`, or in the only column that has a usual name (label,
+      y, target, class) or else is not numeric. Parquet and arrow may hold images as well.
     - a folder of parquet files or of images, or the name of a data set on the Hugging Face Hub, as
       `datasets.load_dataset` reads them: float32 images (C, H, W) in [0, 1], C = 1 where all are grey, else 3; alpha
-      is dropped. `image_column` and `label_column` name the columns where the features do not.
+      is dropped. `image_column` and `label_column` name the columns where the features do not. Where no column holds
+      images, it is a table. `config` is the configuration, where there are several.
+
+    Labels are whole numbers >= 0, or names, which are numbered as they are sorted.
 
     `preparation` is what a model wants done to images: those in files and data sets are resized and cropped, so that
-    they may be of mixed sizes, and the name of the examples says so. Arrays must be of that shape already.
+    they may be of mixed sizes, and the name of the examples says so. Arrays and tables must be of that shape already.
 
-    Raises `BadInput` for data that are not found, splits and columns that are not there, and images that are broken or
-    of mixed sizes.
+    Raises `BadInput` for data that are not found, splits and columns that are not there, images that are broken or of
+    mixed sizes, and features that are not numeric, missing or infinite.
     """
     check_limits(limit, first)
     take = partial(taken_rows, limit=limit, first=first, seed=seed)
     path = Path(spec).expanduser()
+    if config is not None and (str(spec) == "digits" or path.is_file()):
+        raise BadInput(f"`config` must be left out with {str(spec)!r}: it has no configurations")
     if str(spec) == "digits":
         return _part(read_digits(split), take, preparation)
     if path.suffix == ".npz" and path.exists():
         return _part(read_npz(path), take, preparation)
-    return read_images(str(path if path.exists() else spec), split, take, image_column, label_column, preparation)
+    if path.suffix in TABLES and path.is_file():
+        return _of_file(path, take, image_column, label_column, preparation)
+    source = Source(str(path if path.exists() else spec), split, config)
+    return read_images(source, take, image_column, label_column, preparation)
 
 
 def _part(examples: Examples, take: Take, preparation: Preparation | None) -> Examples:
@@ -60,3 +73,21 @@ def _part(examples: Examples, take: Take, preparation: Preparation | None) -> Ex
         check_prepared(examples.shape, preparation)
     rows = take(examples.y.cpu().numpy())
     return examples if rows is None else examples.rows(torch.from_numpy(rows).to(examples.x.device))
+
+
+def _of_file(
+    path: Path, take: Take, image_column: str | None, label_column: str | None, preparation: Preparation | None
+) -> Examples:
+    """The rows of a file: a table, or images with labels in parquet or arrow."""
+    from epsball.data.table_examples import examples_of_table, holds_bytes
+    from epsball.data.tables import read_columns
+
+    columns = read_columns(path)
+    if image_column is None and not holds_bytes(columns):
+        found = examples_of_table(columns, str(path), take, label_column)
+        if preparation is not None:
+            check_prepared(found.shape, preparation)
+        return found
+    import datasets
+
+    return examples_of_split(datasets.Dataset(columns), str(path), take, image_column, label_column, preparation)

@@ -1,7 +1,4 @@
-"""A table with a target column, from CSV, parquet or npz, becomes numbers; and numbers become a table again.
-
-What is no number is refused with its column, its first value and the way out; nothing is guessed, filled in or encoded.
-"""
+"""A table with a target column, from CSV, parquet or npz, becomes numbers; and numbers become a table again."""
 
 from __future__ import annotations
 
@@ -20,17 +17,16 @@ from jaxtyping import Float, Shaped
 from epsball.common.atomic_files import write_whole
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.limits import check_arrays, check_columns
+from epsball.common.limits import check_arrays, check_columns, check_file
+from epsball.data.arrow_files import read_arrow
+from epsball.data.columns import SHOWN, listed, numbers, targets
 from epsball.data.sampling import check_limits, taken_rows
 
 KINDS = (".csv", ".tsv", ".parquet", ".npz")
 MOST_HEADER = 1 << 20
 """Bytes of the first line of a table."""
-EXACT = 1 << 53
-"""Beyond it float64 does not hold every whole number."""
 INDEX_NAMES = ("", "__index_level_0__")
 """What pandas calls row numbers that it writes beside the columns."""
-SHOWN = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,15 +85,11 @@ def read_table(
     if not path.is_file():
         near = get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], 1, 0.75)
         raise BadInput(f"`data` must be a file, got {str(path)!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    columns, target = _npz(path, target) if path.suffix == ".npz" else _arrow(path, target)
+    columns, target = _npz(path, target) if path.suffix == ".npz" else (read_columns(path), target)
     names = columns.column_names
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise BadInput(
-            f"`data` must have one column of each name, but {path} has several {_quoted(twice)}; rename them"
-        )
+    check_names(names, str(path))
     if target is None:
-        raise BadInput(f"`target` must name the column to predict; {path} has {_listed(names)}")
+        raise BadInput(f"`target` must name the column to predict; {path} has {listed(names)}")
     for argument, wanted in (("target", [target]), ("drop", drop), ("data", features or ())):
         _there(argument, wanted, names, path)
     if features is None:
@@ -113,7 +105,7 @@ def read_table(
     if not len(columns):
         raise BadInput(f"`data` must have at least one row, but {path} has none")
     columns = columns.select([*features, target]).slice(0, first)
-    x, y = _numbers(columns.select(list(features)), path), _target(columns, target)
+    x, y = numbers(columns.select(list(features)), str(path), _dropping), targets(columns, target)
     rows = taken_rows(np.zeros(len(y)) if y.dtype.kind == "f" else y, limit)
     x, y = (x, y) if rows is None else (x[rows], y[rows])
     return Table(x, y, tuple(features), target, str(path))
@@ -131,12 +123,16 @@ def output_kind(path: Path, known: Iterable[str]) -> str:
     return check_one_of("out", path.suffix, known)
 
 
-def _arrow(path: Path, target: str | None) -> tuple[pa.Table, str | None]:
+def read_columns(path: Path) -> pa.Table:
+    """All columns of a `.csv`, `.tsv`, `.parquet` or `.arrow` file, as they are."""
     try:
         if path.suffix == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as table:
                 check_columns(path, table.metadata)
-                return table.read(), target
+                return table.read()
+        if path.suffix == ".arrow":
+            return read_arrow(path)
+        check_file(path)
         with open(path, "rb") as file:
             header = file.readline(MOST_HEADER)
         if len(header) == MOST_HEADER:
@@ -148,10 +144,19 @@ def _arrow(path: Path, target: str | None) -> tuple[pa.Table, str | None]:
                 delimiter=max(",;\t", key=lambda mark: header.count(mark.encode())), newlines_in_values=True
             ),
             convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
-        ), target
+        )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         raise BadInput(f"`data` must be a {path.suffix[1:]} table, but {str(path)!r} cannot be read: {why}") from error
+
+
+def check_names(names: Sequence[str], table: str) -> None:
+    """Raise `BadInput` where two columns of a table have one name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadInput(
+            f"`data` must have one column of each name, but {table} has several {listed(twice)}; rename them"
+        )
 
 
 def _npz(path: Path, target: str | None) -> tuple[pa.Table, str]:
@@ -180,76 +185,6 @@ def _npz(path: Path, target: str | None) -> tuple[pa.Table, str]:
         ) from error
 
 
-def _numbers(columns: pa.Table, path: Path) -> Float[np.ndarray, "n d"]:
-    """The columns as float64, or one error for all of a kind."""
-    plain = {name: _decoded(columns[name]) for name in columns.column_names}
-    odd = {name: column for name, column in plain.items() if not _numeric(column.type)}
-    if odd:
-        found = ", ".join(f"{name!r} (first: {_offending(column)})" for name, column in list(odd.items())[:SHOWN])
-        raise BadInput(
-            f"`data` must have numeric columns, but these of {path} are not: {found}{_more(odd)}; encode them, "
-            f"or leave them out with {_dropping(odd)}"
-        )
-    x = np.empty((len(columns), len(plain)))
-    absent, endless, vast = {}, [], []
-    for place, (name, column) in enumerate(plain.items()):
-        if pa.types.is_integer(column.type) and column.null_count < len(column):
-            whole = column.drop_null().to_numpy()
-            if max(-int(whole.min()), int(whole.max())) > EXACT:
-                vast.append(name)
-                continue
-        if pa.types.is_boolean(column.type):
-            column = column.cast(pa.uint8())
-        x[:, place] = column.cast(pa.float64(), safe=False).to_numpy()
-        if missing := int(np.isnan(x[:, place]).sum()):
-            absent[name] = missing
-        elif not np.isfinite(x[:, place]).all():
-            endless.append(name)
-    if vast:
-        raise BadInput(
-            f"`data` must have numbers that float64 holds, but {_quoted(vast)} of {path} has whole numbers beyond "
-            f"2^53: an identifier? leave it out with {_dropping(vast)}"
-        )
-    if absent:
-        found = ", ".join(f"{name!r} lacks {count}" for name, count in list(absent.items())[:SHOWN])
-        raise BadInput(
-            f"`data` must have every value, but of {len(columns)} rows of {path} {found}{_more(absent)}; fill them in, "
-            f"drop the rows, or leave the columns out with {_dropping(absent)}"
-        )
-    if endless:
-        raise BadInput(
-            f"`data` must be finite, but {_quoted(endless)} of {path} holds infinity; replace it, or leave it out with "
-            f"{_dropping(endless)}"
-        )
-    return x
-
-
-def _target(columns: pa.Table, target: str) -> Shaped[np.ndarray, " n"]:
-    """Text, int64, bool or float64."""
-    column = _decoded(columns[target])
-    kind = column.type
-    missing = column.null_count
-    if pa.types.is_floating(kind):
-        missing += int(np.isnan(column.drop_null().to_numpy()).sum())
-    if missing:
-        raise BadInput(
-            f"`target` must have every value, but {target!r} lacks {missing} of {len(column)}; drop those rows"
-        )
-    if pa.types.is_boolean(kind):
-        return column.to_numpy()
-    if _is_text(kind):
-        return np.array(column.to_pylist(), dtype=str)
-    if not _numeric(kind):
-        raise BadInput(f"`target` must be text, numbers or booleans, but {target!r} is {kind}; encode it")
-    try:
-        found = column.cast(pa.int64() if pa.types.is_integer(kind) else pa.float64()).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"`target` must fit into 64 bits, but {target!r} does not: {error}") from error
-    if not np.isfinite(found).all():
-        raise BadInput(f"`target` must be finite, but {target!r} holds infinity; drop those rows")
-    return found
-
-
 def _there(argument: str, wanted: Sequence[str], names: Sequence[str], path: Path) -> None:
     missing = [name for name in wanted if name not in names]
     if not missing:
@@ -257,62 +192,12 @@ def _there(argument: str, wanted: Sequence[str], names: Sequence[str], path: Pat
     near = get_close_matches(missing[0], names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     asked = "`data` must have the columns of the model" if argument == "data" else f"`{argument}` must name a column"
-    raise BadInput(f"{asked}, but {path} lacks {_listed(missing)}{hint} It has {_listed(names)}")
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without a dictionary (what pandas calls a category), and halves as floats."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
-
-
-def _numeric(kind: pa.DataType) -> bool:
-    # A column of nothing is numeric: its values are missing.
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null)
-    return any(test(kind) for test in tests)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _offending(column: pa.ChunkedArray) -> str:
-    """The first value that is no number, with its row."""
-    first = None
-    for row, value in enumerate(column):
-        said = value.as_py()
-        if said is None:
-            continue
-        shown = repr(said) if isinstance(said, str) else str(said)
-        shown = f"{shown if len(shown) <= 40 else shown[:37] + '...'} in row {row}"
-        if not (isinstance(said, str) and _reads(said)):
-            return shown
-        first = first or f"{shown}, as text"
-    return first or "missing"
-
-
-def _reads(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    raise BadInput(f"{asked}, but {path} lacks {listed(missing)}{hint} It has {listed(names)}")
 
 
 def _dropping(names: Iterable[str]) -> str:
+    """How to leave columns out, for an error."""
     names = list(names)
     quoted = [name if name.replace("_", "").isalnum() else f'"{name}"' for name in names[:SHOWN]]
-    return f"--drop {' '.join(quoted)}" + (" ..." if len(names) > SHOWN else "")
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return _listed(list(names))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + _more(names)
-
-
-def _more(names: Any) -> str:
-    return f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    which = "it" if len(names) == 1 else "them"
+    return f"leave {which} out with --drop {' '.join(quoted)}" + (" ..." if len(names) > SHOWN else "")

@@ -14,7 +14,7 @@ from typing import Any
 from epsball.models.model_record import Accuracies, ModelRecord, is_factory
 
 ATTACKS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD-10"}
-DATA_OPTIONS = ("data", "image_column", "label_column", "ball", "lo", "hi")
+DATA_OPTIONS = ("data", "data_config", "image_column", "label_column", "ball", "lo", "hi")
 """The options that an evaluation shares with the training."""
 
 
