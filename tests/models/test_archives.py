@@ -132,7 +132,6 @@ def test_callables_and_black_boxes_are_models() -> None:
 
 
 def test_an_estimator_is_a_model_of_its_decisions() -> None:
-    pytest.importorskip("epsball.models.estimators")
     from sklearn.linear_model import LogisticRegression
 
     x = batch(40, SHAPE)
