@@ -90,7 +90,7 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(FETCHED)))
     except Exception as error:  # whatever the client, the network and the disk raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(
             f"`model` hf:{name} could not be fetched from the Hugging Face Hub ({reason}); where the Hub can be "
             f"reached, run `hf download {name} --local-dir FOLDER`, and name that folder"
@@ -165,11 +165,11 @@ def _header(file: Path) -> int:
         check_file(file)
         with open(file, "rb") as stream:
             start = stream.read(8)
-        if len(start) < 8 or struct.unpack("<Q", start)[0] > MOST_TEXT:
-            raise BadInput(f"its header must have at most {MOST_TEXT >> 20} MiB, got another beginning")
+        if len(start) < 8 or not 2 <= struct.unpack("<Q", start)[0] <= MOST_TEXT:
+            raise BadInput(f"it must begin with the length of its header, at most {MOST_TEXT >> 20} MiB")
         with safe_open(file, "pt") as tensors:
             return len(tensors.keys())
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, MemoryError, SafetensorError) as error:
         raise BadInput(f"{file} is missing or no safetensors file ({error}); copy the folder again") from error
 
 

@@ -25,6 +25,10 @@ from epsball.models.preparation import Preparation
 PREFIX = "hf:"
 SPARE_TENSORS = 64
 """So many tensors more than its weights, and four times as many, a network may have: some are renamed or split."""
+MOST_CLASSES = 100_000
+"""The most classes of a model; those of ImageNet-21k are 21,843."""
+PROCESSOR_NAME = re.compile(r"(\w+?)(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)")
+"""What the classes of image processors are called, in every version of transformers."""
 SHOWN = 5
 """How many names of tensors an error lists."""
 
@@ -49,7 +53,7 @@ def open_hugging_face(asked: Asked) -> Loaded:
     with _quiet(transformers):
         config = _config(transformers, folder)
         processor = _processor(transformers, folder, config)
-        preparation, layers = split(processor, int(getattr(config, "num_channels", 3)))
+        preparation, layers = split(processor, getattr(config, "num_channels", 3))
         network, notes = _network(transformers, folder, config)
     names, clash = _label_names(config)
     return Loaded(
@@ -86,13 +90,15 @@ def _config(transformers: Any, folder: HubFolder) -> Any:
     """The configuration as transformers reads it, of a model that gives each image one class."""
     kind = folder.config.get("model_type")
     known = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    if kind not in known or kind == "timm_wrapper":
+    if not isinstance(kind, str) or kind not in known or kind == "timm_wrapper":
         what = "a model of timm's in transformers' wrapping" if kind == "timm_wrapper" else f"of the type {kind!r}"
         raise BadInput(
             f"`model` must be an image classifier of transformers, but {folder.path} is {what}; such are: "
             f"{', '.join(sorted(set(known) - {'timm_wrapper'}))}"
         )
     try:
+        if max(folder.config.get("num_labels") or 0, len(folder.config.get("id2label") or ())) > MOST_CLASSES:
+            raise BadInput(f"it must have at most {MOST_CLASSES:,} classes, got more")
         config = transformers.models.auto.configuration_auto.CONFIG_MAPPING[kind].from_dict(folder.config)
         count, problem = int(config.num_labels), config.problem_type
     except Exception as error:  # whatever a configuration's own checks raise
@@ -115,15 +121,22 @@ def _processor(transformers: Any, folder: HubFolder, config: Any) -> Any:
             f"`model` must say how images are prepared, but {folder.path} has no {PROCESSOR}; save it into the folder: "
             "AutoImageProcessor.from_pretrained(...).save_pretrained(folder)"
         )
+    named = folder.processor.get("image_processor_type") or folder.processor.get("feature_extractor_type")
+    kind = None if named is None else PROCESSOR_NAME.fullmatch(str(named))
     try:
-        return transformers.AutoImageProcessor.from_pretrained(
+        if named is not None and kind is None:
+            raise BadInput(f"{named} is none")
+        found = transformers.AutoImageProcessor.from_pretrained(
             folder.path, backend="pil", config=config, trust_remote_code=False, local_files_only=True
         )
+        if kind is not None and not type(found).__name__.startswith(f"{kind[1]}ImageProcessor"):
+            raise BadInput(f"{named} is not known to transformers {transformers.__version__}")
     except Exception as error:  # whatever a processor's own checks raise
         raise BadInput(
             f"{folder.path / PROCESSOR} is no image processor that works without torchvision ({_reason(error)}); "
-            "copy the folder again"
+            "copy the folder again, or install a newer transformers"
         ) from error
+    return found
 
 
 def _network(transformers: Any, folder: HubFolder, config: Any) -> tuple[nn.Module, list[str]]:
@@ -201,7 +214,7 @@ def _label_names(config: Any) -> tuple[tuple[str, ...] | None, list[str]]:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager

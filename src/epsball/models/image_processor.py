@@ -51,12 +51,13 @@ def split(processor: Any, channels: int) -> tuple[Preparation, nn.Sequential]:
         raise BadInput(f"`model` must take grey or RGB images, got one for {channels} channels; hand over the module")
     try:
         preparation = _preparation(name, processor, channels)
-        layers = _layers(processor, preparation.size or SOME_SIZE, channels)
-        for height, width in IMAGES:
-            size = preparation.size or SOME_SIZE
-            _compare(processor, preparation, layers, (round(height * size[0]), round(width * size[1])))
+        size = preparation.size or SOME_SIZE
+        with np.errstate(all="ignore"):
+            layers = _layers(processor, size, channels)
+            for height, width in IMAGES:
+                _compare(processor, preparation, layers, (round(height * size[0]), round(width * size[1])))
     except Exception as error:  # whatever a processor raises for options that do not fit
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(
             f"`model` must have an image processor that resizes, crops and normalises, but {name} does not do that "
             f"alone: {reason}; prepare the images as it does, and hand over the model without it, a module"
