@@ -31,8 +31,8 @@ def made(name: str, **more: Any) -> Any:
     model = timm.create_model(name, num_classes=CLASSES, **more)
     with torch.no_grad():
         model.get_classifier().weight.normal_(0, 0.3)
-        for _ in range(20):
-            model.train()(torch.rand(8, 3, 160, 160))
+        for _ in range(8):
+            model.train()(torch.rand(4, 3, 160, 160))
     return model.eval()
 
 
