@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+import torch
 from hub_models import picture, pictures
 from PIL import Image
 
 from epsball.common.errors import BadInput
+from epsball.data.collected import examples_of
 from epsball.data.load import load_data
 from epsball.data.prepared import check_prepared, prepared_pixels
 from epsball.models.preparation import Preparation
@@ -44,6 +47,14 @@ def test_what_was_prepared_is_in_the_name_of_the_data_and_what_was_not_is_not(tm
     assert load_data(images, preparation=preparation).name == f"{images} (RGB, resized to 16x16 (bilinear))"
     _of_one_size(tmp_path / "ready")
     assert load_data(tmp_path / "ready", preparation=preparation).name == str(tmp_path / "ready")
+
+
+def test_a_data_set_of_the_hubs_library_is_prepared_likewise(tmp_path):
+    images, preparation = pictures(tmp_path), Preparation(resize=(16, 16), channels=3)
+    data = datasets.load_dataset(str(images), split="test")
+    found, expected = examples_of(data, preparation), load_data(images, preparation=preparation)
+    assert torch.equal(found.x, expected.x)
+    assert found.name.endswith("(RGB, resized to 16x16 (bilinear))")
 
 
 def test_an_image_that_is_resized_and_cropped_back_to_its_size_counts_as_prepared(tmp_path):

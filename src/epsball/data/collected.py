@@ -16,6 +16,7 @@ from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
 from epsball.data.image_datasets import examples_of_split
 from epsball.data.tensors import tensor_of
+from epsball.models.preparation import Preparation
 
 INPUTS = ("x", "image", "img", "pixel_values", "input", "inputs")
 LABELS = ("y", "label", "labels", "fine_label", "target")
@@ -25,7 +26,7 @@ ROWS = 256
 KINDS = "Examples, (x, y), a data frame, a torch Dataset or DataLoader, or a datasets.Dataset"
 
 
-def examples_of(data: Any) -> Examples:
+def examples_of(data: Any, preparation: Preparation | None = None) -> Examples:
     """The examples that a caller hands over as `data`: this is the door of every function that takes some.
 
     - `Examples`, as they are;
@@ -34,7 +35,8 @@ def examples_of(data: Any) -> Examples:
       `classes` these are the names of the labels;
     - a `DataLoader`: the rows that its sampler draws, in the order of its data set and with their row numbers as ids,
       so that shuffling changes nothing; `drop_last` drops nothing;
-    - a `datasets.Dataset` with an image and a label column, or of a table; one with a transform gives rows;
+    - a `datasets.Dataset` with an image and a label column, or of a table; one with a transform gives rows. Images go
+      through `preparation`, as in `load_data`;
     - a data frame (pandas, polars, pyarrow) with the labels in one of its columns, alone or as (frame, label column).
 
     Everything is held in memory. Raises `BadInput` for anything else, and where rows do not fit together.
@@ -50,7 +52,7 @@ def examples_of(data: Any) -> Examples:
     if library is not None and isinstance(data, library.Dataset):
         if data.format["type"] == "custom":  # a transform makes the rows
             return _of_dataset(data, None, None)
-        return examples_of_split(data, "a datasets.Dataset", lambda y: None)
+        return examples_of_split(data, "a datasets.Dataset", lambda y: None, preparation=preparation)
     if library is not None and isinstance(data, library.IterableDataset):
         raise BadInput(
             f"`data` must be {KINDS} with a known length, got a datasets.IterableDataset; write "
