@@ -227,7 +227,8 @@ def test_gradients_of_logits_equal_finite_differences(name: str, steps: str, cla
     x = x[:5].requires_grad_()
     (steepest,) = torch.autograd.grad(model(x).sum(), x)
     assert len(x) == 5
-    assert torch.autograd.gradcheck(model, (x,), eps=1e-6, atol=1e-5 * float(1 + steepest.abs().max()), rtol=1e-4)
+    atol = 1e-5 * float(1 + steepest.abs().max())
+    assert torch.autograd.gradcheck(model, (x,), eps=1e-6, atol=atol, rtol=1e-4, fast_mode=True)
 
 
 def test_module_has_the_names_of_the_classes_and_says_what_is_exact():
@@ -282,8 +283,8 @@ def test_gradient_of_a_vote_reaches_the_pairs_that_decide():
 
 
 def test_evaluation_of_a_logistic_regression_is_that_of_its_linear_layer_and_exact():
-    model, x = fitted("logistic", "none", 4), rows(4)[:120]
-    y = np.searchsorted(model.classes_, data(4)[1][FIT:][:120])
+    model, x = fitted("logistic", "none", 4), rows(4)[:20]
+    y = np.searchsorted(model.classes_, data(4)[1][FIT:][:20])
     layer = nn.Linear(6, 4).double()
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(model[-1].coef_))
@@ -447,7 +448,7 @@ def test_sparse_weights_and_support_vectors_are_made_dense():
 
     x, y = data(4)
     x = np.where(x > 1, x, 0)
-    for model in (SVC(), MultinomialNB(), LogisticRegression(max_iter=2000)):
+    for model in (SVC(), MultinomialNB(), LogisticRegression()):
         model.fit(csr_matrix(x[:FIT]), y[:FIT])
         model = model.sparsify() if hasattr(model, "sparsify") else model
         np.testing.assert_array_equal(labels_by(module_of(model), x[FIT:], model.classes_), model.predict(x[FIT:]))
