@@ -47,9 +47,8 @@ def compare(model: nn.Module, runtime: Runtime, shape: tuple[int, ...], dtype: t
         with torch.no_grad():
             output = model(x.to(dtype))
     except Exception as error:  # as where a shape follows from the numbers of a row
-        return Compared(
-            agrees=False, note=f"its shapes must not follow from the examples, but {first_line(error)}; {WAY_OUT}"
-        )
+        reason = f"its shapes must not follow from the examples, but {first_line(error)}"
+        return Compared(agrees=False, note=f"{reason}; {WAY_OUT}")
     found = (output if dtype == torch.float64 else output.float()).numpy()
     tolerance = TOLERANCE[dtype]
     if found.shape != expected.shape:
