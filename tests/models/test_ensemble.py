@@ -70,6 +70,18 @@ def test_probabilities_that_saturate_keep_their_gradient() -> None:
     assert (x.grad.abs() > 0.5).all()
 
 
+def test_members_of_two_dtypes_go_together() -> None:
+    nets = [mlp(SHAPE, 3).float(), mlp(SHAPE, 3, seed=1)]
+    for dtype in (torch.float32, torch.float64):
+        x = batch(4, SHAPE).to(dtype).requires_grad_()
+        found = Ensemble(nets)(x)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, (nets[0](x.float()).to(dtype) + nets[1](x.double()).to(dtype)) / 2)
+        found.sum().backward()
+        assert x.grad is not None
+        assert x.grad.abs().min() > 0
+
+
 def test_one_model_is_itself() -> None:
     net, x = mlp(SHAPE, 3), batch(6, SHAPE)
     torch.testing.assert_close(Ensemble([net])(x), net(x))

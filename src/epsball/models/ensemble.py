@@ -33,7 +33,8 @@ class Ensemble(nn.Module):
 
     `mean` "logits" is the mean of their logits; "probabilities" the logarithm of the mean of their probabilities, whose
     softmax is that mean; for one logit z, the probability of class 1 is the sigmoid of z. `models` are modules, or
-    callables x -> logits, in the order of the sum.
+    callables x -> logits, in the order of the sum. Each is given x in the dtype of its own parameters, and the mean is in
+    the dtype of x: a network in float32 and an estimator in float64 go together.
 
     Raises `BadInput` for no models, a black box among them, and, when called, for outputs of different shapes.
 
@@ -61,7 +62,7 @@ class Ensemble(nn.Module):
         self.training = any(one.training for one in self.models)
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *classes"]:
-        outputs = [model(x) for model in self.models]
+        outputs = [_in_its_dtype(model, x) for model in self.models]
         _check_outputs(outputs)
         if self.mean == "logits":
             return torch.stack(outputs).mean(0)
@@ -147,6 +148,13 @@ def members(spec: str) -> tuple[Mean, list[str]]:
     if any(one.startswith("ensemble") for one in found):
         raise BadInput(f"`model` must be an ensemble of models that are none, got {spec!r}; list all members in one")
     return (MEANS[1] if mean == MEANS[1] else MEANS[0]), found
+
+
+def _in_its_dtype(model: nn.Module, x: Tensor) -> Any:
+    """What a member returns, in the dtype of x."""
+    dtypes = {part.dtype for part in (*model.parameters(), *model.buffers()) if part.is_floating_point()}
+    output = model(x.to(dtypes.pop()) if len(dtypes) == 1 and x.is_floating_point() else x)
+    return output.to(x.dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
 
 
 def _two_columns(output: Tensor) -> Tensor:
