@@ -33,8 +33,8 @@ class Ensemble(nn.Module):
 
     `mean` "logits" is the mean of their logits; "probabilities" the logarithm of the mean of their probabilities, whose
     softmax is that mean; for one logit z, the probability of class 1 is the sigmoid of z. `models` are modules, or
-    callables x -> logits, in the order of the sum. Each is given x in the dtype of its own parameters, and the mean is in
-    the dtype of x: a network in float32 and an estimator in float64 go together.
+    callables x -> logits, in the order of the sum. Each is given x in the dtype of its own parameters, and the mean is
+    in the dtype of x: a network in float32 and an estimator in float64 go together.
 
     Raises `BadInput` for no models, a black box among them, and, when called, for outputs of different shapes.
 
