@@ -7,9 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nets import rng
+from sklearn.linear_model import LogisticRegression
+from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 
 import epsball as eb
@@ -170,3 +174,37 @@ def test_each_spec_has_its_door(tmp_path: Path) -> None:
     ]
     with pytest.raises(BadInput, match="`epsball models` lists"):
         door_of("no such thing")
+
+
+# Labels as an estimator was fitted to them
+
+TABLE = torch.rand(60, 4, generator=rng(3)).double().numpy()
+KINDS_OF_LABELS = {
+    "from 1": [1, 2, 3],
+    "minus and plus": [-1, 1],
+    "tens": [10, 20, 30],
+    "texts": ["no", "perhaps", "yes"],
+    "booleans": [False, True],
+    "places": [0, 1, 2],
+}
+
+
+@pytest.mark.parametrize("final", ["module", "black box"])
+@pytest.mark.parametrize("kind", KINDS_OF_LABELS)
+def test_labels_are_those_that_an_estimator_was_fitted_to(kind: str, final: str) -> None:
+    values = np.array(KINDS_OF_LABELS[kind])
+    y = values[(TABLE[:, 0] * len(values)).astype(int)]
+    estimator = (LogisticRegression() if final == "module" else DecisionTreeClassifier(max_depth=3)).fit(TABLE, y)
+    part = TABLE[y != values[0]], y[y != values[0]]  # no class of its own is the first one
+    for x, labels in ((TABLE, y), part):
+        found = eb.evaluate(estimator, (x, labels), "linf:0", "square:steps=1", diagnose=0)
+        assert found.clean_accuracy == estimator.score(x, labels)
+        assert eb.evaluate(estimator, (x, pd.Series(labels)), "linf:0", "square:steps=1", diagnose=0).records.equals(
+            found.records
+        )
+
+
+def test_a_label_that_an_estimator_does_not_know_is_refused() -> None:
+    estimator = LogisticRegression().fit(TABLE, (TABLE[:, 0] > 0.5) + 1)
+    with pytest.raises(BadInput, match=r"must be one of 1, 2"):
+        eb.evaluate(estimator, (TABLE, (TABLE[:, 0] > 0.5) * 1), "linf:0.1", "fgsm", diagnose=0)

@@ -67,7 +67,7 @@ def verify(
     from epsball.data.load import load_data
     from epsball.evaluation.run_directory import read_config
     from epsball.evaluation.verify import verify as library_verify
-    from epsball.models.opening import PREPARATION
+    from epsball.models.preparation import PREPARATION
 
     keep_memory()
     if not (run / "config.json").exists():

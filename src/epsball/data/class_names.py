@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,15 +14,19 @@ from epsball.data.examples import Examples
 
 log = logging.getLogger(__name__)
 
+NUMERAL = re.compile(r"-?\d+")
+
 
 def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
     """The data with its labels numbered as in `names`, those of the model's outputs in their order.
 
     A folder of images that lacks a class numbers those after it one lower: their names say what they are. Labels stay
-    as they are where data or model have no names, or not a single name in common: nothing can be compared then.
+    as they are where data or model have no names, or not a single name in common: nothing can be compared then. Where
+    the model's names are whole numbers (an estimator that was fitted to labels 1, 2, 3), labels without names are
+    these.
 
-    Raises `BadInput` where some classes of the data are, and others are not, among the names, unless those in common
-    have the same numbers.
+    Raises `BadInput` for a label that is none of such numbers, and where some classes of the data are, and others are
+    not, among the names, unless those in common have the same numbers.
 
     >>> from epsball.data.arrays import from_arrays
     >>> data = from_arrays([[0.0], [1.0]], ["cat", "emu"], label_names=["cat", "emu"])
@@ -29,8 +34,10 @@ def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
     tensor([0, 2])
     """
     own = data.label_names
-    if own is None or names is None or own == tuple(names):
+    if names is None or own == tuple(names):
         return data
+    if own is None:
+        return _numbered_by_value(data, tuple(names))
     places = {name: place for place, name in enumerate(names)}
     common = [name for name in own if name in places]
     if not common:
@@ -47,3 +54,28 @@ def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
     log.info("labels are matched with the model's by name: %s", ", ".join(own))
     place_of = torch.tensor([places[name] for name in own], device=data.y.device)
     return replace(data, y=place_of[data.y], classes=len(places), label_names=tuple(names))
+
+
+def are_values(names: Sequence[str]) -> bool:
+    """Whether names of classes are whole numbers other than their places, as of an estimator fitted to -1 and 1.
+
+    >>> are_values(["-1", "1"]), are_values(["0", "1"]), are_values(["cat", "dog"])
+    (True, False, False)
+    """
+    return all(NUMERAL.fullmatch(name) for name in names) and list(names) != list(map(str, range(len(names))))
+
+
+def _numbered_by_value(data: Examples, names: tuple[str, ...]) -> Examples:
+    """The data with labels that are values, as in names ("1", "2", "3"), as places among them."""
+    if not are_values(names):
+        return data
+    places = {int(name): place for place, name in enumerate(names)}
+    unknown = [label for label in data.y.unique().tolist() if label not in places]
+    if unknown:
+        raise BadInput(
+            f"`y` must hold the labels that the model was fitted to, {', '.join(names[:10])}, got {unknown[0]}; give "
+            "each example the label that the model would give it"
+        )
+    log.info("labels are the model's: %s", ", ".join(names))
+    y = torch.tensor([places[label] for label in data.y.tolist()], dtype=torch.long, device=data.y.device)
+    return replace(data, y=y, classes=len(names), label_names=names)

@@ -103,6 +103,11 @@ def _whole(name: str, y: Tensor) -> Tensor:
     return y.long()
 
 
+def is_text(value: object) -> bool:
+    """Whether these labels are names of classes, at least some of them."""
+    return _names(value) is not None
+
+
 def _names(value: object) -> np.ndarray | None:
     """The entries where some are texts, else None."""
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -79,6 +79,7 @@ def opened(estimator: Any, *, black_box: bool = False) -> Loaded:
             notes = (f"{kind} of scikit-learn became a torch module of the same function, in float64",)
             return Loaded(model=module, notes=notes + ((EXACT,) if is_affine(module) else ()), label_names=labels)
     box, method = _black_box(estimator, final)
+    setattr(box, LABEL_NAMES, labels)
     note = f"{type(final).__name__} of scikit-learn is a black box of its {method}: {reason}"
     return Loaded(model=box, notes=(note,), label_names=labels)
 

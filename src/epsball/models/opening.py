@@ -17,11 +17,9 @@ from epsball.models.doors import door_of
 from epsball.models.factory import Wrapped, make_network, make_with_weights
 from epsball.models.given import as_model
 from epsball.models.model_record import LABEL_NAMES
+from epsball.models.preparation import PREPARATION
 
 log = logging.getLogger(__name__)
-
-PREPARATION = "preparation"
-"""The attribute of a model that says what images go through before they are shown to it."""
 
 
 def load(
@@ -36,8 +34,8 @@ def load(
 ) -> Any:
     """The model that `spec` names, by one of the doors that `epsball models` lists, to be handed to any function.
 
-    It is an `nn.Module` (n, *shape) -> logits in eval mode or, where there are no gradients or with `black_box`, a
-    `BlackBox`. Its `label_names`, where they are known, are the classes in the order of its outputs, and `preparation`
+    It is an `nn.Module` (n, *shape) -> logits, in eval mode unless it is a network of epsball's or of your own; or,
+    where there are no gradients or with `black_box`, a `BlackBox`. Its `label_names`, where they are known, are the classes in the order of its outputs, and `preparation`
     is what `epsball.data.load_data(..., preparation=)` has to do with images first. What was done to the model is
     logged, a line each.
 

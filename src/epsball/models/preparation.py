@@ -16,6 +16,8 @@ from epsball.common.limits import check_pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PREPARATION = "preparation"
+"""The attribute of a model that says what images go through before they are shown to it."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 Centre = Literal["floor", "even"]
 MOST_SIDE = 2048

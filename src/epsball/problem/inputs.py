@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,15 +21,17 @@ from torch import Tensor, nn
 from epsball.balls.ball import Ball
 from epsball.balls.registry import ball_of
 from epsball.common.errors import BadInput
-from epsball.data.arrays import inputs_of
+from epsball.data.arrays import from_arrays, inputs_of
 from epsball.data.box import ball_for
-from epsball.data.class_names import numbered_like
+from epsball.data.class_names import are_values, numbered_like
 from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
+from epsball.data.labels import is_text
 from epsball.models.black_box import BlackBox
 from epsball.models.frozen import frozen
 from epsball.models.given import as_model
 from epsball.models.model_record import LABEL_NAMES
+from epsball.models.preparation import PREPARATION, Preparation
 from epsball.problem.model_errors import is_one_example
 from epsball.problem.objective import Model
 
@@ -45,9 +49,22 @@ def inputs_for(model: Any, data: Any, ball: Ball | str) -> tuple[Model, Examples
     Raises `BadInput` where there are no examples, where they do not fit, or where rounding them to the model's dtype
     would move them by more than `EXACT` of the radius.
     """
-    model, examples = as_model(model), examples_of(data)
+    model = as_model(model)
+    examples = _named(data, getattr(model, LABEL_NAMES, None), getattr(model, PREPARATION, None))
     found = ball_for(ball, examples)
     return model, examples_for(model, examples, found), found
+
+
+def _named(data: Any, names: Sequence[str] | None, preparation: Preparation | None) -> Examples:
+    """The examples; labels that are texts, or numbers where its names are, are those of the model."""
+    if names is None or not isinstance(data, tuple | list) or len(data) != 2:
+        return examples_of(data, preparation)
+    x, y = data
+    if is_text(y):
+        return from_arrays(x, y, label_names=names)
+    if are_values(names) and np.asarray(y).dtype.kind in "iu":
+        return from_arrays(x, np.asarray(y).astype(str), label_names=names)
+    return examples_of(data, preparation)
 
 
 def examples_for(model: Model, data: Any, ball: Ball | None, *, move: bool = True) -> Examples:
