@@ -35,9 +35,9 @@ def load(
     """The model that `spec` names, by one of the doors that `epsball models` lists, to be handed to any function.
 
     It is an `nn.Module` (n, *shape) -> logits, in eval mode unless it is a network of epsball's or of your own; or,
-    where there are no gradients or with `black_box`, a `BlackBox`. Its `label_names`, where they are known, are the classes in the order of its outputs, and `preparation`
-    is what `epsball.data.load_data(..., preparation=)` has to do with images first. What was done to the model is
-    logged, a line each.
+    where there are no gradients or with `black_box`, a `BlackBox`. Its `label_names`, where they are known, are the
+    classes in the order of its outputs, and `preparation` is what `epsball.data.load_data(..., preparation=)` has to do
+    with images first. What was done to the model is logged, a line each.
 
     `weights` is a file for a network that has none: `.safetensors`, `.pt`, `.pth`, `.pth.tar`, or Lightning's `.ckpt`.
     `shape` (of one example), `classes` and `seed` are for the built-in networks. A factory "package.module:function" or
