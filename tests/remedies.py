@@ -326,6 +326,7 @@ REMEDIES = [
         lambda: examples_of(datasets.Dataset.from_list(list(stream().take(1000)))),
     ),
     Remedy("model(x).argmax(1)", lambda: from_arrays(X, None), lambda: from_arrays(X, NET(X).argmax(1), classes=2)),
+    Remedy("y - 1", lambda: evaluated("fgsm", data=(X, Y + 1)), lambda: evaluated("fgsm", data=(X, Y))),
     Remedy("y.real", lambda: from_arrays(X, Y + 0j), lambda: from_arrays(X, (Y + 0j).real)),
     Remedy("y > 0.5", lambda: from_arrays(X, Y * 0.4 + 0.3), lambda: from_arrays(X, Y * 0.4 + 0.3 > 0.5)),
     Remedy("y.reshape(-1)", lambda: from_arrays(X, Y[None]), lambda: from_arrays(X, Y[None].reshape(-1))),

@@ -251,7 +251,7 @@ def test_columns_are_found_by_type_or_name_and_listed_where_ambiguous(tmp_path):
     ("labels", "message"),
     [
         ([0, -1], "'target' holds -1 in row 1; -1 often means: not labelled; .*--label-column"),
-        ([1, -1], "'target' holds -1 in row 1; replace -1 by 0 or .*--label-column"),
+        ([2, -1], "'target' holds -1 in row 1; -1 often means: not labelled; .*--label-column"),
         ([0, None], r"`label_column` must have every value, but 'target' lacks 1 of 2 \(first: row 1\)"),
         ([0.5, 1.0], "'target' holds 0.5 in row 0; name another with --label-column"),
     ],

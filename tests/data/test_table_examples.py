@@ -102,6 +102,7 @@ def test_features_and_label_of_a_data_frame_may_be_handed_over_one_by_one():
         ([True, False, True, False], [1, 0, 1, 0], None),
         (["10", "2", "0", "2"], [10, 2, 0, 2], None),  # as text 10 comes before 2
         (["01", "02", "00", "02"], [1, 2, 0, 2], ("00", "01", "02")),
+        ([-1, 1, 1, -1], [0, 1, 1, 0], ("-1", "1")),
         (["no", "yes", "no", "no"], [0, 1, 0, 0], ("no", "yes")),
     ],
 )
@@ -134,7 +135,7 @@ def test_the_label_is_told_by_its_name_or_by_being_no_number(columns, label):
         ({"a": [1.0, np.inf], "y": [0, 1]}, {}, "'a' of .* holds infinity"),
         ({"a": [1.0, 2.0], "y": [0.5, 1]}, {}, "'y' holds 0.5 in row 0; name another"),
         ({"a": [1.0, 2.0], "y": ["u", None]}, {}, r"'y' lacks 1 of 2 \(first: row 1\)"),
-        ({"a": [1.0, 2.0], "y": [-1, 1]}, {}, "'y' holds -1 in row 0; replace -1 by 0 or name another"),
+        ({"a": [1.0, 2.0], "y": [-1, 2]}, {}, "'y' holds -1 in row 0; -1 often means: not labelled"),
         ({"": [0, 1], "a": [1.0, 2.0], "y": [0, 1]}, {}, r"row numbers.*to_csv\(index=False\)"),
         ({"y": [0, 1]}, {}, "a column beside the labels"),
         ({"a": [1.0], "y": [0]}, {"label_column": "x"}, "`label_column` must be one of a, y, got 'x'"),

@@ -16,6 +16,8 @@ from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from epsball.balls.ball import Ball
@@ -116,6 +118,11 @@ class Material:
     def opened(self) -> Loaded | None:
         """What the door of the model answers with; None for a built-in network, which is built for the data."""
         return None if built_in(self.spec) else self._open(self.spec, self.weights)
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The names of the model's classes, where it has some."""
+        return None if self.opened is None else self.opened.label_names
 
     def _open(self, spec: str, weights: Path | None) -> Loaded:
         from epsball.models.door import Asked
@@ -267,12 +274,15 @@ def origin_of(spec: str, weights: Path | None, loaded: Loaded) -> str:
 
 def _try(model: nn.Module, examples: Examples, spec: str) -> None:
     """Show the model one example: nothing can go on where that fails."""
+    from epsball.problem.inputs import examples_for
     from epsball.problem.losses import cross_entropy
     from epsball.problem.objective import Objective
 
+    one = examples.rows(slice(1))
+    one = replace(one, x=examples_for(model, replace(one, label_names=None), None).x)  # in the model's dtype
     try:
         with Objective(model, cross_entropy, needs="label") as objective:
-            objective.forward(examples.x[:1])
+            objective.forward(one.x)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shape = "x".join(map(str, examples.shape))
         raise BadInput(f"`model` {spec} must take examples of shape {shape}: {error}; take its own data") from error
@@ -336,11 +346,15 @@ def progress(console: Console) -> Progress:
     )
 
 
-def described(examples: Examples) -> str:
-    """The data in a line."""
+def described(examples: Examples, label_names: Sequence[str] | None = None) -> str:
+    """The data in a line: their units, and, beside the names of the model's classes, what the labels mean."""
     shape = "x".join(str(size) for size in examples.x.shape[1:])
     box = f", in [{examples.lo:g}, {examples.hi:g}]" if isfinite(examples.lo) and isfinite(examples.hi) else ""
-    return f"{examples.name}: {len(examples):,} examples, {shape}{box}"
+    units = "" if examples.scale == 1 else f" (values / {examples.scale:g})"
+    labels = ""
+    if label_names is not None and examples.label_names not in (None, tuple(label_names)):
+        labels = "; labels by number: the model has other names of classes"
+    return f"{examples.name}: {len(examples):,} examples, {shape}{box}{units}{labels}"
 
 
 Json = Annotated[bool, Parameter(negative="")]

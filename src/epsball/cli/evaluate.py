@@ -115,7 +115,8 @@ def evaluate(
         if out is not None and not (out / "config.json").exists():  # a resumed run may yet be refused
             _write_command(out, command)
         one_radius = flags.eps is None and not flags.min_norm
-        shown |= {"data": described(examples), "ball": flags.ball if one_radius else flags.ball.partition(":")[0]}
+        shown["data"] = described(examples, flags.label_names)
+        shown["ball"] = flags.ball if one_radius else flags.ball.partition(":")[0]
 
         with progress(errors) as bar, warnings.catch_warnings():
             if not json:

@@ -16,7 +16,7 @@ from torch import Tensor
 from epsball.common.errors import BadInput
 from epsball.common.limits import check_arrays
 from epsball.data.examples import Examples
-from epsball.data.labels import labels, row_ids
+from epsball.data.labels import are_signs, class_indices, labels, row_ids
 from epsball.data.tensors import tensor_of
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -114,7 +114,7 @@ def _cast(x: Any, dtype: str) -> str:
 def read_npz(path: Path) -> Examples:
     """The examples of a `.npz` file with arrays `x` and `y`, as `from_arrays` takes them.
 
-    It may also hold the box, `lo` and `hi`, and `label_names`.
+    It may also hold the box, `lo` and `hi`, and `label_names`; names of classes without that are numbered as sorted.
     """
     more: dict[str, Any] = {}
     try:
@@ -129,6 +129,11 @@ def read_npz(path: Path) -> Examples:
             f"`data` must hold plain arrays `x` and `y`, but {str(path)!r} does not: {error}; write "
             "`numpy.savez(path, x=x, y=y)`"
         ) from error
+    if "label_names" not in more and (y.dtype.kind == "U" or are_signs(y)):
+        shape = y.shape
+        y, names = class_indices(y.ravel(), "y")
+        y = y.reshape(shape)
+        more |= {} if names is None else {"label_names": names}
     return from_arrays(x, y, name=str(path), **more)
 
 

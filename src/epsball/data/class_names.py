@@ -20,25 +20,25 @@ NUMERAL = re.compile(r"-?\d+")
 def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
     """The data with its labels numbered as in `names`, those of the model's outputs in their order.
 
-    A folder of images that lacks a class numbers those after it one lower: their names say what they are. Labels stay
-    as they are where data or model have no names, or not a single name in common: nothing can be compared then. Where
-    the model's names are whole numbers (an estimator that was fitted to labels 1, 2, 3), labels without names are
-    these.
+    A folder of images that lacks a class numbers those after it one lower: their names say what they are. Names that
+    differ in case, or in a space, "-" or "_", are the same. Labels stay as they are where data or model have no names,
+    or not a single name in common: nothing can be compared then. Where the model's names are whole numbers (an
+    estimator that was fitted to labels 1, 2, 3), labels without names are these.
 
     Raises `BadInput` for a label that is none of such numbers, and where some classes of the data are, and others are
     not, among the names, unless those in common have the same numbers.
 
     >>> from epsball.data.arrays import from_arrays
     >>> data = from_arrays([[0.0], [1.0]], ["cat", "emu"], label_names=["cat", "emu"])
-    >>> numbered_like(data, ["cat", "dog", "emu"]).y
+    >>> numbered_like(data, ["Cat", "Dog", "Emu"]).y
     tensor([0, 2])
     """
-    own = data.label_names
-    if names is None or own == tuple(names):
+    if names is None or data.label_names == tuple(names):
         return data
-    if own is None:
+    if data.label_names is None:
         return _numbered_by_value(data, tuple(names))
     places = {name: place for place, name in enumerate(names)}
+    own = _spelled_like(data.label_names, names)
     common = [name for name in own if name in places]
     if not common:
         return data
@@ -51,7 +51,8 @@ def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
             f"{len(common) - 1} others are known, with other numbers; give the classes the model's names, "
             f"{', '.join(list(places)[:5])}{', ...' if len(places) > 5 else ''}, or leave those examples out"
         )
-    log.info("labels are matched with the model's by name: %s", ", ".join(own))
+    if own != tuple(names):
+        log.info("labels are matched with the model's by name: %s", ", ".join(own))
     place_of = torch.tensor([places[name] for name in own], device=data.y.device)
     return replace(data, y=place_of[data.y], classes=len(places), label_names=tuple(names))
 
@@ -79,3 +80,15 @@ def _numbered_by_value(data: Examples, names: tuple[str, ...]) -> Examples:
     log.info("labels are the model's: %s", ", ".join(names))
     y = torch.tensor([places[label] for label in data.y.tolist()], dtype=torch.long, device=data.y.device)
     return replace(data, y=y, classes=len(names), label_names=names)
+
+
+def _spelled_like(own: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the data as the model spells them, where they differ in case, or in a space, "-" or "_"."""
+    spelling = {_folded(name): name for name in names}
+    if len(spelling) < len(names) or len(set(map(_folded, own))) < len(own):
+        return tuple(own)
+    return tuple(spelling.get(_folded(name), name) for name in own)
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split()) if name.strip("-_ ") else name

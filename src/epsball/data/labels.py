@@ -140,10 +140,15 @@ def _indices(name: str, found: np.ndarray, names: Sequence[str] | None) -> Tenso
     return torch.tensor([places[one] for one in texts], dtype=torch.long).reshape(found.shape)
 
 
+def are_signs(values: np.ndarray) -> bool:
+    """Whether all labels are -1 or 1, and both occur: two classes, as support vector machines have them."""
+    return values.dtype.kind in "if" and np.unique(values).tolist() == [-1, 1]
+
+
 def class_indices(values: np.ndarray, column: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """The classes (n,) in a column of labels, and their names where it holds names, numbered as they are sorted.
 
-    Texts that are all whole numbers count as numbers. Raises `BadInput` for fractions and numbers below 0.
+    Texts that are all whole numbers count as numbers; the two labels -1 and 1 are names. Raises `BadInput` for fractions and numbers below 0.
 
     >>> class_indices(np.array(["plum", "fig", "plum"]), "fruit")
     (array([1, 0, 1]), ('fig', 'plum'))
@@ -161,11 +166,12 @@ def class_indices(values: np.ndarray, column: str) -> tuple[np.ndarray, tuple[st
                 f"{values[broken[0]]:g} in row {broken[0]}; name another with --label-column"
             )
     values = values.astype(np.int64)
+    if are_signs(values):
+        return (values > 0).astype(np.int64), ("-1", "1")
     if len(values) and values.min() < 0:
-        signs = set(np.unique(values).tolist()) == {-1, 1}
-        remedy = "replace -1 by 0" if signs else "-1 often means: not labelled; drop those rows, take another split,"
         raise BadInput(
             f"`label_column` must hold a whole number >= 0 or a name in every row, but {column!r} holds {values.min()} "
-            f"in row {values.argmin()}; {remedy} or name another with --label-column"
+            f"in row {values.argmin()}; -1 often means: not labelled; drop those rows, take another split, or name "
+            "another with --label-column"
         )
     return values, None

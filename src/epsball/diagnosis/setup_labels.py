@@ -204,7 +204,8 @@ def class_findings(y: Int64[Tensor, " n"], classes: int, names: tuple[str, ...] 
     n, counts = len(y), y.bincount(minlength=classes)
     present = (counts > 0).nonzero().flatten().tolist()
     ordered = bool((y.diff() >= 0).all()) if n > 1 else False
-    cause = "the first rows of data that are sorted by class were taken" if ordered else "classes were lost"
+    cut = ordered and counts[len(present) :].sum() == 0  # the last classes are those without an example
+    cause = "the first rows of data that are sorted by class were taken" if cut else "the data lack classes"
     if classes > 1 and len(present) == 1 and n >= (BINARY_FEW if classes == 2 else FEW):
         yield Finding(
             "one-class",

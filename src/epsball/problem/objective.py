@@ -156,10 +156,9 @@ def check_labels(logits: Tensor, task: Task) -> None:
     """Raise `BadInput` where a label or a target is no class of the model."""
     classes, top = logits.shape[1], max(*task.y.tolist(), *task.goal.tolist(), 0, 0)
     if top >= classes:
-        raise BadInput(
-            f"`y` and `target` must be below the {classes} classes of the model, got {top}; "
-            "number the classes from 0 (one logit: 0 and 1)"
-        )
+        from_one = int(task.y.min()) == 1 and int(task.y.max()) == classes == top
+        remedy = "of labels from 1 write y - 1" if from_one else "number the classes from 0 (one logit: 0 and 1)"
+        raise BadInput(f"`y` and `target` must be below the {classes} classes of the model, got {top}; {remedy}")
 
 
 class Objective:
