@@ -279,7 +279,7 @@ def _try(model: nn.Module, examples: Examples, spec: str) -> None:
     from epsball.problem.objective import Objective
 
     one = examples.rows(slice(1))
-    one = replace(one, x=examples_for(model, replace(one, label_names=None), None).x)  # in the model's dtype
+    one = replace(one, x=examples_for(model, one, None).x)  # in the model's dtype
     try:
         with Objective(model, cross_entropy, needs="label") as objective:
             objective.forward(one.x)

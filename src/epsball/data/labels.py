@@ -148,7 +148,8 @@ def are_signs(values: np.ndarray) -> bool:
 def class_indices(values: np.ndarray, column: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """The classes (n,) in a column of labels, and their names where it holds names, numbered as they are sorted.
 
-    Texts that are all whole numbers count as numbers; the two labels -1 and 1 are names. Raises `BadInput` for fractions and numbers below 0.
+    Texts that are all whole numbers count as numbers; the two labels -1 and 1 are names. Raises `BadInput` for
+    fractions and numbers below 0.
 
     >>> class_indices(np.array(["plum", "fig", "plum"]), "fruit")
     (array([1, 0, 1]), ('fig', 'plum'))
