@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import run
@@ -70,3 +71,10 @@ def test_a_misspelt_file_is_one_sentence(place: Path) -> None:
     done = run("evaluate", "--model", "door_net.py:model", *SHORT, cwd=place)
     assert done.returncode == 2
     assert "did you mean 'door_nets.py'" in " ".join(done.stderr.split())
+
+
+def test_an_array_in_double_precision_is_cast_to_the_model(place: Path) -> None:
+    x, y = np.random.default_rng(0).random((12, 1, 8, 8)), np.arange(12) % 10
+    np.savez(place / "double.npz", x=x, y=y, lo=0.0, hi=1.0)
+    done = run("evaluate", "--model", "door_nets.py:model", "--data", "double.npz", *SHORT[2:], cwd=place)
+    assert done.returncode == 0, done.stderr
