@@ -473,8 +473,9 @@ def test_radii_that_are_no_numbers_are_refused(served: TestClient, number: str):
 def test_answers_do_not_depend_on_earlier_or_concurrent_requests(served: TestClient, two):
     questions = [{"row": row, "eps": 0.1, "attack": "pgd:steps=5", "seed": row} for row in range(8)]
     alone = [ask(served, **question) for question in questions]
+    apps = [client(*two, data=judged()) for _ in questions]  # pydantic cannot make several at once
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda question: ask(client(*two, data=judged()), **question), questions))
+        found = list(threads.map(lambda app, question: ask(app, **question), apps, questions))
     for after, before in zip(found, alone, strict=True):
         assert after["models"] == before["models"]
 
