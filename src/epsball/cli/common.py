@@ -156,13 +156,13 @@ class Subject(Material):
     epochs: int | None = None
     batch_size: int = 128
 
-    def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[nn.Module, str]:
+    def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[Any, str]:
         """The model and a line about its origin; trained, and saved in `out`, where it has no weights yet."""
         return self._network("model", self.spec, self.weights, self.seed, examples, out, console)
 
     def source(
         self, spec: str, weights: Path | None, examples: Examples, out: Path | None, console: Console
-    ) -> tuple[nn.Module, str]:
+    ) -> tuple[Any, str]:
         """A surrogate, made as `network` makes the model; trained on the spot with the next seed, to be another one."""
         try:
             return self._network("source", spec, weights, self.seed + 1, examples, out, console)
@@ -178,14 +178,14 @@ class Subject(Material):
         examples: Examples,
         out: Path | None,
         console: Console,
-    ) -> tuple[nn.Module, str]:
+    ) -> tuple[Any, str]:
         from epsball.models.door import Asked
         from epsball.models.opening import open_model
         from epsball.models.weights import save_weights
 
         classes = examples.classes
 
-        def load(classes: int, weights: Path | None = None) -> nn.Module:
+        def load(classes: int, weights: Path | None = None) -> Any:
             asked = Asked(spec=spec, shape=examples.shape, classes=classes, seed=seed, weights=weights)
             return open_model(replace(asked, black_box=self.black_box)).model
 
@@ -272,7 +272,18 @@ def origin_of(spec: str, weights: Path | None, loaded: Loaded) -> str:
     return "\n".join([f"{named} ({door_of(spec).name})", *loaded.notes])
 
 
-def _try(model: nn.Module, examples: Examples, spec: str) -> None:
+def with_gradients(model: Any, command: str) -> nn.Module:
+    """The model, for a command that asks for gradients. Raises `BadInput` for a black box."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise BadInput(
+            f"`model` must have gradients for epsball {command}, got a black box; `epsball evaluate` takes it"
+        )
+    return model
+
+
+def _try(model: Any, examples: Examples, spec: str) -> None:
     """Show the model one example: nothing can go on where that fails."""
     from epsball.problem.inputs import examples_for
     from epsball.problem.losses import cross_entropy

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from epsball.cli import explain_tables as tables
-from epsball.cli.common import Json, Subject, built_in, described, progress
+from epsball.cli.common import Json, Subject, built_in, described, progress, with_gradients
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
 from epsball.explain.hypotheses import HYPOTHESES, chosen
@@ -60,7 +60,8 @@ class OfNetwork(Subject):
         examples = self.examples()
         ball = self.ball_for(examples)
         train, data = self.parts(examples)
-        model, origin = self.network(examples, None, console)
+        found, origin = self.network(examples, None, console)
+        model = with_gradients(found, "explain")
         fresh = built_in(self.spec) and self.weights is None
         network = self.spec if fresh else "small-mlp"
         keys = {"seed": self.seed, "batch_size": self.batch_size}

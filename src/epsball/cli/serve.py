@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from epsball.cli.common import BATCH, Subject, built_in, described, progress
+from epsball.cli.common import BATCH, Subject, built_in, described, progress, with_gradients
 from epsball.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -124,11 +124,11 @@ def _models(subject: Served, examples: Examples, errors: Console) -> tuple[Shown
     from epsball.serve.exhibit import Shown
 
     model, origin = subject.network(examples, None, errors)
-    first = Shown(name=subject.spec, origin=origin, model=model)
+    first = Shown(name=subject.spec, origin=origin, model=with_gradients(model, "serve"))
     if (beside := subject.beside) is not None:
         other, origin = subject.source(beside, subject.beside_weights, examples, None, errors)
         name = beside if beside != subject.spec else f"{beside} (2)"
-        return first, Shown(name=name, origin=origin, model=other)
+        return first, Shown(name=name, origin=origin, model=with_gradients(other, "serve"))
     if subject.weights is not None or not built_in(subject.spec):
         return (first,)
     trained, said = _trained_against(subject, examples, errors)

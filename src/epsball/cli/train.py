@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from epsball.cli.common import TRUST, Json, Material, check_shape, finite, progress
+from epsball.cli.common import TRUST, Json, Material, check_shape, finite, progress, with_gradients
 from epsball.cli.filling import COMMAND, OUT, asked_before
 from epsball.cli.train_report import ProgressDisplay, list_objectives, report
 from epsball.common.checks import check_whole
@@ -222,7 +222,7 @@ def _train(
     spec, classes = material.spec, max(examples.classes, 0 if test is None else test.classes)
     if (opened := material.opened) is not None:
         check_shape(opened, examples, spec)
-        model = opened.model
+        model = with_gradients(opened.model, "train")
     else:
         model = load(spec, shape=examples.shape, classes=classes, weights=material.weights, seed=config.seed)
     if is_folder(spec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from torch import Tensor
 from epsball.common.errors import BadInput
 
 
-def logits_in(output: object) -> object:
+def logits_in(output: Any) -> Any:
     """The tensor of logits in what a model returns: `.logits`, the entry "logits" of a dict, the first of a tuple.
 
     Of a tuple or a list the first is meant only where it is a table (n, classes) or one number a row. Anything else
@@ -26,7 +27,7 @@ def logits_in(output: object) -> object:
     if isinstance(output, Mapping) and "logits" in output:
         return output["logits"]
     if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits  # type: ignore[attr-defined]
+        return output.logits
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim in (1, 2):
         return output[0]
     return output
