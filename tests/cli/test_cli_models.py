@@ -78,3 +78,10 @@ def test_an_array_in_double_precision_is_cast_to_the_model(place: Path) -> None:
     np.savez(place / "double.npz", x=x, y=y, lo=0.0, hi=1.0)
     done = run("evaluate", "--model", "door_nets.py:model", "--data", "double.npz", *SHORT[2:], cwd=place)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_what_a_folder_can_build_again_is_trained(place: Path) -> None:
+    (place / "net.onnx").write_bytes(b"")
+    done = run("train", "--model", "net.onnx", "--limit", "20", cwd=place)
+    assert done.returncode == 2
+    assert "got net.onnx (ONNX); in Python, epsball.fit(epsball.load('net.onnx'), ...)" in " ".join(done.stderr.split())

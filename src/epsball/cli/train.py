@@ -21,6 +21,7 @@ from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json, write_json
 from epsball.common.undo import without_warnings
 from epsball.models.card import evaluate_command
+from epsball.models.doors import door_of
 from epsball.models.model_record import CHECKPOINTS
 from epsball.training.config import TrainingConfig
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_HOLD_OUT, MAX_TEST = 1000, 1000
 """Examples that are held out, at most, by default; and examples of the test split that the model is tested on."""
+TRAINABLE = ("built-in", "trained folder", "factory")
+"""The doors whose models a folder can build again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +215,11 @@ def _train(
     # Whatever can be refused is refused before anything is written.
     objective = parse(material.objective)
     parse_ball(material.ball, lo=0, hi=1)  # any box will do
+    if (door := door_of(spec := material.spec).name) not in TRAINABLE:
+        raise BadInput(
+            f"`model` must be built in, a trained folder or a factory for epsball train, whose folder has to build it "
+            f"again, got {spec} ({door}); in Python, epsball.fit(epsball.load({spec!r}), ...) trains it"
+        )
     if destination.tensorboard is not None:
         need_tensorboard()
     options = material.options()
@@ -219,7 +227,7 @@ def _train(
         destination.check(options | flags.to_record())
     examples, test = material.examples(), material.test_examples()
     config, ball = flags.for_examples(len(examples)), material.ball_for(examples)
-    spec, classes = material.spec, max(examples.classes, 0 if test is None else test.classes)
+    classes = max(examples.classes, 0 if test is None else test.classes)
     if (opened := material.opened) is not None:
         check_shape(opened, examples, spec)
         model = with_gradients(opened.model, "train")
