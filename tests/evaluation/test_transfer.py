@@ -126,7 +126,7 @@ def test_source_with_other_classes_is_refused() -> None:
     assert y.max() > 1
     with pytest.raises(eb.BadInput, match="must be below the 2 classes"):
         eb.evaluate(model, (x, y), eb.Linf(eps=0.2), "pgd", source=mlp((20,), 2))
-    with pytest.raises(eb.BadInput, match="`source` must be a model, callable"):
+    with pytest.raises(eb.BadInput, match="`source` must be a model, got the text"):
         eb.evaluate(model, (x, y), eb.Linf(eps=0.2), "pgd", source="resnet18")
 
 

@@ -162,7 +162,7 @@ def evaluate(
         )
     ball = unbounded(ball_of(ball)) if min_norm else ball_of(ball)
     model, examples, ball = inputs_for(model, data, ball)
-    source = None if source is None else as_model(source)
+    source = None if source is None else as_model(source, "source")
     if settings.radii is not None:
         check_scale(ball.with_eps(settings.radii[-1]), examples)
     check_draft(draft, examples.x.device)

@@ -29,30 +29,30 @@ class WithLogits(nn.Module):
         return self.model(x).logits
 
 
-def as_model(model: Any) -> Callable[[Any], Any]:
+def as_model(model: Any, name: str = "model") -> Callable[[Any], Any]:
     """`model` itself, or what stands behind it.
 
     A bound `forward` stands for its module, so that modes, device and dtype are found. A network of transformers is
     shown as one that returns its logits. A fitted scikit-learn estimator becomes a module of the same function, or a
     black box (`estimators.module_of`). A callable of the user's stays as it is.
 
-    Raises `BadInput` for a name, a class, and anything that cannot be called.
+    `name` is the argument that errors name. Raises `BadInput` for a name, a class, and anything that cannot be called.
     """
     if isinstance(model, Wrapped):
         model = model.function
     if isinstance(model, MethodType) and isinstance(model.__self__, nn.Module) and model.__name__ in FORWARDS:
         model = model.__self__
     if isinstance(model, str | Path):
-        raise BadInput(f"`model` must be a model, got the text {str(model)!r}; write epsball.load({str(model)!r})")
+        raise BadInput(f"`{name}` must be a model, got the text {str(model)!r}; write epsball.load({str(model)!r})")
     if isinstance(model, type):
         raise BadInput(
-            f"`model` must be a model, got the class {model.__name__}; make one of it: {model.__name__}(...)"
+            f"`{name}` must be a model, got the class {model.__name__}; make one of it: {model.__name__}(...)"
         )
     if isinstance(model, nn.Module) and _of_transformers(model):
         return _with_names(WithLogits(model), model)
     if callable(model) or not hasattr(model, "predict"):
         if not callable(model):
-            raise BadInput(f"`model` must be callable, x -> logits, got {type(model).__name__}")
+            raise BadInput(f"`{name}` must be callable, x -> logits, got {type(model).__name__}")
         return model
     from epsball.models.estimators import module_of
 
