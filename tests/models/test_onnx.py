@@ -326,3 +326,11 @@ def test_a_module_that_differs_from_onnxruntime_is_refused(tmp_path: Path, monke
     path = save(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], w=WEIGHT)
     with pytest.raises(eb.BadInput, match=r"must be within 1e-04 of onnxruntime .*differ by"):
         opened(path)
+
+
+def test_small_outputs_have_to_agree_too() -> None:
+    from epsball.models.onnx_compare import TOLERANCE, _difference
+
+    uniform = np.full((3, 21_000), 1 / 21_000, np.float32)  # a softmax over many classes
+    assert _difference(np.zeros_like(uniform), uniform) > TOLERANCE[torch.float32]
+    assert _difference(uniform, uniform) == 0

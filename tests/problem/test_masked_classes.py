@@ -115,3 +115,9 @@ def test_replaced_logit_is_below_all_others_and_out_of_the_softmax(dtype: torch.
     assert found.isfinite().all()
     assert (found[0, [1, 3]] < -60).all()
     assert torch.equal(found.softmax(1), logits.softmax(1))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e10), (torch.bfloat16, 1e5), (torch.float64, 1e25)])
+def test_a_masked_class_is_below_large_logits_too(dtype: torch.dtype, size: float) -> None:
+    found = masked_to_finite(torch.tensor([[-math.inf, size], [-math.inf, -size]], dtype=dtype))
+    assert (found[:, 0] < found[:, 1]).all()

@@ -294,6 +294,8 @@ def _try(model: Any, examples: Examples, spec: str) -> None:
     try:
         with Objective(model, cross_entropy, needs="label") as objective:
             objective.forward(one.x)
+    except BadInput:
+        raise  # it says what to do
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shape = "x".join(map(str, examples.shape))
         raise BadInput(f"`model` {spec} must take examples of shape {shape}: {error}; take its own data") from error

@@ -12,7 +12,9 @@ from epsball.models.onnx_graph import WAY_OUT, first_line
 from epsball.models.onnx_runtime import Arrays, Runtime
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far a module may be from its file, as a share of the largest output (of 1 where that is less)."""
+"""How far a module may be from its file, as a share of the largest output."""
+SMALLEST = 1e-3
+"""Outputs that are all smaller are taken for as large as this: they are what is left of larger numbers."""
 SEED = 0
 
 
@@ -68,5 +70,5 @@ def _difference(found: Arrays, expected: Arrays) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    size = max(1.0, float(np.abs(expected[finite]).max()))
+    size = max(SMALLEST, float(np.abs(expected[finite]).max()))
     return float(np.abs(found[finite] - expected[finite]).max()) / size

@@ -84,4 +84,5 @@ def masked_to_finite(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n cla
     masked = logits == -math.inf
     lowest = torch.where(masked, math.inf, logits.detach()).amin(1, keepdim=True)
     info = torch.finfo(logits.dtype)
-    return torch.where(masked, (lowest + 2 * math.log(info.tiny)).clamp_min(info.min), logits)
+    gap = (4 * info.eps * lowest.abs()).clamp_min(-2 * math.log(info.tiny))  # more than rounding of large logits takes
+    return torch.where(masked, (lowest - gap).clamp_min(info.min), logits)
