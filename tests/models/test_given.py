@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball.common.errors import BadInput
+from epsball.data.load import load_data
 from epsball.models.doors import DOORS, door_of, needs_trust
 from epsball.models.given import as_model
 
@@ -139,6 +141,51 @@ def test_a_factory_in_a_file_is_called_and_may_import_what_is_beside_it(folder: 
         eb.load("sub/my_net.py:model")
     with pytest.raises(BadInput, match=r"did you mean 'model'"):
         eb.load("sub/my_nets.py:modle")
+
+
+CLASS = """
+from torch import nn
+class Net(nn.Linear):
+    def __init__(self): super().__init__(6, CLASSES)
+    def predict(self, x): return self(x).argmax(1)
+"""
+
+
+def test_a_class_with_predict_is_called_and_an_edited_file_is_read_again(folder: Path) -> None:
+    file = folder / "sub" / "lit.py"
+    file.write_text("raise OSError('half')\n")
+    with pytest.raises(OSError, match="half"):
+        eb.load("sub/lit.py:Net")
+    file.write_text(CLASS.replace("CLASSES", "3"))
+    first = eb.load("sub/lit.py:Net")
+    assert first(X).shape == (40, 3)
+    assert type(eb.load("sub/lit.py:Net")) is type(first)
+    file.write_text(CLASS.replace("CLASSES", "4"))
+    assert eb.load("sub/lit.py:Net")(X).shape == (40, 4)
+    sys.modules.pop("lit")
+
+
+def test_a_file_with_the_name_of_a_library_leaves_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, held in (("datasets", True), ("wave", False)):
+        if not held:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        before = sys.modules.get(name)
+        (folder / f"{name}.py").write_text(CLASS.replace("CLASSES", "3"))
+        model = eb.load(f"{name}.py:Net")
+        assert sys.modules.get(name) is before
+        assert pickle.loads(pickle.dumps(model)).predict(X).shape == (40,)
+        sys.modules.pop(f"epsball_user_{name}")
+
+
+def test_a_file_that_hides_the_library_of_data_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "datasets.py").write_text("")
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    monkeypatch.syspath_prepend(folder)
+    found = eb.evaluate(NET, torch.utils.data.TensorDataset(X, Y), "linf:0.1", "fgsm", diagnose=0)
+    assert found.records.num_rows == len(X)
+    with pytest.raises(BadInput, match=r"datasets.py hides; rename it"):
+        load_data("org/name")
+    monkeypatch.delitem(sys.modules, "datasets")
 
 
 def test_a_built_in_network_needs_shape_and_classes() -> None:

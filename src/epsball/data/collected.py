@@ -49,11 +49,11 @@ def examples_of(data: Any, preparation: Preparation | None = None) -> Examples:
     if isinstance(data, DataLoader):
         return _of_loader(data)
     library = sys.modules.get("datasets")
-    if library is not None and isinstance(data, library.Dataset):
+    if library is not None and isinstance(data, getattr(library, "Dataset", ())):
         if data.format["type"] == "custom":  # a transform makes the rows
             return _of_dataset(data, None, None)
         return examples_of_split(data, "a datasets.Dataset", lambda y: None, preparation=preparation)
-    if library is not None and isinstance(data, library.IterableDataset):
+    if library is not None and isinstance(data, getattr(library, "IterableDataset", ())):
         raise BadInput(
             f"`data` must be {KINDS} with a known length, got a datasets.IterableDataset; write "
             "datasets.Dataset.from_list(list(data.take(1000)))"

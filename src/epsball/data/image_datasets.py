@@ -58,7 +58,7 @@ def read_images(
     preparation: Preparation | None = None,
 ) -> Examples:
     """The images of a split, as `load_data` describes them; only the rows that `take` takes are read."""
-    import datasets
+    datasets = hub_library()
 
     spec = source.spec
     _refuse_typo(spec)
@@ -75,9 +75,21 @@ def read_images(
     return examples_of_split(data, spec, take, image_column, label_column, preparation)
 
 
+def hub_library() -> Any:
+    """The library `datasets`. Raises `BadInput` where a file of the user's, which Python finds first, hides it."""
+    import datasets
+
+    if not hasattr(datasets, "load_dataset"):
+        raise BadInput(
+            f"`data` needs the library datasets, which your own {getattr(datasets, '__file__', None) or 'datasets'} "
+            "hides; rename it"
+        )
+    return datasets
+
+
 def _check_config(source: Source) -> None:
     """Raise `BadInput` where a data set has several configurations, and `source` names none or another one."""
-    import datasets
+    datasets = hub_library()
 
     try:
         known = datasets.get_dataset_config_names(source.spec)
@@ -101,7 +113,7 @@ def examples_of_split(
     preparation: Preparation | None = None,
 ) -> Examples:
     """The images, or else the table, of a `datasets.Dataset`, as `load_data` describes them."""
-    import datasets
+    datasets = hub_library()
 
     features = data.features
     if image_column is None and not _image_columns(features):
@@ -148,7 +160,7 @@ def _image_column(name: str | None, features: Any) -> str:
 
 
 def _image_columns(features: Any) -> list[str]:
-    import datasets
+    datasets = hub_library()
 
     found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     return found or [
@@ -163,7 +175,7 @@ def _may_be_image(kind: Any) -> bool:
 
 
 def _is_classes(kind: Any) -> bool:
-    import datasets
+    datasets = hub_library()
 
     return isinstance(kind, datasets.ClassLabel)
 
@@ -280,7 +292,7 @@ def _expected(spec: str) -> str:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Without the progress bars of `datasets`; on leaving they are as they were."""
-    import datasets
+    datasets = hub_library()
 
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

@@ -11,7 +11,7 @@ from epsball.common.errors import BadInput
 from epsball.data.arrays import read_npz
 from epsball.data.digits import read_digits
 from epsball.data.examples import Examples
-from epsball.data.image_datasets import TABLES, Source, examples_of_split, read_images
+from epsball.data.image_datasets import TABLES, Source, examples_of_split, hub_library, read_images
 from epsball.data.prepared import check_prepared
 from epsball.data.sampling import Take, check_limits, taken_rows
 from epsball.models.preparation import Preparation
@@ -88,6 +88,4 @@ def _of_file(
         if preparation is not None:
             check_prepared(found.shape, preparation)
         return found
-    import datasets
-
-    return examples_of_split(datasets.Dataset(columns), str(path), take, image_column, label_column, preparation)
+    return examples_of_split(hub_library().Dataset(columns), str(path), take, image_column, label_column, preparation)

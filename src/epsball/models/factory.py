@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module, invalidate_caches
+from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import signature
 from pathlib import Path
@@ -24,6 +25,9 @@ from epsball.models.weights import load_weights
 
 UNASKED = 16_000_000
 """The numbers of a network that is made without a look at the size of its weights."""
+
+READ = "__epsball_read__"
+"""Where the module of a file has the time and the size that the file had when it was read."""
 
 
 def make_network(spec: str, shape: Sequence[int], classes: int, *, seed: int = 0) -> Any:
@@ -85,7 +89,7 @@ def _made_by(module: str, attribute: str) -> Any:
         imported = _module_of_file(file, spec) if file.suffix == ".py" else _imported(module, spec)
         public = [name for name in vars(imported) if not name.startswith("_")]
         factory = getattr(imported, check_one_of(f"model {module}:", attribute, public))
-        if isinstance(factory, nn.Module) or hasattr(factory, "predict"):
+        if isinstance(factory, nn.Module) or (hasattr(factory, "predict") and not isinstance(factory, type)):
             return factory
         try:
             signature(factory).bind()
@@ -119,22 +123,49 @@ def _imported(module: str, spec: str) -> ModuleType:
 
 
 def _module_of_file(file: Path, spec: str) -> ModuleType:
-    """The module that a file holds; under its own name, so that what it defines can be pickled."""
+    """The module that a file holds, as it is now; under a name of its own, so that what it defines can be pickled.
+
+    That name is the file's, unless it is a library's, which every other module must still find. What Python itself has
+    imported from the file stays.
+    """
     if not file.is_file():
         similar = get_close_matches(file.name, [entry.name for entry in file.parent.glob("*.py")], n=1)
         hint = "".join(f"; did you mean {name!r}?" for name in similar)
         raise BadInput(f"`model` must name a file that is there, got {spec!r}{hint}")
-    known = sys.modules.get(file.stem)
-    if known is not None and getattr(known, "__file__", None) == str(file.absolute()):
+    path, looked = str(file.absolute()), file.stat()
+    state = (looked.st_mtime_ns, looked.st_size)
+    own = getattr(sys.modules.get(file.stem), "__file__", None) == path
+    free = file.stem not in sys.modules and not _is_library(file.stem, path)
+    name = file.stem if own or free else f"epsball_user_{file.stem}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == path and getattr(known, READ, state) == state:
         return known
-    place = spec_from_file_location(file.stem, file.absolute())
+    place = spec_from_file_location(name, path, loader=_FromSource(name, path))
     assert place is not None
     assert place.loader is not None
     module = module_from_spec(place)
-    if known is None:  # a library's module of the same name stays
-        sys.modules[file.stem] = module
-    place.loader.exec_module(module)
+    setattr(module, READ, state)
+    sys.modules[name] = module
+    try:
+        place.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
+
+
+class _FromSource(SourceFileLoader):
+    """A file as it is now: bytecode of the second in which it was edited may be older."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _is_library(name: str, path: str) -> bool:
+    """Whether `import name` would find another file than `path`, from anywhere but the folder of that file."""
+    folder = Path(path).parent
+    found = PathFinder.find_spec(name, [entry for entry in sys.path if Path(entry).absolute() != folder])
+    return found is not None or name in sys.stdlib_module_names
 
 
 @contextmanager
