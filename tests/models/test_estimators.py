@@ -528,3 +528,36 @@ def test_weights_that_are_not_finite_are_refused():
     model[-1].dual_coef_[0, 3] = np.nan
     with pytest.raises(BadInput, match="must have finite weights, got NaN"):
         module_of(model)
+
+
+class Private(GaussianNB):
+    """Overrides what `predict` goes through."""
+
+    def _joint_log_likelihood(self, X):
+        return -super()._joint_log_likelihood(X)
+
+
+class Renamed(GaussianNB):
+    """Is the same function as its base."""
+
+    def fit(self, X, y, sample_weight=None):
+        return super().fit(X, y, sample_weight)
+
+
+def test_subclass_with_a_private_method_of_its_own_is_a_black_box():
+    x, y = data(3)
+    loaded = opened(Private().fit(x, y))
+    assert isinstance(loaded.model, BlackBox)
+    assert "Private has its own _joint_log_likelihood" in loaded.notes[0]
+    np.testing.assert_array_equal(labels_by(loaded.model, x, np.unique(y)), Private().fit(x, y).predict(x))
+    assert not isinstance(module_of(Renamed().fit(x, y)), BlackBox)
+
+
+@pytest.mark.parametrize("steps", [(), (StandardScaler(),)])
+def test_estimator_that_does_not_predict_as_its_class_does_is_a_black_box(steps: Any):
+    x, y = data(2)
+    estimator = make_pipeline(*steps, LogisticRegression()).fit(1000 + 10 * x, y)
+    estimator[-1].predict = lambda rows: np.repeat(y[:1], len(rows))  # on the object, where no class shows it
+    loaded = opened(estimator)
+    assert isinstance(loaded.model, BlackBox)
+    assert "`predict` decides otherwise on" in loaded.notes[0]

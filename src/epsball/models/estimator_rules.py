@@ -1,12 +1,13 @@
 """How a fitted estimator is translated: a table of rules a kind, classes to functions, and what these answer with.
 
-A rule holds for a class and for its subclasses that do not override the methods that it speaks for. Whatever has no
+A rule holds for a class and for its subclasses that override nothing that a prediction may go through. Whatever has no
 rule is `Untranslated`, which is no error: it is a black box then.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import getattr_static
@@ -28,6 +29,10 @@ Probability = Literal["softmax", "sigmoids"]
 """How probabilities follow from logits: a softmax (a sigmoid of one), or the sigmoids of all, divided by their sum."""
 MOST_DENSE = 1 << 26
 """Numbers that a sparse array may have when it is made dense: half a gigabyte."""
+USUAL = re.compile(
+    r"__\w+__|_?(partial_)?fit|fit_\w+|[gs]et_params|set_\w+_request|get_metadata_routing|score|_\w+_tags"
+)
+"""What a subclass may override without any other prediction: how it is made, fitted, and measured."""
 T = TypeVar("T")
 
 
@@ -56,7 +61,10 @@ Translate = Callable[[Any], Translation]
 
 @dataclass(frozen=True)
 class Rules(Generic[T]):
-    """How estimators of each class in `table` are translated; a subclass with its own `methods` is not known."""
+    """How estimators of each class in `table` are translated; a subclass with a method of its own is not known.
+
+    `methods` are those that scikit-learn's own subclasses have to share with the class in the table.
+    """
 
     kind: str
     methods: tuple[str, ...]
@@ -70,7 +78,23 @@ class Rules(Generic[T]):
             getattr_static(cls, method, None) is not getattr_static(base, method, None) for method in self.methods
         ):
             raise Untranslated(f"it is not {self.kind}")
+        own = _overridden(cls, base)
+        if own is not None:
+            raise Untranslated(f"{cls.__name__} has its own {own}")
         return self.table[base]
+
+
+def _overridden(cls: type, base: type) -> str | None:
+    """A method, public or not, that a class between `cls` and `base` has in the place of an inherited one."""
+    above = cls.__mro__
+    for place, one in enumerate(above[: above.index(base)]):
+        if one.__module__.startswith("sklearn."):
+            continue
+        for name, part in vars(one).items():
+            method = callable(part) or isinstance(part, staticmethod | classmethod)
+            if method and not USUAL.fullmatch(name) and any(name in vars(other) for other in above[place + 1 :]):
+                return name
+    return None
 
 
 def steps_of(estimator: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ rounding where two scores are equal. Trees, neighbours and classifiers of others
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from torch import nn
 from epsball.common.errors import BadInput
 from epsball.models.black_box import BlackBox
 from epsball.models.door import Loaded
+from epsball.models.estimator_compare import check_decisions, rows_like
 from epsball.models.estimator_rules import Features, Untranslated, steps_of
 from epsball.models.estimator_transforms import check_products
 from epsball.models.estimator_translation import check_fitted, check_one_label, labels_of, named, translated
@@ -46,11 +47,13 @@ def module_of(estimator: Any) -> nn.Module | BlackBox:
     return opened(estimator).model
 
 
-def opened(estimator: Any, *, black_box: bool = False) -> Loaded:
+def opened(estimator: Any, *, black_box: bool = False, compare: bool = True) -> Loaded:
     """A fitted classifier, a pipeline or a search as a model, with what was done and the names of its classes.
 
     It is a module in eval mode where every step has one, with a single logit where the estimator has a single score;
-    examples of any shape become rows. `black_box` asks for its answers alone in any case.
+    examples of any shape become rows. `black_box` asks for its answers alone in any case. Unless `compare` is false,
+    which spares an estimator out of a file the call, module and `predict` decide about some random rows: where they
+    differ, it is a black box.
 
     Raises `BadInput` for what is no classifier or not fitted, for several labels per example, and where a step takes
     text, categories or the names of columns that are no numbers.
@@ -67,10 +70,13 @@ def opened(estimator: Any, *, black_box: bool = False) -> Loaded:
     except BadInput as error:
         raise BadInput(f"`model` must have one label per example, but this {type(final).__name__} has more") from error
     labels, count = labels_of(final.classes_), _feature_count(estimator, steps)
+    answers = _Answers(estimator, "predict", _classes(final), getattr(estimator, "feature_names_in_", None))
     reason = "as asked"
     if not black_box:
         try:
             module = _module(translated(estimator).logits, count)
+            if compare and count is not None:
+                check_decisions(module, answers, answers.classes, rows_like(steps[0][1], count))
         except Untranslated as error:
             reason = f"there is no torch module of it, as {error}"
         else:
@@ -78,7 +84,7 @@ def opened(estimator: Any, *, black_box: bool = False) -> Loaded:
             kind = type(final).__name__
             notes = (f"{kind} of scikit-learn became a torch module of the same function, in float64",)
             return Loaded(model=module, notes=notes + ((EXACT,) if is_affine(module) else ()), label_names=labels)
-    box, method = _black_box(estimator, final)
+    box, method = _black_box(answers, final)
     setattr(box, LABEL_NAMES, labels)
     note = f"{type(final).__name__} of scikit-learn is a black box of its {method}: {reason}"
     return Loaded(model=box, notes=(note,), label_names=labels)
@@ -199,18 +205,22 @@ class _Answers:
         return scores
 
 
-def _black_box(estimator: Any, final: Any) -> tuple[BlackBox, str]:
+def _classes(final: Any) -> tuple[Any, ...]:
+    return tuple(np.asarray(final.classes_).tolist())
+
+
+def _black_box(labels: _Answers, final: Any) -> tuple[BlackBox, str]:
     """A black box of the estimator's scores, or of its labels where it has none, and the name of the method."""
-    classes = tuple(np.asarray(final.classes_).tolist())
-    names = getattr(estimator, "feature_names_in_", None)
-    pairs = getattr(final, "decision_function_shape", "ovr") == "ovo" and len(classes) > 2
+    estimator = labels.estimator
+    pairs = getattr(final, "decision_function_shape", "ovr") == "ovo" and len(labels.classes) > 2
     if callable(getattr(estimator, "decision_function", None)) and not pairs:
         method = "decision_function"
+    elif callable(getattr(estimator, "predict_proba", None)) and not pairs:
+        method = "predict_proba"
     else:
-        method = "predict_proba" if callable(getattr(estimator, "predict_proba", None)) and not pairs else "predict"
+        return BlackBox(function=labels, scores="labels", classes=labels.classes), labels.method
     place = str(getattr(type(final).predict, "__module__", ""))
-    own = place.startswith("sklearn.") and not place.startswith(OWN_RULE)
-    function = _Answers(estimator, method, classes, names, predict=not own)
-    if method == "predict":
-        return BlackBox(function=function, scores="labels", classes=classes), method
+    kinds = (place, type(final).__module__, type(estimator).__module__)
+    own = all(kind.startswith("sklearn.") for kind in kinds) and not place.startswith(OWN_RULE)
+    function = replace(labels, method=method, predict=not own)
     return BlackBox(function=function, scores="logits" if method == "decision_function" else "probabilities"), method

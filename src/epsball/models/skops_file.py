@@ -81,7 +81,7 @@ def open_skops(asked: Asked) -> Loaded:
         )
     estimator = built(path, trusted | foreign)
     try:
-        loaded = opened(estimator, black_box=asked.black_box)
+        loaded = opened(estimator, black_box=asked.black_box, compare=asked.trust)
         features = getattr(estimator, "n_features_in_", None)
         if isinstance(loaded.model, BlackBox) and features is not None:
             loaded.model.function(np.zeros((1, features)))
