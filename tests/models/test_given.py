@@ -64,6 +64,7 @@ MODELS: dict[str, Any] = {
     "an object with logits": Output(lambda logits: SimpleNamespace(logits=logits, loss=None)),
     "a dict": Output(lambda logits: {"features": logits.sin(), "logits": logits}),
     "a tuple": Output(lambda logits: (logits, logits.sin().sum())),
+    "a tuple with a value a row": Output(lambda logits: (logits, logits[:, :1])),
     "a list of one": Output(lambda logits: [logits]),
 }
 
@@ -91,6 +92,8 @@ def test_a_bound_method_in_train_mode_is_attacked_in_eval_mode_and_comes_back() 
         (3, "must be callable"),
         (Output(lambda logits: {"scores": logits}), "a dict of scores; wrap it"),
         (Output(lambda logits: (logits.sum(), logits)), "first"),
+        (Output(lambda logits: (logits.repeat(1, 4), logits)), r"of \(\d+, 12\), \(\d+, 3\), where .*model\(x\)\[1\]"),
+        (Output(lambda logits: (logits[:, 0], logits)), r"of \(\d+,\), \(\d+, 3\), where any"),
     ],
 )
 def test_what_is_no_model_is_refused(model: Any, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from epsball.common.errors import BadInput
 def logits_in(output: Any) -> Any:
     """The tensor of logits in what a model returns: `.logits`, the entry "logits" of a dict, the first of a tuple.
 
-    Of a tuple or a list the first is meant only where it is a table (n, classes) or one number a row. Anything else
-    comes back as it is.
+    Of a tuple or a list the first is meant only where it is a table (n, classes) or one number a row, and no other part
+    is such a table: features (n, 32) and logits (n, 10) look alike. Anything else comes back as it is.
 
     >>> logits_in({"features": 0, "logits": torch.ones(1, 2)}), logits_in((torch.ones(1, 2), None))
     (tensor([[1., 1.]]), tensor([[1., 1.]]))
@@ -29,8 +29,18 @@ def logits_in(output: Any) -> Any:
     if isinstance(getattr(output, "logits", None), Tensor):
         return output.logits
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim in (1, 2):
-        return output[0]
+        return output if _tables(output[1:], len(output[0])) else output[0]
     return output
+
+
+def _tables(parts: Sequence[Any], rows: int) -> list[Tensor]:
+    """Those parts of an output that could be logits of several classes: floating-point tables with these rows."""
+    return [
+        part
+        for part in parts
+        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim == 2
+        if len(part) == rows and part.shape[1] > 1
+    ]
 
 
 def two_columns(output: object) -> Float[Tensor, "n classes"]:
@@ -65,6 +75,9 @@ def _kind_of(output: object) -> str:
     kind = type(output).__name__
     if kind == "ndarray" or (isinstance(output, list) and not any(isinstance(one, Tensor) for one in output)):
         return f"{kind}; wrap it: epsball.BlackBox(model)"
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim in (1, 2):
+        shapes = [str(tuple(part.shape)) for part in output if isinstance(part, Tensor)][:6]
+        return f"a {kind} of {', '.join(shapes)}, where any may be the logits; wrap it: lambda x: model(x)[1]"
     if isinstance(output, tuple | list):
         return f"a {kind} whose first part is not (n, classes); wrap it: lambda x: model(x)[1]"
     return f"{kind}; return the logits alone"
