@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import epsball as eb
 from epsball.models.black_box import BlackBox
 from epsball.models.door import Asked, Loaded
+from epsball.models.last_activation import before_activation
 from epsball.models.onnx_file import open_onnx
-from epsball.problem.last_activation import before_activation
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

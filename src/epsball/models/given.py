@@ -1,8 +1,9 @@
-"""What a user hands over in Python as a model, as what an attack can work on: a module, a callable, or a black box."""
+"""What a user hands over in Python as a model, as what an attack can work on: a module, a callable, or a black box;
+and the logits in what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -57,6 +58,36 @@ def as_model(model: Any, name: str = "model") -> Callable[[Any], Any]:
     from epsball.models.estimators import module_of
 
     return module_of(model)
+
+
+def logits_in(output: Any) -> Any:
+    """The tensor of logits in what a model returns: `.logits`, the entry "logits" of a dict, the first of a tuple.
+
+    Of a tuple or a list the first is meant only where it is a table (n, classes) or one number a row, and no other part
+    is such a table: features (n, 32) and logits (n, 10) look alike. Anything else comes back as it is.
+
+    >>> logits_in({"features": 0, "logits": torch.ones(1, 2)}), logits_in((torch.ones(1, 2), None))
+    (tensor([[1., 1.]]), tensor([[1., 1.]]))
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim in (1, 2):
+        return output if _tables(output[1:], len(output[0])) else output[0]
+    return output
+
+
+def _tables(parts: Sequence[Any], rows: int) -> list[Tensor]:
+    """Those parts of an output that could be logits of several classes: floating-point tables with these rows."""
+    return [
+        part
+        for part in parts
+        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim == 2
+        if len(part) == rows and part.shape[1] > 1
+    ]
 
 
 def _of_transformers(model: nn.Module) -> bool:

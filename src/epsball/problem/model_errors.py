@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from epsball.common.errors import BadInput
-from epsball.problem.outputs import logits_in
+from epsball.models.given import logits_in
 
 IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
 ABOUT_INPUT = re.compile(

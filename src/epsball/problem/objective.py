@@ -20,10 +20,11 @@ from epsball.common.errors import BadInput
 from epsball.common.shapes import flat
 from epsball.common.undo import Undo
 from epsball.models.frozen import frozen, held_modules
-from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
+from epsball.models.given import logits_in
+from epsball.models.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.losses import Loss
 from epsball.problem.model_errors import IN_PLACE, explained, wrong_rows
-from epsball.problem.outputs import logits_in, masked_to_finite, two_columns
+from epsball.problem.outputs import masked_to_finite, two_columns
 from epsball.problem.task import AWAY, Task
 
 Model = Callable[[Tensor], Tensor]

@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from epsball.common.errors import BadInput
-
-
-def logits_in(output: Any) -> Any:
-    """The tensor of logits in what a model returns: `.logits`, the entry "logits" of a dict, the first of a tuple.
-
-    Of a tuple or a list the first is meant only where it is a table (n, classes) or one number a row, and no other part
-    is such a table: features (n, 32) and logits (n, 10) look alike. Anything else comes back as it is.
-
-    >>> logits_in({"features": 0, "logits": torch.ones(1, 2)}), logits_in((torch.ones(1, 2), None))
-    (tensor([[1., 1.]]), tensor([[1., 1.]]))
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim in (1, 2):
-        return output if _tables(output[1:], len(output[0])) else output[0]
-    return output
-
-
-def _tables(parts: Sequence[Any], rows: int) -> list[Tensor]:
-    """Those parts of an output that could be logits of several classes: floating-point tables with these rows."""
-    return [
-        part
-        for part in parts
-        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim == 2
-        if len(part) == rows and part.shape[1] > 1
-    ]
+from epsball.models.given import logits_in
 
 
 def two_columns(output: object) -> Float[Tensor, "n classes"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from epsball.models.frozen import frozen
-from epsball.problem.outputs import logits_in
+from epsball.models.given import logits_in
 
 ROWS = 32
 """The size of the batch that is tried; its halves are congruent, so that kernels treat their rows alike."""

@@ -31,8 +31,8 @@ from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
 from epsball.models.frozen import frozen
 from epsball.models.given import as_model
+from epsball.models.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.inputs import examples_for
-from epsball.problem.last_activation import REMOVED, before_activation, check_no_probability
 from epsball.problem.model_errors import explained
 from epsball.problem.objective import SOFTMAX, ModelWarning, probabilities
 from epsball.problem.outputs import two_columns

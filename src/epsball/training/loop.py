@@ -20,7 +20,7 @@ from epsball.acceleration.rewriting import NORMS
 from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.examples import Examples
-from epsball.problem.last_activation import LogitsOf
+from epsball.models.last_activation import LogitsOf
 from epsball.training import distributed
 from epsball.training.config import TrainingConfig
 from epsball.training.cross_entropy import learnable

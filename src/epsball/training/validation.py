@@ -19,7 +19,7 @@ from epsball.common.shapes import Batch
 from epsball.common.undo import without_warnings
 from epsball.data.examples import Examples
 from epsball.models.frozen import frozen
-from epsball.problem.last_activation import before_activation
+from epsball.models.last_activation import before_activation
 from epsball.problem.objective import ModelWarning, prediction
 from epsball.problem.outputs import two_columns
 from epsball.training import distributed

@@ -88,25 +88,33 @@ def _over_columns(probabilities: Tensor) -> bool:
 
 
 def check_no_probability(model: Callable[..., Any], x: Float[Tensor, "n *shape"], output: object) -> None:
-    """Raise `BadInput` where the one output per example at x is a probability: in [0, 1] there, and everywhere.
+    """Raise `BadInput` where the one output per example at x is a probability: in [0, 1] there, and everywhere."""
+    if stays(_in_unit_interval, model, x, output):
+        raise BadInput(PROBABILITY)
+
+
+def stays(
+    inside: Callable[[object], bool], model: Callable[..., Any], x: Float[Tensor, "n *shape"], output: object
+) -> bool:
+    """Whether the output at x is `inside`, and stays there everywhere.
 
     A logit may be in [0, 1] on the rows at hand; it is not on noise that is a thousand times as large as they are. What
     does not change at all is no probability either.
     """
-    if not _in_unit_interval(output) or not len(x):
-        return
+    if not inside(output) or not len(x):
+        return False
     noise = torch.randn(PROBED, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
-    size = x.detach().abs().amax().clamp_min(torch.finfo(x.dtype).eps)
+    size = x.detach().abs().amax()
     seen = [output]
     try:
         with torch.no_grad():
-            seen += [model(scale * size * noise) for scale in SCALES]
+            seen += [model(scale * (size if size > 0 else 1) * noise) for scale in SCALES]
     except Exception:  # a model may refuse inputs outside its domain, with whatever error it likes
-        return
-    if all(map(_in_unit_interval, seen)):
-        values = torch.cat([part.detach().reshape(-1) for part in seen if isinstance(part, Tensor)])
-        if float(values.amax() - values.amin()) > 1e-3:
-            raise BadInput(PROBABILITY)
+        return False
+    if not all(map(inside, seen)):
+        return False
+    values = torch.cat([part.detach().reshape(-1) for part in seen if isinstance(part, Tensor)])
+    return float(values.amax() - values.amin()) > 1e-3
 
 
 def _in_unit_interval(output: object) -> bool:
@@ -116,6 +124,14 @@ def _in_unit_interval(output: object) -> bool:
     if output.ndim == 2 and output.shape[1] != 1:
         return False
     return bool(((output >= 0) & (output <= 1)).all())
+
+
+def are_probabilities(output: object) -> bool:
+    """Whether this is a table of several columns, each row in [0, 1] and with the sum 1."""
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim != 2 or output.shape[1] < 2:
+        return False
+    inside = ((output >= 0) & (output <= 1)).all() & ((output.detach().sum(1) - 1).abs() < 1e-2).all()
+    return bool(inside)
 
 
 class LogitsOf(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import epsball as eb
 from epsball.acceleration.plan import AccelerationPlan
-from epsball.problem.last_activation import before_activation
+from epsball.models.last_activation import before_activation
 from epsball.problem.objective import ModelWarning
 from epsball.training import FGSMMix
 
