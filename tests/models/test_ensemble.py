@@ -132,12 +132,92 @@ def test_models_that_make_no_ensemble_are_refused(models: list[Any], message: st
     [
         ([linear(SHAPE, 3), linear(SHAPE, 4)], r"same shape, got \(2, 3\) and \(2, 4\)"),
         ([linear(SHAPE, 3), lambda x: x.argmax(1)], r"logits \(n, classes\).*got torch.int64"),
-        ([lambda x: {"logits": x}], "got dict"),
+        ([lambda x: {"scores": x}], "got dict"),
     ],
 )
 def test_outputs_that_do_not_fit_are_refused(models: list[Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         Ensemble(models)(batch(2, SHAPE))
+
+
+class Activated(nn.Module):
+    def __init__(self, model: nn.Module, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.activation = model, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.model(x))
+
+
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_members_that_end_in_an_activation_count_by_the_logits_before_it(mean: Any, classes: int) -> None:
+    nets, x = networks(classes), batch(6, SHAPE)
+    ends = [Activated(net, torch.sigmoid if classes == 1 else lambda z: z.softmax(-1)) for net in nets]
+    torch.testing.assert_close(Ensemble([*ends[:2], nets[2]], mean)(x), Ensemble(nets, mean)(x))
+
+
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_probabilities_from_no_activation_that_is_seen_are_refused(mean: Any, classes: int) -> None:
+    net = networks(classes)[1]
+    hidden = (lambda z: 1 / (1 + (-z).exp())) if classes == 1 else (lambda z: z.exp() / z.exp().sum(1, keepdim=True))
+    ensemble = Ensemble([net, Activated(net, hidden)], mean)
+    with pytest.raises(BadInput, match=r"`models?` must return logits, got .* in \[0, 1\]"):
+        ensemble(batch(6, SHAPE))
+
+
+def test_logits_that_look_like_probabilities_once_are_logits() -> None:
+    ensemble = Ensemble([lambda x: x], "logits")
+    x = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    assert ensemble(x).equal(x)
+
+
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+def test_one_logit_goes_with_two_columns(mean: Any) -> None:
+    one, two, x = linear(SHAPE, 1), linear(SHAPE, 2), batch(6, SHAPE)
+    columns = Activated(one, lambda z: torch.cat([0 * z, z], 1))
+    found = Ensemble([Squeezed(one), two], mean)(x)
+    torch.testing.assert_close(found, Ensemble([columns, two], mean)(x))
+    torch.testing.assert_close(Ensemble([Squeezed(one), one], mean)(x), one(x)[:, 0])
+
+
+def test_members_are_what_any_function_takes() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    x = batch(60, SHAPE, lo=-3, hi=3)
+    fitted = LogisticRegression().fit(x.numpy(), predicted(linear(SHAPE, 3), x).numpy())
+    net = Activated(linear(SHAPE, 3), lambda z: {"features": None, "logits": z})  # pyright: ignore[reportArgumentType]
+    found = Ensemble([fitted, net.forward], "probabilities")(x).softmax(1)
+    known = (torch.from_numpy(fitted.predict_proba(x.numpy())) + net.model(x).softmax(1)) / 2
+    torch.testing.assert_close(found, known)
+
+
+def test_label_names_of_members_are_those_of_the_ensemble() -> None:
+    nets = [mlp(SHAPE, 3), mlp(SHAPE, 3, seed=1)]
+    nets[1].label_names = ("c", "a", "b")  # pyright: ignore[reportAttributeAccessIssue]
+    ensemble = Ensemble([*nets, lambda x: x[:, :3]])
+    x = batch(20, SHAPE)
+    texts = [("c", "a", "b")[label] for label in predicted(ensemble, x).tolist()]
+    assert eb.evaluate(ensemble, (x, texts), eb.Linf(eps=0.01), ("fgsm",), diagnose=0).clean_accuracy == 1
+    nets[0].label_names = ("a", "b", "c")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(BadInput, match=r"same label names, but that of models\[0\] is \('a', 'b', 'c'\), that of"):
+        Ensemble(nets)
+
+
+def test_preparation_of_members_is_that_of_the_ensemble() -> None:
+    nets = [mlp(SHAPE, 3), mlp(SHAPE, 3, seed=1)]
+    nets[1].preparation = Preparation(resize=8)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(BadInput, match=r"same preparation, but that of models\[0\] is none, that of models\[1\]"):
+        Ensemble(nets)
+    nets[0].preparation = Preparation(resize=8)  # pyright: ignore[reportAttributeAccessIssue]
+    assert Ensemble(nets).preparation == Preparation(resize=8)
+
+
+def test_mode_is_that_of_the_members() -> None:
+    ensemble = Ensemble([mlp(SHAPE, 3).eval(), lambda x: x[:, :3]])
+    assert not any(module.training for module in ensemble.modules())
+    assert Ensemble([mlp(SHAPE, 3).train(), mlp(SHAPE, 3).eval()]).training
 
 
 # By the spec
@@ -202,15 +282,20 @@ def test_members_that_do_not_fit_each_other_are_refused() -> None:
     one = Loaded(model=linear(SHAPE, 3), shape=SHAPE, label_names=("p", "q", "r"), preparation=Preparation(resize=8))
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "classes": ({"model": linear(SHAPE, 4), "label_names": None}, r"fit each other: .*\(1, 3\) and \(1, 4\)"),
-        "names": ({"label_names": ("p", "r", "q")}, "same label names, but the label names of a is"),
-        "shape": ({"shape": (6,)}, r"same shape, but the shape of a is \(5,\), that of b \(6,\)"),
-        "preparation": ({"preparation": Preparation(resize=9)}, "see images alike, but the preparation of a is"),
+        "names": ({"label_names": ("p", "r", "q")}, r"fit each other: .* same label names, but that of models\[0\] is"),
+        "shape": ({"shape": (6,)}, r"same shape, but that of models\[0\] is \(5,\), that of models\[1\] \(6,\)"),
+        "preparation": (
+            {"preparation": Preparation(resize=9)},
+            r"same preparation, but that of models\[0\] is .*see images alike",
+        ),
         "no preparation": ({"preparation": None}, "see images alike"),
         "black box": ({"model": eb.BlackBox(lambda x: x)}, "but b is a black box, whose queries"),
     }
     for name, (change, message) in cases.items():
         with pytest.raises(BadInput, match=message):
-            ensemble_of(Asked(spec="ensemble:a,b"), opener(a=one, b=replace(one, **change)))
+            ensemble_of(
+                Asked(spec="ensemble:a,b"), opener(a=one, b=replace(one, **({"model": linear(SHAPE, 3)} | change)))
+            )
         assert name
     found = ensemble_of(Asked(spec="ensemble:a,b"), opener(a=one, b=replace(one, shape=None, label_names=None)))
     assert (found.shape, found.label_names, found.preparation) == (SHAPE, ("p", "q", "r"), Preparation(resize=8))

@@ -114,7 +114,8 @@ def stays(
     if not all(map(inside, seen)):
         return False
     values = torch.cat([part.detach().reshape(-1) for part in seen if isinstance(part, Tensor)])
-    return float(values.amax() - values.amin()) > 1e-3
+    values = values[values.isfinite()]
+    return len(values) > 0 and float(values.amax() - values.amin()) > 1e-3
 
 
 def _in_unit_interval(output: object) -> bool:
@@ -127,11 +128,11 @@ def _in_unit_interval(output: object) -> bool:
 
 
 def are_probabilities(output: object) -> bool:
-    """Whether this is a table of several columns, each row in [0, 1] and with the sum 1."""
+    """Whether this is a table of several columns, each row in [0, 1] and with the sum 1, or nan from an overflow."""
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim != 2 or output.shape[1] < 2:
         return False
-    inside = ((output >= 0) & (output <= 1)).all() & ((output.detach().sum(1) - 1).abs() < 1e-2).all()
-    return bool(inside)
+    rows = output.detach()[~output.isnan().any(1)]
+    return bool(((rows >= 0) & (rows <= 1)).all() & ((rows.sum(1) - 1).abs() < 1e-2).all())
 
 
 class LogitsOf(nn.Module):
