@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "u1", "INT64": "<i8"}
+DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "u1", "INT32": "<i4", "INT64": "<i8"}
 FAILURES = ("500", "503", "reset", "cut off", "no JSON")
 
 

@@ -200,9 +200,36 @@ def test_images_of_whole_numbers_are_rounded_and_that_is_said() -> None:
             box(torch.full((1, 1, 6, 5), 1.3))
     with serving(made := service("INT64", -1, 4)) as address:
         made.answers["scores"] = lambda x: x.astype(np.float64)
-        loaded, box = opened(address)
+        with pytest.raises(BadInput, match=r"takes whole numbers, 'x' \(INT64.* no option scale; add \?scale=255"):
+            opened(address)
+        with pytest.raises(BadInput, match=r"got scale=2; add"):
+            opened(f"{address}?scale=2")
+        loaded, box = opened(f"{address}?scale=1")
         assert box(torch.tensor([[0.4, 0.6, 7.2, -3.0]])).tolist() == [[0.0, 1.0, 7.0, -3.0]]
         assert any("x is rounded" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("datatype", ["INT32", "INT64"])
+def test_pixels_in_a_wider_datatype_are_scaled_as_bytes_are(datatype: str) -> None:
+    with serving(made := service(datatype, -1, *SHAPE)) as address:
+        made.answers["scores"] = lambda x: logits(x / 255)
+        loaded, box = opened(f"{address}?scale=255")
+        x, y = data()
+        assert torch.equal(box(x).argmax(1), y)
+        assert np.array_equal(made.shown[-1], np.rint(x.numpy() * 255))
+    assert any("multiplied by 255 and rounded" in note for note in loaded.notes)
+    with serving(service("UINT8", -1, *SHAPE)) as address, pytest.raises(BadInput, match=r"must be 255 for .*UINT8"):
+        opened(f"{address}?scale=1")
+
+
+def test_probabilities_of_two_digits_are_probabilities() -> None:
+    with serving(service(out=lambda x: softmax(x).round(2) * [1.02, 1, 1, 1])) as address:
+        loaded, box = opened(address)
+        assert box.scores == "probabilities"
+        assert any("read as probabilities that were rounded" in note for note in loaded.notes)
+        loaded, box = opened(f"{address}?scores=logits")
+        assert box.scores == "logits"
+        assert not any("rounded" in note for note in loaded.notes)
 
 
 def test_a_fixed_batch_is_filled_up() -> None:

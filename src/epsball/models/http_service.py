@@ -4,7 +4,8 @@
 
 What follows the question mark is for epsball and is not sent: batch_size (rows of a request), rate (requests a
 second),
-timeout (seconds), retries, budget (queries of an example), scores, layout, input and output (names of tensors). A
+timeout (seconds), retries, budget (queries of an example), scores, layout, scale (255 where a service of whole numbers
+takes images of 0 to 255 and x is in [0, 1]; 1 where x are whole numbers), input and output (names of tensors). A
 bearer token is read from the environment variable EPSBALL_HTTP_TOKEN, and is in no message, log or record.
 """
 
@@ -38,6 +39,8 @@ from epsball.models.http_tensors import (
 WHERE = re.compile(r"(?P<prefix>.*)/v2(?P<path>/models/[^/]+(/versions/[^/]+)?)/?")
 ROWS = 32
 """Rows of a request, where neither the address nor the service says how many."""
+ROUNDED = 0.05
+"""The sums of probabilities differ from 1 by less, also of ten classes with two digits."""
 CHANNELS = (1, 3, 4)
 """Of images. The sides of an image are longer."""
 
@@ -53,6 +56,7 @@ class Options:
     budget: int | None = None
     scores: Scores | None = None
     layout: Literal["nchw", "nhwc"] | None = None
+    scale: int | None = None
     input: str | None = None
     output: str | None = None
 
@@ -118,12 +122,11 @@ def open_http(asked: Asked) -> Loaded:
     labels = options.scores == "labels"
     output = chosen(outputs, options.output, labels=labels) if outputs else None
     service = HttpService(client, path, taken, output, "binary_tensor_data" in extensions, labels)
+    scale = _scale(taken, options.scale)
     batch_size, pad = _batch(taken, options.batch_size, most)
     layout = options.layout or _layout(taken)
     shape = _example(taken, layout) or asked.shape
-    box = BlackBox(
-        service, layout=layout, batch_size=batch_size, pad=pad, dtype="uint8" if taken.datatype == "UINT8" else None
-    )
+    box = BlackBox(service, layout=layout, batch_size=batch_size, pad=pad, dtype="uint8" if scale == 255 else None)
     values = None
     if shape is not None:
         answered, values = _probe(box, service, shape)
@@ -142,7 +145,7 @@ def open_http(asked: Asked) -> Loaded:
         notes.append(f"its metadata list no inputs: {taken.name!r} is sent as {taken.datatype}")
     return Loaded(
         model=box,
-        notes=(_summary(metadata, base, service, scores, box), *notes, *_warnings(base, taken, values)),
+        notes=(_summary(metadata, base, service, scores, box), *notes, *_warnings(base, taken, scale, values, scores)),
         label_names=names,
         shape=_example(taken, layout),
     )
@@ -189,7 +192,14 @@ def _options(query: str) -> Options:
         if name in found:
             raise BadInput(f"`model` option {name} must be given once, got it twice")
         found[name] = value
-    for name, kind in {"batch_size": int, "retries": int, "budget": int, "rate": float, "timeout": float}.items():
+    for name, kind in {
+        "batch_size": int,
+        "retries": int,
+        "budget": int,
+        "scale": int,
+        "rate": float,
+        "timeout": float,
+    }.items():
         if name in found:
             try:
                 found[name] = kind(found[name])
@@ -238,6 +248,23 @@ def _input(metadata: Any, options: Options) -> TensorInfo:
     if math.prod(side for side in found[0].shape[1:] if side > 0) > MOST_NUMBERS or 0 in found[0].shape:
         raise BadInput(f"`model` must take examples of 1 to {MOST_NUMBERS:,} numbers, got {found[0]}")
     return found[0]
+
+
+def _scale(taken: TensorInfo, wanted: int | None) -> int:
+    """What x is multiplied by: 255 for images of whole numbers from 0 to 255."""
+    if "INT" not in taken.datatype or taken.datatype == "UINT8":
+        known = 255 if taken.datatype == "UINT8" else 1
+        if wanted not in (None, known):
+            raise BadInput(f"`model` option scale must be {known} for {taken}, got {wanted}; leave it out")
+        return known
+    if wanted not in (1, 255):
+        got = "no option scale" if wanted is None else f"scale={wanted}"
+        raise BadInput(
+            f"`model` takes whole numbers, {taken}, and the address must say what they are, got {got}; add ?scale=255 "
+            "to it where they are pixels of 0 to 255, so that x in [0, 1] is multiplied by 255, or ?scale=1 where x "
+            "itself are whole numbers"
+        )
+    return wanted
 
 
 def _batch(taken: TensorInfo, wanted: int | None, most: int) -> tuple[int, bool]:
@@ -298,9 +325,14 @@ def _scores(output: TensorInfo, values: np.ndarray | None) -> Scores:
     if not output.floating:
         return "labels"
     if values is not None and output.columns:
-        sums = bool((values >= 0).all() and (np.abs(values.sum(1) - 1) < 1e-3).all())
-        return "probabilities" if sums else "logits"
+        return "probabilities" if _off_one(values) < ROUNDED else "logits"
     return "probabilities" if re.search("prob|softmax", output.name, re.IGNORECASE) else "logits"
+
+
+def _off_one(values: np.ndarray) -> float:
+    """By how much the sums of rows in [0, 1] differ from 1 at most; inf where a number is outside."""
+    inside = bool(((values >= 0) & (values <= 1 + 1e-6)).all())
+    return float(np.abs(values.sum(1) - 1).max()) if inside else math.inf
 
 
 def _check_names(names: tuple[str, ...] | None, output: TensorInfo, scores: Scores) -> None:
@@ -331,21 +363,26 @@ def _summary(metadata: Any, base: str, service: HttpService, scores: Scores, box
     )
 
 
-def _warnings(base: str, taken: TensorInfo, values: np.ndarray | None) -> list[str]:
+def _warnings(base: str, taken: TensorInfo, scale: int, values: np.ndarray | None, scores: Scores) -> list[str]:
     """What a user should know of the way to the model."""
     notes = []
     if values is not None:
         notes.append("two made examples were sent twice, to see that answers come in the order of the rows")
     if base.startswith("http:") and urlsplit(base).hostname not in LOCAL:
         notes.append("http:// is not encrypted: examples and answers can be read on the way")
-    if taken.datatype == "UINT8":
+    if scale == 255:
         notes.append(
             "it takes whole numbers: x in [0, 1] is multiplied by 255 and rounded, by up to half a level, which "
             "counts as "
             "a part of the model; with storage 8bit the search stays among such images"
         )
     elif taken.datatype.startswith("INT"):
-        notes.append("it takes whole numbers: x is rounded, which counts as a part of the model")
-    elif taken.datatype == "FP16":
+        notes.append("it takes whole numbers: x is rounded, with scale=1, which counts as a part of the model")
+    if scores == "probabilities" and values is not None and values.ndim == 2 and _off_one(values) >= 1e-3:
+        notes.append(
+            f"its rows are in [0, 1], with sums up to {_off_one(values):.2g} from 1: they are read as probabilities "
+            "that were rounded; with ?scores=logits they are logits"
+        )
+    if taken.datatype == "FP16":
         notes.append("it takes FP16: x is rounded to it, which counts as a part of the model")
     return notes
