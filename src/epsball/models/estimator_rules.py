@@ -88,7 +88,7 @@ def _overridden(cls: type, base: type) -> str | None:
     """A method, public or not, that a class between `cls` and `base` has in the place of an inherited one."""
     above = cls.__mro__
     for place, one in enumerate(above[: above.index(base)]):
-        if one.__module__.startswith("sklearn."):
+        if one.__module__.startswith(("sklearn.", "epsball.")):
             continue
         for name, part in vars(one).items():
             method = callable(part) or isinstance(part, staticmethod | classmethod)

@@ -221,6 +221,6 @@ def _black_box(labels: _Answers, final: Any) -> tuple[BlackBox, str]:
         return BlackBox(function=labels, scores="labels", classes=labels.classes), labels.method
     place = str(getattr(type(final).predict, "__module__", ""))
     kinds = (place, type(final).__module__, type(estimator).__module__)
-    own = all(kind.startswith("sklearn.") for kind in kinds) and not place.startswith(OWN_RULE)
+    own = all(kind.startswith(("sklearn.", "epsball.")) for kind in kinds) and not place.startswith(OWN_RULE)
     function = replace(labels, method=method, predict=not own)
     return BlackBox(function=function, scores="logits" if method == "decision_function" else "probabilities"), method
