@@ -88,7 +88,9 @@ class Material:
     def of_split(self, split: str, *, limit: int | None = None, first: int | None = None) -> Examples:
         """The data of any split, prepared as the model wants images, with labels numbered like its classes, by name."""
         from epsball.data.class_names import numbered_like
+        from epsball.data.feature_names import ordered_like
         from epsball.data.load import load_data
+        from epsball.models.model_record import FEATURE_NAMES
 
         opened = self.opened
         found = load_data(
@@ -101,7 +103,10 @@ class Material:
             config=self.data_config,
             preparation=None if opened is None else opened.preparation,
         )
-        return found if opened is None else numbered_like(found, opened.label_names)
+        if opened is None:
+            return found
+        found = ordered_like(found, getattr(opened.model, FEATURE_NAMES, None))
+        return numbered_like(found, opened.label_names)
 
     def ball_for(self, examples: Examples) -> Ball:
         """The ball, in the data's box unless another is given."""

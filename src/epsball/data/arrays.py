@@ -16,6 +16,7 @@ from torch import Tensor
 from epsball.common.errors import BadInput
 from epsball.common.limits import check_arrays
 from epsball.data.examples import Examples
+from epsball.data.feature_names import columns_of
 from epsball.data.labels import are_signs, class_indices, labels, row_ids
 from epsball.data.tensors import tensor_of
 
@@ -51,6 +52,7 @@ def from_arrays(
     tensor([1, 0])
     """
     _check_same_order(x, y)
+    columns = columns_of(x)
     given, (x, scale) = x, inputs_of(x)
     if scale != 1:
         if lo > 0 or hi not in (1, math.inf):
@@ -60,6 +62,7 @@ def from_arrays(
             )
         lo, hi = 0.0, 1.0
     _check_values(x, lo, hi)
+    columns = columns if columns is not None and x.shape[1:] == (len(columns),) else None
     names = None if label_names is None else tuple(map(str, label_names))
     if names is not None and len(set(names)) < len(names):
         raise BadInput(f"`label_names` must be distinct, got {list(names)}; one name for each output of the model")
@@ -80,7 +83,7 @@ def from_arrays(
         )
     return Examples(
         x=x, y=y, ids=ids, lo=float(lo), hi=float(hi), classes=classes or least_classes, name=name, label_names=names,
-        scale=scale,
+        scale=scale, feature_names=columns,
     )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ class Examples:
 
     An example's id is its row number in the unshuffled, unfiltered data; it keys the random numbers. The ends of the
     box are infinite where the box is not known. `label_names` has `classes` entries, or is None. `scale` is what the
-    values were divided by when they were read: 255 for 8-bit images.
+    values were divided by when they were read: 255 for 8-bit images. `feature_names` are those of the d columns of x
+    (n, d), where these have some.
     """
 
     x: Float[Tensor, "n *shape"]
@@ -26,6 +27,7 @@ class Examples:
     name: str
     label_names: tuple[str, ...] | None = None
     scale: float = 1.0
+    feature_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.x)

@@ -6,6 +6,7 @@ The door of tables in files, of data frames, and of data sets without images.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,12 @@ def examples_of_table(
     y, names = class_indices(targets(columns, label, "label_column"), label)
     names = class_names.get(label, names)
     rows = take(y)
-    x = _features(columns.drop_columns(label), name)
+    features = columns.drop_columns(label)
+    x = _features(features, name)
     x, y = (x, y) if rows is None else (x[rows], y[rows])
-    return from_arrays(x, y, ids=rows, name=name, label_names=names)
+    found = from_arrays(x, y, ids=rows, name=name, label_names=names)
+    named = found.shape == (len(features.column_names),) and not _is_list(features[0].type)
+    return replace(found, feature_names=tuple(features.column_names)) if named else found
 
 
 def _label(columns: pa.Table, label_column: str | None, class_names: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from epsball.models.estimator_rules import Features, Untranslated, steps_of
 from epsball.models.estimator_transforms import check_products
 from epsball.models.estimator_translation import check_fitted, check_one_label, labels_of, named, translated
 from epsball.models.folding import is_affine
-from epsball.models.model_record import LABEL_NAMES, MOST_SIZE
+from epsball.models.model_record import FEATURE_NAMES, LABEL_NAMES, MOST_SIZE
 
 EXACT = "it is affine: epsball.linear.optimum gives exact answers about it"
 OWN_RULE = tuple(
@@ -80,14 +80,20 @@ def opened(estimator: Any, *, black_box: bool = False, compare: bool = True) -> 
         except Untranslated as error:
             reason = f"there is no torch module of it, as {error}"
         else:
-            setattr(module, LABEL_NAMES, labels)
+            _name(module, labels, answers)
             kind = type(final).__name__
             notes = (f"{kind} of scikit-learn became a torch module of the same function, in float64",)
             return Loaded(model=module, notes=notes + ((EXACT,) if is_affine(module) else ()), label_names=labels)
     box, method = _black_box(answers, final)
-    setattr(box, LABEL_NAMES, labels)
+    _name(box, labels, answers)
     note = f"{type(final).__name__} of scikit-learn is a black box of its {method}: {reason}"
     return Loaded(model=box, notes=(note,), label_names=labels)
+
+
+def _name(model: nn.Module | BlackBox, labels: tuple[str, ...], answers: _Answers) -> None:
+    setattr(model, LABEL_NAMES, labels)
+    if answers.names is not None:
+        setattr(model, FEATURE_NAMES, tuple(answers.names))
 
 
 def _module(logits: nn.Module, count: int | None) -> nn.Module:

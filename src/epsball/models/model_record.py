@@ -21,6 +21,8 @@ from epsball.models.registry import MODELS, canonical
 
 LABEL_NAMES = "label_names"
 """The attribute of a module that lists the names of its classes, in the order of its outputs."""
+FEATURE_NAMES = "feature_names"
+"""The attribute of a model that lists the columns that it was fitted to, in their order."""
 WEIGHTS, RECORD, CARD = "model.safetensors", "model.json", "README.md"
 CHECKPOINTS = "training"
 """The subfolder in which `epsball train` keeps the checkpoints that a resumed training needs."""

@@ -26,11 +26,12 @@ from epsball.data.box import ball_for
 from epsball.data.class_names import are_values, numbered_like
 from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
+from epsball.data.feature_names import ordered_like
 from epsball.data.labels import is_text
 from epsball.models.black_box import BlackBox
 from epsball.models.frozen import frozen
 from epsball.models.given import as_model
-from epsball.models.model_record import LABEL_NAMES
+from epsball.models.model_record import FEATURE_NAMES, LABEL_NAMES
 from epsball.models.preparation import PREPARATION, Preparation
 from epsball.problem.model_errors import is_one_example
 from epsball.problem.objective import Model
@@ -76,11 +77,24 @@ def examples_for(model: Model, data: Any, ball: Ball | None, *, move: bool = Tru
     if not len(examples):
         raise BadInput("`data` must hold at least one example, got none; look at its split and limit")
     examples = numbered_like(examples, getattr(model, LABEL_NAMES, None))
+    given, examples = examples, ordered_like(examples, getattr(model, FEATURE_NAMES, None))
+    if examples is not given and ball is not None:
+        _check_order(ball, len(given.shape) and given.shape[0])
     x = _in_dtype_of(model, _on_device_of(model, examples.x) if move else examples.x, ball)
     _check_batch(model, x)
     if x is examples.x:
         return examples
     return replace(examples, x=x, y=examples.y.to(x.device), ids=examples.ids.to(x.device))
+
+
+def _check_order(ball: Ball, d: int) -> None:
+    """Raise `BadInput` for a ball with numbers for each of d features, which may be in the order of data or model."""
+    for name, part in (("eps", ball.eps), ("lo", ball.lo), ("hi", ball.hi), ("mask", ball.mask)):
+        if part is not None and torch.as_tensor(part).shape[1:] == (d,) and d > 1:
+            raise BadInput(
+                f"`{name}` must not be given for each feature where the columns of the data are in another order than "
+                "the model's; put both in the order that it was fitted to"
+            )
 
 
 def batch_for(model: Any, x: Any, ball: Ball | str) -> tuple[Model, Float[Tensor, "n *shape"], Ball]:
