@@ -380,6 +380,23 @@ def test_an_exported_program_is_refused_and_both_remedies_work():
 NAMES = ("ant", "bee", "cat")
 
 
+@pytest.mark.parametrize("classes", [[1, 2, 3], np.array([3.0, 1.0, 7.0]), [-1, 1, 0], ["cat", "ant", "bee"]])
+def test_labels_are_those_that_a_black_box_answers_with(classes):
+    x = torch.rand(60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = np.asarray(classes)[(x.numpy() @ [1.5, 1.5]).astype(int).clip(0, 2)]
+    box = eb.BlackBox(
+        lambda z: np.asarray(classes)[(z @ [1.5, 1.5]).astype(int).clip(0, 2)], scores="labels", classes=classes
+    )
+    found = eb.evaluate(box, (x, y), eb.Linf(eps=0.01), "hopskipjump:steps=1", diagnose=0)
+    assert found.clean_accuracy == 1
+
+
+def test_names_without_an_order_ask_for_all_classes_of_the_model():
+    net = drawn(build("small-mlp", (5,), 3), 3)
+    with pytest.raises(BadInput, match=r"label_names=NAMES\), where NAMES lists all classes of the model"):
+        eb.evaluate(net, (X, ["cat"] * len(X)), BALL, "fgsm", diagnose=0)
+
+
 def test_labels_follow_the_names_of_the_models_classes(tmp_path):
     """A class folder is missing: the labels after it are one lower, and the names say so."""
     net = drawn(build("small-mlp", (5,), 3), 3)

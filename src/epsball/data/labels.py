@@ -127,12 +127,10 @@ def _indices(name: str, found: np.ndarray, names: Sequence[str] | None) -> Tenso
     if missing:
         raise BadInput(f"`{name}` must have a class in every row, got {missing[0]!r} among names; drop those rows")
     if names is None and texts:
-        known = sorted(set(texts))
-        shown = str(known) if len(known) <= 10 else f"[{', '.join(map(repr, known[:3]))}, ...]"
         raise BadInput(
             f"`{name}` must hold class indices, got names such as {texts[0]!r}; say in which order the model's outputs "
-            f"mean them: epsball.data.from_arrays(x, y, label_names={shown}), which is sorted, as scikit-learn and "
-            "folders of images have it"
+            "mean them: epsball.data.from_arrays(x, y, label_names=NAMES), where NAMES lists all classes of the model "
+            "in that order, also those that no row has (estimators of scikit-learn and folders of images sort them)"
         )
     places = {one: place for place, one in enumerate(names or ())}
     for one in dict.fromkeys(texts):

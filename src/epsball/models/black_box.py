@@ -39,8 +39,9 @@ class BlackBox:
 
     `function` takes a batch (n, *shape), a numpy array, or a torch tensor where `takes` says so, and returns what
     `scores` says: "logits" (n, classes) or (n,), "probabilities" of that shape (whose logarithms are the logits), or
-    "labels" (n,): whole numbers, or any values that `classes` lists in their order. It may return an array of numpy or
-    JAX, a tensor of torch or Keras, or a list. What it gets is a copy, so that it may write into it.
+    "labels" (n,): whole numbers, or any values that `classes` lists in their order, by which data have them too. It may
+    return an array of numpy or JAX, a tensor of torch or Keras, or a list. What it gets is a copy, so that it may write
+    into it.
 
     The batch is in the `dtype` "float32", "float64" or "uint8", None: that of x (bfloat16, which numpy lacks, is
     float32). "uint8" is for functions of images of 0 to 255: x in [0, 1] is multiplied by 255 and rounded, and this
@@ -80,6 +81,7 @@ class BlackBox:
     budget: int | None = None
     memory: int = 1 << 17
     total: int = field(default=0, init=False)
+    label_names: tuple[str, ...] | None = field(default=None, init=False, repr=False)
     _known: OrderedDict[bytes, np.ndarray] = field(default_factory=OrderedDict, init=False, repr=False)
     _paid: set[bytes] = field(default_factory=set, init=False, repr=False)
     _asked: dict[int, int] = field(default_factory=dict, init=False, repr=False)
@@ -99,6 +101,8 @@ class BlackBox:
             raise BadInput("`pad` must be False without a `batch_size`, got True; as in batch_size=1, pad=True")
         if self.classes is not None and self.scores != "labels":
             raise BadInput(f"`classes` must be left out with scores={self.scores!r}: their columns are the classes")
+        if self.classes is not None:
+            self.label_names = class_names(self.classes)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_known": OrderedDict(), "_paid": set(), "_asked": {}, "_like": None}
@@ -249,6 +253,16 @@ class BlackBox:
         if answers.ndim == 1 or answers.shape[1] == 1:  # of class 1
             return logits - np.log(np.maximum(1 - answers, least))
         return logits
+
+
+def class_names(classes: Sequence[Any]) -> tuple[str, ...]:
+    """The names of classes, in their order.
+
+    >>> class_names([1.0, 2.0]), class_names(["cat", "dog"])
+    (('1', '2'), ('cat', 'dog'))
+    """
+    values = np.asarray(classes).tolist()
+    return tuple(str(int(one)) if isinstance(one, float) and one.is_integer() else str(one) for one in values)
 
 
 def array_of(output: Any) -> np.ndarray:

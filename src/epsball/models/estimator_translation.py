@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
@@ -82,8 +81,3 @@ def not_fitted(name: str, step: object) -> BadInput:
 def named(name: str, step: object) -> str:
     """How a step is called in a message."""
     return f"step {name!r} ({type(step).__name__})" if name else f"this {type(step).__name__}"
-
-
-def labels_of(classes: Any) -> tuple[str, ...]:
-    """The names of an estimator's classes, in the order of its outputs."""
-    return tuple(map(str, np.asarray(classes).tolist()))

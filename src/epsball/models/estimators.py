@@ -21,12 +21,12 @@ from sklearn.preprocessing import PolynomialFeatures
 from torch import nn
 
 from epsball.common.errors import BadInput
-from epsball.models.black_box import BlackBox
+from epsball.models.black_box import BlackBox, class_names
 from epsball.models.door import Loaded
 from epsball.models.estimator_compare import check_decisions, rows_like
 from epsball.models.estimator_rules import Features, Untranslated, steps_of
 from epsball.models.estimator_transforms import check_products
-from epsball.models.estimator_translation import check_fitted, check_one_label, labels_of, named, translated
+from epsball.models.estimator_translation import check_fitted, check_one_label, named, translated
 from epsball.models.folding import is_affine
 from epsball.models.model_record import FEATURE_NAMES, LABEL_NAMES, MOST_SIZE
 
@@ -69,7 +69,7 @@ def opened(estimator: Any, *, black_box: bool = False, compare: bool = True) -> 
         check_one_label(final)
     except BadInput as error:
         raise BadInput(f"`model` must have one label per example, but this {type(final).__name__} has more") from error
-    labels, count = labels_of(final.classes_), _feature_count(estimator, steps)
+    labels, count = class_names(final.classes_), _feature_count(estimator, steps)
     answers = _Answers(estimator, "predict", _classes(final), getattr(estimator, "feature_names_in_", None))
     reason = "as asked"
     if not black_box:
