@@ -179,6 +179,12 @@ def one_of_both(path: Path) -> Path:
     return path
 
 
+def with_a_layer_more(path: Path) -> Path:
+    state = torch.load(path, weights_only=True)
+    torch.save({key.replace("b.0", "b.1"): value for key, value in state.items()}, path)
+    return path
+
+
 def module(name: str, text: str) -> str:
     Path(f"{name}.py").write_text(f"from torch.nn import Flatten, Linear, Sequential as Net\n{text}\n")
     return name
@@ -440,6 +446,20 @@ REMEDIES = [
         "torch.save({key.removeprefix('a.'): value for key, value in state.items() if key.startswith('a.')}, path)",
         lambda: load_weights(NET, both_networks()),
         lambda: load_weights(NET, one_of_both(both_networks())),
+    ),
+    Remedy(
+        "torch.save({key.removeprefix('a.'): value for key, value in state.items() if key.startswith('a.')}, path)",
+        lambda: load_weights(NET, with_a_layer_more(both_networks())),
+        lambda: load_weights(NET, one_of_both(both_networks())),
+    ),
+    Remedy(
+        "torch.save(torch.load('a.pt', weights_only=True)['ema'], 'weights.pt')",
+        lambda: load_weights(NET, saved("a.pt", {"ema": NET.state_dict()})),
+        lambda: (
+            saved("a.pt", {"ema": NET.state_dict()}),
+            torch.save(torch.load("a.pt", weights_only=True)["ema"], "weights.pt"),
+            load_weights(NET, "weights.pt"),
+        ),
     ),
     Remedy("return the logits", lambda: asked(now_and_then(), X, calls=2), lambda: asked(NET, X, calls=2)),
     Remedy(

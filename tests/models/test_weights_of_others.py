@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,13 @@ FILES: dict[str, tuple[str, Any, str]] = {
     ),
     "lightning": ("net.ckpt", {"state_dict": Lit().state_dict(), "pytorch-lightning_version": "2.6"}, "net."),
     "safetensors of a wrapper": ("net.safetensors", prefixed("model."), "model."),
+    "an ending in capitals": ("NET.SAFETENSORS", STATE, ""),
     "before BatchNorm counted": ("net.pt", {k: v for k, v in STATE.items() if "tracked" not in k}, ""),
 }
 
 
 def written(path: Path, content: Any) -> Path:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         holder = nn.Module()
         holder.state_dict = lambda: content  # type: ignore[method-assign,assignment]
         save_weights(holder, path)
@@ -76,7 +78,7 @@ def test_weights_are_found_and_what_was_left_out_is_said(name: str, tmp_path: Pa
     assert torch.equal(model(X), SOURCE(X))
     assert bool(notes) == bool(prefix)
     assert not prefix or f"The prefix {prefix} " in notes[0]
-    assert name != "lightning" or "criterion.weight were not used" in notes[1]
+    assert name != "lightning" or notes[1] == "Not used from the file: criterion.weight."
 
 
 def test_a_wrapped_model_takes_the_weights_of_the_network_in_it(tmp_path: Path) -> None:
@@ -96,6 +98,20 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         r"different 3.weight is \(10, 8\) instead of \(3, 8\); is it",
     ),
     "two networks": (lambda: prefixed("student.") | prefixed("teacher."), "one under each of student., teacher."),
+    "a part of a larger network": (
+        lambda: prefixed("2.") | {"0.weight": torch.zeros(9)},
+        r"the part '2.' of a larger network, beside 0.weight; load that network, or",
+    ),
+    "whole numbers": (
+        lambda: STATE | {"3.bias": torch.tensor([1, 2, 3])},
+        "different 3.bias is torch.int64 instead of torch.float32",
+    ),
+    "an entry more beside a compiled part": (
+        lambda: {k.replace("0.", "0._orig_mod.", 1): STATE[k] for k in STATE} | {"4.bias": torch.zeros(1)},
+        "unexpected 4.bias; is it",
+    ),
+    "names that are numbers": (lambda: dict(enumerate(STATE.values())), "got a dict of 0, 1"),
+    "another entry": (lambda: {"ema": STATE, "epoch": 3}, r"got a dict of ema, epoch in .*\['ema'\], 'weights.pt'\)"),
     "a part under the prefix": (lambda: dict(list(prefixed("module.").items())[:3]), "missing 0.weight"),
 }
 
@@ -108,6 +124,29 @@ def test_weights_that_do_not_fit_are_refused_with_their_names_and_change_nothing
     with pytest.raises(BadInput, match=message):
         load_weights(model, written(tmp_path / "net.pt", content()))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_what_was_taken_and_what_was_not_is_said(tmp_path: Path) -> None:
+    averaged = {"model": STATE, "model_ema": {"module": prefixed("module.")}, "optimizer": {"state": {0: STATE}}}
+    (note,) = load_weights(net(), written(tmp_path / "both.pt", averaged))
+    assert note == "The file's entry 'model' was taken, and not 'model_ema'."
+    model = net()
+    (note,) = load_weights(model, written(tmp_path / "extra.pt", STATE | {"3._extra_state": {"scale": 1.0}}))
+    assert note.endswith("since they are no tensors of a layer: 3._extra_state.")
+    assert torch.equal(model(X), SOURCE(X))
+
+
+def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "empty").mkdir()
+    file = written(tmp_path / "net.pt", STATE)
+    for path, message in (
+        (tmp_path / "pipe.pt", "which is a device or a pipe; copy it"),
+        (tmp_path / "empty", "the folder .*empty'; name a file in it"),
+        (tmp_path, f"did you mean {str(file)!r}"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            load_weights(net(), path)
 
 
 def test_the_remedy_for_two_networks_is_right(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def _told_classes(path: Path, classifier: str | tuple[str, ...] | None) -> int |
     """The number of classes by the last layer in a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix != ".safetensors" or not path.is_file() or classifier is None:
+    if path.suffix.lower() != ".safetensors" or not path.is_file() or classifier is None:
         return None
     last = classifier if isinstance(classifier, str) else classifier[0]
     try:

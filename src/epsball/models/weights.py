@@ -10,6 +10,7 @@ import warnings
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -28,6 +29,10 @@ ENTRIES = ("state_dict", "model_state_dict", "model", "net")
 """Where a checkpoint of somebody's training loop keeps the state dict."""
 COMPILED = "_orig_mod."
 """What `torch.compile` puts into the names of a network, and of its parts."""
+WRAPPERS = {"module", "model", "net", "network", "backbone", "_orig_mod"}
+"""What wrappers, and Lightning modules, call the network in them: what they hold beside it is none of the network's."""
+EXTRA = "_extra_state"
+"""What a layer keeps beside its tensors (`nn.Module.get_extra_state`): any object."""
 COUNTS = "num_batches_tracked"
 """The buffer of BatchNorm that files from before torch 0.4 lack; nothing in eval mode reads it."""
 SHOWN = 6
@@ -40,10 +45,12 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     dict or one under an entry of `ENTRIES`. A prefix that all names of the network have in the file and not in the
     model, or the other way round (`module.`, `model.`, `net.`, `_orig_mod.`), is left out.
 
-    Raises `BadInput` for a missing or unreadable file, one that would run code, one with several networks, and names or
-    shapes that do not fit.
+    Raises `BadInput` for a missing or unreadable file, one that would run code, one with several networks or with a
+    larger one, and names, shapes or kinds of numbers that do not fit.
     """
     path = Path(path).expanduser()
+    if path.exists() and not path.is_file():
+        raise BadInput(f"`weights` must be a file, got {_what_else(path)}")
     if not path.name.lower().endswith(ENDINGS):
         raise BadInput(
             f"`weights` must be a .safetensors, .pt, .pth, .pth.tar or .ckpt file, got {str(path)!r}: other formats "
@@ -53,8 +60,15 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         similar = get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
         hint = "".join(f"; did you mean {name!r}?" for name in similar)
         raise BadInput(f"`weights` must be an existing file, got {str(path)!r}{hint}")
-    expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    state, notes = _renamed(_read(path), list(expected), path)
+    expected = {
+        name: value
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor) and not name.endswith(EXTRA)
+    }
+    held, read = _read(path)
+    state, renamed = _renamed(held, list(expected), path)
+    notes = read + renamed
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, value in expected.items():
         if name.endswith(COUNTS):
             state.setdefault(name, value)
@@ -69,7 +83,9 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         + [
             f"{name} is {state[name].dtype} instead of {value.dtype}"
             for name, value in expected.items()
-            if name in state and state[name].is_complex() > value.is_complex()
+            if name in state
+            if state[name].is_complex() > value.is_complex()
+            or (name in parameters and _whole(state[name]) > _whole(value))
         ],
     }
     if any(wrong.values()):
@@ -82,8 +98,29 @@ def load_weights(model: nn.Module, path: str | Path) -> tuple[str, ...]:
             f"`weights` must fit the model, but in {str(path)!r}: {shown}; "
             "is it the same architecture, width and number of classes?"
         )
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # all names fit; a layer's own `EXTRA` stays as it is
     return notes
+
+
+def _what_else(path: Path) -> str:
+    """What is no file, and the weights in it, where it is a folder."""
+    if not path.is_dir():
+        return f"{str(path)!r}, which is a device or a pipe; copy it into a file"
+    inside = sorted(str(entry) for entry in path.iterdir() if entry.name.lower().endswith(ENDINGS))
+    return f"the folder {str(path)!r}; " + (f"did you mean {inside[0]!r}?" if inside else "name a file in it")
+
+
+def _whole(value: Tensor) -> bool:
+    """Whether a tensor is of whole numbers, or of bools."""
+    return not (value.is_floating_point() or value.is_complex())
+
+
+def _own_file(prefix: str) -> str:
+    """The remedy where a file holds a network among others."""
+    return (
+        f"torch.save({{key.removeprefix({prefix!r}): value for key, value in state.items() if "
+        f"key.startswith({prefix!r})}}, path)"
+    )
 
 
 def _renamed(state: dict[str, Tensor], expected: list[str], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -98,17 +135,26 @@ def _renamed(state: dict[str, Tensor], expected: list[str], path: Path) -> tuple
     if len(complete) > 1:
         raise BadInput(
             f"`weights` must hold one network, but {str(path)!r} holds one under each of {', '.join(complete)}; write "
-            f"the one that is meant into a file of its own: torch.save({{key.removeprefix({complete[0]!r}): value for "
-            f"key, value in state.items() if key.startswith({complete[0]!r})}}, path)"
+            f"the one that is meant into a file of its own: {_own_file(complete[0])}"
         )
     if complete:
-        found = {names[name]: state[keys[complete[0] + name]] for name in names if complete[0] + name in keys}
-        left = [key for key in state if not any(state[key] is value for value in found.values())]
-        removed = [complete[0]] if complete[0] else []
+        prefix = complete[0]
+        taken = {names[name]: keys[prefix + name] for name in names if prefix + name in keys}
+        left = [key for key in state if key not in taken.values()]
+        shown = f"{', '.join(left[:SHOWN])}{', ...' if len(left) > SHOWN else ''}"
+        found = {name: state[key] for name, key in taken.items()}
+        if left and not prefix:
+            return found | {key: state[key] for key in left}, ()
+        if left and not set(prefix.removesuffix(".").split(".")) <= WRAPPERS:
+            raise BadInput(
+                f"`weights` must be those of the model alone, but in {str(path)!r} they are the part {prefix!r} "
+                f"of a larger network, beside {shown}; load that network, or, if the part is meant, write it into a "
+                f"file of its own: {_own_file(prefix)}"
+            )
+        removed = [prefix] if prefix else []
         removed += [COMPILED] if any(COMPILED in key for key in state) else []
         notes = (f"The prefix {' and '.join(removed)} of the names in the file was left out.",) if removed else ()
-        if left:
-            notes += (f"The file's {', '.join(left[:SHOWN])}{', ...' if len(left) > SHOWN else ''} were not used.",)
+        notes += (f"Not used from the file: {shown}.",) if left else ()
         return found, notes
     wrapped = needed[0].removesuffix(next((key for key in keys if needed[0].endswith(f".{key}")), needed[0]))
     if wrapped and all(name.startswith(wrapped) and name.removeprefix(wrapped) in keys for name in needed):
@@ -119,16 +165,10 @@ def _renamed(state: dict[str, Tensor], expected: list[str], path: Path) -> tuple
     return dict(state), ()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a file by their names, and what was taken or left out, a sentence each."""
     try:
-        if path.suffix == ".safetensors":
-            return read_tensors(path)
-        check_file(path)
-        with suppress(BadZipFile):  # the format before torch 1.6
-            check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of TorchScript; so does the error below
-            state = torch.load(path, weights_only=True, map_location="cpu")
+        state: Any = read_tensors(path) if path.suffix.lower() == ".safetensors" else _unpickled(path)
     except BadInput as error:
         raise BadInput(f"`weights` must be an undamaged file, got {str(path)!r}: {error}") from error
     except Exception as error:  # a damaged file raises whatever its reader meets
@@ -137,15 +177,29 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"`weights` must hold tensors only, and {str(path)!r} is damaged or holds something else, which would run "
             f"code from the file when it is read ({reason}); {CONVERT}"
         ) from error
+    steps, notes = "", ()
     for key in ENTRIES:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = f"a dict of {', '.join(map(str, list(state)[:6]))}" if isinstance(state, dict) else type(state).__name__
-        raise BadInput(
-            f"`weights` must be a state dict, or hold one under {', '.join(map(repr, ENTRIES))}, got {found} in "
-            f"{str(path)!r}; write `torch.save(model.state_dict(), path)`"
+            others = [repr(other) for other, value in state.items() if other != key and _holds_network(value)]
+            notes += (f"The file's entry {key!r} was taken, and not {', '.join(others[:SHOWN])}.",) if others else ()
+            state, steps = state[key], f"{steps}[{key!r}]"
+    if isinstance(state, dict) and (extra := [key for key in state if str(key).endswith(EXTRA)]):
+        state = {key: value for key, value in state.items() if key not in extra}
+        notes += (
+            f"Not used from the file, since they are no tensors of a layer: {', '.join(map(str, extra[:SHOWN]))}.",
         )
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        entries = state if isinstance(state, dict) else {}
+        found = f"a dict of {', '.join(map(str, list(entries)[:SHOWN]))}" if entries else type(state).__name__
+        expected = f"`weights` must be a state dict, or hold one under {', '.join(map(repr, ENTRIES))}, got {found} in "
+        networks = [key for key, value in entries.items() if _holds_network(value)]
+        if networks:
+            raise BadInput(
+                f"{expected}{str(path)!r}; if {networks[0]!r} is meant, write it into a file of its own: "
+                f"torch.save(torch.load({str(path)!r}, weights_only=True){steps}[{networks[0]!r}], 'weights.pt')"
+            )
+        raise BadInput(f"{expected}{str(path)!r}; write `torch.save(model.state_dict(), path)`")
     odd = [
         f"{name} ({'meta' if value.is_meta else 'quantized' if value.is_quantized else str(value.layout)[6:]})"
         for name, value in state.items()
@@ -156,7 +210,26 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"`weights` must hold plain tensors, but in {str(path)!r} these are not: {', '.join(map(str, odd[:6]))}; "
             "store them dense, with their numbers"
         )
-    return state
+    return state, notes
+
+
+def _unpickled(path: Path) -> Any:
+    """What a file of torch's holds, by its reader that runs no code."""
+    check_file(path)
+    with suppress(BadZipFile):  # the format before torch 1.6
+        check_archive(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of TorchScript; so does the error of what is refused
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _holds_network(value: object, depth: int = 2) -> bool:
+    """Whether an entry of a checkpoint is a state dict, or, as an average of weights may, holds one."""
+    if depth == 0 or not isinstance(value, dict) or not value or not all(isinstance(key, str) for key in value):
+        return False
+    return all(isinstance(part, Tensor) for part in value.values()) or any(
+        _holds_network(part, depth - 1) for part in value.values()
+    )
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -165,6 +238,6 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     Tensors that share memory are written once per name, so that any reader finds every name.
     """
     path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise BadInput(f"`path` must end in .safetensors, got {str(path)!r}")
     write_tensors(path, dict(model.state_dict()))
