@@ -226,6 +226,25 @@ def test_each_spec_has_its_door(tmp_path: Path) -> None:
         door_of("no such thing")
 
 
+def test_what_is_often_taken_for_a_spec_has_its_own_remedy(folder: Path) -> None:
+    (folder / "hub").mkdir()
+    (folder / "hub" / "config.json").write_text("{}")
+    remedies = {
+        "last.CKPT": "--model nets.py:make --weights last.CKPT",
+        "sub/a.safetensors": "--weights sub/a.safetensors",
+        "hub/model.safetensors": "name the folder, hub",
+        "sub/my_nets.py": "sub/my_nets.py:FUNCTION",
+        "google/vit-base": "name hf:google/vit-base",
+        "net.keras": "epsball.BlackBox",
+        "resnet18": "timm:NAME",
+    }
+    for spec, remedy in remedies.items():
+        with pytest.raises(BadInput, match=remedy):
+            door_of(spec)
+    named = ("nets.py:make", "hub", "sub/my_nets.py:FUNCTION", "hf:google/vit-base", "timm:resnet18")
+    assert [door_of(spec).name for spec in named] == ["factory", "Hugging Face", "factory", "Hugging Face", "timm"]
+
+
 # Labels as an estimator was fitted to them
 
 TABLE = torch.rand(60, 4, generator=rng(3)).double().numpy()

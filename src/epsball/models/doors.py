@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,6 +15,12 @@ HUB_CONFIG = "config.json"
 """What the folder of a Hugging Face model has."""
 ARCHIVES = (".pt2", ".pt", ".pth", ".ts", ".torchscript", ".pkl", ".pickle", ".joblib")
 """Endings of files that may run code when they are read."""
+
+WEIGHTS = (".safetensors", ".ckpt", ".pth.tar", ".bin")
+"""Endings of files that hold weights and no network."""
+OTHERS = (".keras", ".h5", ".hdf5", ".tflite")
+"""Endings of models of other frameworks."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def _is_built_in(spec: str) -> bool:
@@ -114,10 +121,29 @@ def door_of(spec: str) -> Door:
     for door in DOORS:
         if door.fits(spec):
             return door
+    remedy = _remedy(spec)
+    if remedy is not None:
+        raise BadInput(f"`model` must be a spec that `epsball models` lists, got {spec!r}, which is {remedy}")
     raise BadInput(
-        f"`model` must be one of {', '.join(MODELS)}, module:factory, a file or a folder, as `epsball models` lists "
-        f"them, got {spec!r}{_similar_name(spec)}"
+        f"`model` must be one of {', '.join(MODELS)}, timm:NAME, module:factory, a file or a folder, as "
+        f"`epsball models` lists them, got {spec!r}{_similar_name(spec)}"
     )
+
+
+def _remedy(spec: str) -> str | None:
+    """What a spec is that is often taken for one of a model, and what to name instead."""
+    path = Path(spec).expanduser()
+    if _ends_in(spec, *WEIGHTS):
+        if is_folder(str(path.parent)) and any((path.parent / name).exists() for name in (RECORD, HUB_CONFIG)):
+            return f"a file in the folder of a model; name the folder, {path.parent}"
+        return f"a file of weights alone; name its network too, --model nets.py:make --weights {spec}"
+    if _ends_in(spec, ".py"):
+        return f"a file; name the function in it that returns the model, {spec}:FUNCTION"
+    if _ends_in(spec, *OTHERS):
+        return "a file that epsball does not read; open it in Python and hand over epsball.BlackBox(predict)"
+    if HUB_NAME.fullmatch(spec) and not path.exists() and not path.parent.exists():
+        return f"no file or folder; for a model of the Hugging Face Hub, name hf:{spec}"
+    return None
 
 
 def names_place(spec: str, within: str | Path) -> bool:
