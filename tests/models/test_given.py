@@ -251,6 +251,8 @@ TABLE = torch.rand(60, 4, generator=rng(3)).double().numpy()
 KINDS_OF_LABELS = {
     "from 1": [1, 2, 3],
     "minus and plus": [-1, 1],
+    "minus and plus in floating point": [-1.0, 1.0],
+    "from 1 in floating point": [1.0, 2.0, 3.0],
     "tens": [10, 20, 30],
     "texts": ["no", "perhaps", "yes"],
     "booleans": [False, True],

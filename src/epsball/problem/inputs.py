@@ -63,8 +63,9 @@ def _named(data: Any, names: Sequence[str] | None, preparation: Preparation | No
     x, y = data
     if is_text(y):
         return from_arrays(x, y, label_names=names)
-    if are_values(names) and np.asarray(y).dtype.kind in "iu":
-        return from_arrays(x, np.asarray(y).astype(str), label_names=names)
+    values = np.asarray(y) if are_values(names) else np.empty(0, dtype=object)
+    if values.dtype.kind in "iufb" and bool(np.all(values == np.round(values))):
+        return from_arrays(x, values.astype(np.int64).astype(str), label_names=names)
     return examples_of(data, preparation)
 
 
