@@ -26,7 +26,7 @@ def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
     estimator that was fitted to labels 1, 2, 3), labels without names are these.
 
     Raises `BadInput` for a label that is none of such numbers, and where some classes of the data are, and others are
-    not, among the names, unless those in common have the same numbers.
+    not, among the names, unless those in common have the same numbers and the model has outputs for the others.
 
     >>> from epsball.data.arrays import from_arrays
     >>> data = from_arrays([[0.0], [1.0]], ["cat", "emu"], label_names=["cat", "emu"])
@@ -44,12 +44,15 @@ def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
         return data
     unknown = [name for name in own if name not in places]
     if unknown:
-        if all(place == places[name] for place, name in enumerate(own) if name in places):
+        same = all(place == places[name] for place, name in enumerate(own) if name in places)
+        beyond = [own[label] for label in data.y.unique().tolist() if label >= len(places)]
+        if same and not beyond:
             return data
         raise BadInput(
-            f"`data` must have classes that the model knows, got {', '.join(unknown[:5])}, while {common[0]} and "
-            f"{len(common) - 1} others are known, with other numbers; give the classes the model's names, "
-            f"{', '.join(list(places)[:5])}{', ...' if len(places) > 5 else ''}, or leave those examples out"
+            f"`data` must have classes that the model knows, got {', '.join((beyond if same else unknown)[:5])}, while "
+            f"{common[0]} and {len(common) - 1} others are known{'' if same else ', with other numbers'}; give the "
+            f"classes the model's names, {', '.join(list(places)[:5])}{', ...' if len(places) > 5 else ''}, or leave "
+            "those examples out"
         )
     if own != tuple(names):
         log.info("labels are matched with the model's by name: %s", ", ".join(own))

@@ -21,6 +21,7 @@ from epsball.diagnosis.setup_data import ball_facts, copies_finding, data_facts,
 from epsball.diagnosis.setup_inputs import BAD, TRIED, input_finding
 from epsball.diagnosis.setup_labels import (
     accuracy_finding,
+    by_the_names,
     chance_accuracy,
     class_findings,
     count_finding,
@@ -29,6 +30,7 @@ from epsball.diagnosis.setup_labels import (
 from epsball.diagnosis.setup_record import BallFacts, DataFacts, Finding, LabelFacts, ModelFacts, Setup
 from epsball.models.black_box import BlackBox
 from epsball.models.frozen import held_modules
+from epsball.models.model_record import LABEL_NAMES
 from epsball.problem.objective import Model, Objective, prediction, probabilities
 from epsball.problem.task import Task
 
@@ -122,7 +124,7 @@ def make_setup(
         deterministic=clean.deterministic,
         independent=clean.independent,
     )
-    found = [*_of_data(task, examples, data, ball), *_of_labels(task, examples, labels, seen)]
+    found = [*_of_data(task, examples, data, ball), *_of_labels(task, examples, labels, seen, evaluator.model)]
     if not any(one.name in NUMBERING for one in found):
         found += _of_inputs(task, seen, data, evaluator, labels.classes)
     found += _of_outputs(clean, task.y[clean.rows], facts)
@@ -173,15 +175,15 @@ def _of_data(task: Task, examples: Examples, data: DataFacts, ball: BallFacts) -
         )
 
 
-def _of_labels(task: Task, examples: Examples, labels: LabelFacts, seen: _Seen) -> Iterator[Finding]:
+def _of_labels(task: Task, examples: Examples, labels: LabelFacts, seen: _Seen, model: Model) -> Iterator[Finding]:
     names = examples.label_names
-    yield from class_findings(task.y, labels.classes if names is None else len(names), names)
+    yield from class_findings(task.y, examples.ids, labels.classes if names is None else len(names), names)
     if not len(seen.y):
         return
     arguments = seen.y, seen.predicted, labels.classes, names
     for finding in (numbering_finding(*arguments), count_finding(*arguments)):
         if finding is not None:
-            yield finding
+            yield by_the_names(finding, names, getattr(model, LABEL_NAMES, None))
             return
 
 

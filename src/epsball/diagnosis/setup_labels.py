@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int64
@@ -59,6 +60,18 @@ def numbering_finding(
     finders = (_gap, _shift, _permutation)
     found = (find(y, predicted, classes, class_names) for find in finders)
     return next((one for one in found if one is not None), None)
+
+
+def by_the_names(finding: Finding, names: tuple[str, ...] | None, models: tuple[str, ...] | None) -> Finding:
+    """The finding of another numbering, with its cause where the data's `names` are none of the model's."""
+    if names is None or models is None or set(names) & set(models):
+        return finding
+    own, other = (", ".join(part[:5]) + (", ..." if len(part) > 5 else "") for part in (names, models))
+    return replace(
+        finding,
+        cause=f"the data's classes ({own}) are none of the model's ({other}), so that their numbers may differ",
+        remedy="give the classes of the data the names that the model has for them",
+    )
 
 
 def _gap(y: Tensor, predicted: Tensor, classes: int, names: tuple[str, ...] | None) -> Finding | None:
@@ -199,13 +212,17 @@ def _pc(share: float | Tensor) -> str:
     return f"{100 * float(share):.0f} %"
 
 
-def class_findings(y: Int64[Tensor, " n"], classes: int, names: tuple[str, ...] | None) -> Iterator[Finding]:
-    """A single class, or classes without an example where chance would have left out none."""
+def class_findings(
+    y: Int64[Tensor, " n"], ids: Int64[Tensor, " n"], classes: int, names: tuple[str, ...] | None
+) -> Iterator[Finding]:
+    """A single class, or classes without an example where chance would have left out none; `ids` are row numbers."""
     n, counts = len(y), y.bincount(minlength=classes)
     present = (counts > 0).nonzero().flatten().tolist()
     ordered = bool((y.diff() >= 0).all()) if n > 1 else False
     cut = ordered and counts[len(present) :].sum() == 0  # the last classes are those without an example
-    cause = "the first rows of data that are sorted by class were taken" if cut else "the data lack classes"
+    cut = cut and torch.equal(ids, torch.arange(n).to(ids))  # and no sample
+    cause = "the data are sorted by class and lack the last ones (were the first rows taken?)"
+    cause = cause if cut else "the data have no example of some classes"
     if classes > 1 and len(present) == 1 and n >= (BINARY_FEW if classes == 2 else FEW):
         yield Finding(
             "one-class",
