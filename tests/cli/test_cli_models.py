@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import run
 
+from epsball.common.json_files import write_json
 from epsball.models.doors import DOORS
 
 NETS = """
@@ -55,6 +56,14 @@ def test_the_door_and_what_was_done_are_said_and_the_run_is_verified(place: Path
     for agreed in (("--trust",), ("--model", "door_nets.py:model"), ("--trust", "--data", "digits")):
         verified = run("verify", "run", *agreed, cwd=place)
         assert verified.returncode == 0, verified.stderr
+    command = json.loads((place / "run" / "command.json").read_text())
+    command["subject"]["model" if "model" in command["subject"] else "spec"] = "evil.py:make\n\x1b[31mred"
+    command.pop("checksum", None)
+    write_json(place / "run" / "command.json", command)
+    hostile = run("verify", "run", cwd=place)
+    assert hostile.returncode == 2
+    assert "\x1b" not in hostile.stderr
+    assert "evil.py:make" in hostile.stderr
 
 
 def test_a_network_may_be_used_as_a_black_box(place: Path) -> None:
@@ -71,6 +80,13 @@ def test_a_misspelt_file_is_one_sentence(place: Path) -> None:
     done = run("evaluate", "--model", "door_net.py:model", *SHORT, cwd=place)
     assert done.returncode == 2
     assert "did you mean 'door_nets.py'" in " ".join(done.stderr.split())
+
+
+def test_what_a_terminal_would_obey_does_not_reach_it(place: Path) -> None:
+    done = run("evaluate", "--model", "\x1b[31mred.py", *SHORT, cwd=place)
+    assert done.returncode == 2
+    assert "[31mred.py:FUNCTION" in " ".join(done.stderr.split())
+    assert "\x1b" not in done.stderr
 
 
 def test_an_array_in_double_precision_is_cast_to_the_model(place: Path) -> None:

@@ -29,6 +29,7 @@ from epsball.cli.serve import serve
 from epsball.cli.train import train
 from epsball.cli.verify import verify
 from epsball.common.errors import BadInput
+from epsball.common.printable import printable
 from epsball.common.version import __version__
 
 EXIT_CODES = {
@@ -43,6 +44,8 @@ BAD_USAGE = 2
 INTERRUPTED = 130
 CRASHED = 70
 """Neither bad usage nor a result: an error in the user's model, or in epsball."""
+LINES = "\n\t"
+"""What messages have beside printed characters; anything else of a file may be an order to the terminal."""
 
 app = cyclopts.App(
     name="epsball",
@@ -76,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
     errors = Console(stderr=True, highlight=False, emoji=False)
     warnings.showwarning = lambda message, *_, **__: errors.print(
-        f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True
+        f"[yellow]warning:[/] {escape(printable(str(message), keep=LINES))}", soft_wrap=True
     )
     try:
         return app(arguments, exit_on_error=False, print_error=False, error_console=errors) or 0
@@ -115,5 +118,5 @@ def in_flags(message: str, arguments: Sequence[str]) -> str:
 
 
 def _refused(errors: Console, error: Exception | str) -> int:
-    errors.print(f"[red]epsball:[/] {escape(str(error))}", soft_wrap=True)
+    errors.print(f"[red]epsball:[/] {escape(printable(str(error), keep=LINES))}", soft_wrap=True)
     return BAD_USAGE

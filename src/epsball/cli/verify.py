@@ -14,6 +14,7 @@ from rich.table import Table
 
 from epsball.cli.common import Json, Subject, built_in, finite, limited_as_before
 from epsball.common.errors import BadInput
+from epsball.common.printable import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,9 +127,10 @@ def _model(
     if model is None and names_place(spec, within=command["directory"]):
         spec = str(Path(command["directory"]) / Path(spec).expanduser())
     if model is None and needs_trust(spec) and not trust:
+        shown = printable(spec)
         raise BadInput(
-            f"`run` {run} names the model {spec}, which is code that was not run, or a service that was not asked; "
-            f"where you trust it, add --model {spec}, or --trust"
+            f"`run` {run} names the model {shown}, which is code that was not run, or a service that was not asked; "
+            f"where you trust it, add --model {shown}, or --trust"
         )
     ours = model is None or model == subject.spec
     if weights is None and ours and subject.weights is not None:
@@ -167,7 +169,7 @@ def _classes(run: Path) -> int:
 def _report(found: Verification, run: str, origin: str, data: str | None) -> None:
     console = Console(highlight=False, emoji=False)
     console.print(f"[dim]run[/]    {escape(run)}", soft_wrap=True)
-    console.print(f"[dim]model[/]  {escape(origin)}", soft_wrap=True)
+    console.print(f"[dim]model[/]  {escape(printable(origin))}", soft_wrap=True)
     if data is not None:
         console.print(f"[dim]data[/]   {escape(data)}", soft_wrap=True)
     whose = "all" if found.with_data else "the fooled"

@@ -21,6 +21,7 @@ from torch import nn
 
 from epsball.common.errors import BadInput
 from epsball.common.limits import check_archive, check_file
+from epsball.common.printable import printable
 from epsball.models.black_box import BlackBox
 from epsball.models.door import Asked, Loaded
 from epsball.models.factory import Wrapped, first_on_path
@@ -127,7 +128,7 @@ def _reason(error: Exception) -> str:
     """What an exception says, on one line."""
     if isinstance(error, BadInput):
         return str(error)
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)[:200]).split())
+    text = " ".join(printable(str(error)[:200]).split())
     where = "; run where its classes can be imported" if isinstance(error, ImportError | AttributeError) else ""
     return f"{type(error).__name__}: {text}{where}" if text else type(error).__name__
 

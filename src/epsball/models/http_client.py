@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from epsball.common.errors import BadInput
 from epsball.common.limits import MIB, parse_json
+from epsball.common.printable import printable
 from epsball.models.door import missing_library
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Client:
             message = found.get("error", found.get("detail", found))
         except (ValueError, AttributeError, RecursionError):
             message = text.decode(errors="replace")
-        return " ".join("".join(c if c.isprintable() else " " for c in str(message)[:300]).split()) or "nothing"
+        return " ".join(printable(str(message)[:300]).split()) or "nothing"
 
     def _authorization(self) -> dict[str, str]:
         token = os.environ.get(TOKEN)
@@ -239,7 +240,7 @@ def shown(url: str) -> str:
     scheme, mark, rest = head.partition("//")
     host, slash, path = rest.partition("/")
     text = f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
-    return "".join(c if c.isprintable() else "?" for c in text[:300])
+    return printable(text[:300], "?")
 
 
 def _parsed(found: bytes, length: str | None) -> tuple[Any, bytes]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from epsball.common.errors import BadInput
+from epsball.common.printable import printable
 
 DTYPES = {
     "FP16": "<f2",
@@ -89,8 +90,8 @@ def labels_of(found: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def chosen(tensors: Sequence[TensorInfo], name: str | None, *, labels: bool = False) -> TensorInfo:
-    """The output of that name, or else the one that holds scores, or else labels. Raises `BadInput` unless it is "
-    "one."""
+    """The output of that name, or else the one that holds scores, or else labels. Raises `BadInput` unless it is
+    one."""
     listed = ", ".join(map(str, tensors[:8])) or "none"
     if name is not None:
         found = [one for one in tensors if one.name == name]
@@ -132,8 +133,8 @@ def request_of(
 
 
 def array_of(found: Any, raw: bytes, info: TensorInfo) -> np.ndarray:
-    """The numbers, or strings, of the output `info` of an answer, (n, *k). Raises `BadInput` where they do not fit "
-    "it."""
+    """The numbers, or strings, of the output `info` of an answer, (n, *k). Raises `BadInput` where they do not
+    fit it."""
     start = 0
     for one in found["outputs"]:
         parameters = one.get("parameters")
@@ -174,4 +175,4 @@ def _short(value: Any) -> str:
 
 def _text(text: str) -> str:
     """The start of a text from a service, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+    return printable(text[:200], "?")
