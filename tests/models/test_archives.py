@@ -100,6 +100,21 @@ def test_a_trusted_archive_is_the_model_that_was_saved(name: str, net: nn.Module
     assert "which ran its code" in found.notes[0]
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("part", [nn.Dropout(0.5), nn.BatchNorm1d(5), nn.LSTM(5, 3, 2, dropout=0.5)])
+def test_an_export_in_train_mode_says_so(part: nn.Module) -> None:
+    for mode in (True, False):
+        torch.export.save(torch.export.export(nn.Sequential(part).train(mode), (torch.rand(4, 5),)), "a.pt2")
+        assert any("train mode" in note for note in opened("a.pt2").notes) == mode
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("part", [nn.Dropout(0), nn.BatchNorm1d(5, track_running_stats=False), nn.LSTM(5, 3)])
+def test_an_export_that_has_no_mode_says_nothing_of_it(part: nn.Module) -> None:
+    torch.export.save(torch.export.export(nn.Sequential(part).train(), (torch.rand(4, 5),)), "a.pt2")
+    assert not any("train mode" in note for note in opened("a.pt2").notes)
+
+
 @pytest.mark.parametrize("name", ["net.pt", "net.pt2", "net.pkl"])
 def test_a_trusted_archive_has_the_records_of_the_network_itself(name: str, net: nn.Module) -> None:
     WRITERS[name](name, net)

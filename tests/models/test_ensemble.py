@@ -141,7 +141,7 @@ def test_outputs_that_do_not_fit_are_refused(models: list[Any], message: str) ->
 
 
 class Activated(nn.Module):
-    def __init__(self, model: nn.Module, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, activation: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.model, self.activation = model, activation
 
@@ -187,7 +187,7 @@ def test_members_are_what_any_function_takes() -> None:
 
     x = batch(60, SHAPE, lo=-3, hi=3)
     fitted = LogisticRegression().fit(x.numpy(), predicted(linear(SHAPE, 3), x).numpy())
-    net = Activated(linear(SHAPE, 3), lambda z: {"features": None, "logits": z})  # pyright: ignore[reportArgumentType]
+    net = Activated(linear(SHAPE, 3), lambda z: {"features": None, "logits": z})
     found = Ensemble([fitted, net.forward], "probabilities")(x).softmax(1)
     known = (torch.from_numpy(fitted.predict_proba(x.numpy())) + net.model(x).softmax(1)) / 2
     torch.testing.assert_close(found, known)
@@ -195,22 +195,22 @@ def test_members_are_what_any_function_takes() -> None:
 
 def test_label_names_of_members_are_those_of_the_ensemble() -> None:
     nets = [mlp(SHAPE, 3), mlp(SHAPE, 3, seed=1)]
-    nets[1].label_names = ("c", "a", "b")  # pyright: ignore[reportAttributeAccessIssue]
+    vars(nets[1])["label_names"] = ("c", "a", "b")
     ensemble = Ensemble([*nets, lambda x: x[:, :3]])
     x = batch(20, SHAPE)
     texts = [("c", "a", "b")[label] for label in predicted(ensemble, x).tolist()]
     assert eb.evaluate(ensemble, (x, texts), eb.Linf(eps=0.01), ("fgsm",), diagnose=0).clean_accuracy == 1
-    nets[0].label_names = ("a", "b", "c")  # pyright: ignore[reportAttributeAccessIssue]
+    vars(nets[0])["label_names"] = ("a", "b", "c")
     with pytest.raises(BadInput, match=r"same label names, but that of models\[0\] is \('a', 'b', 'c'\), that of"):
         Ensemble(nets)
 
 
 def test_preparation_of_members_is_that_of_the_ensemble() -> None:
     nets = [mlp(SHAPE, 3), mlp(SHAPE, 3, seed=1)]
-    nets[1].preparation = Preparation(resize=8)  # pyright: ignore[reportAttributeAccessIssue]
+    vars(nets[1])["preparation"] = Preparation(resize=8)
     with pytest.raises(BadInput, match=r"same preparation, but that of models\[0\] is none, that of models\[1\]"):
         Ensemble(nets)
-    nets[0].preparation = Preparation(resize=8)  # pyright: ignore[reportAttributeAccessIssue]
+    vars(nets[0])["preparation"] = Preparation(resize=8)
     assert Ensemble(nets).preparation == Preparation(resize=8)
 
 

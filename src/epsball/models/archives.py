@@ -28,6 +28,8 @@ from epsball.models.factory import Wrapped, first_on_path
 from epsball.models.given import as_model
 from epsball.models.model_record import LABEL_NAMES
 
+IN_TRAIN_MODE = "it was exported in train mode, which an export cannot leave; export net.eval()"
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -86,7 +88,9 @@ def _loaded(found: Any, path: Path, kind: Kind) -> Loaded:
             f"`model` must be a network, but {str(path)!r} holds a dict, such as weights alone; name the network, and "
             f"the file as its weights: --model package.module:factory --weights {path}"
         )
+    notes = ()
     if isinstance(found, torch.export.ExportedProgram):
+        notes = (IN_TRAIN_MODE,) if _in_train_mode(found) else ()
         found = found.module()
     try:
         model = as_model(found)
@@ -98,7 +102,20 @@ def _loaded(found: Any, path: Path, kind: Kind) -> Loaded:
     elif not isinstance(model, BlackBox):
         model = Wrapped(model)
     note = f"{kind.what} was read, which ran its code: it holds {type(found).__name__}"
-    return Loaded(model=model, notes=(note,), label_names=getattr(model, LABEL_NAMES, None))
+    return Loaded(model=model, notes=(note, *notes), label_names=getattr(model, LABEL_NAMES, None))
+
+
+def _in_train_mode(program: torch.export.ExportedProgram) -> bool:
+    """Whether a dropout, or a batch norm with statistics, has the mode of training in it, which it cannot leave."""
+    for node in program.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        names = [argument.name for argument in node.target._schema.arguments]
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        training = given.get("train") is True or given.get("training") is True
+        if training and 0 not in (given.get("p"), given.get("dropout")) and given.get("running_mean", True) is not None:
+            return True
+    return False
 
 
 def _torch_file(path: Path) -> Any:
