@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ def fit(
     if config is not None and options:
         raise BadInput(f"`config` must be left out where {', '.join(options)} are given; use dataclasses.replace")
     config = config or TrainingConfig.of(options, what="fit's option")
-    model = as_model(model) if isinstance(model, nn.Module) else model
+    if isinstance(model, nn.Module):
+        model = cast(nn.Module, as_model(model))
     if not isinstance(model, nn.Module):
         raise BadInput(
             f"`model` must be a torch module, got {type(model).__name__}; a callable has no weights to train"
