@@ -73,8 +73,8 @@ def logits_in(output: Any) -> Any:
         return output
     if isinstance(output, Mapping) and "logits" in output:
         return output["logits"]
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
+    if isinstance(held := getattr(output, "logits", None), Tensor):
+        return held
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim in (1, 2):
         return output if _tables(output[1:], len(output[0])) else output[0]
     return output
