@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import run
 
+from epsball.cli import models as listing
 from epsball.common.json_files import write_json
 from epsball.models.doors import DOORS
 
@@ -41,6 +42,14 @@ def test_models_lists_every_door() -> None:
     assert {one["name"] for one in json.loads(listed.stdout)} == {door.name for door in DOORS}
     shown = " ".join(run("models").stdout.split())
     assert all(door.spec.split()[0] in shown for door in DOORS)
+
+
+def test_a_door_is_installed_with_all_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"timm", "torchvision"}
+    monkeypatch.setattr(listing, "find_spec", lambda name: name if name in found else None)
+    assert listing._needs("timm") == "installed"
+    found.remove("torchvision")
+    assert listing._needs("timm") == "pip install 'epsball[timm]'"
 
 
 def test_the_door_and_what_was_done_are_said_and_the_run_is_verified(place: Path) -> None:

@@ -11,8 +11,8 @@ from rich.table import Table
 from epsball.cli.common import Json
 from epsball.models.doors import DOORS
 
-LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx", "http": "httpx"}
-"""The library that an extra of epsball's brings."""
+LIBRARIES = {"hf": ("transformers",), "timm": ("timm", "torchvision"), "onnx": ("onnx",), "http": ("httpx",)}
+"""The libraries that an extra of epsball's brings."""
 
 
 def models(*, json: Json = False) -> None:
@@ -43,4 +43,4 @@ def models(*, json: Json = False) -> None:
 def _needs(extra: str | None) -> str:
     if extra is None:
         return ""
-    return "installed" if find_spec(LIBRARIES[extra]) else f"pip install 'epsball[{extra}]'"
+    return "installed" if all(map(find_spec, LIBRARIES[extra])) else f"pip install 'epsball[{extra}]'"

@@ -226,7 +226,7 @@ def _of_outputs(clean: CleanPass, y: Tensor, facts: ModelFacts) -> Iterator[Find
         yield Finding(
             "nonfinite-logits",
             "the model overflows, divides by zero, or masks classes with -inf",
-            f"logits of {100 * invalid:.2g} % of {len(output):,} examples are not finite, and count as invalid",
+            f"logits of {100 * invalid:.3g} % of {len(output):,} examples are not finite, and count as invalid",
             "look for an overflow or a logarithm at zero in the model; mask classes with -1e4, or drop their columns",
         )
     logits, y = output[finite], y[finite]

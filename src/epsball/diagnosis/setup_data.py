@@ -162,7 +162,7 @@ def unit_findings(data: DataFacts, ball: BallFacts, box_of_data: tuple[float, fl
         yield Finding(
             "scaled-twice",
             "x was divided by 255 twice",
-            f"{held}, {100 * span / width:.2g} % of the box [{ball.lo:.4g}, {ball.hi:.4g}]",
+            f"{held}, {100 * span / width:.3g} % of the box [{ball.lo:.4g}, {ball.hi:.4g}]",
             "divide x by 255 once",
         )
         return

@@ -119,16 +119,14 @@ def ensemble_of(asked: Asked, opener: Callable[[Asked], Loaded]) -> Loaded:
     if asked.weights is not None:
         raise BadInput(
             f"`weights` must be left out with an ensemble, whose members have their own, got {str(asked.weights)!r}; "
-            "name "
-            "folders of trained models, or factories that read their weights"
+            "name folders of trained models, or factories that read their weights"
         )
     loaded = [opener(replace(asked, spec=spec, black_box=False)) for spec in specs]
     for spec, one in zip(specs, loaded, strict=True):
         if isinstance(one.model, BlackBox):
             raise BadInput(
                 f"`model` must be an ensemble of models with gradients, but {spec} is a black box, whose queries are "
-                "counted "
-                "one by one; in Python, make one black box of the mean: "
+                "counted one by one; in Python, make one black box of the mean: "
                 "epsball.BlackBox(lambda x: (a(x) + b(x)) / 2, takes='torch')"
             )
         for name, value in ((LABEL_NAMES, one.label_names), (PREPARATION, one.preparation)):
@@ -172,8 +170,7 @@ def members(spec: str) -> tuple[Mean, list[str]]:
     if len(found) < 2 or "" in found:
         raise BadInput(
             f"`model` must be an ensemble of two models or more, got {spec!r}; as in ensemble:small-mlp,small-cnn (a "
-            "comma "
-            "before KEY=VALUE belongs to the options of a model)"
+            "comma before KEY=VALUE belongs to the options of a model)"
         )
     if any(one.startswith("ensemble") for one in found):
         raise BadInput(f"`model` must be an ensemble of models that are none, got {spec!r}; list all members in one")

@@ -99,8 +99,7 @@ class Client:
                     asks = f", and asks to wait {error.wait:,.0f} s" if error.wait > LONGEST_RETRY_AFTER else ""
                     raise BadInput(
                         f"`model` must answer, but {self.base}{path} {error} ({times}){asks}; when the service is "
-                        "back, "
-                        f"{RESUME}"
+                        f"back, {RESUME}"
                     ) from None
                 wait = min(FIRST_WAIT * 2**tried, LONGEST_WAIT) * RANDOM.uniform(0.5, 1)
                 log.info("%s%s %s; once more", self.base, path, error)
@@ -138,15 +137,13 @@ class Client:
             there = shown(answer.headers.get("Location", "nowhere"))
             raise BadInput(
                 f"`model` must answer itself, but {self.base}{path} redirects to {there} ({status}), which is not "
-                "followed; "
-                "where that is the service, name its address"
+                "followed; where that is the service, name its address"
             )
         if status in (401, 403):
             known = "was refused" if os.environ.get(TOKEN) else "is not set"
             raise BadInput(
                 f"`model` must be one that you may ask, but {self.base}{path} answered {status}; the bearer token is "
-                "read "
-                f"from the environment variable {TOKEN}, which {known}"
+                f"read from the environment variable {TOKEN}, which {known}"
             )
         if status >= 400:
             raise Refused(

@@ -95,8 +95,7 @@ class HttpService:
         if len(values) != len(x):
             raise BadInput(
                 f"`model` must answer with one row per example, got {info} for {len(x)}; where it takes no batches, "
-                "add "
-                "?batch_size=1 to the address"
+                "add ?batch_size=1 to the address"
             )
         return info, values.reshape(values.shape[:2]) if info.columns else values.reshape(len(values))
 
@@ -167,8 +166,7 @@ def parse_address(spec: str) -> tuple[str, str, Options]:
     if parts.username is not None or parts.password is not None:
         raise BadInput(
             f"`model` must be an address without user and password, got one with them for {shown(spec)!r}; put a "
-            "bearer "
-            f"token into the environment variable {TOKEN}"
+            f"bearer token into the environment variable {TOKEN}"
         )
     where = WHERE.fullmatch(parts.path)
     if parts.scheme not in ("http", "https") or not host or where is None or parts.fragment or not spec.isprintable():
@@ -373,8 +371,7 @@ def _warnings(base: str, taken: TensorInfo, scale: int, values: np.ndarray | Non
     if scale == 255:
         notes.append(
             "it takes whole numbers: x in [0, 1] is multiplied by 255 and rounded, by up to half a level, which "
-            "counts as "
-            "a part of the model; with storage 8bit the search stays among such images"
+            "counts as a part of the model; with storage 8bit the search stays among such images"
         )
     elif taken.datatype.startswith("INT"):
         notes.append("it takes whole numbers: x is rounded, with scale=1, which counts as a part of the model")
