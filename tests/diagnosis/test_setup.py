@@ -154,6 +154,7 @@ def test_a_model_of_labels_and_a_model_without_finite_logits_have_a_setup():
     case = (lambda x: setups.digits().model(x) * math.nan, setups.digits().data(20), setups.DIGITS_BALL)
     nothing, _ = setup_of(case)
     assert nothing.names[0] == "nonfinite-logits"
+    assert "logits of 100 % of 20 examples" in nothing.warnings[0].figures
 
 
 @pytest.mark.parametrize(
