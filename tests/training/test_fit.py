@@ -178,7 +178,7 @@ def test_a_model_with_one_logit_is_trained_with_binary_cross_entropy():
         assert result.epochs[0]["loss"] == pytest.approx(want.item())
         assert result.epochs[-1]["accuracy"] == 1
     assert two_columns(torch.zeros(3, 4)).shape == (3, 4)
-    for wrong in (torch.zeros(3, dtype=torch.long), torch.zeros(3, 2, 2), torch.zeros(3, 0), {"logits": z}):
+    for wrong in (torch.zeros(3, dtype=torch.long), torch.zeros(3, 2, 2), torch.zeros(3, 0), {"scores": z}):
         with pytest.raises(BadInput, match="`model` must return"):
             two_columns(wrong)
 
