@@ -79,7 +79,8 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_limited_image_folder_has_all_its_classes_and_decodes_only_what_it_takes(pets, monkeypatch):
     decoded = []
-    monkeypatch.setattr("epsball.data.image_datasets._pixels", lambda source: decoded.append(source) or _pixels(source))
+    seen = lambda source, *more: decoded.append(source) or _pixels(source, *more)  # noqa: E731
+    monkeypatch.setattr("epsball.data.image_datasets._pixels", seen)
     part = load_data(pets, limit=8)
     assert len(decoded) == 8
     assert part.y.tolist() == [0] * 6 + [1] * 2
