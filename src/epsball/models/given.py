@@ -66,6 +66,7 @@ def logits_in(output: Any) -> Any:
     Of a tuple or a list the first is meant only where it is a table (n, classes) or one number a row, and no other part
     is such a table: features (n, 32) and logits (n, 10) look alike. Anything else comes back as it is.
 
+    >>> import torch
     >>> logits_in({"features": 0, "logits": torch.ones(1, 2)}), logits_in((torch.ones(1, 2), None))
     (tensor([[1., 1.]]), tensor([[1., 1.]]))
     """
