@@ -561,3 +561,9 @@ def test_estimator_that_does_not_predict_as_its_class_does_is_a_black_box(steps:
     loaded = opened(estimator)
     assert isinstance(loaded.model, BlackBox)
     assert "`predict` decides otherwise on" in loaded.notes[0]
+
+
+def test_a_note_says_whether_decisions_were_compared():
+    x, y = np.random.default_rng(0).random((40, 3)), np.arange(40) % 2
+    assert "it decides as `predict` on 64 random rows" in opened(LogisticRegression().fit(x, y)).notes[0]
+    assert "not compared with `predict`" in opened(LogisticRegression().fit(x, y), compare=False).notes[0]

@@ -40,17 +40,18 @@ def rows_like(step: Any, count: int) -> np.ndarray:
 
 def check_decisions(
     module: nn.Module, predict: Callable[[np.ndarray], np.ndarray], classes: Sequence[Any], rows: np.ndarray
-) -> None:
-    """Raise `Untranslated` where the module (n, d) -> logits and `predict` (n, d) -> labels decide otherwise on `rows`.
+) -> int:
+    """On how many of `rows` the module (n, d) -> logits and `predict` (n, d) -> labels were compared, and decide alike.
 
-    Rows of equal scores say nothing, and neither do any that the estimator refuses.
+    Rows of equal scores say nothing, and neither do any that the estimator refuses. Raises `Untranslated` where one
+    decision differs.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             predicted = predict(rows).tolist()
     except Exception:  # a step that takes no numbers below 0, say: its own rule, of whatever kind
-        return
+        return 0
     with torch.no_grad():
         logits = module(torch.from_numpy(rows))
     logits = torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
@@ -61,3 +62,4 @@ def check_decisions(
     other = sum(classes[found[row]] != predicted[row] for row in asked)
     if other:
         raise Untranslated(f"its `predict` decides otherwise on {other} of {len(asked)} random rows")
+    return len(asked)

@@ -75,14 +75,16 @@ def opened(estimator: Any, *, black_box: bool = False, compare: bool = True) -> 
     if not black_box:
         try:
             module = _module(translated(estimator).logits, count)
+            compared = 0
             if compare and count is not None:
-                check_decisions(module, answers, answers.classes, rows_like(steps[0][1], count))
+                compared = check_decisions(module, answers, answers.classes, rows_like(steps[0][1], count))
         except Untranslated as error:
             reason = f"there is no torch module of it, as {error}"
         else:
             _name(module, labels, answers)
             kind = type(final).__name__
-            notes = (f"{kind} of scikit-learn became a torch module of the same function, in float64",)
+            alike = f"it decides as `predict` on {compared} random rows" if compared else "not compared with `predict`"
+            notes = (f"{kind} of scikit-learn became a torch module of the same function, in float64; {alike}",)
             return Loaded(model=module, notes=notes + ((EXACT,) if is_affine(module) else ()), label_names=labels)
     box, method = _black_box(answers, final)
     _name(box, labels, answers)
