@@ -166,7 +166,7 @@ def test_analyses_run_on_a_users_own_data_or_are_refused_with_a_reason(tmp_path:
     assert found["boundary"]["found"]["config"]["rows"] == 30
     done = run("rubbish", "--model", "mine:model", cwd=tmp_path)
     assert done.returncode == 2
-    assert "`--model` mine:model must take examples of shape 1x8x8: " in done.stderr
+    assert "`--model` must take x (n, *shape), got rows of shape (1, 8, 8)" in done.stderr
     done = run("local-growth", *both, cwd=tmp_path)
     assert done.returncode == 2
     assert "images" in done.stderr

@@ -233,14 +233,14 @@ def test_two_networks_by_name_are_an_ensemble() -> None:
 
 
 def test_folders_of_trained_models_are_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ours.py").write_text(
+    (tmp_path / "members_of_ours.py").write_text(
         "import torch\n"
         "def first():\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))\n"
         "second = first\n"
     )
     monkeypatch.chdir(tmp_path)
-    model = eb.load("ensemble:ours:first,ours:second")
+    model = eb.load("ensemble:members_of_ours:first,members_of_ours:second")
     assert model(torch.rand(2, 1, 4, 4)).shape == (2, 3)
 
 
