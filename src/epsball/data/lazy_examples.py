@@ -178,7 +178,8 @@ class LazyExamples(ABC):
             for place in (y < 0).nonzero().flatten().tolist():
                 label = int(given[place])
                 foreign = self.places is not None and label >= 0
-                yield place, f"its label {label} is none of the model's" if foreign else label_reason(label, self.classes)
+                why = f"its label {label} is none of the model's" if foreign else label_reason(label, self.classes)
+                yield place, why
         if not x.numel():
             return
         flat = x.flatten(1)
