@@ -20,6 +20,7 @@ from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.data.arrays import from_arrays
 from epsball.evaluation import run_directory
+from epsball.evaluation.image_columns import FILES
 from epsball.evaluation.point_storage import Storage, checksums, levels, towards
 
 BOXES = [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-2.5, -0.1), (0.3, 0.7)]
@@ -149,6 +150,28 @@ def test_a_column_of_points_is_read_back_unchanged(shape: tuple[int, ...], valid
     assert np.array_equal(back, points)
 
 
+@given(data=st.data(), channels=st.sampled_from([1, 3]), sides=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@settings(max_examples=50, deadline=None)
+def test_images_are_read_back_from_png_files_unchanged(
+    data: st.DataObject, channels: int, sides: tuple[int, int]
+) -> None:
+    valid = np.array(data.draw(st.lists(st.booleans(), max_size=4)), dtype=bool)
+    generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+    points = generator.integers(0, 256, (int(valid.sum()), channels, *sides)).astype(np.uint8)
+    column = run_directory.stored(points, valid)
+    assert column.type == FILES
+    assert column.is_valid().to_pylist() == valid.tolist()
+    assert np.array_equal(run_directory.points(column, (channels, *sides)), points)
+    sliced = pa.chunked_array([column, column.slice(len(valid) // 2)])
+    assert np.array_equal(run_directory.points(sliced, (channels, *sides))[: len(points)], points)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 4), (4, 4), (16,), (1, 4000, 4001), (1, 1, 4, 4)])
+def test_what_no_image_file_holds_is_stored_as_nested_lists(shape: tuple[int, ...]) -> None:
+    assert pa.types.is_list(run_directory.stored(np.zeros((0, *shape), np.uint8), np.zeros(0, bool)).type)
+    assert pa.types.is_list(run_directory.stored(np.zeros((1, 1, 4, 4), np.float32), np.ones(1, bool)).type)
+
+
 # In an evaluation
 
 
@@ -234,7 +257,7 @@ def test_the_stored_bytes_are_in_the_ball_and_fool_the_model(images, norm: str, 
     plain = eb.evaluate(model, (x, y), ball, **run)
     stored = eb.evaluate(model, (x, y), ball, **run, storage="8bit", run_dir=tmp_path / "run")
     assert stored.config["storage"] == {"dtype": "float32", "x_adv": "8bit", "x": "8bit", "lo": -1.0, "hi": 1.0}
-    assert stored.adversarial["x_adv"].type == pa.list_(pa.list_(pa.list_(pa.uint8())))
+    assert stored.adversarial["x_adv"].type == stored.adversarial["x"].type == FILES
     ids, points = stored.points()
     assert points.dtype == np.float32
     assert np.isin(points, levels(-1, 1, "float32")).all()
@@ -334,9 +357,16 @@ def test_the_bytes_load_with_datasets(images, tmp_path: Path) -> None:
     files = [str(file) for file in sorted((tmp_path / "run" / "stages").glob("*-00-fgsm.parquet"))]
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     for name in ("x_adv", "x"):
-        assert loaded.features[name] == datasets.Array3D((1, 4, 4), "uint8")
-    rows = [np.array(row["x_adv"], dtype=np.uint8) for row in loaded if row["fooled"]]
-    assert np.array_equal(levels(-1, 1, "float32")[np.stack(rows)], ev.points()[1])
+        assert loaded.features[name] == datasets.Image()
+    assert all((row["x_adv"] is None) == (not row["fooled"]) for row in loaded)
+    rows = [row for row in loaded if row["fooled"]]
+    assert {row["x_adv"].format for row in rows} == {"PNG"}
+    for name, points in (("x_adv", ev.points()[1]), ("x", ev.originals())):
+        pixels = np.stack([np.asarray(row[name]) for row in rows])[:, None]
+        assert np.array_equal(levels(-1, 1, "float32")[pixels], points)
+    single = datasets.Dataset.from_parquet(files[0], cache_dir=str(tmp_path / "cache"))
+    assert isinstance(single, datasets.Dataset)
+    assert single.features["x"] == datasets.Image()
 
 
 # The ball's own file

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from doubles import LabelWalk
+from PIL import Image
 from torch import Tensor, nn
 
 import epsball as eb
@@ -25,9 +29,11 @@ from epsball.evaluation import run_directory
 from epsball.evaluation.point_storage import checksums, levels
 from epsball.evaluation.verify import Verification, verify
 from epsball.problem.task import Task
+from epsball.report.html import write_report
 
 BALL = eb.Linf(eps=0.15, lo=-1, hi=1)
 RUN: dict[str, Any] = {"attacks": ["fgsm", "pgd:steps=8"], "shard_size": 30}
+SHAPE = (1, 4, 4)
 
 
 class Net(nn.Module):
@@ -98,14 +104,10 @@ def with_point(
     table: pa.Table, name: str, row: int, change: Callable[[np.ndarray], np.ndarray], sums: bool = True
 ) -> pa.Table:
     """Another point in a row, with its checksum made anew unless `sums` is false."""
-    parts = {}
-    for part in ("x_adv", "x"):
-        value = table[part][row].values
-        while pa.types.is_list(value.type):
-            value = value.flatten()
-        parts[part] = value.to_numpy(zero_copy_only=False).copy()
-    parts[name] = change(parts[name])
-    table = with_value(table, name, row, parts[name].reshape(1, 4, 4).tolist())
+    parts = {part: run_directory.points(table[part].slice(row, 1), SHAPE)[0].reshape(-1) for part in ("x_adv", "x")}
+    parts[name] = change(parts[name].copy())
+    stored = run_directory.stored(parts[name].reshape(1, *SHAPE), np.array([True]))
+    table = with_value(table, name, row, stored[0].as_py())
     return (
         with_value(table, "crc32", row, int(checksums(*(part[None] for part in parts.values()))[0])) if sums else table
     )
@@ -176,7 +178,7 @@ def test_a_point_that_does_not_fool_is_reported(net: Net, run: Path) -> None:
     table = run_directory.load(run / STAGE)
     row = first_fooled(table)
     id = table["id"][row].as_py()
-    x = np.array(table["x"][row].as_py()).reshape(-1)
+    x = run_directory.points(table["x"].slice(row, 1), SHAPE).reshape(-1)
     if table["x"].type != table["x_adv"].type:  # the point is stored in floating point
         x = levels(-1, 1, "float32")[x]
     changed(run / STAGE, partial(with_point, name="x_adv", row=row, change=lambda z: x.astype(z.dtype)))
@@ -229,6 +231,68 @@ def test_a_forged_success_is_reported(net: Net, run: Path) -> None:
     found = verify(run, net)
     assert (robust, "clean prediction") in reported(found) or (robust, "success") in reported(found)
     assert (None, "count") in reported(found)
+
+
+def png(mode: str = "L", size: tuple[int, int] = (4, 4), format: str = "PNG") -> bytes:
+    file = BytesIO()
+    Image.new(mode, size).save(file, format)
+    return file.getvalue()
+
+
+def huge() -> bytes:
+    """A PNG file whose header claims 100,000 x 100,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    return png()[:8] + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + png()[33:]
+
+
+FOREIGN: dict[str, bytes | None] = {
+    "another size": png(size=(4, 5)),
+    "in colour": png("RGB"),
+    "transparent": png("LA"),
+    "with a palette": png("P"),
+    "black and white": png("1"),
+    "16 bits": png("I;16"),
+    "a GIF": png(format="GIF"),
+    "a JPEG": png(format="JPEG"),
+    "cut off": png()[:-30],
+    "huge": huge(),
+    "noise": b"\x89PNG\r\n\x1a\n" + bytes(range(200)),
+    "empty": b"",
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_image_in_the_place_of_a_point_is_a_difference_of_its_row(net: Net, run: Path, name: str) -> None:
+    table = run_directory.load(run / STAGE)
+    row = first_fooled(table)
+    file = {"bytes": FOREIGN[name], "path": None if FOREIGN[name] else "/etc/hostname"}
+    changed(run / STAGE, lambda table: with_value(table, "x", row, file))
+    found = verify(run, net)
+    assert reported(found, "damaged") == [(table["id"][row].as_py(), "damaged")]
+    assert found.confirmed == found.fooled - 1
+    with pytest.raises(BadInput, match=r"a point must be a|an image must have at most"):
+        eb.Evaluation.load(run).originals()
+
+
+def test_a_run_with_nested_lists_in_the_place_of_images_is_read_as_before(net: Net, run: Path, tmp_path: Path) -> None:
+    before = eb.Evaluation.load(run)
+
+    def as_lists(table: pa.Table) -> pa.Table:
+        for name in ("x_adv", "x"):
+            lists = run_directory.nested(run_directory.points(table[name], SHAPE), table[name].is_valid().to_numpy())
+            table = table.set_column(table.column_names.index(name), name, lists)
+        return table
+
+    for path in sorted((run / "stages").glob("*-0[01]-*.parquet")):
+        changed(path, as_lists)
+    found = eb.Evaluation.load(run)
+    assert pa.types.is_list(found.adversarial["x"].type)
+    assert found.records == before.records
+    for new, old in ((found.originals(), before.originals()), (found.points()[1], before.points()[1])):
+        assert np.array_equal(new, old)
+    assert verify(run, net).agrees
+    assert write_report(run, tmp_path / "report.html").exists()
 
 
 # Records

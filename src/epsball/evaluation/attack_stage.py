@@ -142,8 +142,8 @@ class AttackStage:
             columns["distance"] = run_directory.nested(verified.distance, fooled)
         columns |= {name: getattr(outcome, name).numpy() for name in ("restart", "forwards", "backwards")}
         columns["queries"] = self.queries()
-        points = verified.points | {"crc32": checksums(*verified.points.values())}
-        columns |= {name: run_directory.nested(part, fooled) for name, part in points.items()}
+        columns["crc32"] = run_directory.nested(checksums(*verified.points.values()), fooled)
+        columns |= {name: run_directory.stored(part, fooled) for name, part in verified.points.items()}
         if self.plan.uses_warm_start:
             margin = outcome.margin.numpy()
             ended = np.isfinite(margin) & ~outcome.fooled.numpy()

@@ -4,7 +4,7 @@
 `stages/SHARD-STAGE.parquet` holds one attack at one radius on one shard, with the adversarial examples and the examples
 they came from; `records/SHARD.parquet` one row per example, written after the shard's last stage. So every result can
 be recomputed from the files alone. Every file is written beside its place, synced, and renamed, and has a checksum. The
-adversarial examples load with `datasets`.
+adversarial examples load with `datasets`, as images where they are 8-bit images (`image_columns.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from epsball.common.checksums import UNSIGNED, check_signed, sign
 from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json, write_json
 from epsball.common.limits import check_columns, check_file, parse_json
+from epsball.evaluation.image_columns import FILES, image_column, image_features, images, is_image
 from epsball.evaluation.run_tables import check_config
 
 FREE = {"batch_size", "machine", "binarization_test", "diagnose", "convergence", "accelerate", "compile"}
@@ -186,6 +187,11 @@ def notes(table: pa.Table) -> dict[str, Any]:
     return found
 
 
+def stored(points: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """Points (m, *shape) as a column, null where there is none: images in 8 bits as PNG files, else nested lists."""
+    return image_column(points, valid) if is_image(points) else nested(points, valid)
+
+
 def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
     """Rows (m, *shape) as a column of nested lists, in the m places that are `valid` (n,), null in the others."""
     shape = points.shape[1:]
@@ -199,12 +205,16 @@ def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
 
 
 def points(column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...]) -> np.ndarray:
-    """The valid rows of a nested column as an array (m, *shape). Raises `BadInput` for rows of another shape."""
+    """The valid rows of a column as an array (m, *shape). Raises `BadInput` for rows of another shape."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     column = column.drop_null()
     rows = len(column)
+    if column.type == FILES:
+        return images(column, shape)
     while pa.types.is_list(column.type):
         column = column.flatten()
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise BadInput(f"a run must hold points of numbers, or as PNG files, got {column.type}; restore its files")
     numbers = column.to_numpy(zero_copy_only=False)
     try:
         return numbers.reshape(rows, *shape)
@@ -213,10 +223,11 @@ def points(column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...]) -> np.nda
 
 
 def table(columns: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = None) -> pa.Table:
-    """A table; a column of nested lists is an array of its shape in `shapes` to `datasets`."""
+    """A table; to `datasets` a column of PNG files is images, one of nested lists an array of its shape in `shapes`."""
     built = pa.table(columns)
+    built = built.replace_schema_metadata(image_features([field.name for field in built.schema if field.type == FILES]))
     for name, shape in (shapes or {}).items():
-        if len(shape) < 2:
+        if len(shape) < 2 or built[name].type == FILES:
             continue
         place = built.column_names.index(name)
         inner = built.schema.field(place).type

@@ -164,14 +164,24 @@ class VerifiedShard:
         for id in self.ids[rows[~fooled & there]]:
             differences.add(id, "success", "not fooled", f"a point in {name}")
         table, rows = table.filter(pa.array(fooled & there)), rows[fooled & there]
-        try:
-            points = {part: run_directory.points(table[part], self.run.shape) for part in ("x_adv", "x")}
-        except ValueError as error:
-            for id in table["id"].to_pylist():
-                differences.add(id, "damaged", name, error)
-            return
-        if len(table):
-            self.check_points(stage, rows, table, points)
+        readable, points = self.points(table, name)
+        if readable.any():
+            self.check_points(stage, rows[readable], table.filter(pa.array(readable)), points)
+
+    def points(self, table: pa.Table, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Which rows hold points that can be read, (m,) boolean, and these points; each other row is a difference."""
+        parts = ("x_adv", "x")
+        readable, found = np.full(len(table), False), {part: [] for part in parts}
+        for row, id in enumerate(table["id"].to_pylist()):
+            try:
+                points = {part: run_directory.points(table[part].slice(row, 1), self.run.shape) for part in parts}
+            except ValueError as error:
+                self.differences.add(id, "damaged", name, error)
+                continue
+            readable[row] = True
+            for part in parts:
+                found[part].append(points[part])
+        return readable, {part: np.concatenate(rows) for part, rows in found.items() if rows}
 
     def check_summary(self, stage: dict[str, Any], table: pa.Table, attacked: int, name: str) -> None:
         """The summary of a stage against its own table, and against the configuration."""
