@@ -10,7 +10,6 @@ adversarial examples load with `datasets`, as images where they are 8-bit images
 from __future__ import annotations
 
 import json
-import os
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,7 @@ from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json, write_json
 from epsball.common.limits import check_columns, check_file, parse_json
 from epsball.evaluation.image_columns import FILES, image_column, image_features, images, is_image
+from epsball.evaluation.run_lock import RunLock
 from epsball.evaluation.run_tables import check_config
 
 FREE = {"batch_size", "machine", "binarization_test", "diagnose", "convergence", "accelerate", "compile"}
@@ -36,7 +36,7 @@ class RunDir:
     """A directory locked by this process until it is closed; `config` is what the run was started with.
 
     Raises `BadInput` where it holds another run (naming the field that differs), something else than a run, or is in
-    use by another process.
+    use by another process (naming it).
     """
 
     def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ class RunDir:
         if not known.exists() and self.path.exists() and any(self.path.glob("*.parquet")):
             raise BadInput(f"`run_dir` must be a run's directory or a new one, got {self.path}; choose another name")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
+        self._lock = RunLock(self.path)
         try:
             if known.exists():
                 self.config = read_config(self.path)
@@ -67,22 +67,9 @@ class RunDir:
                     f"{_short(here)} here; resume with the same arguments, or choose a new directory"
                 )
 
-    def _locked(self) -> int:
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system
-            pass
-        except OSError as error:
-            os.close(lock)
-            raise BadInput(f"`run_dir` {self.path} is in use by another process; wait for it, or stop it") from error
-        return lock
-
     def close(self) -> None:
         """Let other processes have the directory."""
-        os.close(self._lock)
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
