@@ -38,6 +38,7 @@ from epsball.acceleration.trial import (
 )
 from epsball.common.errors import BadInput
 from epsball.models.frozen import frozen
+from epsball.problem.row_limit import out_of_memory
 
 __all__ = ["Accelerated", "AccelerationPlan", "accelerate"]
 
@@ -113,7 +114,7 @@ def accelerate(
             if compile:
                 network, plan = _best_compiled(model, network, example, plan)
         else:
-            network = _planned(model, example, plan)
+            network = _planned(model, example[:ROWS], plan)
             if plan.compiled:
                 network, plan = _compiled(network, example, plan)
     if plan.rewriting == "trainable":
@@ -170,7 +171,16 @@ def _first_process_trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[
 
 
 def _trial(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, AccelerationPlan]:
-    """The fastest of the networks that compute what `model` does, itself among them."""
+    """The fastest of the networks that compute what `model` does, itself among them, or where memory is short."""
+    try:
+        return _fastest_network(model, x, trainable)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return model, AccelerationPlan(reason=f"a trial with {len(x)} rows ran out of memory")
+
+
+def _fastest_network(model: nn.Module, x: Tensor, trainable: bool) -> tuple[nn.Module, AccelerationPlan]:
     try:
         compared(model, model, x[:FEWEST_ROWS])  # it is deterministic, and has a gradient
     except Different as error:

@@ -71,6 +71,7 @@ class Featured(Objective):
 
     def features(self, z: Tensor, task: Task | None) -> Float[Tensor, "n d"]:
         """The features at z, with their graph where gradients are recorded; the model call is not counted."""
+        self._inputs = None  # a call that ran out of memory may have left some
         output = super()._run(z, task)
         if self.layer is None:
             return output

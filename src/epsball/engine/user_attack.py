@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 
 import torch
@@ -51,21 +52,14 @@ def run(
     fooled, invalid = [], []
     for rows in torch.arange(len(task.x), device=task.x.device).split(batch_size):
         part = task.rows(rows)
-        with _counted(model) as counts, _as_it_was(model):
-            x_adv = called.attack(model, part.x.clone(), part.y.clone(), part.ball)
-        if not isinstance(x_adv, Tensor) or x_adv.shape != part.x.shape:
-            shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
-            raise BadInput(
-                f"`attacks`: {called.name} must return a tensor {tuple(part.x.shape)}, one point per row, got {shape}"
-            )
-        x_adv = x_adv.detach().to(part.x)
+        x_adv, calls, spare = objective.limit(partial(_attacked, called, model), part.x, part)
         before = objective.forwards
         output = forward_rows(objective, part, x_adv, batch_size)
-        padding += objective.forwards - before - objective.eot * len(rows) + counts[0] % len(rows)
+        padding += objective.forwards - before - objective.eot * len(rows) + int(spare.sum())
         valid = output.isfinite().all(1) if output.is_floating_point() else output >= 0
         good = objective.succeeds(output, part)
         parts.append(torch.where(good.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, part.x))
-        forwards.append(torch.full((len(rows),), counts[0] // len(rows) + objective.eot))
+        forwards.append(calls + objective.eot)
         fooled.append(good.cpu())
         invalid.append(
             (~valid & ~good & part.ball.contains(x_adv, part.x)).cpu()
@@ -88,6 +82,20 @@ def run(
         padding_forwards=padding,
         padding_backwards=0,
     )
+
+
+def _attacked(called: UserAttack, model: Model, x: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """What the callable returns for the rows x of `task`, the forward passes of each, and those beyond, in row 0."""
+    with _counted(model) as counts, _as_it_was(model):
+        x_adv = called.attack(model, x.clone(), task.y.clone(), task.ball)
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+        shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        raise BadInput(
+            f"`attacks`: {called.name} must return a tensor {tuple(x.shape)}, one point per row, got {shape}"
+        )
+    spare = torch.zeros(len(x), dtype=torch.long)
+    spare[0] = counts[0] % len(x)
+    return x_adv.detach().to(x), torch.full((len(x),), counts[0] // len(x)), spare
 
 
 @contextmanager

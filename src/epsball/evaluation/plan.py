@@ -7,7 +7,7 @@ import logging
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from epsball.common.version import __version__
 from epsball.data.examples import Examples
 from epsball.data.labels import labels
 from epsball.diagnosis.reaction import Reaction
+from epsball.engine.batches import padded_size
 from epsball.engine.queue import SuccessCheck
 from epsball.engine.stages import Asked, Named, PlannedStage, listed, name_of, named, nearest_stages, stages_of
 from epsball.engine.user_attack import UserAttack
@@ -40,6 +41,7 @@ from epsball.models.black_box import BlackBox
 from epsball.problem.black_box_objective import objective_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
+from epsball.problem.row_limit import RowLimit
 from epsball.problem.task import Task, task_of
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class EvaluationPlan:
     `record` is what `config.json` says and a resumed run is compared with; `eot` is that of the settings, or more where
     a protocol reacts to a stochastic model; `probe_forwards` the model calls of the probe that it reacts to.
     `accelerated`, if any, is the same function as the model (or source) with cheaper gradients, for the attacks.
+    `limit` is the most rows of a model call: of a batch, or as many as the run has found to fit into memory.
     """
 
     model: Model
@@ -83,6 +86,7 @@ class EvaluationPlan:
     eot: int
     probe_forwards: int = 0
     accelerated: Accelerated | None = None
+    limit: RowLimit = field(default_factory=RowLimit)
 
     @property
     def min_norm(self) -> bool:
@@ -96,8 +100,8 @@ class EvaluationPlan:
 
     @property
     def batch_size(self) -> int:
-        """Rows of a model call."""
-        return self.settings.batch_size
+        """Rows of a model call: those of the settings, or as many as the run has found to fit into memory."""
+        return min(self.settings.batch_size, self.limit.rows)
 
     @property
     def uses_warm_start(self) -> bool:
@@ -112,11 +116,16 @@ class EvaluationPlan:
         model = self.accelerated_for(attack) or self.source or self.model
         if stage.draft:
             model = Draft(model)
-        return objective_for(model, attack.loss, needs=attack.needs, success=self.success, eot=self.eot)
+        return objective_for(model, attack.loss, needs=attack.needs, **self._options)
 
     def evaluator(self) -> Objective:
         """The model itself, whose predictions count."""
-        return objective_for(self.model, cross_entropy, needs="label", success=self.success, eot=self.eot)
+        return objective_for(self.model, cross_entropy, needs="label", **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What all objectives of the run have in common."""
+        return {"success": self.success, "eot": self.eot, "limit": self.limit}
 
     def accelerated_for(self, attack: Attack | UserAttack) -> Accelerated | None:
         """The accelerated network, where it saves this attack time: without gradients its forward has to be faster."""
@@ -199,6 +208,7 @@ def make_plan(inputs: EvaluationInputs, settings: EvaluationConfig, reaction: Re
         record={},
         classes=examples.classes,
         eot=max(settings.eot, reaction.eot),
+        limit=RowLimit(padded_size(settings.batch_size, settings.batch_size)),
     )
     record = _record(plan, inputs, reaction) | {
         "ball": describe_ball(bound),

@@ -27,7 +27,7 @@ from epsball.evaluation.run_directory import RunDir, read_config
 from epsball.evaluation.shard import Shard
 from epsball.models.black_box import BlackBox
 from epsball.problem.objective import Objective
-from epsball.problem.rows import rows_independent
+from epsball.problem.rows import ROWS, rows_independent
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +118,10 @@ def affordable(found: Evaluation) -> int:
 
 
 def _independent(evaluator: Objective, x: Tensor) -> bool | None:
-    """Whether a row's output depends on that row alone; None for one example, and for a black box, which is asked row
-    by row. Five forward passes of 32 rows, of the deterministic model that `evaluator` asks."""
-    if len(x) < 2 or isinstance(evaluator.model, BlackBox):
+    """Whether a row's output depends on that row alone; None for one example, for a black box, which is asked row by
+    row, and where 32 rows are more than a model call may have. Five forward passes of 32 rows, of the deterministic
+    model that `evaluator` asks."""
+    if len(x) < 2 or isinstance(evaluator.model, BlackBox) or evaluator.limit.rows < ROWS:
         return None
     return rows_independent(evaluator.forward, x)
 

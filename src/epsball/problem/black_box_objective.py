@@ -11,6 +11,7 @@ from epsball.common.shapes import flat
 from epsball.models.black_box import NOBODY, BlackBox
 from epsball.problem.losses import Loss
 from epsball.problem.objective import Model, Needs, Objective, Success, changes_prediction
+from epsball.problem.row_limit import RowLimit, no_memory, out_of_memory
 from epsball.problem.task import Task
 
 ENOUGH = 16
@@ -28,7 +29,12 @@ class BlackBoxObjective(Objective):
 
     def _run(self, z: Tensor, task: Task | None) -> Tensor:
         ids = None if task is None else torch.where(flat(z == task.x).all(1), NOBODY, task.noise.ids)
-        output = self.box.ask(z, ids)
+        try:
+            output = self.box.ask(z, ids)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise no_memory(error, min(self.box.batch_size or len(z), len(z))) from error  # its queries are counted
         if self.ends_in is None:
             self.ends_in = ""
             if task is not None and self.box.scores == "logits":
@@ -81,10 +87,11 @@ def objective_for(
     needs: Needs = "grad",
     success: Success = changes_prediction,
     eot: int = 1,
+    limit: RowLimit | None = None,
 ) -> Objective:
     """The objective that fits the model: for a black box, the one that counts its queries."""
     if not isinstance(model, BlackBox):
-        return Objective(model, loss, needs=needs, success=success, eot=eot)
+        return Objective(model, loss, needs=needs, success=success, eot=eot, limit=limit)
     if needs == "grad":
         raise BadInput(
             "`attacks` must do without gradients on a black box: square needs logits, hopskipjump labels; or attack a "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from epsball.common.errors import BadInput
 from epsball.models.given import logits_in
+from epsball.problem.row_limit import out_of_memory
 
 IN_PLACE = "`model` must not change its input in place: its points would move; write x = x - mean, not x -= mean"
 ABOUT_INPUT = re.compile(
@@ -27,7 +28,7 @@ def explained(model: Callable[[Tensor], object], z: Tensor, error: Exception) ->
         return BadInput(IN_PLACE)
     if "ExportedProgram" in message:
         return BadInput("`model` must be callable, got an ExportedProgram; write model.module()")
-    if isinstance(error, BadInput | torch.OutOfMemoryError) or not ABOUT_INPUT.search(message):
+    if isinstance(error, BadInput) or out_of_memory(error) or not ABOUT_INPUT.search(message):
         return None
     got = f"rows of shape {tuple(z.shape[1:])}, {str(z.dtype).removeprefix('torch.')}"
     for other, rows, rule, remedy in _candidates(z):

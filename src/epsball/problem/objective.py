@@ -7,7 +7,6 @@ the meaning of success are decided here and nowhere else; attacks only ascend.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Self
@@ -22,9 +21,11 @@ from epsball.common.undo import Undo
 from epsball.models.frozen import frozen, held_modules
 from epsball.models.given import logits_in
 from epsball.models.last_activation import REMOVED, before_activation, check_no_probability
+from epsball.problem.gradients import NOT_FINITE, finite_gradient, loss_gradients
 from epsball.problem.losses import Loss
 from epsball.problem.model_errors import IN_PLACE, explained, wrong_rows
 from epsball.problem.outputs import masked_to_finite, two_columns
+from epsball.problem.row_limit import RowLimit
 from epsball.problem.task import AWAY, Task
 
 Model = Callable[[Tensor], Tensor]
@@ -61,23 +62,6 @@ SOFTMAX = (
     "`model` seems to return probabilities (rows sum to 1): the softmax makes gradients vanish and the model look "
     "robust. Return the logits before it"
 )
-
-
-NOT_FINITE = (
-    "the gradient is not finite everywhere: it is taken as zero there. Check for a square root or a logarithm at zero, "
-    "or an overflow, in `model`"
-)
-
-
-def finite_gradient(grad: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-    """The gradient with zero in the place of each entry that is not finite (nan, inf, -inf), or itself.
-
-    >>> finite_gradient(torch.tensor([[torch.nan, torch.inf, -torch.inf, 2.0]]))
-    tensor([[0., 0., 0., 2.]])
-    """
-    if grad.is_cpu and math.isfinite(grad.sum().item()):
-        return grad
-    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # on a GPU this is cheaper than to wait for a sum
 
 
 def probabilities(logits: Float[Tensor, "n classes"]) -> bool:
@@ -173,7 +157,8 @@ class Objective:
     random numbers, the expectation over transformation of Athalye et al. (ICML 2018), and the classifier in question is
     the one that averages k draws. Where the model `ends_in` a "sigmoid" or a "softmax" (empty: in neither; None before
     the first call), its logits are those before it. An entry of a gradient that is not finite is taken as zero
-    (`finite_gradient`), and the user is warned of the first one.
+    (`finite_gradient`), and the user is warned of the first one. A call that runs out of memory is made again in parts,
+    of as many rows as `limit` finds to fit; it counts once.
     """
 
     def __init__(
@@ -184,12 +169,14 @@ class Objective:
         needs: Needs = "grad",
         success: Success = changes_prediction,
         eot: int = 1,
+        limit: RowLimit | None = None,
     ) -> None:
         if not callable(model):
             raise BadInput(f"`model` must be callable, x -> logits, got {type(model).__name__}")
         if isinstance(eot, bool) or not isinstance(eot, int) or eot < 1:
             raise BadInput(f"`eot` must be a whole number >= 1, got {eot!r}; 1 is right for all but stochastic models")
         self.model, self.loss, self.needs, self.success, self.eot = model, loss, needs, success, eot
+        self.limit = limit or RowLimit()
         self.forwards = self.backwards = self.probes = 0
         self.ends_in: str | None = None
         self._fresh = True
@@ -216,7 +203,7 @@ class Objective:
     def forward(self, z: Float[Tensor, "n *shape"], task: Task | None = None) -> Tensor:
         """Logits (n, classes) or labels (n,) at z, without a gradient."""
         with torch.no_grad():
-            output = self._run(z, task) if self.eot == 1 else self._average(z, task)
+            output = self.limit(self._run if self.eot == 1 else self._average, z, task)
         self.forwards += len(z) * self.eot
         return output
 
@@ -258,13 +245,21 @@ class Objective:
 
     def _gradients(self, z: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, loss and input gradient of one forward pass."""
-        leaf = z.detach().requires_grad_()
-        logits = self._logits(self._run(leaf, task))
+
+        def part(z: Tensor, rows: Task) -> tuple[Tensor, Tensor, Tensor]:
+            leaf = z.detach().requires_grad_()
+            logits = self._logits(self._run(leaf, rows))
+            if self._fresh:
+                check_labels(logits, task)
+            loss = self.loss(logits, rows)
+            return logits, loss, self._gradient(loss, leaf)
+
+        logits, loss, grad = self.limit(part, z, task)
         if self._fresh:
             self._check_first(logits, task)
-        loss = self.loss(logits, task)
         self.forwards += len(z)
-        return logits, loss, self._gradient(loss, leaf)
+        self.backwards += loss.numel()
+        return logits, loss, grad
 
     @property
     def budget(self) -> int | None:
@@ -286,7 +281,7 @@ class Objective:
     def check_deterministic(self, z: Float[Tensor, "n *shape"]) -> bool:
         """Call the model twice at z and warn where the outputs differ. Counted in `probes`."""
         with torch.no_grad():
-            first, second = self._run(z, None), self._run(z, None)
+            first, second = self.limit(self._run, z, None), self.limit(self._run, z, None)
         self.probes += 2 * len(z)
         slack = 1e-4 * first.abs().nan_to_num(0, 0, 0).amax().item() if first.numel() else 0.0
         same = torch.allclose(first.double(), second.double(), rtol=0, atol=slack, equal_nan=True)
@@ -317,7 +312,7 @@ class Objective:
         output, ends_in = before_activation(lambda x: logits_in(self.model(x)), z)
         if self.ends_in is None:
             if ends_in:
-                warnings.warn(REMOVED.format(ends_in), ModelWarning, stacklevel=5)
+                warnings.warn(REMOVED.format(ends_in), ModelWarning, stacklevel=6)
             else:
                 check_no_probability(self.model, z, output)
             self.ends_in = ends_in
@@ -345,25 +340,10 @@ class Objective:
         return output
 
     def _gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
-        columns = (loss,) if loss.ndim == 1 else loss.unbind(1)
-        if self._ones is None or self._ones.shape != columns[0].shape or self._ones.dtype != columns[0].dtype:
-            self._ones = torch.ones_like(columns[0])
-        ones, grads = self._ones, []
-        for column in columns:
-            more = column is not columns[-1]
-            found = (
-                torch.autograd.grad(column, leaf, ones, retain_graph=more, allow_unused=True)
-                if loss.requires_grad
-                else (None,)
-            )
-            if found[0] is None:
-                raise BadInput(
-                    "`model` must be differentiable for this attack: its output does not depend on x through torch; "
-                    "take an attack that needs no gradient, such as square"
-                )
-            grads.append(found[0])
-        self.backwards += len(columns) * len(leaf)
-        return grads[0] if loss.ndim == 1 else torch.stack(grads, 1)
+        column = loss if loss.ndim == 1 else loss[:, 0]
+        if self._ones is None or self._ones.shape != column.shape or self._ones.dtype != column.dtype:
+            self._ones = torch.ones_like(column)
+        return loss_gradients(loss, leaf, self._ones)
 
     def _check_first(self, logits: Tensor, task: Task) -> None:
         """In the first model call after opening: are labels in range, and are these logits, not probabilities?"""

@@ -19,7 +19,7 @@ from epsball.common.config import Rule
 from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch
 from epsball.models.frozen import frozen
-from epsball.problem.objective import finite_gradient
+from epsball.problem.gradients import finite_gradient
 from epsball.training.batch_statistics import BatchNorm, adversarial_pass, clean_pass
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, existing, input_gradient, logits_of
 from epsball.training.inner_attack import attack_gradient, attackable

@@ -10,7 +10,7 @@ from torch import nn
 
 from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch
-from epsball.problem.objective import finite_gradient
+from epsball.problem.gradients import finite_gradient
 from epsball.training.cross_entropy import Count, CrossEntropyTraining, NonNegative, accuracy, existing, logits_of
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from epsball.balls.ball import Ball
 from epsball.common.shapes import Batch
 from epsball.models.frozen import frozen, restored_buffers
-from epsball.problem.objective import finite_gradient
+from epsball.problem.gradients import finite_gradient
 from epsball.training.cross_entropy import CrossEntropyTraining, input_gradient, logits_of
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 
