@@ -250,9 +250,11 @@ def test_columns_are_found_by_type_or_name_and_listed_where_ambiguous(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, -1], "'target' holds -1 in row 1; -1 often means: not labelled; .*--label-column"),
-        ([2, -1], "'target' holds -1 in row 1; -1 often means: not labelled; .*--label-column"),
-        ([0, None], r"`label_column` must have every value, but 'target' lacks 1 of 2 \(first: row 1\)"),
+        ([0, -1], r"of 2 rows .* 1 cannot: row 1 of .*: its label in 'target' is -1, below 0: not labelled\?"),
+        ([2, -1], r"of 2 rows .* 1 cannot: row 1 of .*: its label in 'target' is -1, below 0: not labelled\?"),
+        ([-1, -1], "'target' holds -1 in row 0; -1 often means: not labelled; .*--label-column"),
+        ([0, None], "of 2 rows .* 1 cannot: row 1 of .*: its label in 'target' is missing"),
+        ([None, None], r"`label_column` must have every value, but 'target' lacks 2 of 2"),
         ([0.5, 1.0], "'target' holds 0.5 in row 0; name another with --label-column"),
     ],
 )

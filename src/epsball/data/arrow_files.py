@@ -24,15 +24,21 @@ DICTIONARY, ROWS = 2, 3
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """The table in an `.arrow` file, or stream. Raises `BadInput` for one that unpacks to too much."""
+    """The table in an `.arrow` file, or stream, mapped into memory. Raises `BadInput` where it unpacks to too much."""
     size = check_file(path)
-    with pa.OSFile(str(path)) as file:
-        begin = len(MARK) if file.read(len(MARK)) == MARK else 0
+    with pa.memory_map(str(path)) as file:
+        begin = 0 if is_stream(path) else len(MARK)
         file.seek(begin)
         check_unpacked(path, sum(_claims(file)), size)
         file.seek(begin)
         with pyarrow.ipc.open_stream(file) as stream:
             return stream.read_all()
+
+
+def is_stream(path: Path) -> bool:
+    """Whether it is a stream, and not a file."""
+    with open(path, "rb") as file:
+        return file.read(len(MARK)) != MARK
 
 
 def _claims(file: pa.NativeFile) -> Iterator[int]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
-from epsball.data.image_datasets import examples_of_split
+from epsball.data.image_datasets import of_split
 from epsball.data.tensors import tensor_of
 from epsball.models.preparation import Preparation
 
@@ -52,7 +52,7 @@ def examples_of(data: Any, preparation: Preparation | None = None) -> Examples:
     if library is not None and isinstance(data, getattr(library, "Dataset", ())):
         if data.format["type"] == "custom":  # a transform makes the rows
             return _of_dataset(data, None, None)
-        return examples_of_split(data, "a datasets.Dataset", lambda y: None, preparation=preparation)
+        return of_split(data, "a datasets.Dataset", lambda y: None, preparation=preparation).whole()
     if library is not None and isinstance(data, getattr(library, "IterableDataset", ())):
         raise BadInput(
             f"`data` must be {KINDS} with a known length, got a datasets.IterableDataset; write "

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from epsball.common.errors import BadInput
 
@@ -90,6 +90,18 @@ def targets(columns: pa.Table, column: str, argument: str = "target") -> Shaped[
     if not np.isfinite(found).all():
         raise BadInput(f"`{argument}` must be finite, but {column!r} holds infinity; drop those rows")
     return found
+
+
+def labels_of(columns: pa.Table, column: str) -> tuple[Shaped[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """As `targets`, for a column of labels that may lack some: the values, those of other rows where they are missing.
+
+    Raises `BadInput` where all are.
+    """
+    values = _decoded(columns[column])
+    missing = values.is_null(nan_is_null=True).to_numpy()
+    if not missing.all():
+        values = values.filter(pa.array(~missing)).take(pa.array(np.maximum(np.cumsum(~missing) - 1, 0)))
+    return targets(pa.table({column: values}), column, "label_column"), missing
 
 
 def is_numeric(column: pa.ChunkedArray) -> bool:

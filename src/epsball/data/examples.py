@@ -40,3 +40,7 @@ class Examples:
     def rows(self, index: Tensor | slice) -> Examples:
         """Some of the examples; they keep their ids."""
         return replace(self, x=self.x[index], y=self.y[index], ids=self.ids[index])
+
+    def whole(self) -> Examples:
+        """All of the examples: themselves, as they are in memory. Those that are read on demand have it, too."""
+        return self

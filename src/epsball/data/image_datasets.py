@@ -1,44 +1,36 @@
-"""What the library `datasets` reads: parquet files, image folders, names on the Hugging Face Hub.
+"""What the library `datasets` reads: parquet files, image folders, tars, names on the Hugging Face Hub.
 
-Images are read as bytes, decoded with Pillow into one uint8 array, and scaled by 1/255 to float32 in [0, 1]. What
-a model wants done to them, its preparation, comes before that, image by image: they may be of mixed sizes then. What
+It maps arrow files into memory. The labels are read at once, the images when they are asked for (`lazy_images`). What
 holds no images is a table (`table_examples`).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from epsball.common.checks import check_one_of
 from epsball.common.errors import BadInput
-from epsball.common.limits import check_data_folder, check_file, check_pixels
-from epsball.data.arrays import PIXEL, from_arrays
+from epsball.common.limits import check_data_folder
+from epsball.data.arrow_images import ArrowImages
 from epsball.data.examples import Examples
-from epsball.data.labels import class_indices
+from epsball.data.known_labels import known_labels
+from epsball.data.lazy_examples import digest
+from epsball.data.lazy_images import LazyImages, lazy_images
 from epsball.data.prepared import check_prepared
 from epsball.data.sampling import Take
 from epsball.models.preparation import Preparation
 
-log = logging.getLogger(__name__)
-
 IMAGE_NAMES = ("image", "img")
-LABEL_NAMES = ("label", "labels", "y", "fine_label")
+LABEL_NAMES = ("label", "labels", "y", "fine_label", "cls")
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 """The files that hold a table."""
 SHOWN = 12
 """So many configurations are in an error."""
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
-"""The formats of images that are opened. Pillow knows others that start a program (EPS), or are rarely read safely."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +42,8 @@ class Source:
     config: str | None = None
 
 
-def read_images(
-    source: Source,
-    take: Take,
-    image_column: str | None,
-    label_column: str | None,
-    preparation: Preparation | None = None,
-) -> Examples:
-    """The images of a split, as `load_data` describes them; only the rows that `take` takes are read."""
+def read_split(source: Source) -> Any:
+    """The `datasets.Dataset` that is a split of a folder, or of a name on the Hub."""
     datasets = hub_library()
 
     spec = source.spec
@@ -71,8 +57,27 @@ def read_images(
         if isinstance(error, ValueError):
             _check_config(source)
         raise BadInput(f"{_expected(spec)}: {error}") from error
-    data: Any = splits[check_one_of("split", source.split, map(str, splits))]
-    return examples_of_split(data, spec, take, image_column, label_column, preparation)
+    return splits[check_one_of("split", source.split, map(str, splits))]
+
+
+def read_files(kind: str, paths: Sequence[Path], name: str) -> Any:
+    """The `datasets.Dataset` in files of one kind: "parquet", or "webdataset" for tars."""
+    try:
+        with _no_progress_bars():
+            return hub_library().load_dataset(kind, data_files=[str(path) for path in paths], split="train")
+    except Exception as error:  # whatever its readers raise
+        why = " ".join(str(error.__cause__ or error).split())
+        raise BadInput(f"`data` must be {kind} that datasets reads, but {name!r} is not: {why}") from error
+
+
+def of_arrow(columns: Any, path: Path) -> Any:
+    """The `datasets.Dataset` of a table in an `.arrow` file, which is mapped into memory."""
+    from epsball.data.arrow_files import is_stream
+
+    library = hub_library()
+    if is_stream(path):  # what the library writes, and opens by its path in another process, too
+        return library.Dataset.from_file(str(path))
+    return library.Dataset(columns, fingerprint=digest(path.resolve(), path.stat().st_size))
 
 
 def hub_library() -> Any:
@@ -104,17 +109,18 @@ def _check_config(source: Source) -> None:
         )
 
 
-def examples_of_split(
+def of_split(
     data: Any,
     name: str,
     take: Take,
     image_column: str | None = None,
     label_column: str | None = None,
     preparation: Preparation | None = None,
-) -> Examples:
-    """The images, or else the table, of a `datasets.Dataset`, as `load_data` describes them."""
-    datasets = hub_library()
+) -> Examples | LazyImages:
+    """The images, or else the table, of a `datasets.Dataset`, as `load_data` describes them.
 
+    Of images, only the labels are read, and those images that say what all of them look like.
+    """
     features = data.features
     if image_column is None and not _image_columns(features):
         from epsball.data.table_examples import examples_of_table
@@ -126,33 +132,28 @@ def examples_of_split(
         return found
     image = _image_column(image_column, features)
     label = _label_column(label_column, features)
-    try:
-        with _no_progress_bars():
-            images = data.select_columns(image).cast_column(image, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise BadInput(
-            f"`image_column` must hold images, got {image!r} of type {features[image]}; name another with "
-            f"--image-column, of {', '.join(features)}"
-        ) from error
+    images = _encoded(data, image)
     if len(data) == 0:
         raise BadInput(f"`data` must hold at least one example, but {name!r} is empty; take another split")
-    from epsball.data.columns import targets
+    from epsball.data.columns import labels_of
 
-    column = data.select_columns(label).with_format("arrow")[:]
-    y, names = class_indices(targets(column, label, "label_column"), label)
-    names = getattr(features[label], "names", names)
-    rows = take(y)
-    if rows is not None:
-        images, y = images.select(rows), y[rows]
-    encoded = images.with_format("arrow")[:][image]
-    pixels, changed = _decode(_sources(encoded), range(len(y)) if rows is None else rows, name, preparation)
-    x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL)
-    if changed:
-        log.info("%d of %d images of %s were prepared for the model: %s", changed, len(x), name, preparation)
-        name = f"{name} ({preparation})"
-    examples = from_arrays(x, y, ids=rows, lo=0, hi=1, name=name, label_names=names)
-    return replace(examples, scale=PIXEL)
+    values, missing = labels_of(data.select_columns(label).with_format("arrow")[:], label)
+    labels = known_labels(values, label, missing, getattr(features[label], "names", None))
+    return lazy_images(ArrowImages(images, image), labels, name, take(labels.y), preparation)
+
+
+def _encoded(data: Any, image: str) -> Any:
+    """The column of the images alone, as their bytes."""
+    datasets = hub_library()
+
+    try:
+        with _no_progress_bars():
+            return data.select_columns(image).cast_column(image, datasets.Image(decode=False)).with_format("arrow")
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise BadInput(
+            f"`image_column` must hold images, got {image!r} of type {data.features[image]}; name another with "
+            f"--image-column, of {', '.join(data.features)}"
+        ) from error
 
 
 def _image_column(name: str | None, features: Any) -> str:
@@ -200,68 +201,6 @@ def _column(
     raise BadInput(
         f"`{argument}` {what} among the columns {', '.join(features)}; name it with --{argument.replace('_', '-')}"
     )
-
-
-def _sources(column: Any) -> Iterator[Any]:
-    """What Pillow can open, per row of an arrow column of {bytes, path}."""
-    for chunk in column.chunks:
-        for raw, path in zip(chunk.field("bytes"), chunk.field("path"), strict=True):
-            yield BytesIO(raw.as_buffer()) if raw.is_valid else path.as_py()
-
-
-def _decode(
-    sources: Iterable[Any], rows: Sequence[int] | np.ndarray, spec: str, preparation: Preparation | None
-) -> tuple[np.ndarray, int]:
-    """The images of the rows of that number as one uint8 array (n, H, W, C), and how many the preparation changed."""
-    images: Any = None
-    changed = 0
-    for place, (row, source) in enumerate(zip(rows, sources, strict=True)):
-        try:
-            pixels, differs = _pixels(source, preparation)
-        except Exception as error:  # broken files raise whatever the decoder stumbles over
-            raise BadInput(f"`data` must hold images that Pillow reads, but row {row} of {spec!r}: {error}") from error
-        changed += differs
-        if place == 0:
-            images = _empty(len(rows), pixels.shape)
-        if pixels.shape[:2] != images.shape[1:3]:
-            raise BadInput(
-                f"`data` must hold images of one size, but of {spec!r} row {rows[0]} is "
-                f"{images.shape[1]}x{images.shape[2]} and row {row} {pixels.shape[0]}x{pixels.shape[1]} (HxW); resize "
-                "them first"
-            )
-        if pixels.shape[2] > images.shape[3]:
-            images = np.repeat(images, 3, axis=3)  # the rows before were all grey
-        images[place] = pixels
-    return images, changed
-
-
-def _empty(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        return np.empty((count, *shape), np.uint8)
-    except (MemoryError, ValueError) as error:
-        raise BadInput(
-            f"`data` must fit into memory, but {count:,} images of {shape[0]}x{shape[1]} do not; take fewer, or resize"
-        ) from error
-
-
-def _pixels(source: Any, preparation: Preparation | None) -> tuple[np.ndarray, bool]:
-    """One image, prepared, as uint8 (H, W, C), C = 1 for a grey one, else 3; and whether the preparation changed it."""
-    from PIL import Image, ImageOps
-
-    if isinstance(source, str):
-        check_file(source)
-    with Image.open(source, formats=FORMATS) as image:
-        check_pixels(*image.size)
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"its pixels are {image.mode}, not 8 bits; save it as 8 bits")
-        if image.mode == "P":
-            image = image.convert("RGBA")
-        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-        image = image if image.mode == mode else image.convert(mode)
-        ready = image if preparation is None else preparation.applied(image)
-        pixels = np.asarray(ready)
-    return (pixels if pixels.ndim == 3 else pixels[:, :, None]), ready is not image
 
 
 def _refuse_typo(spec: str) -> None:

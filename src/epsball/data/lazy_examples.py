@@ -118,23 +118,36 @@ class LazyExamples(ABC):
         """The rows at the places `index`, all of them. Raises `BadInput` that names those that cannot be used."""
         at = torch.arange(len(self))[index]
         bad = self._bad_labels(at)
-        if bad:
-            raise BadInput(self._refusal(bad, len(at)))
-        x = self._empty(len(at))
-        labels, filled = [], 0
-        for part in at.split(self._rows_of(BLOCK)):
-            some, missing = self.read(part)
-            bad += missing
-            x[filled : filled + len(some)] = some.x
-            filled += len(some)
-            labels.append(some.y)
-        if bad:
-            raise BadInput(self._refusal(bad, len(at)))
-        return self._examples(x, torch.cat(labels) if labels else at, self.ids[at])
+        if not bad:
+            found, bad = self.collected(at)
+            if not bad:
+                return found
+        raise BadInput(self.refusal(bad, len(at)))
 
     def whole(self) -> Examples:
         """All rows, in memory. Raises `BadInput` that names those that cannot be used."""
         return self.rows(slice(None))
+
+    def collected(self, index: Tensor | slice) -> tuple[Examples, tuple[BadRow, ...]]:
+        """As `read`, for any number of rows: by blocks, into one tensor."""
+        at = torch.arange(len(self))[index]
+        x, y, ids = self._empty(len(at)), torch.empty_like(at), torch.empty_like(at)
+        bad: tuple[BadRow, ...] = ()
+        filled = 0
+        for part in at.split(self._rows_of(BLOCK)):
+            some, missing = self.read(part)
+            bad += missing
+            place = slice(filled, filled + len(some))
+            x[place], y[place], ids[place] = some.x, some.y, some.ids
+            filled += len(some)
+        return self._examples(x[:filled], y[:filled], ids[:filled]), bad
+
+    def refusal(self, bad: Sequence[BadRow], count: int) -> str:
+        """What is said where some of so many rows cannot be used."""
+        return (
+            f"`data` must hold rows that can be used, but of {count:,} rows of {self.name} {len(bad):,} cannot: "
+            f"{listed(bad)}; mend them, or leave them out of the data"
+        )
 
     def _rows_of(self, size: int) -> int:
         return max(1, size // (max(1, math.prod(self.shape)) * self.dtype.itemsize))
@@ -192,12 +205,6 @@ class LazyExamples(ABC):
                 yield place, f"it holds {'NaN' if math.isnan(low) else 'infinity'}"
             else:
                 yield place, f"its values are from {low:g} to {high:g}, outside of the box [{self.lo:g}, {self.hi:g}]"
-
-    def _refusal(self, bad: Sequence[BadRow], count: int) -> str:
-        return (
-            f"`data` must hold rows that can be used, but of {count:,} rows of {self.name} {len(bad):,} cannot: "
-            f"{listed(bad)}; mend them, or leave them out of the data"
-        )
 
 
 def listed(bad: Sequence[BadRow]) -> str:

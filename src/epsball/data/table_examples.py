@@ -129,7 +129,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(test(storage) for test in tests)
 
 
-def holds_bytes(columns: pa.Table) -> bool:
+def holds_bytes(schema: pa.Schema) -> bool:
     """Whether a column may hold images: their bytes, alone or beside a path."""
     tests = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for kind in columns.schema.types for test in tests)
+    return any(test(kind) for kind in schema.types for test in tests)

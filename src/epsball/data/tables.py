@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,10 +126,9 @@ def output_kind(path: Path, known: Iterable[str]) -> str:
 
 def read_columns(path: Path) -> pa.Table:
     """All columns of a `.csv`, `.tsv`, `.parquet` or `.arrow` file, as they are."""
-    try:
+    with _refusing(path):
         if path.suffix == ".parquet":
-            with pyarrow.parquet.ParquetFile(path) as table:
-                check_columns(path, table.metadata)
+            with _parquet(path) as table:
                 return table.read()
         if path.suffix == ".arrow":
             return read_arrow(path)
@@ -145,6 +145,26 @@ def read_columns(path: Path) -> pa.Table:
             ),
             convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
         )
+
+
+def parquet_schema(path: Path) -> pa.Schema:
+    """The names and types of the columns of a `.parquet` file, none of which is read."""
+    with _refusing(path), _parquet(path) as table:
+        return table.schema_arrow
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    with pyarrow.parquet.ParquetFile(path) as table:
+        check_columns(path, table.metadata)
+        yield table
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """With `BadInput` for what a reader raises."""
+    try:
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         raise BadInput(f"`data` must be a {path.suffix[1:]} table, but {str(path)!r} cannot be read: {why}") from error
