@@ -26,6 +26,7 @@ from epsball.cli.models import models
 from epsball.cli.report import report
 from epsball.cli.reproduce import reproduce
 from epsball.cli.serve import serve
+from epsball.cli.status import status
 from epsball.cli.train import train
 from epsball.cli.verify import verify
 from epsball.common.errors import BadInput
@@ -34,8 +35,8 @@ from epsball.common.version import __version__
 
 EXIT_CODES = {
     0: "done",
-    1: "a result that does not hold: robust accuracy below --fail-under or not to be relied on, or a run that does not "
-    "verify",
+    1: "a result that does not hold: robust accuracy below --fail-under or not to be relied on, a run that does not "
+    "verify, or is not finished (status)",
     2: "bad usage, or a file that cannot be read or written",
     70: "a crash: an error in your model, or in epsball",
     130: "interrupted",
@@ -57,6 +58,7 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
 )
 app.command(evaluate, config=fill)
+app.command(status)
 app.command(verify)
 app.command(compare)
 app.command(report)

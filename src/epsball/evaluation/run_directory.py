@@ -150,10 +150,7 @@ def load(path: Path) -> pa.Table:
             table = file.read()
         notes(table)
     except (OSError, ValueError, pa.ArrowException) as error:
-        why = str(error).partition("\n")[0]
-        raise BadInput(
-            f"{path} is missing or damaged ({why}); delete it and start the run again: only what it held is repeated"
-        ) from error
+        raise _damaged(path, error) from error
     for place, column in enumerate(table.columns):
         if isinstance(column.type, pa.BaseExtensionType):
             storage = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
@@ -166,9 +163,10 @@ def with_notes(table: pa.Table, notes: dict[str, Any]) -> pa.Table:
     return table.replace_schema_metadata({**(table.schema.metadata or {}), b"epsball": json.dumps(notes).encode()})
 
 
-def notes(table: pa.Table) -> dict[str, Any]:
-    """The notes in a table's metadata. Raises `ValueError` for what are none."""
-    found = parse_json((table.schema.metadata or {}).get(b"epsball", b"{}"))
+def notes(table: pa.Table | pa.Schema) -> dict[str, Any]:
+    """The notes in the metadata of a table, or of its schema. Raises `ValueError` for what are none."""
+    schema = table.schema if isinstance(table, pa.Table) else table
+    found = parse_json((schema.metadata or {}).get(b"epsball", b"{}"))
     if not isinstance(found, dict):
         raise BadInput(f"its notes are {type(found).__name__} and not named values")
     return found
@@ -177,6 +175,25 @@ def notes(table: pa.Table) -> dict[str, Any]:
 def stored(points: np.ndarray, valid: np.ndarray) -> pa.Array:
     """Points (m, *shape) as a column, null where there is none: images in 8 bits as PNG files, else nested lists."""
     return image_column(points, valid) if is_image(points) else nested(points, valid)
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes in a table's file, by its end alone: the columns are not read, nor is the checksum looked at.
+
+    Raises `BadInput` for a file that is missing, or no table.
+    """
+    try:
+        check_file(path)
+        return notes(pq.read_schema(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BadInput:
+    why = str(error).partition("\n")[0]
+    return BadInput(
+        f"{path} is missing or damaged ({why}); delete it and start the run again: only what it held is repeated"
+    )
 
 
 def nested(points: np.ndarray, valid: np.ndarray) -> pa.Array:
