@@ -12,12 +12,13 @@ from epsball.balls.ball import Ball
 from epsball.balls.registry import ball_of
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
+from epsball.data.lazy_examples import LazyExamples
 
 BEYOND = 2
 """A finite radius of so many diameters of the data's box is one in the units that the values had before division."""
 
 
-def ball_for(ball: Ball | str, data: Examples) -> Ball:
+def ball_for(ball: Ball | str, data: Examples | LazyExamples) -> Ball:
     """What a caller hands over as `ball`, in the box of the data on each side where it has none of its own.
 
     Raises `BadInput` where the values were divided when they were read (8-bit images by 255) and the ball is in their
@@ -39,7 +40,7 @@ def ball_for(ball: Ball | str, data: Examples) -> Ball:
     return ball
 
 
-def check_scale(ball: Ball, data: Examples) -> None:
+def check_scale(ball: Ball, data: Examples | LazyExamples) -> None:
     """Raise `BadInput` where the values of `data` were divided by its `scale`, and the ball's eps or box were not."""
     if data.scale == 1 or not len(data):
         return
@@ -55,7 +56,7 @@ def check_scale(ball: Ball, data: Examples) -> None:
     if "count" in ball.traits or not math.isfinite(data.hi - data.lo):
         return
     eps = torch.as_tensor(ball.eps, dtype=torch.float64)
-    diameter = ball.norm(torch.full_like(data.x[:1], data.hi - data.lo).double()).item()
+    diameter = ball.norm(torch.full((1, *data.shape), data.hi - data.lo, dtype=torch.float64)).item()
     if bool((eps[eps.isfinite()] >= BEYOND * diameter).any()):
         largest = float(eps[eps.isfinite()].max())
         raise BadInput(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool
@@ -60,10 +61,11 @@ class Finished(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known before a diagnosis: the finished evaluation, the number of the data's classes (0 where it is
-    not), and what the attacks were changed by."""
+    """What is known before a diagnosis: the finished evaluation, the labels of all examples where the task holds only
+    some, the number of the data's classes (0 where it is not known), and what the attacks were changed by."""
 
     evaluation: Finished | None = None
+    labels: np.ndarray | None = None
     classes: int = 0
     reaction: Reaction = field(default_factory=Reaction)
 
@@ -131,7 +133,7 @@ def run_diagnosis(
     batch_size: int,
     known: Known,
 ) -> Diagnosis | None:
-    """`diagnose` of checked arguments; `task` holds all examples in the order of their ids.
+    """`diagnose` of checked arguments; `task` holds the examples in the order of their ids, `n` or more if there are.
 
     Targets are ignored: the question is whether attacks can change the prediction. None for a model of labels.
     """
@@ -154,7 +156,8 @@ def run_diagnosis(
             if evaluation is not None and len(correct.task.x):
                 found += controls.of_searches(~_broken_rows(evaluation, correct.task, lambda attack: True))
         elif len(correct.task.x):
-            labelled = _labelled_classes(task.y, correct.logits.shape[1], known.classes)
+            labels = task.y if known.labels is None else torch.tensor(known.labels, device=task.y.device)
+            labelled = _labelled_classes(labels, correct.logits.shape[1], known.classes)
             found += controls.indicators(_broken_without_gradients(evaluation, correct.task, library_attacks), labelled)
     found.append(_of_binarization_test(None if evaluation is None else evaluation.binarization_test))
     protocol = () if evaluation is None else evaluation.config["protocol"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,20 +101,37 @@ def mode_of(model: Model) -> str:
     return "train" if any(getattr(module, "training", False) for module in modules) else "eval"
 
 
-def make_setup(
-    task: Task, examples: Examples, radii: tuple[float, ...] | None, clean: CleanPass, evaluator: Objective
-) -> Setup:
-    """What an evaluation of `task` understood; `examples` know box and names of the classes.
+@dataclass(frozen=True, eq=False)
+class AllExamples:
+    """What is known of all examples of a run, where a task holds some of them: their `ids` (n,), and their `labels`
+    (n,) in the same order, None where these are not known without reading them."""
 
-    `evaluator` asks the model; it counts the forward passes that the set-up takes.
+    ids: Tensor
+    labels: Tensor | None
+
+
+def make_setup(
+    task: Task,
+    examples: Examples,
+    every: AllExamples,
+    radii: tuple[float, ...] | None,
+    clean: CleanPass,
+    evaluator: Objective,
+) -> Setup:
+    """What an evaluation understood of `task`, which holds all or some of `every` example of it.
+
+    `examples` know box and names of the classes. `evaluator` asks the model; it counts the forward passes that the
+    set-up takes.
 
     `radii` are those of a curve, or None for the ball's own. Raises `BadInput` where the set-up is certainly wrong.
     """
     began = time.perf_counter()
     check_targets(task)
     outputs = clean.output.shape[1] if clean.output.is_floating_point() else 0
-    labels = label_facts(task.y, max(outputs, examples.classes))
+    labels = label_facts(task.y if every.labels is None else every.labels, max(outputs, examples.classes))
     data, ball = data_facts(task.x), ball_facts(task.ball, radii, task.x)
+    if len(every.ids) > len(task.x):
+        data = replace(data, n=len(every.ids), seen=len(task.x))
     seen = _valid(task, clean, labels.classes)
     facts = ModelFacts(
         sampled=len(clean.rows),
@@ -124,7 +141,7 @@ def make_setup(
         deterministic=clean.deterministic,
         independent=clean.independent,
     )
-    found = [*_of_data(task, examples, data, ball), *_of_labels(task, examples, labels, seen, evaluator.model)]
+    found = [*_of_data(task, examples, data, ball), *_of_labels(every, examples, labels, seen, evaluator.model)]
     if not any(one.name in NUMBERING for one in found):
         found += _of_inputs(task, seen, data, evaluator, labels.classes)
     found += _of_outputs(clean, task.y[clean.rows], facts)
@@ -175,9 +192,12 @@ def _of_data(task: Task, examples: Examples, data: DataFacts, ball: BallFacts) -
         )
 
 
-def _of_labels(task: Task, examples: Examples, labels: LabelFacts, seen: _Seen, model: Model) -> Iterator[Finding]:
+def _of_labels(
+    every: AllExamples, examples: Examples, labels: LabelFacts, seen: _Seen, model: Model
+) -> Iterator[Finding]:
     names = examples.label_names
-    yield from class_findings(task.y, examples.ids, labels.classes if names is None else len(names), names)
+    if every.labels is not None:
+        yield from class_findings(every.labels, every.ids, labels.classes if names is None else len(names), names)
     if not len(seen.y):
         return
     arguments = seen.y, seen.predicted, labels.classes, names

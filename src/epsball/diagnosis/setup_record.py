@@ -38,7 +38,8 @@ class DataFacts(Record):
     """The examples: `shape` of one, `dtype`, the range [`low`, `high`] of all values.
 
     `levels` counts the equally spaced values that a sample is on (8-bit images: at most 256), and `step` is their
-    distance; None where values are not on such a grid. `image` says whether the examples are plainly images.
+    distance; None where values are not on such a grid. `image` says whether the examples are plainly images. Of lazy
+    data `seen` examples were looked at for it, None where all `n` were.
     """
 
     n: int
@@ -49,6 +50,7 @@ class DataFacts(Record):
     step: float | None
     levels: int | None
     image: bool
+    seen: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ class Setup(RunRecord):
             box = "no box"
         elif {"lo", "hi"} & set(ball.varies):
             box = f"boxes in [{ball.lo:.4g}, {ball.hi:.4g}]"
-        return f"x {data.dtype} in [{data.low:.4g}, {data.high:.4g}]{levels}; {box}"
+        seen = "" if data.seen is None else f" in {data.seen:,} of {data.n:,} examples"
+        return f"x {data.dtype} in [{data.low:.4g}, {data.high:.4g}]{levels}{seen}; {box}"
 
     def _of_radius(self) -> str:
         ball = self.ball

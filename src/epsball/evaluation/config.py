@@ -5,7 +5,7 @@ It needs no torch, so that the command line shows its help at once.
 
 from typing import Annotated, Any, Literal
 
-from epsball.common.checks import check_distinct, check_whole
+from epsball.common.checks import check_at_least, check_distinct, check_whole
 from epsball.common.config import Config, Rule
 from epsball.common.errors import BadInput
 
@@ -46,7 +46,14 @@ class EvaluationConfig(Config):
         Examples of one model call. Sizes of 32 or more give the same records to the last bit, on CPU; smaller ones may
         round differently.
     shard_size
-        Examples of a shard, the unit that a resumed run does not repeat.
+        Examples of a shard, the unit that a resumed run does not repeat. Default: as many as `shard_bytes` hold, at
+        most 1,024.
+    shard_bytes
+        Bytes of a shard's examples, where `shard_size` is not given: 64 MiB; 8-bit images take a byte a value, other
+        data what their dtype takes.
+    on_bad
+        What becomes of rows of lazy data that cannot be used (a broken image, a label out of range): stop the run, or
+        skip them, which lists each with its name in the result.
     binarization_test
         Hide adversarial examples in the balls of so many examples and count how many the attacks find (Zimmermann et
         al. 2022): attacks that miss them are too weak for this model.
@@ -63,6 +70,12 @@ class EvaluationConfig(Config):
         Compile the accelerated network with torch.compile, too: it takes a minute or more once, for long runs.
     draft
         On a GPU: run each attack that takes gradients in bf16 first, then in full precision on what is still robust.
+    workers
+        Run so many shards at a time, each in a process of its own, by Ray. Default: all in this process.
+    gpus_per_worker
+        GPUs of a worker process, also parts of one: 0.5.
+    ray
+        The address of a running Ray cluster for the workers, such as auto or ray://head:10001. Default: this machine.
     """
 
     eps: tuple[float | str, ...] | None = None
@@ -71,19 +84,26 @@ class EvaluationConfig(Config):
     storage: Literal["float", "8bit"] = "float"
     seed: int = 0
     batch_size: Annotated[int, Rule(check_whole, 1)] = 128
-    shard_size: Annotated[int, Rule(check_whole, 1)] = 1024
+    shard_size: Annotated[int | None, Rule(check_whole, 1)] = None
+    shard_bytes: Annotated[int, Rule(check_whole, 1)] = 64 << 20
+    on_bad: Literal["stop", "skip"] = "stop"
     binarization_test: Annotated[int, Rule(check_whole, 0, COUNT)] = 0
     diagnose: Annotated[int | None, Rule(check_whole, 0, COUNT)] = None
     convergence: Annotated[int, Rule(check_whole, 0, COUNT)] = 32
     accelerate: bool | None = None
     compile: bool = False
     draft: Literal["bf16"] | None = None
+    workers: Annotated[int | None, Rule(check_whole, 1, "leave it out for one process")] = None
+    gpus_per_worker: Annotated[float, Rule(check_at_least, 0)] = 0.0
+    ray: str | None = None
 
     def check(self) -> None:
         if self.eps is not None:
             if not self.eps:
                 raise BadInput("`eps` must be distinct radii, at least one, got none; or leave it out")
             check_distinct("eps", self.radii or ())
+        if self.workers is None and (self.ray is not None or self.gpus_per_worker):
+            raise BadInput("`workers` must be given with `ray` and `gpus_per_worker`: how many shards run at a time?")
         if not self.min_norm:
             return
         if self.eot > 1:

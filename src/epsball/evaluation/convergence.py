@@ -63,13 +63,14 @@ def _looks(plan: EvaluationPlan, found: Evaluation, requested: int) -> Convergen
     else:
         far = np.full(len(found), np.inf)
         targets = [(eps, rows, far) for eps, rows in zip(found.config["radii"], found.not_broken(), strict=True)]
+    ids_of_run = found.records["id"].to_numpy()
     most = max(requested // len(targets), min(FEWEST, requested))
     for eps, rows, known in targets:
         sample = _sample(np.flatnonzero(rows), most, plan.settings.seed)
         stages = [stage for stage in plan.stages if (stage.minimises if plan.min_norm else stage.eps == eps)]
         stages = [stage for stage in stages if _searches(stage.attack)]
-        broken, cost = _search(plan, stages, sample, known[sample])
-        ids = plan.task.noise.ids[torch.from_numpy(sample[broken])].tolist()
+        broken, cost = _search(plan, stages, ids_of_run[sample], known[sample])
+        ids = ids_of_run[sample[broken]].tolist()
         looks.append(Look(eps, int(rows.sum()), len(sample), len(ids), tuple(ids)))
         queries += cost
     return Convergence(tuple(looks), plan.min_norm, requested, queries, time.perf_counter() - began)
@@ -81,22 +82,22 @@ def _sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def _search(
-    plan: EvaluationPlan, stages: list[PlannedStage], sample: np.ndarray, known: np.ndarray
+    plan: EvaluationPlan, stages: list[PlannedStage], ids: np.ndarray, known: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """Which rows of the sample the stages' attacks break with twice the queries, (m,), and how many they made."""
-    broken, queries = np.zeros(len(sample), dtype=bool), 0
-    spent = np.zeros(len(sample), dtype=np.int64)
-    if not len(sample):
+    """Which of the examples with these ids the attacks break with twice the queries, (m,), and how many they made."""
+    broken, queries = np.zeros(len(ids), dtype=bool), 0
+    spent = np.zeros(len(ids), dtype=np.int64)
+    if not len(ids):
         return broken, queries
-    task = _task(plan, sample)
+    task = _task(plan, ids)
     with _doubled_budget(plan.black_box):
         for stage in stages:
             assert isinstance(stage.attack, Attack)
             again = replace(stage, attack=stage.attack.with_queries(2 * stage.attack.queries))
             rows = np.flatnonzero(~broken)
-            ball = plan.task.ball if stage.eps is None else plan.task.ball.with_eps(stage.eps)
             part = task.rows(torch.from_numpy(rows).to(task.x.device))
-            part = replace(part, ball=ball.bind(plan.task.x).rows(torch.from_numpy(sample[rows]).to(task.x.device)))
+            if stage.eps is not None:
+                part = replace(part, ball=part.ball.with_eps(stage.eps).bind(part.x))
             attack = AttackStage(plan, again, plan.objective(again), part, known[rows], spent[rows])
             table = attack.run(lambda broken: None)
             spent[rows] += table["queries"].to_numpy()
@@ -107,9 +108,9 @@ def _search(
     return broken, queries
 
 
-def _task(plan: EvaluationPlan, sample: np.ndarray) -> Task:
-    """The task of the sample, with other random numbers than the run's and the logits of the examples."""
-    task = plan.task.rows(torch.from_numpy(sample).to(plan.task.x.device))
+def _task(plan: EvaluationPlan, ids: np.ndarray) -> Task:
+    """The task of a sample, with other random numbers than the run's and the logits of the examples."""
+    task = plan.rows.at(plan.rows.places_of(ids))
     task = replace(task, noise=replace(task.noise, seed=plan.settings.seed + 1), warm_start=None)
     with plan.evaluator() as evaluator:
         output = forward_rows(evaluator, task, task.x, plan.batch_size)

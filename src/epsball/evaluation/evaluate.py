@@ -10,14 +10,14 @@ stages are the units of work that a resumed run does not repeat.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Int64
@@ -29,12 +29,12 @@ from epsball.balls.ball import Ball
 from epsball.balls.ball_file import save_ball
 from epsball.balls.registry import ball_of
 from epsball.common.errors import BadInput
-from epsball.data.box import check_scale
+from epsball.data.box import ball_for, check_scale
 from epsball.data.examples import Examples
+from epsball.data.lazy_examples import LazyExamples
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.binarization_test import run_binarization_test
 from epsball.diagnosis.setup import SAID_ELSEWHERE, mode_of
-from epsball.diagnosis.setup_data import check_units
 from epsball.diagnosis.setup_record import Setup, SetupWarning
 from epsball.engine.batches import forward_rows
 from epsball.engine.default_attacks import answers, default_attacks
@@ -46,13 +46,18 @@ from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan,
 from epsball.evaluation.point_storage import Kind
 from epsball.evaluation.preflight import diagnosis_of, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
+from epsball.evaluation.rows import rows_of
 from epsball.evaluation.run_directory import RunDir
-from epsball.evaluation.shard import PROBED, Shard
+from epsball.evaluation.shard import PROBED, Shard, check_same_rows
+from epsball.evaluation.stage_tables import StageTables
 from epsball.models.frozen import frozen
 from epsball.models.given import as_model
-from epsball.problem.inputs import inputs_for
+from epsball.problem.inputs import data_for, examples_for
 from epsball.problem.objective import Model, SearchWarning, Success, changes_prediction
 from epsball.problem.task import AWAY
+
+SPARE = 2
+"""So many times the examples that a binarization test asks for are read: of a stochastic model some are wrong now."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,19 @@ def evaluate(
     accelerate: bool | AccelerationPlan | None = None,
     compile: bool = False,
     draft: Precision | None = None,
-    shard_size: int = 1024,
+    shard_size: int | None = None,
+    shard_bytes: int = 64 << 20,
+    on_bad: Literal["stop", "skip"] = "stop",
+    workers: int | None = None,
+    gpus_per_worker: float = 0.0,
+    ray: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` in `ball`: per example the worst case over all `attacks`, re-verified.
 
     `model` is a torch module, or a callable x -> logits; `data` are Examples, (x, y) with x (n, *shape) in the units of
-    the ball and y (n,), or whatever else `epsball.data.examples_of` takes: a Dataset, a DataLoader. `ball` may be text,
+    the ball and y (n,), or whatever else `epsball.data.examples_of` takes: a Dataset, a DataLoader, an image folder
+    by `epsball.open_data`, whose rows are read shard by shard, so that any number of them fits. `ball` may be text,
     "linf:8/255"; where it has no box it is in that of the Examples (0 to 1 for images by name and uint8). x goes to the
     device and the dtype of the model's parameters. `attacks` are run in order, each on the examples that are robust so
     far: by name ("pgd", "pgd:steps=100"), as objects, as callables (model, x, y, ball) -> x_adv, or as protocols of
@@ -148,6 +159,11 @@ def evaluate(
         seed=index(seed),
         batch_size=batch_size,
         shard_size=shard_size,
+        shard_bytes=shard_bytes,
+        on_bad=on_bad,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        ray=ray,
         binarization_test=binarization_test,
         diagnose=diagnose,
         convergence=convergence,
@@ -161,16 +177,19 @@ def evaluate(
             "example"
         )
     ball = unbounded(ball_of(ball)) if min_norm else ball_of(ball)
-    model, examples, ball = inputs_for(model, data, ball)
+    model = as_model(model)
+    data = data_for(model, data)
+    ball = ball_for(ball, data)
+    data = data if isinstance(data, LazyExamples) else examples_for(model, data, ball)
     source = None if source is None else as_model(source, "source")
     if settings.radii is not None:
-        check_scale(ball.with_eps(settings.radii[-1]), examples)
-    check_draft(draft, examples.x.device)
+        check_scale(ball.with_eps(settings.radii[-1]), data)
+    rows = rows_of(model, data, ball, settings, target)
+    check_draft(draft, rows.first.x.device)
     if attacks is None:
         seen = model if source is None else source
-        attacks = default_attacks(ball, answers(seen, examples.x), min_norm=min_norm)
-    inputs = EvaluationInputs(model, examples, ball, attacks, source, target, success)
-    check_units(examples.x, ball)
+        attacks = default_attacks(ball, answers(seen, rows.first.x), min_norm=min_norm)
+    inputs = EvaluationInputs(model, rows, ball, attacks, source, success)
     mode = mode_of(model)
     reaction, probe_forwards = reaction_to(inputs, settings, run_dir)
     plan = replace(make_plan(inputs, settings, reaction), probe_forwards=probe_forwards)
@@ -178,19 +197,21 @@ def evaluate(
     with ExitStack() as stack:
         directory = stack.enter_context(RunDir(run_dir, plan.record)) if run_dir is not None else None
         if directory is not None:
-            save_ball(plan.task.ball, directory.ball)
+            save_ball(plan.rows.ball, directory.ball)
+        tables = StageTables.of_run(None if directory is None else directory.path, in_files=rows.portable)
         stack.enter_context(frozen(model))
         if source is not None:
             stack.enter_context(frozen(source))
         on_progress = on_progress or (lambda progress: None)
-        memory: dict[tuple[int, str], pa.Table] = {}
-        setup = setup_of(plan, examples, mode, directory, memory)
-        on_progress(Progress("", 0, 0, len(examples), setup))
+        _check_same_model(plan, tables)
+        setup = setup_of(plan, mode, directory, tables)
+        on_progress(Progress("", 0, 0, len(rows), setup))
         for finding in setup.warnings:
             if finding.name not in SAID_ELSEWHERE:
                 warnings.warn(finding.text, SetupWarning, stacklevel=2)
-        found = _run_shards(plan, directory, memory, on_progress)
-        found = replace(found, setup=setup, binarization_test=_binarization_test(plan, directory))
+        found = _run_shards(plan, plan.record if directory is None else directory.config, tables, on_progress)
+        found = replace(found, setup=setup)
+        found = replace(found, binarization_test=_binarization_test(plan, directory, found))
         found = replace(found, diagnosis=diagnosis_of(plan, directory, found))
         found = replace(found, convergence=convergence_of(plan, directory, found))
     if found.budget_sentence is not None:
@@ -201,62 +222,87 @@ def evaluate(
 
 
 def _run_shards(
-    plan: EvaluationPlan,
-    directory: RunDir | None,
-    memory: dict[tuple[int, str], pa.Table],
-    on_progress: OnProgress,
+    plan: EvaluationPlan, config: dict[str, Any], tables: StageTables, on_progress: OnProgress
 ) -> Evaluation:
-    """Run the shards that are not finished on disk, in the order of the ids, and gather their records and stages."""
-    n, robust = len(plan.task.x), 0
-    records: list[pa.Table] = []
+    """Run the shards that are not finished yet, and gather the records and stages of all in the order of the ids."""
+    rows = plan.rows
+    records = [tables.records(shard) for shard in range(rows.shards)]
+    robust = sum(_robust(table) for table in records if table is not None)
+    done = sum(len(rows.places(shard)) for shard, table in enumerate(records) if table is not None)
+    unfinished = [shard for shard, table in enumerate(records) if table is None]
+
+    def report(stage: str, more: int) -> None:
+        on_progress(Progress(stage, done, robust + more, len(rows)))
+
+    for shard, table in _made(plan, tables, unfinished, report):
+        tables.keep_records(shard, table)
+        records[shard] = table
+        robust, done = robust + _robust(table), done + len(rows.places(shard))
+        report("", 0)
+    return gathered(config, [table for table in records if table is not None], tables)
+
+
+def _robust(records: pa.Table) -> int:
+    return int((records["status"].to_numpy(zero_copy_only=False) == "robust").sum())
+
+
+def _made(
+    plan: EvaluationPlan, tables: StageTables, shards: Sequence[int], report: Callable[[str, int], None]
+) -> Iterator[tuple[int, pa.Table]]:
+    """The records of these shards, as they are finished, by workers or here; their stages are in `tables`.
+
+    `report` is told of a stage and the examples that are robust so far in the shards that are not finished.
+    """
+    settings = plan.settings
+    if settings.workers is not None and shards:
+        from epsball.evaluation.workers import Workers, run_on_workers
+
+        workers = Workers(settings.workers, settings.gpus_per_worker, settings.ray)
+        yield from run_on_workers(plan, tables, shards, workers, report)
+        return
     objectives = [plan.objective(stage) for stage in plan.stages]
-    if directory is not None and directory.stage(0, "clean").exists():
-        _check_same_model(plan, run_directory.load(directory.stage(0, "clean")))
-    for number, start in enumerate(range(0, n, plan.settings.shard_size)):
-        end = min(start + plan.settings.shard_size, n)
-        finished = None if directory is None else directory.finished(number)
-        if finished is None:
-            rows = plan.task.rows(torch.arange(start, end, device=plan.task.x.device))
-            shard = Shard(plan, number, rows, objectives, directory, memory)
-            finished = shard.run(partial(_report, on_progress, Progress("", start, robust, n)))
-            if directory is not None:
-                run_directory.save(directory.records(number), finished)
-        records.append(finished)
-        robust += int((finished["status"].to_numpy(zero_copy_only=False) == "robust").sum())
-        on_progress(Progress("", end, robust, n))
-    if directory is None:
-        return gathered(plan.record, records, lambda number, name: memory[number, name])
-    return gathered(directory.config, records, lambda number, name: run_directory.load(directory.stage(number, name)))
+    for part in plan.rows.parts(shards):
+        yield part.number, Shard(plan, part.number, part.task, part.bad, objectives, tables).run(report)
 
 
-def _report(on_progress: OnProgress, before: Progress, stage: str, robust: int) -> None:
-    on_progress(replace(before, stage=stage, robust=before.robust + robust))
-
-
-def _binarization_test(plan: EvaluationPlan, directory: RunDir | None) -> BinarizationTest | None:
+def _binarization_test(plan: EvaluationPlan, directory: RunDir | None, found: Evaluation) -> BinarizationTest | None:
     """The binarization test at the largest radius: the one that the run's directory holds, or made now."""
     n = plan.settings.binarization_test
     before = None if directory is None else BinarizationTest.kept(directory.path)
     if not n or (before is not None and before.requested == n):
         return before
-    away = torch.full_like(plan.task.y, AWAY)  # what is planted is another class, whatever the run's target is
-    task = replace(plan.task, target=away, aim=away)  # its ball is that of the largest radius
+    clean = found.records["clean_prediction"].to_numpy(zero_copy_only=False)  # not a number where there was none
+    correct = np.flatnonzero(clean == found.records["label"].to_numpy())
+    few = correct[: SPARE * n] if len(correct) else np.arange(min(n, len(found)))
+    task = plan.rows.at(plan.rows.places_of(found.records["id"].to_numpy()[few]))
+    away = torch.full_like(task.y, AWAY)  # what is planted is another class, whatever the run's target is
+    task = replace(task, target=away, aim=away)  # its ball is that of the largest radius
     last = plan.stages[-1].eps
     attacks = [(stage.label, stage.attack) for stage in plan.stages if stage.eps == last and not stage.draft]
-    found = run_binarization_test(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size)
+    made = run_binarization_test(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size)
     if directory is not None:
-        found.keep(directory.path)
-    return found
+        made.keep(directory.path)
+    return made
 
 
-def _check_same_model(plan: EvaluationPlan, clean: pa.Table) -> None:
-    """Refuse to resume with a model that answers differently: its fingerprint does not see all that it is made of."""
+def _check_same_model(plan: EvaluationPlan, tables: StageTables) -> None:
+    """Refuse to resume with a model that answers differently, or with other data, as far as the first rows tell.
+
+    A fingerprint does not see all that a model is made of.
+    """
+    if not tables.has(0, "clean"):
+        return
+    clean, first = tables.stage(0, "clean"), plan.rows.first
+    few = min(PROBED, len(clean), len(first.x))
+    if not few:
+        return
+    rows = first.rows(torch.arange(few, device=first.x.device))
+    check_same_rows(rows, clean.slice(0, few), 0)
     if "logits" not in clean.column_names or plan.eot > 1:  # the logits of a stochastic model are never the same
         return
     with plan.evaluator() as evaluator:
-        x = plan.task.x[: min(PROBED, len(clean))]
-        now = forward_rows(evaluator, plan.task, x, plan.batch_size).cpu()
-    before = torch.tensor(run_directory.points(clean["logits"], (-1,))[: len(now)])
+        now = forward_rows(evaluator, rows, rows.x, plan.batch_size).cpu()
+    before = torch.tensor(run_directory.points(clean["logits"], (-1,))[:few])
     if now.shape != before.shape or not torch.allclose(now.to(before), before, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise BadInput(
             "`run_dir` holds a run with another `model`: its first logits are not those of this one; resume with the "

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from epsball.acceleration.accelerate import Accelerated
@@ -26,8 +25,6 @@ from epsball.balls.registry import BALLS
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
-from epsball.data.examples import Examples
-from epsball.data.labels import labels
 from epsball.diagnosis.reaction import Reaction
 from epsball.engine.batches import padded_size
 from epsball.engine.queue import SuccessCheck
@@ -36,18 +33,20 @@ from epsball.engine.user_attack import UserAttack
 from epsball.evaluation.acceleration_policy import accelerated
 from epsball.evaluation.config import EvaluationConfig
 from epsball.evaluation.point_storage import Storage
+from epsball.evaluation.rows import Rows
 from epsball.evaluation.run_directory import read_config
 from epsball.models.black_box import BlackBox
 from epsball.problem.black_box_objective import objective_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
 from epsball.problem.row_limit import RowLimit
-from epsball.problem.task import Task, task_of
 
 log = logging.getLogger(__name__)
 
 CHUNK = 1024
 """Examples that are compared with the 256 levels at a time."""
+SAID_OTHERWISE = frozenset({"eps", "shard_bytes", "shard_size"})
+"""Settings that a record holds as what became of them: "radii", "shard_size"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +54,16 @@ class EvaluationInputs:
     """What is evaluated, as the caller handed it over: objects, where `EvaluationConfig` holds plain values."""
 
     model: Model
-    examples: Examples
+    rows: Rows
     ball: Ball
     attacks: Asked | Sequence[Asked]
     source: Model | None = None
-    target: Int64[Tensor, " n"] | int | None = None
     success: Success = changes_prediction
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan:
-    """The checked inputs of an evaluation: its examples in the order of their ids, and the stages that are to come.
+    """The checked inputs of an evaluation: its examples (`rows`), and the stages that are to come.
 
     `record` is what `config.json` says and a resumed run is compared with; `eot` is that of the settings, or more where
     a protocol reacts to a stochastic model; `probe_forwards` the model calls of the probe that it reacts to.
@@ -76,7 +74,7 @@ class EvaluationPlan:
     model: Model
     source: Model | None
     success: Success
-    task: Task
+    rows: Rows
     attacks: tuple[Attack | UserAttack, ...]
     stages: tuple[PlannedStage, ...]
     settings: EvaluationConfig
@@ -177,63 +175,50 @@ def own_radius(ball: Ball) -> float | None:
 
 def make_plan(inputs: EvaluationInputs, settings: EvaluationConfig, reaction: Reaction) -> EvaluationPlan:
     """The plan of an evaluation. Raises `BadInput` for inputs that do not fit each other or the settings."""
-    examples, ball = inputs.examples, inputs.ball
-    pairs, stages = attacks_and_stages(settings, inputs.attacks, ball, reaction)
-    radii = settings.radii
-    if radii is not None and not settings.min_norm:
-        ball = ball.with_eps(radii[-1])
+    rows, radii = inputs.rows, settings.radii
+    pairs, stages = attacks_and_stages(settings, inputs.attacks, inputs.ball, reaction)
     callables = [name for name, attack in pairs if isinstance(attack, UserAttack)]
-    if inputs.target is not None and callables:
+    if rows.has_target and callables:
         raise BadInput(f"`target` must be left out with {callables[0]}: a callable has no parameter for it")
     if inputs.source is not None and not callable(inputs.source):
         raise BadInput(f"`source` must be a model, callable, x -> logits, got {type(inputs.source).__name__}")
-    if not len(examples):
-        raise BadInput("`data` must hold at least one example, got none; look at its split and limit")
-    order = examples.ids.argsort(stable=True)
-    if len(examples.ids.unique()) < len(order):
-        raise BadInput("`ids` must be distinct, got some twice; number the rows of the unshuffled data")
-    target = None if inputs.target is None else labels("target", inputs.target, examples.x)[order]
-    bound = ball.bind(examples.x).rows(order)
-    ids, seed = examples.ids[order], settings.seed
-    task = task_of(examples.x[order], examples.y[order], bound, target=target, ids=ids, seed=seed)
     plan = EvaluationPlan(
         model=inputs.model,
         source=inputs.source,
         success=inputs.success,
-        task=task,
+        rows=rows,
         attacks=tuple(attack for _, attack in pairs),
         stages=stages,
         settings=settings,
-        storage=_storage(settings.storage, bound, task.x),
+        storage=_storage(settings.storage, rows),
         record={},
-        classes=examples.classes,
+        classes=rows.examples.classes,
         eot=max(settings.eot, reaction.eot),
         limit=RowLimit(padded_size(settings.batch_size, settings.batch_size)),
     )
     record = _record(plan, inputs, reaction) | {
-        "ball": describe_ball(bound),
-        "radii": list(radii) if radii else [own_radius(ball)],
-        "target": None if target is None else fingerprint.of_tensors(target),
+        "ball": describe_ball(rows.ball),
+        "radii": list(radii) if radii else [own_radius(inputs.ball)],
+        "target": None if not rows.has_target else fingerprint.of_tensors(rows.all_targets),
     }
     return replace(plan, record=json.loads(json.dumps(record)))
 
 
 def _record(plan: EvaluationPlan, inputs: EvaluationInputs, reaction: Reaction) -> dict[str, Any]:
     """What `config.json` says of a plan, but for its ball, radii and target."""
-    task, examples, threads = plan.task, inputs.examples, torch.get_num_threads()
-    settings = plan.settings.to_record()
-    del settings["eps"]  # "radii" says it
+    rows, examples, threads = plan.rows, plan.rows.examples, torch.get_num_threads()
+    settings = {name: value for name, value in plan.settings.to_record().items() if name not in SAID_OTHERWISE}
     return settings | {
+        "shard_size": rows.shard_size,
         "epsball": __version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}",
         "data": {
             "name": examples.name,
-            "n": len(task.x),
-            "shape": list(task.x.shape[1:]),
+            "n": len(rows),
+            "shape": list(examples.shape),
             "dtype": plan.storage.dtype,
-            "digest": fingerprint.of_tensors(task.x, task.y, task.noise.ids),
-            "labels": fingerprint.of_tensors(task.y, task.noise.ids),
+            **rows.identity(),
             "class_names": None if examples.label_names is None else list(examples.label_names),
         },
         "model": fingerprint.of_model(plan.model),
@@ -268,7 +253,7 @@ def with_acceleration(
         requested = False if requested is None and record is None else requested
     made = accelerated(
         plan.model if plan.source is None else plan.source,
-        plan.task,
+        plan.rows.first,
         plan.attacks,
         requested=requested,
         compile=plan.settings.compile,
@@ -279,8 +264,9 @@ def with_acceleration(
     return replace(plan, accelerated=None if made is None or made.plan.rewriting == "none" else made)
 
 
-def _storage(kind: str, ball: Ball, x: Tensor) -> Storage:
-    """How the adversarial examples of a run on `x` in the bound `ball` are stored."""
+def _storage(kind: str, rows: Rows) -> Storage:
+    """How the adversarial examples of a run are stored, by the examples that are known before it."""
+    ball, x = rows.ball, rows.first.x
     lo, hi = (None if isinstance(side, Tensor) else float(side) for side in (ball.lo, ball.hi))
     dtype = str(x.dtype).removeprefix("torch.")
     storage = Storage.chosen(kind, dtype, lo, hi, map(numbers, x.split(CHUNK)))

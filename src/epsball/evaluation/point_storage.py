@@ -141,8 +141,8 @@ class Storage:
         return towards(z, x, self.table) if self.x_adv == "8bit" else z
 
     def keep_x(self, x: np.ndarray) -> np.ndarray:
-        """Examples as they are stored, without loss."""
-        return self._rounded(x) if self.x == "8bit" else x
+        """Examples as they are stored, without loss: those of lazy data may turn out to be off the levels."""
+        return self._rounded(x) if self.x == "8bit" and self.exact(x) else x
 
     def read(self, stored: np.ndarray) -> np.ndarray:
         """The points that stored numbers stand for: the one place where bytes are decoded."""

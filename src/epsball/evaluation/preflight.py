@@ -6,16 +6,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from epsball.common.errors import BadInput
-from epsball.data.examples import Examples
 from epsball.diagnosis.diagnose import Known, probe, run_diagnosis, with_binarization_test
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.reaction import Reaction, react
-from epsball.diagnosis.setup import CleanPass, check_targets, make_setup
+from epsball.diagnosis.setup import AllExamples, CleanPass, check_targets, make_setup
 from epsball.diagnosis.setup_record import Setup
 from epsball.engine.batches import forward_rows
 from epsball.engine.stages import listed
@@ -25,6 +23,7 @@ from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import RunDir, read_config
 from epsball.evaluation.shard import Shard
+from epsball.evaluation.stage_tables import StageTables
 from epsball.models.black_box import BlackBox
 from epsball.problem.objective import Objective
 from epsball.problem.rows import ROWS, rows_independent
@@ -60,20 +59,14 @@ def reaction_to(
         return Reaction.from_record(read_config(Path(run_dir)).get("reaction") or {}), 0
     options = {"seed": settings.seed, "eot": settings.eot, "batch_size": settings.batch_size}
     try:
-        found = probe(inputs.model, inputs.examples, inputs.ball, n=PROBED, **options)
+        found = probe(inputs.model, inputs.rows.examples, inputs.ball, n=PROBED, **options)
     except (BadInput, RuntimeError, ValueError, TypeError) as error:  # the run itself raises it
         log.info("no probe before the attacks: %s", error)
         return Reaction(), 0
     return react(found, inputs.ball, settings.eot), found.forwards
 
 
-def setup_of(
-    plan: EvaluationPlan,
-    examples: Examples,
-    mode: str,
-    directory: RunDir | None,
-    memory: dict[tuple[int, str], pa.Table],
-) -> Setup:
+def setup_of(plan: EvaluationPlan, mode: str, directory: RunDir | None, tables: StageTables) -> Setup:
     """The set-up of the run: the one that its directory holds, or made now, from the clean pass of the first shard.
 
     Where that has not all classes (the data are sorted), `SAMPLED` examples spread over all are asked instead. `mode`
@@ -82,25 +75,29 @@ def setup_of(
     before = None if directory is None else Setup.kept(directory.path)
     if before is not None:
         return before
-    check_targets(plan.task)
-    y, n = plan.task.y, len(plan.task.y)
-    rows = torch.arange(min(n, plan.settings.shard_size), device=y.device)
-    first = Shard(plan, 0, plan.task.rows(rows), [], directory, memory)
-    table = first.stage("clean", first.clean)
+    first = plan.rows.part(0)
+    shard = Shard(plan, 0, first.task, first.bad, [], tables)
+    table = tables.kept(0, "clean", shard.clean)
     notes = run_directory.notes(table)
+    seen = plan.rows.sample()
+    check_targets(seen)
+    labels = plan.rows.all_labels
+    rows = torch.arange(min(len(first.task.x), len(seen.x)), device=seen.y.device)
     with plan.evaluator() as evaluator:
-        if len(y[rows].unique()) < len(y.unique()):
-            rows = torch.linspace(0, n - 1, SAMPLED, device=y.device).long().unique()
-            output = forward_rows(evaluator, plan.task.rows(rows), plan.task.x[rows], plan.batch_size)
+        same = torch.equal(first.task.noise.ids, seen.noise.ids[rows])
+        if not same or len(seen.y[rows].unique()) < len(seen.y.unique()):
+            rows = torch.linspace(0, len(seen.y) - 1, SAMPLED, device=seen.y.device).long().unique()
+            output = forward_rows(evaluator, seen.rows(rows), seen.x[rows], plan.batch_size)
         elif "logits" in table.column_names:
-            output = torch.from_numpy(run_directory.points(table["logits"], (-1,)).copy()).to(y.device)
+            output = torch.from_numpy(run_directory.points(table["logits"], (-1,)).copy()).to(seen.y.device)
         else:
-            output = torch.from_numpy(table["prediction"].to_numpy().copy()).to(y.device)
+            output = torch.from_numpy(table["prediction"].to_numpy().copy()).to(seen.y.device)
         deterministic = notes.get("deterministic")
-        independent = _independent(evaluator, plan.task.x[rows]) if deterministic else None
+        independent = _independent(evaluator, seen.x[rows]) if deterministic else None
         clean = CleanPass(rows, output, mode, deterministic, independent, notes.get("ends_in"))
         radii = plan.settings.radii if not plan.settings.min_norm else None
-        made = make_setup(plan.task, examples, radii, clean, evaluator)
+        every = AllExamples(plan.rows.ids, None if labels is None else labels.cpu())
+        made = make_setup(seen, plan.rows.examples, every, radii, clean, evaluator)
     if directory is not None:
         made.keep(directory.path)
     return made
@@ -132,7 +129,7 @@ def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluati
     n = plan.settings.diagnose
     if n == 0 or plan.source is not None:
         return None
-    if before is not None and (n is None or min(n, len(plan.task.x)) == before.examples):
+    if before is not None and (n is None or min(n, len(found)) == before.examples):
         return with_binarization_test(before, found.binarization_test)
     if n is None:
         n = affordable(found)
@@ -140,8 +137,9 @@ def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluati
             return None
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
     reaction = Reaction.from_record(plan.record["reaction"] or {})
-    known = Known(evaluation=found, classes=plan.classes, reaction=reaction)
-    made = run_diagnosis(plan.model, plan.task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size, known=known)
+    known = Known(evaluation=found, labels=found.records["label"].to_numpy(), classes=plan.classes, reaction=reaction)
+    task = plan.rows.at(plan.rows.places_of(found.records["id"].to_numpy()[:n]))
+    made = run_diagnosis(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size, known=known)
     if directory is not None and made is not None:
         made.keep(directory.path)
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,14 +13,16 @@ import pyarrow as pa
 
 from epsball.common.errors import BadInput
 from epsball.common.intervals import wilson
+from epsball.data.bad_row import BadRow
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
 from epsball.evaluation import run_directory
 from epsball.evaluation.convergence_record import Convergence, budget_sentence
-from epsball.evaluation.point_storage import Storage
 from epsball.evaluation.run_tables import RECORDS, check_columns
 from epsball.evaluation.stage_record import Stage
+from epsball.evaluation.stage_tables import StageTables, bad_rows, records_file
+from epsball.evaluation.stored_points import StoredPoints
 
 Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid", "exhausted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -38,18 +40,19 @@ class Evaluation:
     `distance` in the ball's norm, `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits
     that are not finite, from which on the example does not count as robust; `exhausted_eps` the smallest radius from
     which on its queries ran out (0 in a minimum-norm run); `forwards, backwards` are the forward and
-    backward passes of the attacks on it. `adversarial` holds the adversarial examples `x_adv` and their examples `x` as
-    they are stored, `points()` and `originals()` what that stands for. `binarization_test` says whether the attacks are
-    strong enough for this model, if it was run; `diagnosis` holds the reliability checks, None where none were made,
-    and `setup` what was understood of the arguments before the attacks.
+    backward passes of the attacks on it. The adversarial examples are `stored` with the stages: `points` and
+    `originals` read them. `bad` are the rows of the data that could not be used, which have no record.
+    `binarization_test` says whether the attacks are strong enough for this model, if it was run; `diagnosis` holds the
+    reliability checks, None where none were made, and `setup` what was understood of the arguments before the attacks.
     `convergence` says, of a result that rests on queries alone, whether twice as many break more.
     """
 
     config: dict[str, Any]
     records: pa.Table
-    adversarial: pa.Table
+    stored: StoredPoints = field(compare=False)
     stages: tuple[Stage, ...]
     probes: int
+    bad: tuple[BadRow, ...] = ()
     binarization_test: BinarizationTest | None = None
     diagnosis: Diagnosis | None = None
     setup: Setup | None = None
@@ -211,17 +214,24 @@ class Evaluation:
         """Wall time of all stages, over all the processes that had a part in the run."""
         return sum(stage.seconds for stage in self.stages)
 
-    def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the fooled examples and their adversarial examples, (m,) and (m, *shape)."""
-        return self.adversarial["id"].to_numpy().copy(), self._read("x_adv")
+    @property
+    def adversarial(self) -> pa.Table:
+        """The adversarial examples `x_adv` and their examples `x` as they are stored, a row per fooled `id`.
 
-    def originals(self) -> np.ndarray:
+        It is read from the run's files each time, and takes the memory that they do: `points` reads some.
+        """
+        return self.stored.table()
+
+    def points(self, ids: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the fooled examples and their adversarial examples, (m,) and (m, *shape), as they were stored.
+
+        With `ids` (m,), of fooled examples in any order, only theirs, in ascending order; the others stay on disk.
+        """
+        return self.stored.read("x_adv", ids)
+
+    def originals(self, ids: Any = None) -> np.ndarray:
         """The fooled examples as they were, (m, *shape), in the order of `points`."""
-        return self._read("x")
-
-    def _read(self, name: str) -> np.ndarray:
-        storage, shape = Storage.of(self.config), tuple(self.config["data"]["shape"])
-        return storage.points(self.adversarial[name], shape).copy()
+        return self.stored.read("x", ids)[1]
 
     @property
     def reliability(self) -> str:
@@ -258,10 +268,13 @@ class Evaluation:
     def _check(self) -> None:
         """Raise `ValueError` where there is not one record for each example, and a point for each that was fooled."""
         ids = self.records["id"].to_numpy()
-        if len(ids) != self.config["data"]["n"]:
-            raise ValueError(f"there are {len(ids)} records of {self.config['data']['n']} examples")
+        if len(ids) + len(self.bad) != self.config["data"]["n"]:
+            raise ValueError(
+                f"there are {len(ids)} records and {len(self.bad)} rows that could not be used, of "
+                f"{self.config['data']['n']} examples"
+            )
         fooled = self.records["status"].to_numpy(zero_copy_only=False) == "fooled"
-        if lost := len(np.setdiff1d(ids[fooled], self.adversarial["id"].to_numpy())):
+        if lost := len(np.setdiff1d(ids[fooled], self.stored.ids)):
             raise ValueError(f"the adversarial examples of {lost} records are missing")
 
     def summary(self) -> dict[str, Any]:
@@ -299,23 +312,19 @@ class Evaluation:
         if not (path / "config.json").exists():
             raise BadInput(f"`path` must be a run directory with a config.json, got {path}; was it the --out of a run?")
         config = run_directory.read_config(path)
-        shards = -(-config["data"]["n"] // config["shard_size"])
-        files = [path / "records" / f"{shard:05d}.parquet" for shard in range(shards)]
-        missing = [file.name for file in files if not file.exists()]
+        tables = StageTables(path)
+        shards = range(-(-config["data"]["n"] // config["shard_size"]))
+        missing = [shard for shard in shards if not records_file(path, shard).exists()]
         if missing:
             raise BadInput(
-                f"`path` {path} holds a run that is not finished: {len(missing)} of {shards} shards are "
+                f"`path` {path} holds a run that is not finished: {len(missing)} of {len(shards)} shards are "
                 "missing; start it again with the same arguments to resume it"
             )
         try:
-            records = [run_directory.load(file) for file in files]
+            records = [run_directory.load(records_file(path, shard)) for shard in shards]
             for table in records:
                 check_records(table, config)
-            found = gathered(
-                config,
-                records,
-                lambda shard, name: run_directory.load(path / "stages" / f"{shard:05d}-{name}.parquet"),
-            )
+            found = gathered(config, records, tables)
             found._check()
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
             if isinstance(error, BadInput):
@@ -345,35 +354,30 @@ def check_records(table: pa.Table, config: dict[str, Any]) -> None:
         raise ValueError(f"status is {strange.pop()!r}")
 
 
-def gathered(config: dict[str, Any], records: list[pa.Table], stage_of) -> Evaluation:
-    """The evaluation of finished shards; `stage_of(shard, name)` gives a stage's table."""
+def gathered(config: dict[str, Any], records: Sequence[pa.Table], tables: StageTables) -> Evaluation:
+    """The evaluation of the finished shards, whose `records` these are and whose stages are in `tables`."""
     stages: dict[str, Stage] = {}
-    broken: list[pa.Table] = []
+    parts: list[tuple[int, str]] = []
+    bad: list[BadRow] = []
     probes = 0
     for shard, table in enumerate(records):
-        names = run_directory.notes(table)["stages"]
-        for name in names:
-            part = stage_of(shard, name)
+        for name in run_directory.notes(table)["stages"]:
+            part = tables.stage(shard, name, ["id"])
             notes = run_directory.notes(part)
             stage = Stage.from_record(notes["stage"])
             if stage.name != name:
                 raise ValueError(f"the table of the stage {name} is that of {stage.name}")
             probes += notes.get("probes", 0)
             stages[name] = stages[name].plus(stage) if name in stages else stage
-            if "x_adv" in part.column_names:
-                broken.append(part.filter(part["fooled"]).select(["id", "x_adv", "x"]))
+            bad += bad_rows(part)
+            if stage.fooled:
+                parts.append((shard, name))
     order = ["clean", *(stage["name"] for stage in config["stages"])]
-    adversarial = pa.concat_tables([table.replace_schema_metadata() for table in broken]) if broken else None
-    if adversarial is not None and config["min_norm"]:  # of each example the last point is the nearest
-        last = {id: row for row, id in enumerate(adversarial["id"].to_pylist())}
-        adversarial = adversarial.take(pa.array(last.values(), pa.int64()))
-    if adversarial is None:
-        none = pa.array([], pa.list_(pa.float32()))
-        adversarial = pa.table({"id": pa.array([], pa.int64()), "x_adv": none, "x": none})
     return Evaluation(
         config=config,
         records=pa.concat_tables([table.replace_schema_metadata() for table in records]).combine_chunks(),
-        adversarial=adversarial.sort_by("id").combine_chunks(),
+        stored=StoredPoints(config, tables, tuple(parts)),
         stages=tuple(stages[name] for name in order if name in stages),
         probes=probes,
+        bad=tuple(bad),
     )

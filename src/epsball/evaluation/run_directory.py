@@ -10,6 +10,7 @@ adversarial examples load with `datasets`, as images where they are 8-bit images
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,10 @@ from epsball.evaluation.image_columns import FILES, image_column, image_features
 from epsball.evaluation.run_lock import RunLock
 from epsball.evaluation.run_tables import check_config
 
-FREE = {"batch_size", "machine", "binarization_test", "diagnose", "convergence", "accelerate", "compile"}
+FREE = {
+    "batch_size", "on_bad", "workers", "gpus_per_worker", "ray", "machine", "binarization_test", "diagnose",
+    "convergence", "accelerate", "compile",
+}  # fmt: skip
 """Parts of the configuration that may differ in a resumed run: they change no record ("acceleration" does)."""
 
 
@@ -82,21 +86,6 @@ class RunDir:
         """The file of the ball's tensors."""
         return self.path / "ball.safetensors"
 
-    def stage(self, shard: int, stage: str) -> Path:
-        """The file of a stage of a shard."""
-        return self.path / "stages" / f"{shard:05d}-{stage}.parquet"
-
-    def records(self, shard: int) -> Path:
-        """The file of the records of a shard."""
-        return self.path / "records" / f"{shard:05d}.parquet"
-
-    def finished(self, shard: int) -> pa.Table | None:
-        """The records of a shard, if they are there with every stage that they name."""
-        if not self.records(shard).exists():
-            return None
-        table = load(self.records(shard))
-        return table if all(self.stage(shard, name).exists() for name in notes(table)["stages"]) else None
-
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration of the run in a directory. In the file infinity is text; radii are numbers here."""
@@ -137,8 +126,10 @@ def save(path: Path, table: pa.Table) -> None:
     write_whole(path, write)
 
 
-def load(path: Path) -> pa.Table:
+def load(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table, with the notes in its metadata, as plain lists also where `datasets` has registered its types.
+
+    With `columns` those of them that it has are read, and the others stay on disk.
 
     Raises `BadInput` for a file that is missing, no table, or damaged.
     """
@@ -147,7 +138,8 @@ def load(path: Path) -> pa.Table:
         check_signed(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_columns(path, file.metadata)
-            table = file.read()
+            known = file.schema_arrow.names
+            table = file.read(None if columns is None else [name for name in columns if name in known])
         notes(table)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
@@ -220,6 +212,8 @@ def points(column: pa.ChunkedArray | pa.Array, shape: tuple[int, ...]) -> np.nda
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise BadInput(f"a run must hold points of numbers, or as PNG files, got {column.type}; restore its files")
     numbers = column.to_numpy(zero_copy_only=False)
+    if not rows:
+        return numbers.reshape(0, *(max(side, 0) for side in shape))
     try:
         return numbers.reshape(rows, *shape)
     except ValueError as error:

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -27,15 +28,18 @@ from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.balls.registry import distances
+from epsball.common.errors import BadInput
+from epsball.data.bad_row import BadRow
 from epsball.diagnosis.sample import everywhere
 from epsball.engine.batches import forward_rows
 from epsball.engine.stages import PlannedStage
 from epsball.evaluation import run_directory
 from epsball.evaluation.attack_stage import AttackStage, answers_of, label
 from epsball.evaluation.plan import EvaluationPlan, numbers
+from epsball.evaluation.point_storage import checksums
 from epsball.evaluation.records import ShardRecords
-from epsball.evaluation.run_directory import RunDir
 from epsball.evaluation.stage_record import Stage
+from epsball.evaluation.stage_tables import StageTables
 from epsball.problem.objective import Objective, check_labels
 from epsball.problem.task import Task
 
@@ -48,21 +52,22 @@ OnStage = Callable[[str, int], None]
 
 @dataclass(eq=False)
 class Shard:
-    """One shard: its number, its examples, the objectives of the plan's stages, and where its tables are kept.
+    """One shard: its examples, the objectives of the plan's stages, and where its tables are kept.
 
-    Tables go to the run directory, or to `memory` by shard and stage where there is none.
+    `bad` are the rows of the shard that cannot be used, and are not in its task.
     """
 
     plan: EvaluationPlan
     number: int
     task: Task
+    bad: tuple[BadRow, ...]
     objectives: list[Objective]
-    run_dir: RunDir | None
-    memory: dict[tuple[int, str], pa.Table]
+    tables: StageTables
 
     def run(self, on_stage: OnStage) -> pa.Table:
-        """Run the stages that are not on disk yet; the shard's records."""
-        clean = self.stage("clean", self.clean)
+        """Run the stages that are not kept yet; the shard's records."""
+        clean = self.tables.kept(self.number, "clean", self.clean)
+        check_same_rows(self.task, clean, self.number)
         if "logits" in clean.column_names:
             logits = torch.tensor(run_directory.points(clean["logits"], (-1,)))
             self.task = replace(self.task, clean=logits.to(self.task.x))
@@ -88,7 +93,8 @@ class Shard:
             names.append(stage.name)
             task = replace(self.task, ball=ball).rows(torch.from_numpy(rows).to(self.task.x.device))
             attack = AttackStage(self.plan, stage, objective, task, records.known[rows], spent[rows])
-            table = self.stage(stage.name, lambda attack=attack: attack.run(_robust(attack, on_stage)))
+            run = partial(attack.run, _robust(attack, on_stage))
+            table = self.tables.kept(self.number, stage.name, run)
             spent[rows] += table["queries"].to_numpy()
             self.keep_warm_starts(rows, table, best_margin)
             broken = rows[records.add_stage(table, rows, stage.label, radii)]
@@ -96,25 +102,14 @@ class Shard:
         records.finish()
         return run_directory.with_notes(records.table(clean["confidence"]), {"stages": names})
 
-    def stage(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
-        """The stage's table, from where it is kept, or made and kept now."""
-        if self.run_dir is None:
-            if (self.number, name) not in self.memory:
-                self.memory[self.number, name] = make()
-            return self.memory[self.number, name]
-        path = self.run_dir.stage(self.number, name)
-        if not path.exists():
-            run_directory.save(path, make())
-        return run_directory.load(path)
-
     def clean(self) -> pa.Table:
         """The predictions without attack; a few are made twice: is the model deterministic?"""
         began = time.perf_counter()
         with self.plan.evaluator() as evaluator:
-            output = forward_rows(evaluator, self.task, self.task.x, self.plan.batch_size)
+            output = self.outputs(evaluator)
             if output.is_floating_point():
                 check_labels(output, self.task)
-            checked = self.number == 0 and self.plan.eot == 1
+            checked = self.number == 0 and self.plan.eot == 1 and len(output) > 0
             deterministic = evaluator.check_deterministic(self.task.x[:PROBED]) if checked else None
         n, forwards = len(output), len(output) * self.plan.eot
         stage = Stage(
@@ -129,11 +124,19 @@ class Shard:
             seconds=time.perf_counter() - began,
         )
         columns = {"id": self.task.noise.ids.cpu().numpy(), "label": self.task.y.cpu().numpy(), **answers_of(output)}
+        columns["crc32"] = checksums(numbers(self.task.x))
         if output.is_floating_point():
             columns["logits"] = run_directory.nested(numbers(output), np.full(n, True))
         probes = evaluator.probes + self.plan.probe_forwards * (self.number == 0)
         notes = {"stage": vars(stage), "probes": probes, "deterministic": deterministic, "ends_in": evaluator.ends_in}
+        notes["bad"] = [row.to_record() for row in self.bad]
         return run_directory.with_notes(run_directory.table(columns), notes)
+
+    def outputs(self, evaluator: Objective) -> Tensor:
+        """What the model answers at the examples; where there are none, an empty answer of its kind."""
+        if len(self.task.x):
+            return forward_rows(evaluator, self.task, self.task.x, self.plan.batch_size)
+        return self.task.x.new_zeros(0, max(self.plan.classes, 2))
 
     def measure(self, rows: np.ndarray, table: pa.Table, ball: Ball, records: ShardRecords) -> None:
         """Enter the distances of the adversarial examples of a stage, as they are stored, in every norm."""
@@ -172,6 +175,22 @@ class Shard:
             return stage.within * known
         eps: Tensor = torch.as_tensor(self.ball(stage, known).eps, dtype=torch.float64).cpu()
         return np.broadcast_to(eps.numpy() if eps.ndim <= 1 else np.nan, len(self.task.x))
+
+
+def check_same_rows(task: Task, clean: pa.Table, shard: int) -> None:
+    """Raise `BadInput` where the examples are not those that a shard's clean stage was made with.
+
+    Runs of 0.2.0 have no checksums there.
+    """
+    ids = task.noise.ids.cpu().numpy()
+    same = np.array_equal(ids, clean["id"].to_numpy())
+    if same and "crc32" in clean.column_names:
+        same = np.array_equal(checksums(numbers(task.x)), clean["crc32"].to_numpy())
+    if not same:
+        raise BadInput(
+            f"`run_dir` holds a run with other `data`: examples of its shard {shard} have changed since; resume with "
+            "the same data, or choose a new directory"
+        )
 
 
 def _robust(attack: AttackStage, on_stage: OnStage) -> Callable[[int], None]:

@@ -17,9 +17,11 @@ from epsball.common.noise import Noise
 from epsball.data.examples import Examples
 from epsball.evaluation import run_directory
 from epsball.evaluation.differences import records_columns
+from epsball.evaluation.plan import numbers
 from epsball.evaluation.point_storage import checksums
 from epsball.evaluation.records import ShardRecords, values
 from epsball.evaluation.run_tables import CLEAN, stage_columns
+from epsball.evaluation.stage_tables import bad_rows
 from epsball.evaluation.stored_run import StoredRun, confidence_of
 from epsball.problem.objective import prediction
 from epsball.problem.task import AWAY, Task
@@ -55,10 +57,14 @@ class VerifiedShard:
     def __init__(self, run: StoredRun, number: int, start: int, stored: pa.Table, clean: pa.Table | None) -> None:
         self.run, self.number, self.stored = run, number, stored
         self.differences = run.differences
-        self.places = start + np.arange(len(stored))
+        ids, bad = stored["id"].to_numpy(), () if clean is None else bad_rows(clean)
+        self.left_out = len(bad)
+        self.places = start + np.searchsorted(np.union1d(ids, [row.id for row in bad]).astype(np.int64), ids)
         self.clean_prediction = stored["clean_prediction"].fill_null(0).to_numpy().copy()
         self.valid = stored["clean_prediction"].is_valid().to_numpy().copy()
         self.logits: np.ndarray | None = None
+        self.crc32: np.ndarray | None = None
+        self.moved = np.full(len(stored), False)
         if clean is not None:
             self.check_clean(clean)
         self.expected = ShardRecords(
@@ -109,6 +115,9 @@ class VerifiedShard:
         compare(ids, "label", self.stored["label"].to_numpy()[places], clean["label"].to_numpy())
         compare(ids, "clean confidence", values(self.stored, "clean_confidence")[places], confidence)
         self.clean_prediction[places], self.valid[places] = found, valid
+        if "crc32" in clean.column_names and len(places) == len(self.stored):
+            self.crc32 = np.zeros(len(self.stored), dtype=np.uint32)
+            self.crc32[places] = clean["crc32"].to_numpy()
         if "logits" in clean.column_names:
             logits = torch.from_numpy(run_directory.points(clean["logits"], (-1,)).copy())
             compare(ids, "clean prediction", found, prediction(logits).numpy())
@@ -130,6 +139,9 @@ class VerifiedShard:
         self.differences.compare(self.ids[where], "label", self.expected.labels[where], labels)
         if len(where) and tuple(data.x.shape[1:]) == self.run.shape:
             x = data.x[torch.from_numpy(rows)].to(self.run.device, self.run.dtype)
+            if self.crc32 is not None:
+                self.moved[where] = self.crc32[where] != checksums(numbers(x))
+                self.differences.compare(self.ids[where], "x", np.full(len(where), False), self.moved[where])
             self.check_clean_predictions(where, self.run.forward(self.task(where, x, None), x))
 
     def accept_unread(self, stage: dict[str, Any], rows: np.ndarray, radii: np.ndarray, name: str) -> None:
@@ -199,9 +211,8 @@ class VerifiedShard:
         run, compare = self.run, self.differences.compare
         ids, true = self.ids[rows], np.full(len(rows), True)
         compare(ids, "checksum", table["crc32"].to_numpy(), checksums(*points.values()))
-        for part, stored in points.items():
-            kind = "8bit" if stored.dtype == np.uint8 else "float"
-            self.differences.add(None, "storage", f"{part}: {getattr(run.storage, part)}", f"{part}: {kind}")
+        kind = "8bit" if points["x_adv"].dtype == np.uint8 else "float"  # examples off the levels are never 8-bit
+        self.differences.add(None, "storage", f"x_adv: {run.storage.x_adv}", f"x_adv: {kind}")
         z, x = run.decoded(points["x_adv"]), run.decoded(points["x"])
         ball = run.ball(stage, self.places[rows])
         task = self.task(rows, x, ball)
@@ -228,7 +239,7 @@ class VerifiedShard:
         elif tuple(run.data.x.shape[1:]) == run.shape:
             of_data = run.data.x[torch.from_numpy(self.data_rows[rows])].to(x)
             same = (of_data == x).reshape(len(x), -1).all(1).cpu().numpy() & (self.data_rows[rows] >= 0)
-            compare(ids, "x", true, same)
+            compare(ids, "x", true, same | self.moved[rows])
 
     def check_clean_predictions(self, rows: np.ndarray, output: Tensor) -> None:
         """Compare clean predictions made anew with those that are stored; -1 where logits are not finite."""
@@ -283,7 +294,8 @@ def verified_shard(run: StoredRun, number: int, start: int, size: int) -> Verifi
         run.differences.missing([] if clean is None else clean["id"].to_pylist(), "in the clean stage", "no record")
         return None
     shard = f"shard {number}"
-    run.differences.add(None, "count", f"{shard}: {size} examples", f"{shard}: {len(stored)} examples")
     verified = VerifiedShard(run, number, start, stored, clean)
+    held = len(stored) + verified.left_out
+    run.differences.add(None, "count", f"{shard}: {size} examples", f"{shard}: {held} examples")
     verified.verify()
     return verified

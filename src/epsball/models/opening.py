@@ -21,6 +21,9 @@ from epsball.models.preparation import PREPARATION
 
 log = logging.getLogger(__name__)
 
+OPENED_AS = "epsball_opened_as"
+"""The attribute of a model that says what it was opened by: another process can open it again."""
+
 
 def load(
     spec: str,
@@ -71,6 +74,7 @@ def open_model(asked: Asked) -> Loaded:
     loaded = door.open(asked)
     if asked.black_box and not isinstance(loaded.model, BlackBox):
         loaded = replace(loaded, model=BlackBox(function=loaded.model, takes="torch"))
+    setattr(loaded.model, OPENED_AS, asked)
     return loaded
 
 

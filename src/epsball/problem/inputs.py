@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,12 @@ from epsball.data.collected import examples_of
 from epsball.data.examples import Examples
 from epsball.data.feature_names import ordered_like
 from epsball.data.labels import is_text
+from epsball.data.lazy_examples import LazyExamples
 from epsball.models.black_box import BlackBox
 from epsball.models.frozen import frozen
 from epsball.models.given import as_model
 from epsball.models.model_record import FEATURE_NAMES, LABEL_NAMES
-from epsball.models.preparation import PREPARATION, Preparation
+from epsball.models.preparation import PREPARATION
 from epsball.problem.model_errors import is_one_example
 from epsball.problem.objective import Model
 
@@ -51,13 +52,21 @@ def inputs_for(model: Any, data: Any, ball: Ball | str) -> tuple[Model, Examples
     would move them by more than `EXACT` of the radius.
     """
     model = as_model(model)
-    examples = _named(data, getattr(model, LABEL_NAMES, None), getattr(model, PREPARATION, None))
+    opened = data_for(model, data)
+    examples = opened.whole() if isinstance(opened, LazyExamples) else opened
     found = ball_for(ball, examples)
     return model, examples_for(model, examples, found), found
 
 
-def _named(data: Any, names: Sequence[str] | None, preparation: Preparation | None) -> Examples:
-    """The examples; labels that are texts, or numbers where its names are, are those of the model."""
+def data_for(model: Model, data: Any, spool: Path | None = None) -> Examples | LazyExamples:
+    """The data, for a model: in memory, or lazy where they can be read row by row.
+
+    Labels that are texts, or numbers where the names of the model's classes are, are those of the model; images are
+    prepared as it wants them. Data that come one after the other are kept in `spool`, a directory.
+    """
+    if isinstance(data, LazyExamples):
+        return data
+    names, preparation = getattr(model, LABEL_NAMES, None), getattr(model, PREPARATION, None)
     if names is None or not isinstance(data, tuple | list) or len(data) != 2:
         return examples_of(data, preparation)
     x, y = data

@@ -15,7 +15,6 @@ from io import BytesIO
 import numpy as np
 import pyarrow as pa
 
-from epsball.evaluation.point_storage import Storage
 from epsball.report.run import Run
 
 SHOWN = 60
@@ -73,7 +72,7 @@ class Gallery:
 
 def gallery(run: Run, shown: int = SHOWN) -> Gallery:
     """The gallery of a run with at most `shown` examples: of each class its weakest, in turn."""
-    records, kept = run.found.records, run.found.adversarial
+    records = run.found.records
     fooled = np.flatnonzero(records["status"].to_numpy(zero_copy_only=False) == "fooled")
     distance, confidence = (
         records[name].to_numpy(zero_copy_only=False).astype(float)[fooled]
@@ -81,11 +80,10 @@ def gallery(run: Run, shown: int = SHOWN) -> Gallery:
     )
     label = records["label"].to_numpy()[fooled]
     chosen = fooled[_chosen(distance, confidence, label, shown)]
-    ids = records["id"].to_numpy()[chosen]
-    stored = kept["id"].to_numpy()
-    rows = np.searchsorted(stored, ids)
-    storage, shape = Storage.of(run.config), tuple(run.config["data"]["shape"])
-    x, z = (storage.points(kept[name].take(pa.array(rows)), shape).astype(np.float64) for name in ("x", "x_adv"))
+    ids, shape = records["id"].to_numpy()[chosen], tuple(run.config["data"]["shape"])
+    known, z = run.found.points(ids)
+    rows = np.searchsorted(known, ids)
+    x, z = run.found.originals(ids)[rows].astype(np.float64), z[rows].astype(np.float64)
     lo, hi = run.box or ((float(x.min()), float(x.max())) if x.size else (0.0, 1.0))
     images = len(shape) >= 2
     chosen_examples: list[Example] = []
