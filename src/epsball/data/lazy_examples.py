@@ -18,21 +18,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from epsball.common.errors import BadInput
+from epsball.data.bad_row import BadRow
 from epsball.data.examples import Examples
 
 SHOWN = 12
 """So many rows that cannot be used are in an error."""
 BLOCK = 64 << 20
 """Bytes of x that are read at a time where all rows are wanted."""
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used: its id, its file or "row 17 of NAME", and why."""
-
-    id: int
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
