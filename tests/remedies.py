@@ -238,6 +238,12 @@ def with_transformers(there: bool) -> Any:
 
 
 REMEDIES = [
+    # the configuration of a run
+    Remedy(
+        "batch_size='auto'",
+        lambda: eb.evaluate(network((3,), 2).float(), (X, Y), BALL, "fgsm", batch_size="all"),  # type: ignore[arg-type]
+        lambda: eb.evaluate(network((3,), 2).float(), (X, Y), BALL, "fgsm", batch_size="auto"),
+    ),
     # attacks and balls
     Remedy("References(", lambda: References(X[:0], Y[:0]), lambda: References(X[:1000], Y[:1000])),
     Remedy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as encoder
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -38,7 +38,7 @@ def verify(
     model: str | None = None,
     weights: Path | None = None,
     data: str | None = None,
-    batch_size: int = 128,
+    batch_size: int | Literal["auto"] = 128,
     trust: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> int:
@@ -58,7 +58,7 @@ def verify(
         Also compare the examples that the run stores with this data, as in `epsball evaluate`, and make every clean
         prediction anew.
     batch_size
-        Examples of one model call.
+        Examples of one model call, or auto.
     trust
         Run the code that the run names, or ask the service that it names, where --model is left out.
     json

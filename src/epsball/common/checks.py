@@ -26,6 +26,17 @@ def check_whole(name: str, value: Any, least: int, remedy: str = "") -> None:
         )
 
 
+def check_whole_or(name: str, value: Any, least: int, word: str) -> None:
+    """Raise unless `value` is `word`, or an integer >= `least`.
+
+    >>> check_whole_or("rows", "all", 1, "auto")
+    Traceback (most recent call last):
+    epsball.common.errors.BadInput: `rows` must be a whole number >= 1 or 'auto', got 'all'; as in rows='auto'
+    """
+    if value != word and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise BadInput(f"`{name}` must be a whole number >= {least} or {word!r}, got {value!r}; as in {name}={word!r}")
+
+
 def check_at_least(name: str, value: float, least: float, remedy: str = "") -> None:
     """Raise unless `value` is a finite number >= `least`."""
     _check(least <= value < math.inf, name, f">= {least:g} and finite", value, remedy)

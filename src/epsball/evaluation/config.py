@@ -5,7 +5,7 @@ It needs no torch, so that the command line shows its help at once.
 
 from typing import Annotated, Any, Literal
 
-from epsball.common.checks import check_at_least, check_distinct, check_whole
+from epsball.common.checks import check_at_least, check_distinct, check_whole, check_whole_or
 from epsball.common.config import Config, Rule
 from epsball.common.errors import BadInput
 
@@ -43,8 +43,9 @@ class EvaluationConfig(Config):
     seed
         Keys all randomness.
     batch_size
-        Examples of one model call. Sizes of 32 or more give the same records to the last bit, on CPU; smaller ones may
-        round differently.
+        Examples of one model call; auto measures for a few seconds and takes the smallest size that is about as fast as
+        any. Sizes of 32 or more give the same records to the last bit, on CPU; smaller ones may round differently. A
+        call that runs out of memory is made again with fewer examples.
     shard_size
         Examples of a shard, the unit that a resumed run does not repeat. Default: as many as `shard_bytes` hold, at
         most 1,024.
@@ -83,7 +84,7 @@ class EvaluationConfig(Config):
     eot: Annotated[int, Rule(check_whole, 1, "1 is right for all but stochastic models")] = 1
     storage: Literal["float", "8bit"] = "float"
     seed: int = 0
-    batch_size: Annotated[int, Rule(check_whole, 1)] = 128
+    batch_size: Annotated[int | Literal["auto"], Rule(check_whole_or, 1, "auto")] = 128
     shard_size: Annotated[int | None, Rule(check_whole, 1)] = None
     shard_bytes: Annotated[int, Rule(check_whole, 1)] = 64 << 20
     on_bad: Literal["stop", "skip"] = "stop"
@@ -116,6 +117,11 @@ class EvaluationConfig(Config):
                 "`binarization_test` must be 0 with `min_norm`: it hides adversarial examples in balls of one radius; "
                 "run it at one"
             )
+
+    @property
+    def first_batch_size(self) -> int:
+        """The batch size before one is found."""
+        return 128 if self.batch_size == "auto" else self.batch_size
 
     @property
     def radii(self) -> tuple[float, ...] | None:

@@ -40,6 +40,7 @@ from epsball.engine.batches import forward_rows
 from epsball.engine.default_attacks import answers, default_attacks
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
+from epsball.evaluation.batch_policy import with_batch_size
 from epsball.evaluation.config import EvaluationConfig, radii_of
 from epsball.evaluation.convergence import convergence_of
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan, unbounded, with_acceleration
@@ -89,7 +90,7 @@ def evaluate(
     source: Model | None = None,
     eot: int = 1,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | Literal["auto"] = 128,
     run_dir: str | Path | None = None,
     success: Success = changes_prediction,
     storage: Kind = "float",
@@ -123,7 +124,8 @@ def evaluate(
     example is searched, whatever the ball's radius, by those of the `attacks` that search one; the others then look for
     something nearer, at each radius of `eps`, or else within 95 % of the distances found. `eot` model calls are
     averaged, for a stochastic model. `batch_size` rows share a model call and do not change the records (from 32 up,
-    on CPU). With `storage` "8bit" adversarial examples are stored, and evaluated, in the 256 levels of an image from lo
+    on CPU); "auto" measures, for a few seconds, which number is fast.
+    With `storage` "8bit" adversarial examples are stored, and evaluated, in the 256 levels of an image from lo
     to hi of the ball, rounded towards x; a success that the rounding undoes does not count. With `binarization_test`
     the same attacks also search so many hidden adversarial examples, at the largest radius: are they strong enough for
     this model (see `epsball.binarization_test`)? The reliability checks (`epsball.diagnose`) run on `diagnose`
@@ -194,6 +196,7 @@ def evaluate(
     reaction, probe_forwards = reaction_to(inputs, settings, run_dir)
     plan = replace(make_plan(inputs, settings, reaction), probe_forwards=probe_forwards)
     plan = with_acceleration(plan, accelerate, run_dir)
+    plan = with_batch_size(plan)
     with ExitStack() as stack:
         directory = stack.enter_context(RunDir(run_dir, plan.record)) if run_dir is not None else None
         if directory is not None:

@@ -99,7 +99,7 @@ class EvaluationPlan:
     @property
     def batch_size(self) -> int:
         """Rows of a model call: those of the settings, or as many as the run has found to fit into memory."""
-        return min(self.settings.batch_size, self.limit.rows)
+        return min(self.settings.first_batch_size, self.limit.rows)
 
     @property
     def uses_warm_start(self) -> bool:
@@ -194,7 +194,7 @@ def make_plan(inputs: EvaluationInputs, settings: EvaluationConfig, reaction: Re
         record={},
         classes=rows.examples.classes,
         eot=max(settings.eot, reaction.eot),
-        limit=RowLimit(padded_size(settings.batch_size, settings.batch_size)),
+        limit=RowLimit() if settings.batch_size == "auto" else RowLimit(padded_size(*2 * [settings.batch_size])),
     )
     record = _record(plan, inputs, reaction) | {
         "ball": describe_ball(rows.ball),

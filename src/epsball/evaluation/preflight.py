@@ -57,7 +57,7 @@ def reaction_to(
         return Reaction(), 0
     if run_dir is not None and (Path(run_dir) / "config.json").exists():
         return Reaction.from_record(read_config(Path(run_dir)).get("reaction") or {}), 0
-    options = {"seed": settings.seed, "eot": settings.eot, "batch_size": settings.batch_size}
+    options = {"seed": settings.seed, "eot": settings.eot, "batch_size": settings.first_batch_size}
     try:
         found = probe(inputs.model, inputs.rows.examples, inputs.ball, n=PROBED, **options)
     except (BadInput, RuntimeError, ValueError, TypeError) as error:  # the run itself raises it

@@ -30,8 +30,8 @@ from epsball.evaluation.run_lock import RunLock
 from epsball.evaluation.run_tables import check_config
 
 FREE = {
-    "batch_size", "on_bad", "workers", "gpus_per_worker", "ray", "machine", "binarization_test", "diagnose",
-    "convergence", "accelerate", "compile",
+    "batch_size", "batch_size_found", "on_bad", "workers", "gpus_per_worker", "ray", "machine", "binarization_test",
+    "diagnose", "convergence", "accelerate", "compile",
 }  # fmt: skip
 """Parts of the configuration that may differ in a resumed run: they change no record ("acceleration" does)."""
 

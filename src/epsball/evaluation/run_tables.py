@@ -157,6 +157,7 @@ OPTIONAL: Rules = {
     "protocol": lambda value: isinstance(value, list),
     "reaction": lambda value: isinstance(value, dict) and _texts(value.get("because", [])),
     "acceleration": lambda value: isinstance(value, dict),
+    "batch_size_found": lambda value: isinstance(value, dict) and _text(value.get("why")),
     "storage": _storage,
 }
 """What a run may leave out, or have none of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,14 @@ from epsball.balls.ball_file import load_ball
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
+from epsball.engine.batch_size import found_batch_size
 from epsball.engine.batches import forward_rows
 from epsball.evaluation import run_directory
 from epsball.evaluation.differences import Differences
 from epsball.evaluation.point_storage import Storage
 from epsball.evaluation.run_tables import Columns, check_columns
 from epsball.problem.objective import Objective
+from epsball.problem.row_limit import out_of_memory
 from epsball.problem.task import Task
 
 
@@ -33,7 +35,7 @@ class StoredRun:
     config: dict[str, Any]
     storage: Storage
     objective: Objective
-    batch_size: int
+    batch_size: int | Literal["auto"]
     data: Examples | None
     differences: Differences = field(default_factory=Differences)
     balls: dict[float | None, Ball | None] = field(default_factory=dict)
@@ -65,8 +67,12 @@ class StoredRun:
     def forward(self, task: Task, z: Tensor) -> Tensor:
         """What the model answers at z."""
         try:
+            if self.batch_size == "auto":
+                self.batch_size = found_batch_size(self.objective, task, self.config["data"]["n"]).rows
             return forward_rows(self.objective, task, z, self.batch_size)
         except (RuntimeError, ValueError) as error:
+            if out_of_memory(error.__cause__):
+                raise
             raise BadInput(
                 f"`model` must take the run's examples, {self.shape} each, but {type(error).__name__}: {error}; is it "
                 "the model of this run?"

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
 
 from epsball.common import fingerprint
+from epsball.common.checks import check_whole_or
 from epsball.common.errors import BadInput
 from epsball.common.record import Record
 from epsball.data.examples import Examples
@@ -70,17 +71,19 @@ def verify(
     *,
     data: Examples | tuple[Any, Any] | Any = None,
     success: Success = changes_prediction,
-    batch_size: int = 128,
+    batch_size: int | Literal["auto"] = 128,
 ) -> Verification:
     """Recompute everything that a run directory says of `model`, from its files.
 
     `model` is the one that the run was made with, loaded anew. With `data`, Examples or (x, y) as handed to `evaluate`
     (more rows do no harm), the stored examples are compared with its rows, and all clean predictions are made anew.
-    `success` is what the run was given. `batch_size` rows share a model call. The model comes back as it was.
+    `success` is what the run was given. `batch_size` rows share a model call ("auto": a number that
+    is found in a few seconds). The model comes back as it was.
 
     Raises `BadInput` for a directory that holds no run, or one without the examples beside their adversarial examples,
     for another `success`, and for a model that does not take the run's examples.
     """
+    check_whole_or("batch_size", batch_size, 1, "auto")
     path = Path(run_dir)
     try:
         config = read_config(path)
@@ -97,7 +100,7 @@ def verify(
         )
     model = as_model(model)
     examples = None if data is None else examples_for(model, data, None)
-    with Objective(model, cross_entropy, success=success, eot=config["eot"]) as objective:
+    with Objective(model, cross_entropy, needs="label", success=success, eot=config["eot"]) as objective:
         run = StoredRun(path, config, storage, objective, batch_size, examples)
         run.differences.add(None, "model", config["model"], fingerprint.of_model(model))
         size = config["shard_size"]

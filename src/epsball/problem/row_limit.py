@@ -33,7 +33,7 @@ MEMORY = re.compile(
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
 
-def out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException | None) -> bool:
     """Whether a model raised this for lack of memory.
 
     >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"))

@@ -221,7 +221,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("storage", f"adversarial examples {config['storage']['x_adv']}, their originals {config['storage']['x']}"),
         ("forward passes averaged (eot)", config["eot"]),
         ("seed", config["seed"]),
-        ("batch size", config["batch_size"]),
+        ("batch size", (config.get("batch_size_found") or {}).get("why") or config["batch_size"]),
         ("drafts", config.get("draft")),
         ("accelerated", None if plan is None else f"{plan['rewriting']}, {plan['ratio']:.2f} of the original's time"),
         ("machine", config["machine"]),
