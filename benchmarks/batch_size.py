@@ -59,12 +59,17 @@ def main() -> None:
             grid = {size: max(one[size] for one in rounds) for size in SIZES}
             best = max(grid, key=lambda size: grid[size])
             spread = {size: 1 - min(one[size] for one in rounds) / grid[size] for size in SIZES}
-            print(model, data, {size: round(rate) for size, rate in grid.items()}, f"spread {max(spread.values()):.0%}")
+            print(
+                model,
+                data,
+                {size: round(rate) for size, rate in grid.items()},
+                f"spread {max(spread.values()):.0%}",
+                flush=True,
+            )
             for _ in range(CHOICES):
                 found = found_batch_size(objective, task, 10_000)
-                print(
-                    f"  {found.rows}, {grid[found.rows] / grid[best]:.1%} of the best ({best}), {found.seconds:.1f} s; {found.why}"
-                )
+                share = f"{grid[found.rows] / grid[best]:.1%} of the best ({best})"
+                print(f"  {found.rows}: {share}, in {found.seconds:.1f} s; {found.why}", flush=True)
 
 
 if __name__ == "__main__":
