@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from epsball.common.errors import BadInput
-from epsball.data.lazy_examples import BadRow, Block, LazyExamples, block_of, digest
+from epsball.data.bad_row import BadRow
+from epsball.data.lazy_examples import Block, LazyExamples, block_of, digest
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

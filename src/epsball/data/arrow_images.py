@@ -38,7 +38,8 @@ class ArrowImages:
         if not len(ids):
             return found
         for chunk in self.data[list(ids)][self.column].chunks:
-            for raw, path in zip(chunk.field("bytes"), chunk.field("path"), strict=True):
+            parts = dict(zip((field.name for field in chunk.type), chunk.flatten(), strict=True))
+            for raw, path in zip(parts["bytes"], parts["path"], strict=True):
                 found.append(raw.as_buffer() if raw.is_valid else path.as_py())
         return found
 

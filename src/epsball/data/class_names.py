@@ -6,18 +6,23 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
+from epsball.data.lazy_examples import LazyExamples
 
 log = logging.getLogger(__name__)
+
+Data = TypeVar("Data", bound=Examples | LazyExamples)
 
 NUMERAL = re.compile(r"-?\d+")
 
 
-def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
+def numbered_like(data: Data, names: Sequence[str] | None) -> Data:
     """The data with its labels numbered as in `names`, those of the model's outputs in their order.
 
     A folder of images that lacks a class numbers those after it one lower: their names say what they are. Names that
@@ -45,7 +50,7 @@ def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
     unknown = [name for name in own if name not in places]
     if unknown:
         same = all(place == places[name] for place, name in enumerate(own) if name in places)
-        beyond = [own[label] for label in data.y.unique().tolist() if label >= len(places)]
+        beyond = [own[label] for label in _used(data) if label >= len(places)]
         if same and not beyond:
             return data
         raise BadInput(
@@ -56,8 +61,7 @@ def numbered_like(data: Examples, names: Sequence[str] | None) -> Examples:
         )
     if own != tuple(names):
         log.info("labels are matched with the model's by name: %s", ", ".join(own))
-    place_of = torch.tensor([places[name] for name in own], device=data.y.device)
-    return replace(data, y=place_of[data.y], classes=len(places), label_names=tuple(names))
+    return _renumbered(data, torch.tensor([places[name] for name in own]), tuple(names))
 
 
 def are_values(names: Sequence[str]) -> bool:
@@ -69,20 +73,35 @@ def are_values(names: Sequence[str]) -> bool:
     return all(NUMERAL.fullmatch(name) for name in names) and list(names) != list(map(str, range(len(names))))
 
 
-def _numbered_by_value(data: Examples, names: tuple[str, ...]) -> Examples:
+def _used(data: Examples | LazyExamples) -> list[int]:
+    """The labels of the data; all of them, where they are not known before the rows are read."""
+    return list(range(data.classes)) if data.y is None else data.y[data.y >= 0].unique().tolist()
+
+
+def _renumbered(data: Data, place_of: Tensor, names: tuple[str, ...]) -> Data:
+    """The data with label k as `place_of[k]`; a label that cannot be used stays -1."""
+    known: dict[str, object] = {"classes": len(names), "label_names": names}
+    if data.y is None:
+        return replace(data, places=place_of, **known)
+    place_of = place_of.to(data.y.device)
+    return replace(data, y=torch.where(data.y < 0, data.y, place_of[data.y.clamp(min=0)]), **known)
+
+
+def _numbered_by_value(data: Data, names: tuple[str, ...]) -> Data:
     """The data with labels that are values, as in names ("1", "2", "3"), as places among them."""
     if not are_values(names):
         return data
     places = {int(name): place for place, name in enumerate(names)}
-    unknown = [label for label in data.y.unique().tolist() if label not in places]
+    used = _used(data)
+    unknown = [label for label in used if label not in places]
     if unknown:
         raise BadInput(
             f"`y` must hold the labels that the model was fitted to, {', '.join(names[:10])}, got {unknown[0]}; give "
             "each example the label that the model would give it"
         )
     log.info("labels are the model's: %s", ", ".join(names))
-    y = torch.tensor([places[label] for label in data.y.tolist()], dtype=torch.long, device=data.y.device)
-    return replace(data, y=y, classes=len(names), label_names=names)
+    highest = max(used, default=-1) if data.y is not None else max(places)
+    return _renumbered(data, torch.tensor([places.get(label, -1) for label in range(highest + 1)]), names)
 
 
 def _spelled_like(own: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

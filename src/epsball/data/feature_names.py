@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
+from epsball.data.lazy_examples import LazyExamples
 
 log = logging.getLogger(__name__)
+
+Data = TypeVar("Data", bound=Examples | LazyExamples)
 
 
 def columns_of(x: Any) -> tuple[str, ...] | None:
@@ -23,7 +26,7 @@ def columns_of(x: Any) -> tuple[str, ...] | None:
     return found if found and all(isinstance(one, str) for one in found) else None
 
 
-def ordered_like(data: Examples, names: Sequence[str] | None) -> Examples:
+def ordered_like(data: Data, names: Sequence[str] | None) -> Data:
     """The data with its features in the order of `names`, those of the columns that a model was fitted to.
 
     Data and models without names stay as they are: nothing can be compared then. Raises `BadInput` where a column is
@@ -35,8 +38,8 @@ def ordered_like(data: Examples, names: Sequence[str] | None) -> Examples:
     tensor([[2., 1.]])
     """
     own = data.feature_names
-    if names is None or own is None or own == tuple(names):
-        return data
+    if names is None or own is None or own == tuple(names) or isinstance(data, LazyExamples):
+        return data  # tables, whose columns have names, are in memory
     if sorted(own) != sorted(names):
         missing, more = ([one for one in part if one not in other] for part, other in ((names, own), (own, names)))
         told = [f"without {_listed(missing)}"] * bool(missing) + [f"with {_listed(more)}"] * bool(more)

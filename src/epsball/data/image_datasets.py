@@ -122,7 +122,7 @@ def of_split(
     Of images, only the labels are read, and those images that say what all of them look like.
     """
     features = data.features
-    if image_column is None and not _image_columns(features):
+    if image_column is None and not image_columns(features):
         from epsball.data.table_examples import examples_of_table
 
         class_names = {column: kind.names for column, kind in features.items() if _is_classes(kind)}
@@ -157,10 +157,11 @@ def _encoded(data: Any, image: str) -> Any:
 
 
 def _image_column(name: str | None, features: Any) -> str:
-    return _column("image_column", name, _image_columns(features), IMAGE_NAMES, features)
+    return _column("image_column", name, image_columns(features), IMAGE_NAMES, features)
 
 
-def _image_columns(features: Any) -> list[str]:
+def image_columns(features: Any) -> list[str]:
+    """The columns that may hold images."""
     datasets = hub_library()
 
     found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]

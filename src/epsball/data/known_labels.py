@@ -22,11 +22,11 @@ class KnownLabels:
     bad: Mapping[int, str] = field(default_factory=dict)
 
     def of_rows(self, rows: Int64[np.ndarray, " m"]) -> dict[str, Any]:
-        """What lazy examples are told of the labels of some rows."""
+        """What lazy examples are told of the labels of some rows; the classes are those of all."""
         y = self.y[rows]
         return {
             "y": torch.from_numpy(y),
-            "classes": int(y.max(initial=-1)) + 1 if self.names is None else len(self.names),
+            "classes": int(self.y.max(initial=-1)) + 1 if self.names is None else len(self.names),
             "label_names": self.names,
             "bad_labels": {id: self.bad[id] for id in rows[y < 0].tolist()},
         }

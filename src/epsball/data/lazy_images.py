@@ -21,10 +21,11 @@ from jaxtyping import Int64
 
 from epsball.common.errors import BadInput
 from epsball.data.arrays import PIXEL
+from epsball.data.bad_row import BadRow
 from epsball.data.examples import Examples
 from epsball.data.image_decoding import pixels_of
 from epsball.data.known_labels import KnownLabels
-from epsball.data.lazy_examples import BadRow, Block, LazyExamples, digest, listed
+from epsball.data.lazy_examples import Block, LazyExamples, digest, listed
 from epsball.models.preparation import Preparation
 
 log = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from epsball.common.errors import BadInput
-from epsball.data.arrays import read_npz
 from epsball.data.digits import read_digits
 from epsball.data.examples import Examples
 from epsball.data.image_datasets import TABLES, Source, of_arrow, of_split, read_files, read_split
 from epsball.data.image_folders import listed_folder
+from epsball.data.lazy_arrays import open_npz
 from epsball.data.lazy_examples import LazyExamples
 from epsball.data.lazy_images import lazy_images
 from epsball.data.prepared import check_prepared
@@ -89,7 +89,7 @@ def open_data(
     if str(spec) == "digits":
         return _part(read_digits(split), take, preparation)
     if path.suffix == ".npz" and path.exists():
-        return _part(read_npz(path), take, preparation)
+        return open_npz(path, take, preparation)
     how = image_column, label_column, preparation
     if path.suffix in TABLES and path.is_file():
         return _of_file(path, take, *how)

@@ -1,0 +1,176 @@
+"""The rows of a torch `Dataset`, read one by one when they are asked for, by one thread at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
+
+from epsball.common.errors import BadInput
+from epsball.data.arrays import inputs_of
+from epsball.data.bad_row import BadRow
+from epsball.data.lazy_examples import Block, LazyExamples, block_of, digest, label_reason, listed
+from epsball.data.pairs import batch_of, class_names, input_and_label, pair_of
+
+LOOKED_AT = 32
+"""So many rows say what all of them look like."""
+Row = tuple[Tensor, float, int]
+"""The input, what its values were divided by, and the label."""
+
+
+class OneAtATime:
+    """A lock that can be pickled; it is open where it is unpickled."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+
+    def __reduce__(self) -> tuple[type[OneAtATime], tuple[()]]:
+        return OneAtATime, ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LazyRows(LazyExamples):
+    """The rows of a data set, put together by a loader's `collate` where it has one. `seen` is a digest of some."""
+
+    dataset: Any
+    collate: Any
+    seen: str
+    one_at_a_time: OneAtATime = field(default_factory=OneAtATime)
+
+    def fetch(self, ids: Sequence[int]) -> Block:
+        """The rows, each of which the data set makes anew."""
+        with self.one_at_a_time.lock:
+            return block_of((self._row(id) for id in ids), self.shape, self.dtype)
+
+    def _row(self, id: int) -> tuple[Tensor, int] | BadRow:
+        try:
+            x, scale, label = _read(self.dataset, self.collate, id)
+        except BadInput as error:
+            return BadRow(id, self.name_of(id), str(error))
+        if (tuple(x.shape), x.dtype, scale) != (self.shape, self.dtype, self.scale):
+            found, wanted = _form(tuple(x.shape), x.dtype, scale), _form(self.shape, self.dtype, self.scale)
+            return BadRow(id, self.name_of(id), f"it is {found}, and not {wanted} as the others")
+        return x, label
+
+    def name_of(self, id: int) -> str:
+        """The number of a row."""
+        return f"row {id} of {self.name}"
+
+    def identity(self) -> str:
+        """A digest of the kind of the data set, its length and labels, and some rows as they were at first."""
+        return digest(self.name, len(self.dataset), self.ids, self.y, self.label_names, self.seen)
+
+    def available(self) -> bool:
+        """Whether a row can be read."""
+        with self.one_at_a_time.lock:
+            return any(_can_be_read(self.dataset, id) for id in _spread(self.ids.tolist()))
+
+
+def lazy_rows(dataset: Any, rows: Sequence[int] | None, collate: Any) -> LazyRows:
+    """The rows of a data set (None: all). Raises `BadInput` where none of those that are looked at can be used.
+
+    Labels are known at once where the data set has a list of them, and it is right about the rows looked at.
+    """
+    rows = range(len(dataset)) if rows is None else rows
+    if not len(rows):
+        raise BadInput("`data` must hold at least one example, got an empty data set; look at its split and limit")
+    name, ids = type(dataset).__name__, np.asarray(rows)
+    found: dict[int, Row] = {}
+    bad = []
+    for id in _spread(ids.tolist()):
+        try:
+            found[id] = _read(dataset, collate, id)
+        except BadInput as error:
+            bad.append(BadRow(id, f"row {id} of {name}", str(error)))
+    if not found:
+        raise BadInput(_none_usable(bad))
+    x, scale, _ = next(iter(found.values()))
+    seen = digest(*(part for id, row in found.items() for part in (id, row[0], row[2])))
+    lazy = LazyRows(
+        name=name, shape=tuple(x.shape), dtype=x.dtype, ids=torch.from_numpy(ids), scale=scale, dataset=dataset,
+        collate=collate, seen=seen, lo=0.0 if scale != 1 else -math.inf, hi=1.0 if scale != 1 else math.inf,
+    )  # fmt: skip
+    labels = _labels_of(dataset)
+    known = labels is not None and all(labels[id] == label for id, (_, _, label) in found.items())
+    highest = int(labels.max()) if labels is not None and known else max(label for _, _, label in found.values())
+    names = class_names(dataset)
+    names = names if names is not None and highest < len(names) else None
+    lazy = replace(lazy, label_names=names, classes=0 if names is None else len(names))
+    return _with_labels(lazy, labels) if labels is not None and known else lazy
+
+
+def _spread(ids: Sequence[int]) -> list[int]:
+    """Some rows of the whole range, the first among them."""
+    return [ids[place] for place in sorted({round(place) for place in np.linspace(0, len(ids) - 1, LOOKED_AT)})]
+
+
+def _can_be_read(dataset: Any, id: int) -> bool:
+    try:
+        dataset[id]
+    except Exception:  # whatever a data set raises
+        return False
+    return True
+
+
+def _with_labels(lazy: LazyRows, labels: np.ndarray) -> LazyRows:
+    y = torch.from_numpy(labels)[lazy.ids]
+    bad = {int(id): label_reason(int(label), 0) for id, label in zip(lazy.ids[y < 0], y[y < 0], strict=True)}
+    classes = lazy.classes or max(int(labels.max()), 0) + 1
+    return replace(lazy, y=y.clamp(min=-1), classes=classes, bad_labels=bad)
+
+
+def _none_usable(bad: Sequence[BadRow]) -> str:
+    reasons = {row.reason for row in bad}
+    if len(reasons) == 1 and bad[0].reason.startswith("`"):  # of the data set, then, and not of its rows
+        return bad[0].reason
+    return f"`data` must hold rows that can be used, but none could of those looked at: {listed(bad)}; mend them"
+
+
+def _read(dataset: Any, collate: Any, id: int) -> Row:
+    """A row of the data set. Raises `BadInput` for one that cannot be used."""
+    what = f"a row of {type(dataset).__name__}"
+    try:
+        row = dataset[id]
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a data set raises
+        raise BadInput(f"it raises {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if collate is None:
+        x, label = input_and_label(row, what)
+    else:
+        inputs, labels = pair_of(batch_of(collate, [row]), "a batch of the DataLoader")
+        x, label = input_and_label((inputs[0], labels[0]), what)
+    x, scale = inputs_of(x[None])
+    return x[0].cpu(), scale, label
+
+
+def _form(shape: Sequence[int], dtype: torch.dtype, scale: float) -> str:
+    return f"{'uint8' if scale != 1 else str(dtype).removeprefix('torch.')} ({', '.join(map(str, shape))})"
+
+
+def _labels_of(dataset: Any) -> np.ndarray | None:
+    """The labels that a data set has a list of, one for each row."""
+    if isinstance(dataset, Subset):
+        inner = _labels_of(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [part for part in map(_labels_of, dataset.datasets) if part is not None]
+        return np.concatenate(parts) if len(parts) == len(dataset.datasets) else None
+    tensors = getattr(dataset, "tensors", ())
+    for found in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), *tensors[1:2]):
+        if found is None:
+            continue
+        try:
+            values = np.asarray(found)
+        except Exception:  # whatever that attribute is
+            continue
+        if values.shape == (len(dataset),) and values.dtype.kind in "iu":
+            return values.astype(np.int64)
+    return None
