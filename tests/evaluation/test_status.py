@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from commands import run as run_command
@@ -30,6 +31,8 @@ from epsball.evaluation import run_directory
 from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_lock import LockHolder, RunLock
 from epsball.evaluation.status import TIMED, RunStatus, run_status
+from epsball.report.html import write_report
+from epsball.report.run import Run
 
 SHARDS, SIZE = 9, 8
 N = SHARDS * SIZE - 3
@@ -279,9 +282,13 @@ def read_while_written(path: Path, reads: int, read: Callable[[Path], int]) -> N
 @pytest.mark.timeout(600)
 def test_a_reader_never_meets_a_damaged_file_while_another_process_writes(tmp_path: Path, reads: int) -> None:
     def read(run: Path) -> int:
-        status = run_status(run)
-        assert status.done == min(2 * status.shards_done, N)
-        return status.done
+        before = run_status(run)
+        assert before.done == min(2 * before.shards_done, N)
+        if before.done:
+            found = Evaluation.load(run, partial=True)
+            assert len(found) >= before.done
+            assert len(found.points()[0]) == found.count("fooled")
+        return before.done
 
     read_while_written(tmp_path, reads, read)
 
@@ -326,3 +333,84 @@ def test_the_command_exits_with_whether_the_run_is_finished(run: Path, tmp_path:
     assert "No result yet: no shard is finished." in done.stdout
     assert "unknown before the first shard is finished" in done.stdout
     assert run_command("status", str(tmp_path)).returncode == 2
+
+
+# The evaluation of what is finished
+
+
+def unfinished(run: Path) -> np.ndarray:
+    """Take away the records of one shard and a stage of another: the rows of the others."""
+    (run / "records/00002.parquet").unlink()
+    (run / "stages/00005-00-fgsm.parquet").unlink()
+    return np.array([row for row in range(N) if row // SIZE not in (2, 5)])
+
+
+def test_an_unfinished_run_loads_as_the_evaluation_of_its_finished_shards(
+    run: Path, finished: tuple[Path, Evaluation]
+) -> None:
+    whole = finished[1]
+    rows = unfinished(run)
+    with pytest.raises(BadInput, match=r"is not finished: 1 of 9 shards are missing; .*partial=True"):
+        Evaluation.load(run)
+    found = Evaluation.load(run, partial=True)
+    assert found.records == whole.records.take(pa.array(rows))
+    assert found.shards_missing == 2
+    assert found.unfinished is not None
+    assert "2 of 9 shards are missing" in found.unfinished
+    assert f"{len(rows)} of {N} examples" in found.unfinished
+    assert found.unfinished in repr(found)
+    assert found.unfinished in found.summary()["unfinished"]
+    assert "the run is not finished" in found.reliability
+    ids, points = found.points()
+    kept = np.isin(whole.points()[0], rows)
+    assert np.array_equal(ids, whole.points()[0][kept])
+    assert np.array_equal(points, whole.points()[1][kept])
+    for stage in found.stages:
+        files = [run / f"stages/{shard:05d}-{stage.name}.parquet" for shard in range(SHARDS) if shard not in (2, 5)]
+        assert stage.attacked == sum(run_directory.load(file).num_rows for file in files if file.exists())
+
+
+def test_a_finished_run_is_the_same_partial_or_not(finished: tuple[Path, Evaluation]) -> None:
+    found = Evaluation.load(finished[0], partial=True)
+    assert found == Evaluation.load(finished[0]) == finished[1]
+    assert (found.shards_missing, found.unfinished) == (0, None)
+
+
+def test_a_run_without_a_finished_shard_has_no_evaluation(run: Path, tmp_path: Path) -> None:
+    for file in run.glob("records/*"):
+        file.unlink()
+    for use in (lambda: Evaluation.load(run, partial=True), lambda: write_report(run)):
+        with pytest.raises(BadInput, match="holds a run of which no shard is finished; epsball status"):
+            use()
+
+
+def test_the_report_of_an_unfinished_run_says_so_first(run: Path) -> None:
+    rows = unfinished(run)
+    done = run_command("report", str(run))
+    assert done.returncode == 0, done.stderr
+    assert "not finished: 2 of 9 shards are missing" in re.sub(r"\s+", " ", done.stdout)
+    page = (run / "report.html").read_text()
+    begin = page.index("<body>")
+    assert begin < page.index("Not finished.") < page.index("Robust accuracy")
+    assert f"{len(rows)} of {N} examples" in page[page.index("Not finished.") :][:300]
+    assert not (run / "card.md").exists()
+    assert not (run / "robustbench.json").exists()
+
+
+def test_the_report_of_a_finished_run_says_nothing_of_that(run: Path) -> None:
+    assert "Not finished." not in write_report(run).read_text()
+    assert (run / "card.md").exists()
+
+
+def test_the_report_lists_the_rows_that_could_not_be_used(run: Path) -> None:
+    many = [BadRow(id, f"a/{id}<b>.png", "cut off & more") for id in range(60)]
+    renoted(run / "stages/00000-clean.parquet", lambda notes: notes | {"bad": [row.to_record() for row in many]})
+    (run / "records/00001.parquet").unlink()
+    found = Evaluation.load(run, partial=True)
+    assert found.summary()["bad"] == [row.to_record() for row in many]
+    page = write_report(run).read_text()
+    assert page.count("60 rows could not be used") == 2  # beside the result, and in the set-up
+    setup = page[page.index('id="setup"') : page.index('id="accuracy"')]
+    assert setup.count("cut off &amp; more") == Run.most_bad < 60
+    assert "<strong>a/7&lt;b&gt;.png</strong> (id 7): cut off &amp; more" in setup
+    assert "The first 50 are listed" in setup

@@ -13,12 +13,17 @@ from rich.padding import Padding
 from rich.table import Table
 
 from epsball.cli.common import percent
+from epsball.common.printable import printable
+from epsball.data.bad_row import counted_bad_rows
 
 if TYPE_CHECKING:
     from epsball.diagnosis.setup_record import Setup
-    from epsball.evaluation.result import Evaluation, Status
+    from epsball.evaluation.result import Evaluation
+    from epsball.evaluation.run_tables import Status
     from epsball.evaluation.stage_record import Stage
 
+SHOWN = 5
+"""Rows that could not be used whose names are shown."""
 BAR = 40
 """Characters of a bar at 100 %."""
 APART: dict[Status, str] = {
@@ -54,6 +59,11 @@ def show_result(found: Evaluation, out: Path | None) -> None:
     unconfirmed = sum(stage.unconfirmed for stage in found.stages)
     if unconfirmed and config["storage"]["x_adv"] == "8bit":
         console.print(f"[dim]{unconfirmed:,} successes were undone by the rounding, and do not count.[/]")
+    if found.bad:
+        names = ", ".join(printable(row.name) for row in found.bad[:SHOWN]) + (
+            ", ..." if len(found.bad) > SHOWN else ""
+        )
+        console.print(f"[yellow]{counted_bad_rows(found.bad)} and are not counted: {escape(names)}[/]")
     if config.get("black_box") is not None:
         budget = config["black_box"]["budget"]
         limit = "without a budget" if budget is None else f"of a budget of {budget:,} per example and radius"

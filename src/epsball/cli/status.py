@@ -13,6 +13,7 @@ from rich.table import Table
 
 from epsball.cli.common import Json, finite, percent
 from epsball.common.printable import printable
+from epsball.data.bad_row import counted_bad_rows
 
 if TYPE_CHECKING:
     from epsball.evaluation.status import RunStatus, ShardInWork
@@ -62,22 +63,13 @@ def _report(found: RunStatus) -> None:
     if len(found.in_work) > SHOWN:
         rows.append(("", f"and {len(found.in_work) - SHOWN:,} more shards: --json lists all"))
     if found.bad:
-        rows.append(("bad", counted_bad(len(found.bad))))
+        rows.append(("bad", counted_bad_rows(found.bad)))
         rows += [("", f"{row.name}: {row.reason}") for row in found.bad[:SHOWN]]
     if len(found.bad) > SHOWN:
         rows.append(("", f"and {len(found.bad) - SHOWN:,} more: --json lists all"))
     for name, text in rows:
         lines.add_row(name, escape(printable(text)))
     console.print(lines, "", _result(found), sep="\n")
-
-
-def counted_bad(count: int) -> str:
-    """How many rows could not be used, in words.
-
-    >>> counted_bad(1), counted_bad(4)
-    ('1 row could not be used', '4 rows could not be used')
-    """
-    return f"{count:,} row{'s' if count > 1 else ''} could not be used"
 
 
 def _state(found: RunStatus) -> str:

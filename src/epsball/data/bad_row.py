@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from epsball.common.record import Record
@@ -14,3 +15,12 @@ class BadRow(Record):
     id: int
     name: str
     reason: str
+
+
+def counted_bad_rows(rows: Sequence[BadRow]) -> str:
+    """How many rows could not be used, in words; empty for none.
+
+    >>> counted_bad_rows([BadRow(3, "a/3.png", "cut off")])
+    '1 row could not be used'
+    """
+    return f"{len(rows):,} row{'s' if len(rows) > 1 else ''} could not be used" if rows else ""

@@ -242,7 +242,7 @@ def _run_shards(
         records[shard] = table
         robust, done = robust + _robust(table), done + len(rows.places(shard))
         report("", 0)
-    return gathered(config, [table for table in records if table is not None], tables)
+    return gathered(config, {shard: table for shard, table in enumerate(records) if table is not None}, tables)
 
 
 def _robust(records: pa.Table) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +19,10 @@ from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
 from epsball.evaluation import run_directory
 from epsball.evaluation.convergence_record import Convergence, budget_sentence
-from epsball.evaluation.run_tables import RECORDS, check_columns
+from epsball.evaluation.run_tables import STATUSES, Status, check_records, number_of_shards
 from epsball.evaluation.stage_record import Stage
 from epsball.evaluation.stage_tables import StageTables, bad_rows, records_file
 from epsball.evaluation.stored_points import StoredPoints
-
-Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid", "exhausted"]
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +41,8 @@ class Evaluation:
     `originals` read them. `bad` are the rows of the data that could not be used, which have no record.
     `binarization_test` says whether the attacks are strong enough for this model, if it was run; `diagnosis` holds the
     reliability checks, None where none were made, and `setup` what was understood of the arguments before the attacks.
-    `convergence` says, of a result that rests on queries alone, whether twice as many break more.
+    `convergence` says, of a result that rests on queries alone, whether twice as many break more. Of a run that is not
+    finished, `shards_missing` shards are not in it, as `unfinished` says.
     """
 
     config: dict[str, Any]
@@ -57,6 +55,7 @@ class Evaluation:
     diagnosis: Diagnosis | None = None
     setup: Setup | None = None
     convergence: Convergence | None = None
+    shards_missing: int = 0
 
     def __len__(self) -> int:
         return self.records.num_rows
@@ -66,7 +65,19 @@ class Evaluation:
         low, high = (f"{100 * end:.1f}" for end in self.interval)
         accuracies = f"clean accuracy {self.clean_accuracy:.2%}, robust accuracy {self.robust_accuracy:.2%}"
         first = f"Evaluation of {len(self):,} examples: {accuracies} (95% interval {low}-{high}%)"
-        return "\n".join([first, self.reliability, *self.doubts])
+        missing = [] if self.unfinished is None else [f"Not finished: {self.unfinished}"]
+        return "\n".join([*missing, first, self.reliability, *self.doubts])
+
+    @property
+    def unfinished(self) -> str | None:
+        """What is missing of a run that is not finished, and on how many examples the result rests; else None."""
+        if not self.shards_missing:
+            return None
+        return (
+            f"{self.shards_missing:,} of {number_of_shards(self.config):,} shards are missing, and this rests on "
+            f"{len(self):,} of {self.config['data']['n']:,} examples: no random sample where the data are in an order, "
+            "as by class."
+        )
 
     def count(self, status: Status) -> int:
         """How many examples ended so."""
@@ -239,7 +250,9 @@ class Evaluation:
         if self.diagnosis is not None:
             return self.diagnosis.sentence
         confidence = self.records["clean_confidence"].to_numpy(zero_copy_only=False).astype(float)
-        if self.config["source"] is not None:
+        if self.shards_missing:
+            why = "the run is not finished"
+        elif self.config["source"] is not None:
             why = "the attacks of a transfer do not see the model"
         elif len(self) and np.isnan(confidence).all() and self.count("invalid") < len(self):
             why = "the model returns labels only"
@@ -268,7 +281,7 @@ class Evaluation:
     def _check(self) -> None:
         """Raise `ValueError` where there is not one record for each example, and a point for each that was fooled."""
         ids = self.records["id"].to_numpy()
-        if len(ids) + len(self.bad) != self.config["data"]["n"]:
+        if not self.shards_missing and len(ids) + len(self.bad) != self.config["data"]["n"]:
             raise ValueError(
                 f"there are {len(ids)} records and {len(self.bad)} rows that could not be used, of "
                 f"{self.config['data']['n']} examples"
@@ -282,6 +295,8 @@ class Evaluation:
         return {
             "setup": None if self.setup is None else self.setup.summary(),
             "n": len(self),
+            "unfinished": self.unfinished,
+            "bad": [row.to_record() for row in self.bad],
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "robust_accuracy_at_most": self.robust_accuracy_at_most,
@@ -306,23 +321,33 @@ class Evaluation:
         }
 
     @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """The evaluation that a finished run left in its directory."""
+    def load(cls, path: str | Path, *, partial: bool = False) -> Evaluation:
+        """The evaluation that a run left in its directory.
+
+        With `partial` the run may be unfinished, and another process may be writing it: the result is that of the
+        finished shards, and says what is missing (`unfinished`).
+        """
         path = Path(path)
         if not (path / "config.json").exists():
             raise BadInput(f"`path` must be a run directory with a config.json, got {path}; was it the --out of a run?")
         config = run_directory.read_config(path)
-        tables = StageTables(path)
-        shards = range(-(-config["data"]["n"] // config["shard_size"]))
-        missing = [shard for shard in shards if not records_file(path, shard).exists()]
-        if missing:
+        tables, shards = StageTables(path), number_of_shards(config)
+        missing = sum(not records_file(path, shard).exists() for shard in range(shards))
+        if missing and not partial:
             raise BadInput(
-                f"`path` {path} holds a run that is not finished: {len(missing)} of {len(shards)} shards are "
-                "missing; start it again with the same arguments to resume it"
+                f"`path` {path} holds a run that is not finished: {missing} of {shards} shards are missing; start it "
+                "again with the same arguments to resume it, or load what is finished with partial=True"
             )
         try:
-            records = [run_directory.load(records_file(path, shard)) for shard in shards]
-            for table in records:
+            if partial:
+                records = tables.finished(shards)
+            else:
+                records = {shard: run_directory.load(records_file(path, shard)) for shard in range(shards)}
+            if shards and not records:
+                raise BadInput(
+                    f"`path` {path} holds a run of which no shard is finished; epsball status says how far it is"
+                )
+            for table in records.values():
                 check_records(table, config)
             found = gathered(config, records, tables)
             found._check()
@@ -341,26 +366,13 @@ class Evaluation:
         )
 
 
-def check_records(table: pa.Table, config: dict[str, Any]) -> None:
-    """Raise `ValueError` for records that no run writes."""
-    distances = ("distance", *(config.get("norms") or ()))
-    check_columns(table, RECORDS | dict.fromkeys(distances))
-    for name in distances:
-        if not (pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)):
-            raise ValueError(f"{name} is {table[name].type} and no number")
-    if len(table) > config["shard_size"]:
-        raise ValueError(f"a shard has {len(table)} rows of at most {config['shard_size']}")
-    if strange := set(table["status"].unique().to_pylist()) - set(STATUSES):
-        raise ValueError(f"status is {strange.pop()!r}")
-
-
-def gathered(config: dict[str, Any], records: Sequence[pa.Table], tables: StageTables) -> Evaluation:
-    """The evaluation of the finished shards, whose `records` these are and whose stages are in `tables`."""
+def gathered(config: dict[str, Any], records: Mapping[int, pa.Table], tables: StageTables) -> Evaluation:
+    """The evaluation of the finished shards, whose `records` these are by number, and whose stages are in `tables`."""
     stages: dict[str, Stage] = {}
     parts: list[tuple[int, str]] = []
     bad: list[BadRow] = []
     probes = 0
-    for shard, table in enumerate(records):
+    for shard, table in records.items():
         for name in run_directory.notes(table)["stages"]:
             part = tables.stage(shard, name, ["id"])
             notes = run_directory.notes(part)
@@ -369,15 +381,16 @@ def gathered(config: dict[str, Any], records: Sequence[pa.Table], tables: StageT
                 raise ValueError(f"the table of the stage {name} is that of {stage.name}")
             probes += notes.get("probes", 0)
             stages[name] = stages[name].plus(stage) if name in stages else stage
-            bad += bad_rows(part)
+            bad += bad_rows(notes)
             if stage.fooled:
                 parts.append((shard, name))
     order = ["clean", *(stage["name"] for stage in config["stages"])]
     return Evaluation(
         config=config,
-        records=pa.concat_tables([table.replace_schema_metadata() for table in records]).combine_chunks(),
+        records=pa.concat_tables([table.replace_schema_metadata() for table in records.values()]).combine_chunks(),
         stored=StoredPoints(config, tables, tuple(parts)),
         stages=tuple(stages[name] for name in order if name in stages),
         probes=probes,
         bad=tuple(bad),
+        shards_missing=number_of_shards(config) - len(records),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 WHOLE, REAL, TRUTH, TEXT = pa.int64(), pa.float64(), pa.bool_(), pa.string()
+Status = Literal["robust", "fooled", "misclassified", "at-target", "invalid", "exhausted"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 Columns = dict[str, pa.DataType | None]
 """Types by name; None is any."""
 CLEAN: Columns = {"id": WHOLE, "label": WHOLE, "prediction": WHOLE, "confidence": REAL, "valid": TRUTH}
@@ -44,13 +46,31 @@ def check_columns(table: pa.Table, columns: Columns) -> None:
             raise ValueError(f"{name} is null in {table[name].null_count} rows")
 
 
+def check_records(table: pa.Table, config: dict[str, Any]) -> None:
+    """Raise `ValueError` for records that no run writes."""
+    distances = ("distance", *(config.get("norms") or ()))
+    check_columns(table, RECORDS | dict.fromkeys(distances))
+    for name in distances:
+        if not (pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)):
+            raise ValueError(f"{name} is {table[name].type} and no number")
+    if len(table) > config["shard_size"]:
+        raise ValueError(f"a shard has {len(table)} rows of at most {config['shard_size']}")
+    if strange := set(table["status"].unique().to_pylist()) - set(STATUSES):
+        raise ValueError(f"status is {strange.pop()!r}")
+
+
+def number_of_shards(config: Mapping[str, Any]) -> int:
+    """How many shards a run with this configuration has."""
+    return -(-config["data"]["n"] // config["shard_size"])
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise `ValueError` where the configuration of a run lacks what every reader needs, or holds something else."""
     check_entries(config, RULES)
     check_entries(config, OPTIONAL, optional=True)
     if config["ball"]["norm"] not in (config.get("norms") or {config["ball"]["norm"]}):
         raise ValueError("its ball's norm is not among its norms")
-    if -(-config["data"]["n"] // config["shard_size"]) > MOST_SHARDS:
+    if number_of_shards(config) > MOST_SHARDS:
         raise ValueError(f"its data.n and shard_size make more than {MOST_SHARDS:,} shards")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Self
+from typing import Any, Self
 from weakref import finalize
 
 import pyarrow as pa
@@ -85,6 +85,11 @@ class StageTables:
         table = load(path)
         return table if all(self.has(shard, name) for name in notes(table)["stages"]) else None
 
+    def finished(self, shards: int) -> dict[int, pa.Table]:
+        """The records of the finished ones among so many shards, by number."""
+        found = {shard: self.records(shard) for shard in range(shards)}
+        return {shard: table for shard, table in found.items() if table is not None}
+
     def keep_records(self, shard: int, table: pa.Table) -> None:
         """Keep the records of a shard, after its last stage."""
         if self.directory is None:
@@ -97,9 +102,12 @@ class StageTables:
         return {name: self.stage(shard, name) for name in stages if self.has(shard, name)}
 
 
-def bad_rows(clean: pa.Table) -> tuple[BadRow, ...]:
-    """The rows of a shard that could not be used, as its clean stage lists them. Raises `ValueError` for others."""
-    listed = notes(clean).get("bad", [])
+def bad_rows(noted: Mapping[str, Any]) -> tuple[BadRow, ...]:
+    """The rows of a shard that could not be used, as the notes of its clean stage list them.
+
+    Raises `ValueError` where they list something else.
+    """
+    listed = noted.get("bad", [])
     if not isinstance(listed, list):
         raise ValueError(f"its list of bad rows is {type(listed).__name__}")
     return tuple(map(BadRow.from_record, listed))

@@ -17,10 +17,13 @@ import pyarrow as pa
 from epsball.common.errors import BadInput
 from epsball.common.record import Record
 from epsball.data.bad_row import BadRow
-from epsball.evaluation.result import Evaluation, check_records
-from epsball.evaluation.run_directory import load, notes, read_config, read_notes
+from epsball.evaluation.result import Evaluation
+from epsball.evaluation.run_directory import notes, read_config, read_notes
 from epsball.evaluation.run_lock import LockHolder, holder_of
+from epsball.evaluation.run_tables import check_records, number_of_shards
 from epsball.evaluation.stage_record import Stage
+from epsball.evaluation.stage_tables import StageTables, bad_rows, records_file, stage_file
+from epsball.evaluation.stored_points import StoredPoints
 
 State = Literal["running", "unfinished", "finished"]
 TIMED = 20
@@ -99,13 +102,20 @@ def run_status(path: str | Path) -> RunStatus:
     config = read_config(path)
     n, shards = config["data"]["n"], number_of_shards(config)
     stages = _stages_there(path)
-    records = finished_records(path, config, stages)
     try:
-        bad = {shard: _bad_rows(path, shard) for shard, there in stages.items() if "clean" in there}
+        records = StageTables(path).finished(shards)
+        for table in records.values():
+            check_records(table, config)
+        clean = [shard for shard, there in stages.items() if "clean" in there]
+        bad = {shard: bad_rows(read_notes(stage_file(path, shard, "clean"))) for shard in clean}
         rate, rate_from = _rate(path, records, holder)
         so_far = _so_far(config, list(records.values()))
+    except BadInput:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise BadInput(
+            f"`run` {path} must hold whole tables, but {error}; restore them, or make the run again"
+        ) from error
     done = sum(len(table) + len(bad[shard]) for shard, table in records.items())
     whole = len(records) == shards
     in_work = [_in_work(shard, there, config) for shard, there in sorted(stages.items()) if shard not in records]
@@ -127,45 +137,6 @@ def run_status(path: str | Path) -> RunStatus:
     )
 
 
-def number_of_shards(config: dict[str, Any]) -> int:
-    """How many shards the run with this configuration has."""
-    return -(-config["data"]["n"] // config["shard_size"])
-
-
-def finished_records(
-    path: Path, config: dict[str, Any], stages: dict[int, set[str]] | None = None
-) -> dict[int, pa.Table]:
-    """The records of the finished shards, by number: those that are there with every stage that they name.
-
-    Raises `BadInput` for records that no run writes.
-    """
-    stages = _stages_there(path) if stages is None else stages
-    found = {}
-    for shard in range(number_of_shards(config)):
-        if not _records_file(path, shard).exists():
-            continue
-        table = load(_records_file(path, shard))
-        try:
-            check_records(table, config)
-            if {"clean", *notes(table)["stages"]} <= stages.get(shard, set()):
-                found[shard] = table
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from error
-    return found
-
-
-def _damaged(path: Path, error: Exception) -> BadInput:
-    return BadInput(f"`run` {path} must hold whole tables, but {error}; restore them, or make the run again")
-
-
-def _records_file(path: Path, shard: int) -> Path:
-    return path / "records" / f"{shard:05d}.parquet"
-
-
-def _stage_file(path: Path, shard: int, stage: str) -> Path:
-    return path / "stages" / f"{shard:05d}-{stage}.parquet"
-
-
 def _stages_there(path: Path) -> dict[int, set[str]]:
     """The names of the stages that are there, by shard: one listing of a folder."""
     found: dict[int, set[str]] = {}
@@ -185,13 +156,9 @@ def _so_far(config: dict[str, Any], records: list[pa.Table]) -> SoFar | None:
     if not records:
         return None
     table = pa.concat_tables([part.replace_schema_metadata() for part in records])
-    found = Evaluation(config, table, pa.table({}), (), 0)
+    found = Evaluation(config, table, StoredPoints(config, StageTables()), (), 0)
     median = found.quantiles((0.5,))[0][1] if config["min_norm"] else None
     return SoFar(len(found), found.clean_accuracy, found.robust_accuracy, found.interval, median)
-
-
-def _bad_rows(path: Path, shard: int) -> list[BadRow]:
-    return [BadRow.from_record(row) for row in read_notes(_stage_file(path, shard, "clean")).get("bad", [])]
 
 
 def _rate(
@@ -200,7 +167,7 @@ def _rate(
     """Examples per second, and where that comes from: files written since the holder began, else recorded seconds."""
     if holder is not None:
         began = datetime.fromisoformat(holder.since).timestamp()
-        times = {shard: _records_file(path, shard).stat().st_mtime for shard in records}
+        times = {shard: records_file(path, shard).stat().st_mtime for shard in records}
         session = sorted((at, shard) for shard, at in times.items() if at >= began)
         if len(session) > 1 and session[-1][0] > session[0][0]:
             rows = sum(len(records[shard]) for _, shard in session[1:])
@@ -208,7 +175,7 @@ def _rate(
     seconds, rows = 0.0, 0
     for shard in list(records)[-TIMED:]:
         for name in notes(records[shard])["stages"]:
-            stage = Stage.from_record(read_notes(_stage_file(path, shard, name))["stage"])
+            stage = Stage.from_record(read_notes(stage_file(path, shard, name))["stage"])
             seconds += stage.seconds
         rows += len(records[shard])
     return (rows / seconds, "stages") if seconds > 0 else (None, None)

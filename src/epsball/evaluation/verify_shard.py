@@ -57,7 +57,7 @@ class VerifiedShard:
     def __init__(self, run: StoredRun, number: int, start: int, stored: pa.Table, clean: pa.Table | None) -> None:
         self.run, self.number, self.stored = run, number, stored
         self.differences = run.differences
-        ids, bad = stored["id"].to_numpy(), () if clean is None else bad_rows(clean)
+        ids, bad = stored["id"].to_numpy(), () if clean is None else bad_rows(run_directory.notes(clean))
         self.left_out = len(bad)
         self.places = start + np.searchsorted(np.union1d(ids, [row.id for row in bad]).astype(np.int64), ids)
         self.clean_prediction = stored["clean_prediction"].fill_null(0).to_numpy().copy()

@@ -55,20 +55,21 @@ class Pair:
 def write_report(
     run: str | Path, out: str | Path | None = None, *, found: Evaluation | None = None, examples: int = SHOWN
 ) -> Path:
-    """Write the report of the finished run in a directory; where it is.
+    """Write the report of the run in a directory; where it is.
 
     It goes to `out`, a file, or into the run's directory, then with `card.md`, a section for a model card, and
     `robustbench.json`, the fields of a RobustBench entry, beside it. `found` is what `Evaluation.load(run)` would
-    give, where that is there already; `examples` is the most that the gallery shows.
+    give, where that is there already; `examples` is the most that the gallery shows. Of a run that is not finished the
+    page rests on the finished shards, and begins with how many examples those are; there is no card and no entry.
 
-    Raises `BadInput` for a directory that holds no finished run.
+    Raises `BadInput` for a directory that holds no run, or one of which no shard is finished.
     """
     if examples < 0:
         raise BadInput(f"`examples` must be >= 0, got {examples}; 0 leaves the gallery out")
-    read = Run.load(run, found)
+    read = Run.load(run, found or Evaluation.load(run, partial=True))
     at = read.path / REPORT if out is None else Path(out)
     page.write(at, of_run(read, examples))
-    if out is None:
+    if out is None and not read.found.shards_missing:
         page.write(read.path / CARD, markdown(read))
         page.write(read.path / ROBUSTBENCH, robustbench_text(read))
     return at

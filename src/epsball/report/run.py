@@ -1,4 +1,4 @@
-"""A finished run as a report reads it: the evaluation and the files beside it, put into words."""
+"""A run as a report reads it: the evaluation and the files beside it, put into words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,10 @@ import pyarrow as pa
 from epsball.balls.written import ball_text, radius_text
 from epsball.common.errors import BadInput
 from epsball.common.json_files import read_json
+from epsball.data.bad_row import counted_bad_rows
 from epsball.diagnosis.diagnosis_record import Diagnosis
-from epsball.evaluation.result import Evaluation, Status
-from epsball.evaluation.run_tables import REPORTED, check_entries
+from epsball.evaluation.result import Evaluation
+from epsball.evaluation.run_tables import REPORTED, Status, check_entries
 from epsball.evaluation.stage_record import Stage
 from epsball.models.doors import needs_trust
 from epsball.report.page import counted, percent
@@ -51,11 +52,14 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; `command` is the command line that started it, {} where there was none."""
+    """A run; `command` is the command line that started it, {} where there was none."""
 
     path: Path
     found: Evaluation
     command: dict[str, Any]
+
+    most_bad: ClassVar[int] = 50
+    """So many of the rows that could not be used are listed."""
 
     @classmethod
     def load(cls, path: str | Path, found: Evaluation | None = None) -> Run:
@@ -240,9 +244,16 @@ class Run:
         for status, text in APART.items():
             if count := found.count(status):
                 caveats.append(f"{counted(count)} examples {text} are counted apart.")
+        if self.bad_rows:
+            caveats.append(f"{self.bad_rows} and are not counted.")
         if self.diagnosis is None:
             caveats.append(found.reliability)
         return tuple(caveats)
+
+    @property
+    def bad_rows(self) -> str:
+        """How many rows of the data could not be used, in words; empty for none."""
+        return counted_bad_rows(self.found.bad)
 
     @property
     def doubts(self) -> tuple[str, ...]:
