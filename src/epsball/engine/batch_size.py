@@ -30,6 +30,8 @@ USUAL = 128
 MOST, MOST_ON_GPU = 1024, 4096
 CALLS, ENOUGH = (3, 25), 0.1
 """The fewest and the most timed calls of a size; there are no more of them after so many seconds."""
+AGAIN = 2
+"""So many times all sizes are timed again, as far as the time allows: another process may have disturbed the first."""
 BUDGET = 5.0
 """Seconds after which no further size is begun that would not end in time."""
 GAIN, FLAT = 1.05, 2
@@ -70,6 +72,7 @@ def found_batch_size(objective: Objective, task: Task, n: int) -> BatchSize:
     search = _Search(objective, task, n)
     forwards, backwards = objective.forwards, objective.backwards
     ended = search.run()
+    search.run_again()
     rates, seconds = search.rates, time.perf_counter() - search.began
     best = max(rates.values(), default=0.0)
     rows = next((size for size, rate in rates.items() if rate >= NEAR * best), MIN_BATCH)
@@ -122,6 +125,15 @@ class _Search:
             free = free_memory() if self.task.x.is_cpu else None
             if free is not None and 2 * (memory or 0) + self.state(size) > SPARE * free:
                 return f"{size:,} might not fit into memory"
+
+    def run_again(self) -> None:
+        """Time the sizes again, and keep the better rate of each."""
+        for size in AGAIN * list(self.rates):
+            if self.elapsed() + (1 + CALLS[0]) * size / self.rates[size] > BUDGET:
+                return
+            seconds, _ = self.measure(size)
+            if self.too_large != size:
+                self.rates[size] = max(self.rates[size], size / seconds)
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.began
