@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from epsball.balls.ball import Ball
     from epsball.data.examples import Examples
+    from epsball.data.lazy_examples import LazyExamples
     from epsball.models.door import Loaded
     from epsball.training.fit_result import FitResult
 
@@ -29,6 +30,8 @@ TRUST = "trust"
 """The option that no file can set."""
 BATCH = 128
 """Rows of a training step."""
+ROWS = 32
+"""Rows of lazy data that are read to show the model one of them."""
 
 
 @Parameter(name="*")
@@ -82,18 +85,26 @@ class Material:
     trust: Annotated[bool, Parameter(negative="")] = False
 
     def examples(self) -> Examples:
-        """The data, as many as `limit` or `first` takes."""
-        return self.of_split(self.split, limit=self.limit, first=self.first)
+        """The data, as many as `limit` or `first` takes, in memory."""
+        return self.lazy_examples().whole()
+
+    def lazy_examples(self) -> Examples | LazyExamples:
+        """The same, read when they are asked for, where they can be."""
+        return self._opened_split(self.split, limit=self.limit, first=self.first)
 
     def of_split(self, split: str, *, limit: int | None = None, first: int | None = None) -> Examples:
-        """The data of any split, prepared as the model wants images, with labels numbered like its classes, by name."""
+        """The data of any split, in memory."""
+        return self._opened_split(split, limit=limit, first=first).whole()
+
+    def _opened_split(self, split: str, *, limit: int | None, first: int | None) -> Examples | LazyExamples:
+        """The data of a split, prepared as the model wants images, with labels numbered like its classes, by name."""
         from epsball.data.class_names import numbered_like
         from epsball.data.feature_names import ordered_like
-        from epsball.data.load import load_data
+        from epsball.data.load import open_data
         from epsball.models.model_record import FEATURE_NAMES
 
         opened = self.opened
-        found = load_data(
+        found = open_data(
             self.data,
             split=split,
             limit=limit,
@@ -108,7 +119,7 @@ class Material:
         found = ordered_like(found, getattr(opened.model, FEATURE_NAMES, None))
         return numbered_like(found, opened.label_names)
 
-    def ball_for(self, examples: Examples) -> Ball:
+    def ball_for(self, examples: Examples | LazyExamples) -> Ball:
         """The ball, in the data's box unless another is given."""
         lo = examples.lo if self.lo is None else self.lo
         hi = examples.hi if self.hi is None else self.hi
@@ -161,12 +172,12 @@ class Subject(Material):
     epochs: int | None = None
     batch_size: int = 128
 
-    def network(self, examples: Examples, out: Path | None, console: Console) -> tuple[Any, str]:
+    def network(self, examples: Examples | LazyExamples, out: Path | None, console: Console) -> tuple[Any, str]:
         """The model and a line about its origin; trained, and saved in `out`, where it has no weights yet."""
         return self._network("model", self.spec, self.weights, self.seed, examples, out, console)
 
     def source(
-        self, spec: str, weights: Path | None, examples: Examples, out: Path | None, console: Console
+        self, spec: str, weights: Path | None, examples: Examples | LazyExamples, out: Path | None, console: Console
     ) -> tuple[Any, str]:
         """A surrogate, made as `network` makes the model; trained on the spot with the next seed, to be another one."""
         try:
@@ -180,7 +191,7 @@ class Subject(Material):
         spec: str,
         weights: Path | None,
         seed: int,
-        examples: Examples,
+        examples: Examples | LazyExamples,
         out: Path | None,
         console: Console,
     ) -> tuple[Any, str]:
@@ -260,7 +271,7 @@ class Subject(Material):
             )
 
 
-def check_shape(loaded: Loaded, examples: Examples, spec: str) -> None:
+def check_shape(loaded: Loaded, examples: Examples | LazyExamples, spec: str) -> None:
     """Raise `BadInput` where the model takes examples of one shape, and that is not theirs."""
     if loaded.shape is not None and loaded.shape != examples.shape:
         raise BadInput(
@@ -288,13 +299,17 @@ def with_gradients(model: Any, command: str) -> nn.Module:
     return model
 
 
-def _try(model: Any, examples: Examples, spec: str) -> None:
+def _try(model: Any, examples: Examples | LazyExamples, spec: str) -> None:
     """Show the model one example: nothing can go on where that fails."""
+    from epsball.data.examples import Examples
     from epsball.problem.inputs import examples_for
     from epsball.problem.losses import cross_entropy
     from epsball.problem.objective import Objective
 
-    one = examples.rows(slice(1))
+    one = examples.rows(slice(1)) if isinstance(examples, Examples) else examples.read(slice(ROWS))[0]
+    if not len(one):
+        return
+    one = one.rows(slice(1))
     one = replace(one, x=examples_for(model, one, None).x)  # in the model's dtype
     try:
         with Objective(model, cross_entropy, needs="label") as objective:
@@ -364,9 +379,9 @@ def progress(console: Console) -> Progress:
     )
 
 
-def described(examples: Examples, label_names: Sequence[str] | None = None) -> str:
+def described(examples: Examples | LazyExamples, label_names: Sequence[str] | None = None) -> str:
     """The data in a line: their units, and, beside the names of the model's classes, what the labels mean."""
-    shape = "x".join(str(size) for size in examples.x.shape[1:])
+    shape = "x".join(map(str, examples.shape))
     box = f", in [{examples.lo:g}, {examples.hi:g}]" if isfinite(examples.lo) and isfinite(examples.hi) else ""
     units = "" if examples.scale == 1 else f" (values / {examples.scale:g})"
     labels = ""

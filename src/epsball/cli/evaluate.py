@@ -103,7 +103,9 @@ def evaluate(
     keep_memory()
     errors = Console(stderr=True, highlight=False, emoji=False)
     flags = _limited_as_before(flags, out)
-    examples = flags.examples()
+    with progress(errors) as bar:
+        bar.add_task(f"reading {flags.data}"[:24], total=None, note="")
+        examples = flags.lazy_examples()
     ball = flags.ball_for(examples)
     _check_ball(flags, ball)
     try:

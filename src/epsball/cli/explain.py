@@ -24,6 +24,7 @@ from epsball.models.doors import DOORS
 if TYPE_CHECKING:
     from epsball.balls.ball import Ball
     from epsball.data.examples import Examples
+    from epsball.data.lazy_examples import LazyExamples
     from epsball.explain.runner import Answer, Case
 
 explain = App(name="explain", help="Measure why adversarial examples exist, and draw it.")
@@ -41,7 +42,7 @@ class OfNetwork(Subject):
         """Whether there is no other split to train on."""
         return self.data.endswith(".npz") or self.split == "train"
 
-    def ball_for(self, examples: "Examples") -> "Ball":
+    def ball_for(self, examples: "Examples | LazyExamples") -> "Ball":
         """The ball, which has one radius > 0."""
         from epsball.explain.inputs import radius_of
 
@@ -103,7 +104,7 @@ class OfTaylor(OfNetwork):
         eps = None if self.eps is None else tuple(map(parse_radius, self.eps))
         return {"eps": eps, "loss": resolve_loss(self.loss), "double": not self.float32, "rows": None}
 
-    def ball_for(self, examples: "Examples") -> "Ball":
+    def ball_for(self, examples: "Examples | LazyExamples") -> "Ball":
         """The ball; where `eps` is given its radius plays no part."""
         return Subject.ball_for(self, examples)
 

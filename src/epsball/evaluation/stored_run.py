@@ -16,12 +16,14 @@ from epsball.balls.ball_file import load_ball
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.data.examples import Examples
+from epsball.data.lazy_examples import LazyExamples
 from epsball.engine.batch_size import found_batch_size
 from epsball.engine.batches import forward_rows
 from epsball.evaluation import run_directory
 from epsball.evaluation.differences import Differences
 from epsball.evaluation.point_storage import Storage
 from epsball.evaluation.run_tables import Columns, check_columns
+from epsball.problem.inputs import examples_for
 from epsball.problem.objective import Objective
 from epsball.problem.row_limit import out_of_memory
 from epsball.problem.task import Task
@@ -36,9 +38,10 @@ class StoredRun:
     storage: Storage
     objective: Objective
     batch_size: int | Literal["auto"]
-    data: Examples | None
+    data: Examples | LazyExamples | None
     differences: Differences = field(default_factory=Differences)
     balls: dict[float | None, Ball | None] = field(default_factory=dict)
+    _order: Tensor | None = None
 
     def __post_init__(self) -> None:
         model = self.objective.model
@@ -59,6 +62,19 @@ class StoredRun:
             what = "damaged" if path.exists() else "missing"
             self.differences.add(None, what, path.relative_to(self.path), str(error).partition("\n")[0])
             return None
+
+    def examples(self, ids: np.ndarray) -> Examples:
+        """Those of the examples with these ids that the data at hand have, in the order of the ids."""
+        data = self.data
+        assert data is not None, "there are data"
+        if self._order is None:
+            self._order = data.ids.cpu().argsort(stable=True)
+        known = data.ids.cpu()[self._order]
+        rows = self._order[torch.isin(known, torch.from_numpy(ids.copy()))]
+        if isinstance(data, Examples):
+            return data.rows(rows.to(data.x.device))
+        found = data.read(rows)[0]
+        return examples_for(self.objective.model, found, None) if len(found) else found
 
     def decoded(self, stored: np.ndarray) -> Tensor:
         """The points that stored numbers stand for, on the model's device."""

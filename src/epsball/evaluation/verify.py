@@ -30,7 +30,7 @@ from epsball.evaluation.stored_points import StoredPoints
 from epsball.evaluation.stored_run import StoredRun
 from epsball.evaluation.verify_shard import VerifiedShard, verified_shard
 from epsball.models.given import as_model
-from epsball.problem.inputs import examples_for
+from epsball.problem.inputs import data_for, examples_for
 from epsball.problem.losses import cross_entropy
 from epsball.problem.objective import Model, Objective, Success, changes_prediction
 from epsball.problem.task import AWAY
@@ -75,7 +75,7 @@ def verify(
 ) -> Verification:
     """Recompute everything that a run directory says of `model`, from its files.
 
-    `model` is the one that the run was made with, loaded anew. With `data`, Examples or (x, y) as handed to `evaluate`
+    `model` is the one that the run was made with, loaded anew. With `data`, as handed to `evaluate`
     (more rows do no harm), the stored examples are compared with its rows, and all clean predictions are made anew.
     `success` is what the run was given. `batch_size` rows share a model call ("auto": a number that
     is found in a few seconds). The model comes back as it was.
@@ -99,7 +99,9 @@ def verify(
             "the function that evaluate was given"
         )
     model = as_model(model)
-    examples = None if data is None else examples_for(model, data, None)
+    examples = None if data is None else data_for(model, data)
+    if isinstance(examples, Examples):
+        examples = examples_for(model, examples, None)
     with Objective(model, cross_entropy, needs="label", success=success, eot=config["eot"]) as objective:
         run = StoredRun(path, config, storage, objective, batch_size, examples)
         run.differences.add(None, "model", config["model"], fingerprint.of_model(model))
@@ -151,7 +153,7 @@ def _check_fingerprints(run: StoredRun, records: pa.Table) -> None:
         add(None, "label", config["data"]["labels"], fingerprint.of_tensors(labels, ids))
     target = torch.from_numpy(records["target"].fill_null(AWAY).to_numpy().copy())
     add(None, "target", config["target"], None if (target == AWAY).all() else fingerprint.of_tensors(target))
-    if run.data is not None and not lazy:
+    if isinstance(run.data, Examples) and not lazy:
         order = run.data.ids.cpu().argsort(stable=True)
         order = order[torch.isin(run.data.ids.cpu()[order], ids)]
         rows = run.data.rows(order.to(run.data.x.device))

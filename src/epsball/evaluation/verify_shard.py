@@ -14,7 +14,6 @@ from epsball.balls.ball_file import inside_box
 from epsball.balls.linf import Linf
 from epsball.balls.registry import distances
 from epsball.common.noise import Noise
-from epsball.data.examples import Examples
 from epsball.evaluation import run_directory
 from epsball.evaluation.differences import records_columns
 from epsball.evaluation.plan import numbers
@@ -50,8 +49,9 @@ class VerifiedShard:
     """A shard whose `stored` records are compared with those that follow from its stages.
 
     `expected` are these; `confirmed` says which of its successes were reproduced, `clean_found` are the clean
-    predictions made anew (-1 where logits are not finite), `clean_checked` how many those are; `data_rows` the rows of
-    the examples in the data at hand, -1 for none; `places` their numbers in the whole run.
+    predictions made anew (-1 where logits are not finite), `clean_checked` how many those are; `of_data` (n, *shape)
+    the examples as the data at hand have them, not a number where they have none; `places` their numbers in the whole
+    run.
     """
 
     def __init__(self, run: StoredRun, number: int, start: int, stored: pa.Table, clean: pa.Table | None) -> None:
@@ -78,13 +78,13 @@ class VerifiedShard:
         self.ids = self.expected.ids
         self.confirmed = np.zeros(len(stored), dtype=bool)
         self.clean_found = np.where(self.valid, self.clean_prediction, -1)
-        self.data_rows = np.full(len(stored), -1)
+        self.of_data: np.ndarray | None = None
         self.clean_checked = 0
 
     def verify(self) -> None:
         """Check every stage in its order, then the records."""
         if self.run.data is not None:
-            self.check_data(self.run.data)
+            self.check_data()
         names = ["clean"]
         for stage in self.run.config["stages"]:
             radii = self.run.radii(stage, self.places, self.expected.known)
@@ -126,19 +126,17 @@ class VerifiedShard:
             self.logits = np.full((len(self.stored), logits.shape[1]), np.nan)
             self.logits[places] = logits.numpy()
 
-    def check_data(self, data: Examples) -> None:
+    def check_data(self) -> None:
         """Labels and clean predictions of the whole shard, with the data at hand."""
-        ids = data.ids.cpu().numpy()
-        order = ids.argsort(kind="stable")
-        rows = order[np.searchsorted(ids[order], self.ids).clip(max=len(ids) - 1)]
-        known = ids[rows] == self.ids
+        of_data = self.run.examples(self.ids)
+        known = np.isin(self.ids, of_data.ids.cpu().numpy())
         self.differences.missing(self.ids[~known], "in the run", "not in the data")
-        where, rows = np.flatnonzero(known), rows[known]
-        self.data_rows[where] = rows
-        labels = data.y.cpu().numpy()[rows]
-        self.differences.compare(self.ids[where], "label", self.expected.labels[where], labels)
-        if len(where) and tuple(data.x.shape[1:]) == self.run.shape:
-            x = data.x[torch.from_numpy(rows)].to(self.run.device, self.run.dtype)
+        where = np.flatnonzero(known)  # both are in the order of the ids
+        self.differences.compare(self.ids[where], "label", self.expected.labels[where], of_data.y.cpu().numpy())
+        if len(where) and of_data.shape == self.run.shape:
+            x = of_data.x.to(self.run.device, self.run.dtype)
+            self.of_data = np.full((len(self.ids), *self.run.shape), np.nan, dtype=numbers(x[:1]).dtype)
+            self.of_data[where] = numbers(x)
             if self.crc32 is not None:
                 self.moved[where] = self.crc32[where] != checksums(numbers(x))
                 self.differences.compare(self.ids[where], "x", np.full(len(where), False), self.moved[where])
@@ -236,9 +234,8 @@ class VerifiedShard:
             compare(ids, "distance", values(table, "distance"), found, rtol=DISTANCE)
         if run.data is None:
             self.check_clean_predictions(rows, run.forward(task, x))
-        elif tuple(run.data.x.shape[1:]) == run.shape:
-            of_data = run.data.x[torch.from_numpy(self.data_rows[rows])].to(x)
-            same = (of_data == x).reshape(len(x), -1).all(1).cpu().numpy() & (self.data_rows[rows] >= 0)
+        elif self.of_data is not None:
+            same = (self.of_data[rows] == numbers(x)).reshape(len(x), -1).all(1)
             compare(ids, "x", true, same | self.moved[rows])
 
     def check_clean_predictions(self, rows: np.ndarray, output: Tensor) -> None:
