@@ -180,7 +180,7 @@ def evaluate(
         )
     ball = unbounded(ball_of(ball)) if min_norm else ball_of(ball)
     model = as_model(model)
-    data = data_for(model, data)
+    data = data_for(model, data, None if run_dir is None else Path(run_dir) / "data")
     ball = ball_for(ball, data)
     data = data if isinstance(data, LazyExamples) else examples_for(model, data, ball)
     source = None if source is None else as_model(source, "source")

@@ -24,7 +24,7 @@ from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays, inputs_of
 from epsball.data.box import ball_for
 from epsball.data.class_names import are_values, numbered_like
-from epsball.data.collected import examples_of
+from epsball.data.collected import examples_of, lazy_examples_of
 from epsball.data.examples import Examples
 from epsball.data.feature_names import ordered_like
 from epsball.data.labels import is_text
@@ -52,30 +52,29 @@ def inputs_for(model: Any, data: Any, ball: Ball | str) -> tuple[Model, Examples
     would move them by more than `EXACT` of the radius.
     """
     model = as_model(model)
-    opened = data_for(model, data)
-    examples = opened.whole() if isinstance(opened, LazyExamples) else opened
+    examples = data_for(model, data).whole()
     found = ball_for(ball, examples)
     return model, examples_for(model, examples, found), found
 
 
 def data_for(model: Model, data: Any, spool: Path | None = None) -> Examples | LazyExamples:
-    """The data, for a model: in memory, or lazy where they can be read row by row.
+    """The data for a model: in memory, or lazy where they can be read row by row.
 
     Labels that are texts, or numbers where the names of the model's classes are, are those of the model; images are
-    prepared as it wants them. Data that come one after the other are kept in `spool`, a directory.
+    prepared as it wants them. Data that come one after the other are kept in the folder `spool`.
     """
-    if isinstance(data, LazyExamples):
-        return data
     names, preparation = getattr(model, LABEL_NAMES, None), getattr(model, PREPARATION, None)
-    if names is None or not isinstance(data, tuple | list) or len(data) != 2:
-        return examples_of(data, preparation)
-    x, y = data
-    if is_text(y):
-        return from_arrays(x, y, label_names=names)
-    values = np.asarray(y) if are_values(names) else np.empty(0, dtype=object)
-    if values.dtype.kind in "iufb" and bool(np.all(values == np.round(values))):
-        return from_arrays(x, values.astype(np.int64).astype(str), label_names=names)
-    return examples_of(data, preparation)
+    if names is not None and isinstance(data, tuple | list) and len(data) == 2:
+        x, y = data
+        if is_text(y):
+            return from_arrays(x, y, label_names=names)
+        values = np.asarray(y) if are_values(names) else np.empty(0, dtype=object)
+        if values.dtype.kind in "iufb" and bool(np.all(values == np.round(values))):
+            return from_arrays(x, values.astype(np.int64).astype(str), label_names=names)
+    found = lazy_examples_of(data, preparation, spool)
+    if isinstance(found, LazyExamples):
+        found = ordered_like(numbered_like(found, names), getattr(model, FEATURE_NAMES, None))
+    return found
 
 
 def examples_for(model: Model, data: Any, ball: Ball | None, *, move: bool = True) -> Examples:
