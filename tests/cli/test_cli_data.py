@@ -16,7 +16,10 @@ from commands import run
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from epsball.cli.common import Material
+from epsball.cli.main import app
 from epsball.data.class_names import numbered_like
+from epsball.data.lazy_examples import LazyExamples
 from epsball.data.load import load_data
 
 RNG = np.random.default_rng(0)
@@ -182,3 +185,22 @@ def test_names_that_cannot_be_matched_are_said_in_the_line_of_the_data(kept, tmp
         said[data] = run("evaluate", *arguments, cwd=tmp_path).stdout
     assert "labels by number: the model has other names of classes" in said["images"]
     assert "labels by number" not in said["known"]
+
+
+def test_a_sample_is_a_limit_by_another_name_and_its_seed_says_which() -> None:
+    asked = {}
+    for seed, arguments in ((0, ["--sample", "12"]), (3, ["--limit", "12", "--sample-seed", "3"])):
+        _, bound, _ = app.parse_args(["evaluate", *arguments], exit_on_error=False, print_error=False)
+        flags = next(value for value in bound.arguments.values() if isinstance(value, Material))
+        assert torch.equal(flags.examples().ids, load_data("digits", limit=12, seed=seed).ids)
+        asked[seed] = flags.examples().ids.tolist()
+    assert asked[0] != asked[3]
+
+
+def test_lazy_examples_of_a_command_are_those_in_memory_row_by_row(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=X, y=np.array(ANIMALS)[Y])
+    material = Material(data=str(tmp_path / "a.npz"), limit=9)
+    lazy, whole = material.lazy_examples(), material.examples()
+    assert isinstance(lazy, LazyExamples)
+    assert torch.equal(lazy.rows(torch.tensor([3, 1])).x, whole.x[[3, 1]])
+    assert lazy.label_names == whole.label_names == tuple(ANIMALS)

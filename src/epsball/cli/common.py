@@ -49,11 +49,13 @@ class Material:
         Use the outputs of the model alone: attacks without gradients.
     data
         digits, a folder of images or parquet files, an .npz file with x and y, a table (.csv, .tsv, .parquet, .arrow),
-        or a Hugging Face datasets name.
+        tars of WebDataset (shards-{000..009}.tar), or a Hugging Face datasets name.
     data_config
         The configuration of a data set that has several.
     limit
-        Take a sample of so many examples, with each class's share; the same ones whatever the seed.
+        Take a random sample of so many examples, with each class's share; --sample says the same.
+    sample_seed
+        Which sample: the same one for the same number, and a part of it for a smaller limit.
     first
         Take the first examples instead, in the order of the data.
     image_column
@@ -75,7 +77,8 @@ class Material:
     data: str = "digits"
     data_config: str | None = None
     split: str = "test"
-    limit: int | None = None
+    limit: Annotated[int | None, Parameter(name=("--limit", "--sample"))] = None
+    sample_seed: int = 0
     first: int | None = None
     image_column: str | None = None
     label_column: str | None = None
@@ -109,6 +112,7 @@ class Material:
             split=split,
             limit=limit,
             first=first,
+            seed=self.sample_seed,
             image_column=self.image_column,
             label_column=self.label_column,
             config=self.data_config,

@@ -128,7 +128,9 @@ class OfLinear:
     split
         The split to measure on; the models are trained on "train".
     limit
-        Take a sample of so many examples, with each class's share; the same ones whatever the seed.
+        Take a random sample of so many examples, with each class's share; --sample says the same.
+    sample_seed
+        Which sample: the same one for the same number, and a part of it for a smaller limit.
     first
         Take the first examples instead, in the order of the data.
     image_column
@@ -144,7 +146,8 @@ class OfLinear:
     data: str = "digits"
     data_config: str | None = None
     split: str = "test"
-    limit: int | None = None
+    limit: Annotated[int | None, Parameter(name=("--limit", "--sample"))] = None
+    sample_seed: int = 0
     first: int | None = None
     image_column: str | None = None
     label_column: str | None = None
@@ -155,7 +158,7 @@ class OfLinear:
     @property
     def subject(self) -> OfNetwork:
         """The data."""
-        names = ("data", "data_config", "split", "limit", "first", "image_column", "label_column")
+        names = ("data", "data_config", "split", "limit", "sample_seed", "first", "image_column", "label_column")
         return OfNetwork(**{name: getattr(self, name) for name in names})
 
     def options(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHOWN = 20
 SUBJECT = {
     **dict.fromkeys(("model", "weights", "data", "data_config", "split", "image_column", "label_column"), str),
-    **dict.fromkeys(("limit", "first", "seed"), int),
+    **dict.fromkeys(("limit", "sample_seed", "first", "seed"), int),
     "black_box": bool,
 }
 """What a verification takes of the subject in `command.json`, and its types."""
@@ -82,6 +82,7 @@ def verify(
     if data is not None:
         subject = command.get("subject", {})
         options = {name: subject[name] for name in OF_THE_DATA if name in subject}
+        options |= {"seed": subject.get("sample_seed") or 0}
         examples = load_data(data, **options, preparation=getattr(network, PREPARATION, None))
     found = library_verify(run, network, data=examples, batch_size=batch_size)
     if json:
