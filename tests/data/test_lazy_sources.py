@@ -484,3 +484,34 @@ def test_tars_that_are_not_there_are_named(tmp_path: Path):
     for spec in ("x-{00..03}.tar", "y.tar", "y-*.tar", "x-{3..1}.tar"):
         with pytest.raises(BadInput, match="`data` must"):
             open_data(tmp_path / spec)
+
+
+GROWTH = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from PIL import Image
+from epsball.data.load import open_data
+
+root, count = Path(sys.argv[1]), 2000
+noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+for row in range(count):
+    path = root / "test" / "ab"[row % 2] / f"{row}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise[row % 70 : row % 70 + 224, row % 60 : row % 60 + 224]).save(path)
+data = open_data(root)
+peaks = []
+for block in torch.arange(count).split(100):
+    assert len(data.rows(block)) == len(block)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[3], peaks[-1])
+"""
+
+
+@pytest.mark.nightly
+def test_memory_stays_flat_while_images_are_read_by_blocks(tmp_path: Path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", GROWTH, str(tmp_path / "images")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    early, late = map(int, done.stdout.split())
+    assert late - early < 64 << 10  # KiB; all of them take 1.2 GB

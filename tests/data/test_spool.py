@@ -126,7 +126,7 @@ def test_bad_rows_of_a_stream_keep_their_place_and_are_named(tmp_path: Path):
 
 @pytest.mark.parametrize("rows", [[], ["nothing"]])
 def test_a_stream_without_rows_that_can_be_used_is_refused(tmp_path: Path, rows: list[Any]):
-    with pytest.raises(BadInput, match="at least one example|none could"):
+    with pytest.raises(BadInput, match=r"at least one example|none could"):
         spooled(Stream(rows), tmp_path)
 
 
