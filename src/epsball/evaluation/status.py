@@ -101,9 +101,9 @@ def run_status(path: str | Path) -> RunStatus:
         )
     config = read_config(path)
     n, shards = config["data"]["n"], number_of_shards(config)
-    stages = _stages_there(path)
     try:
         records = StageTables(path).finished(shards)
+        stages = _stages_there(path)  # after the records, which come after their stages
         for table in records.values():
             check_records(table, config)
         clean = [shard for shard, there in stages.items() if "clean" in there]
@@ -116,7 +116,7 @@ def run_status(path: str | Path) -> RunStatus:
         raise BadInput(
             f"`run` {path} must hold whole tables, but {error}; restore them, or make the run again"
         ) from error
-    done = sum(len(table) + len(bad[shard]) for shard, table in records.items())
+    done = sum(len(table) + len(bad.get(shard, ())) for shard, table in records.items())
     whole = len(records) == shards
     in_work = [_in_work(shard, there, config) for shard, there in sorted(stages.items()) if shard not in records]
     return RunStatus(
