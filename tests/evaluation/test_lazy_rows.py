@@ -181,7 +181,7 @@ def test_examples_that_turn_out_to_be_off_the_levels_are_stored_as_they_are(memo
 
 
 def test_a_shard_holds_so_many_bytes(memory: Examples) -> None:
-    found = evaluate(network(), lazy(memory), "linf:0.03", "fgsm", shard_bytes=64 * 20, diagnose=0)
+    found = evaluate(network(), lazy(memory), "linf:0.03", "fgsm", shard_bytes=64 * 4 * 20, diagnose=0)
     assert found.config["shard_size"] == 20
     plain = evaluate(network(), memory, "linf:0.03", "fgsm", diagnose=0)
     assert plain.config["shard_size"] == 1024

@@ -264,12 +264,23 @@ class Ball(Region):
     def contains(self, z: Batch, x: Batch) -> Bool[Tensor, " n"]:
         """Whether z is in ball, box and mask: in float64, norm <= eps + 4 ulp of x's dtype at the data's scale."""
         ball = self.bind(x)
+        parts = blocks(len(x), math.prod(x.shape[1:]), x.device)
+        if len(parts) <= 1:
+            return ball._contains(z, x)
+        return torch.cat([ball.rows(rows)._contains(z[rows], x[rows]) for rows in parts])
+
+    def _contains(self, z: Batch, x: Batch) -> Bool[Tensor, " n"]:
         scale = torch.maximum(flat(z).abs().amax(1), flat(x).abs().amax(1)).double()
-        inside = ball._within(z.double() - x.double(), 4 * torch.finfo(x.dtype).eps * scale, x)
-        inside &= flat((z >= ball.lo) & (z <= ball.hi)).all(1)
-        if ball.mask is not None:
-            inside &= flat((z == x) | ball.mask).all(1)
+        inside = self._within(z.double() - x.double(), 4 * torch.finfo(x.dtype).eps * scale, x)
+        inside &= flat((z >= self.lo) & (z <= self.hi)).all(1)
+        if self.mask is not None:
+            inside &= flat((z == x) | self.mask).all(1)
         return inside
+
+    def exact_distance(self, z: Batch, x: Batch) -> Float[Tensor, " n"]:
+        """The norm of z - x in double precision, block by block: no copy of all rows is made."""
+        parts = blocks(len(x), math.prod(x.shape[1:]), x.device)
+        return torch.cat([self.norm(z[rows].double() - x[rows].double()).double() for rows in parts])
 
     def intervals(self, x: Batch) -> tuple[Batch, Batch]:
         """The least and the greatest value of each coordinate in ball, box and mask; of balls with that trait."""

@@ -101,7 +101,7 @@ class AttackStage:
         z = plan.decoded(stored).to(task.x)
         output = forward_rows(evaluator, task, z, plan.batch_size) if len(hit) else z.new_zeros(0, 2)
         good = evaluator.succeeds(output, task) & task.ball.contains(z, task.x)
-        distance = task.ball.norm(z.double() - task.x.double()).cpu().numpy()
+        distance = task.ball.exact_distance(z, task.x).cpu().numpy()
         unconfirmed = int((~good).sum())
         if unconfirmed:
             level = logging.INFO if plan.storage.x_adv == "8bit" else logging.WARNING  # rounding costs some

@@ -23,12 +23,12 @@ from torch import Tensor
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
-from epsball.data.arrays import PIXEL
 from epsball.data.bad_row import BadRow
 from epsball.data.examples import Examples
 from epsball.data.labels import labels
 from epsball.data.lazy_examples import LazyExamples, listed
 from epsball.diagnosis.setup_data import check_units
+from epsball.engine.batches import MIN_BATCH
 from epsball.evaluation.config import EvaluationConfig
 from epsball.problem.inputs import examples_for
 from epsball.problem.losses import cross_entropy
@@ -37,6 +37,8 @@ from epsball.problem.task import AWAY, Task, task_of
 
 MOST_ROWS = 1024
 """Examples of a shard, however small they are."""
+FEW = 128
+"""Examples of the first shard that are kept for later, of those that it was looked at by."""
 SPREAD = 256
 """Examples that stand for all, where lazy data are sorted."""
 
@@ -63,15 +65,16 @@ def rows_of(
 
 
 def rows_of_shard(data: Examples | LazyExamples, most_bytes: int) -> int:
-    """As many examples as hold `most_bytes`, from 1 to `MOST_ROWS`; those that were 8-bit images take a byte a value.
+    """As many examples as hold `most_bytes` in memory, from 1 to `MOST_ROWS`; a multiple of `MIN_BATCH`, so that model
+    calls are full, where there are so many.
 
     >>> from epsball.data.arrays import from_arrays
     >>> rows_of_shard(from_arrays(torch.zeros(2, 3, 224, 224, dtype=torch.uint8), [0, 1]), 64 << 20)
-    445
+    96
     """
     dtype = data.x.dtype if isinstance(data, Examples) else data.dtype
-    each = math.prod(data.shape) * (1 if data.scale == PIXEL else dtype.itemsize)
-    return min(max(most_bytes // max(each, 1), 1), MOST_ROWS)
+    rows = min(most_bytes // max(math.prod(data.shape) * dtype.itemsize, 1), MOST_ROWS)
+    return rows - rows % MIN_BATCH if rows >= MIN_BATCH else max(rows, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,6 +263,8 @@ class LazyRows(Rows):
         return self._part(shard, self._first if shard == 0 and self._first is not None else self._read_shard(shard))
 
     def parts(self, shards: Iterable[int]) -> Iterator[Part]:
+        few = torch.arange(min(FEW, len(self.first.x)), device=self.first.x.device)
+        self.first, self.examples = self.first.rows(few), self.examples.rows(few)
         with ThreadPoolExecutor(1, "epsball-rows") as ahead:
             waiting = iter(shards)
             number = next(waiting, None)

@@ -143,9 +143,8 @@ class Shard:
         index = torch.from_numpy(rows)
         x = self.task.x[index].cpu()
         z = torch.from_numpy(self.plan.storage.points(table["x_adv"], tuple(x.shape[1:])).copy())
-        delta = z.double() - x.double()
         for name, norm in {"distance": ball.rows(index), **distances(self.plan.record["norms"])}.items():
-            records.distances[name][rows] = norm.norm(delta).numpy()
+            records.distances[name][rows] = norm.exact_distance(z, x).numpy()
 
     def keep_warm_starts(self, rows: np.ndarray, table: pa.Table, best_margin: np.ndarray) -> None:
         """Keep the points of an attack with a larger margin than those before, for attacks that start from them."""

@@ -226,9 +226,8 @@ class VerifiedShard:
         compare(ids, "prediction", table["adversarial_prediction"].to_numpy(), prediction(output).cpu().numpy())
         confidence = table["adversarial_confidence"].to_numpy(zero_copy_only=False)
         compare(ids, "confidence", confidence, confidence_of(output), atol=CONFIDENCE)
-        delta = z.double() - x.double()
         for name, norm in norms.items():
-            self.expected.distances[name][rows] = norm.norm(delta).cpu().numpy()
+            self.expected.distances[name][rows] = norm.exact_distance(z, x).cpu().numpy()
         if self.expected.min_norm:
             found = self.expected.distances["distance"][rows]
             compare(ids, "distance", values(table, "distance"), found, rtol=DISTANCE)
