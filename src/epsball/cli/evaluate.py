@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @Parameter(name="*", consume_multiple=True, negative_iterable=())
-class Flags(EvaluationConfig, Subject):
+class Flags(EvaluationConfig, Subject):  # type: ignore[reportIncompatibleVariableOverride] - auto is for evaluations
     """The settings of an evaluation, and what it is run on.
 
     Flags that are not here, such as --eps, are the fields of `EvaluationConfig`, whose `check` refuses bad ones; what
