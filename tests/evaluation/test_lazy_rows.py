@@ -132,6 +132,38 @@ def test_rows_that_are_skipped_are_listed_and_the_others_evaluated(memory: Examp
     assert [one for one in found_again.differences if one.what != "data"] == []
 
 
+def test_a_row_outside_of_the_balls_box_is_one_that_cannot_be_used(memory: Examples) -> None:
+    x = memory.x.clone()
+    x[60, 0, 0, 0] = 5.0
+    source = replace(lazy(memory), x=x, lo=-np.inf, hi=np.inf, scale=1.0)
+    id = int(memory.ids[60])
+    ball = eb.Linf(eps=0.03, lo=0, hi=1)
+    found = evaluate(network(), source, ball, "fgsm", shard_size=32, on_bad="skip")
+    assert [(row.id, row.reason) for row in found.bad] == [
+        (id, f"its values are from {float(x[60].min()):.4g} to 5, outside of the ball's box [0, 1]")
+    ]
+    with pytest.raises(BadInput, match=f"{id}.png: its values are"):
+        evaluate(network(), source, ball, "fgsm", shard_size=32)
+    with pytest.raises(BadInput, match="x is in pixels of 0 to 255"):
+        evaluate(network(), replace(source, x=memory.x * 255), ball, "fgsm", shard_size=32)
+
+
+def test_a_row_whose_label_is_not_that_of_the_list_cannot_be_used(memory: Examples) -> None:
+    other = memory.y.clone()
+    other[60] = (other[60] + 1) % 4
+    found = evaluate(network(), lazy(memory, hidden=other), "linf:0.03", "fgsm", shard_size=32, on_bad="skip")
+    labels = f"its label is {int(other[60])}, and in the list of labels {int(memory.y[60])}"
+    assert [(row.id, row.reason) for row in found.bad] == [(int(memory.ids[60]), labels)]
+
+
+def test_a_known_label_that_is_none_is_a_bad_row(memory: Examples) -> None:
+    y = memory.y.clone()
+    y[5] = -1
+    source = lazy(memory, y=y, bad_labels={int(memory.ids[5]): "it has no label"})
+    found = evaluate(network(), source, "linf:0.03", "fgsm", shard_size=32, on_bad="skip")
+    assert [row.reason for row in found.bad] == ["it has no label"]
+
+
 def test_a_shard_without_a_usable_row_is_empty(memory: Examples) -> None:
     ordered = memory.ids.sort().values
     broken = frozenset(ordered[:32].tolist())

@@ -81,8 +81,11 @@ def _used(data: Examples | LazyExamples) -> list[int]:
 def _renumbered(data: Data, place_of: Tensor, names: tuple[str, ...]) -> Data:
     """The data with label k as `place_of[k]`; a label that cannot be used stays -1."""
     known: dict[str, object] = {"classes": len(names), "label_names": names}
+    if isinstance(data, LazyExamples):  # labels that come with its rows, too
+        before = data.places
+        known["places"] = place_of if before is None else torch.where(before < 0, before, place_of[before.clamp(min=0)])
     if data.y is None:
-        return replace(data, places=place_of, **known)
+        return replace(data, **known)
     place_of = place_of.to(data.y.device)
     return replace(data, y=torch.where(data.y < 0, data.y, place_of[data.y.clamp(min=0)]), **known)
 

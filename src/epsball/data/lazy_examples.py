@@ -95,8 +95,14 @@ class LazyExamples(ABC):
         block = self.fetch(asked)
         bad += block.bad
         x, at = block.x, at[block.kept]
-        y = self.y[at] if self.y is not None else self._numbered(block.y)
+        found = None if block.y is None else self._numbered(block.y)
+        y = self._known(at, found)
         wrong = dict(self._reasons(x, y, block.y))
+        if found is not None and block.y is not None:  # a list of labels, and those of the rows
+            wrong |= {
+                row: f"its label is {int(block.y[row])}, and in the list of labels {int(y[row])}"
+                for row in (found != y).nonzero().flatten().tolist()
+            }
         if wrong:
             bad += tuple(self._bad(int(self.ids[at[place]]), reason) for place, reason in wrong.items())
             fine = torch.tensor([place for place in range(len(at)) if place not in wrong], dtype=torch.long)
@@ -168,9 +174,15 @@ class LazyExamples(ABC):
             return ()
         return tuple(self._bad(id, self.bad_labels[id]) for id in self.ids[at].tolist() if id in self.bad_labels)
 
-    def _numbered(self, labels: Tensor | None) -> Tensor:
+    def _known(self, at: Tensor, found: Tensor | None) -> Tensor:
+        """The labels of rows: those that were known before, or else those found with them."""
+        if self.y is not None:
+            return self.y[at]
+        assert found is not None, "a source without `y` has labels with its rows"
+        return found
+
+    def _numbered(self, labels: Tensor) -> Tensor:
         """The classes of labels that came with rows; -1 where they are none."""
-        assert labels is not None, "a source without `y` has labels with its rows"
         most = self.classes if self.places is None else len(self.places)
         none = (labels < 0) | ((labels >= most) & (most > 0))
         if self.places is None:

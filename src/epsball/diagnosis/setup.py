@@ -103,8 +103,8 @@ def mode_of(model: Model) -> str:
 
 @dataclass(frozen=True, eq=False)
 class AllExamples:
-    """What is known of all examples of a run, where a task holds some of them: their `ids` (n,), and their `labels`
-    (n,) in the same order, None where these are not known without reading them."""
+    """What is known of all examples of a run, where a task holds some of them: their `ids` (n,), and the `labels` (m,)
+    of those that have one, in the same order; None where these are not known without reading them."""
 
     ids: Tensor
     labels: Tensor | None

@@ -110,14 +110,15 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` in `ball`: per example the worst case over all `attacks`, re-verified.
 
-    `model` is a torch module, or a callable x -> logits; `data` are Examples, (x, y) with x (n, *shape) in the units of
-    the ball and y (n,), or whatever else `epsball.data.examples_of` takes: a Dataset, a DataLoader, an image folder
-    by `epsball.data.open_data`, whose rows are read shard by shard, so that any number of them fits. `ball` may be text,
-    "linf:8/255"; where it has no box it is in that of the Examples (0 to 1 for images by name and uint8). x goes to the
-    device and the dtype of the model's parameters. `attacks` are run in order, each on the examples that are robust so
-    far: by name ("pgd", "pgd:steps=100"), as objects, as callables (model, x, y, ball) -> x_adv, or as protocols of
-    several attacks ("standard", "fast": see `epsball.engine.protocols`). Default: fast; min-norm in L0 and with
-    `min_norm`; on a model without gradients square, on one of labels hopskipjump.
+    `model` is a torch module, or a callable x -> logits; `data` are Examples, (x, y) with x (n, *shape) in the
+    units of the ball and y (n,), or whatever else `epsball.data.examples_of` takes: a Dataset, a DataLoader, an
+    image folder by `epsball.data.open_data`, whose rows are read shard by shard, so that any number of them fits.
+    `ball` may be text, "linf:8/255"; where it has no box it is in that of the Examples (0 to 1 for images by name
+    and uint8). x goes to the device and the dtype of the model's parameters. `attacks` are run in order, each on
+    the examples that are robust so far: by name ("pgd", "pgd:steps=100"), as objects, as callables (model, x, y,
+    ball) -> x_adv, or as protocols of several attacks ("standard", "fast": see `epsball.engine.protocols`).
+    Default: fast; min-norm in L0 and with `min_norm`; on a model without gradients square, on one of labels
+    hopskipjump.
 
     The settings, with their defaults and rules, are those of `EvaluationConfig`:
     `eps` gives several radii, for the robustness curve. With `min_norm` the minimum-norm adversarial example of each

@@ -23,6 +23,7 @@ from torch import Tensor
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
+from epsball.common.shapes import flat
 from epsball.data.bad_row import BadRow
 from epsball.data.examples import Examples
 from epsball.data.labels import labels
@@ -138,7 +139,7 @@ class Rows(ABC):
     @property
     @abstractmethod
     def all_labels(self) -> Int64[Tensor, " n"] | None:
-        """The labels in the order of the ids, where they are known without reading rows."""
+        """The labels in the order of the ids, where they are known without reading rows; -1 where one is none."""
 
     @abstractmethod
     def at(self, places: Int64[Tensor, " m"]) -> Task:
@@ -229,6 +230,7 @@ class LazyRows(Rows):
         self.source, self.model, self.seed, self.shard_size, self.on_bad = source, model, seed, shard_size, on_bad
         self.order = source.ids.argsort(stable=True)
         self.ids = source.ids[self.order]
+        self._units_checked = False
         self.outputs: int | None = None  # asked once, and only where rows may be left out
         self.target = None if target is None else labels("target", target, source.ids)[self.order]
         self.ball = ball.rows(self.order)
@@ -243,7 +245,6 @@ class LazyRows(Rows):
             self.examples, _ = self._prepared((self.examples, ()))
         if not len(self.examples):
             raise BadInput(f"`data` must hold an example that can be used, got none in {source.name}; look at its rows")
-        check_units(self.examples.x, ball)
         self.ball = self._in_dtype(self.ball, self.examples.x)
         self.first = self._task(self.examples)
         self.none = self.first.rows(torch.arange(0, device=self.first.x.device))
@@ -254,7 +255,7 @@ class LazyRows(Rows):
 
     @property
     def all_labels(self) -> Int64[Tensor, " n"] | None:
-        return None if self.source.y is None else self.source.y[self.order]
+        return None if self.source.y is None else self.source.y[self.order]  # -1 for a row without a usable one
 
     def at(self, places: Int64[Tensor, " m"]) -> Task:
         return self._task(self._prepared(self._read(places))[0])
@@ -277,7 +278,7 @@ class LazyRows(Rows):
 
     def sample(self) -> Task:
         known = self.all_labels
-        if known is None or set(known.tolist()) <= set(self.first.y.tolist()):
+        if known is None or set(known[known >= 0].tolist()) <= set(self.first.y.tolist()):
             return self.first
         return self.at(torch.linspace(0, len(self) - 1, SPREAD).long().unique())
 
@@ -310,7 +311,16 @@ class LazyRows(Rows):
         examples, bad = read
         if len(examples):
             examples = examples_for(self.model, examples, self.ball.rows(self.places_of(examples.ids.cpu())))
-            examples, bad = self._without_strange_labels(examples, bad)
+            if not self._units_checked:
+                check_units(examples.x, self.ball)
+                self._units_checked = True
+            strange = dict(self._strange(examples))
+            if strange:
+                fine = torch.tensor([row for row in range(len(examples)) if row not in strange], dtype=torch.long)
+                ids = examples.ids.tolist()
+                more = [BadRow(ids[row], self.source.name_of(ids[row]), why) for row, why in strange.items()]
+                examples = examples.rows(fine.to(examples.x.device))
+                bad = tuple(sorted((*bad, *more), key=lambda row: row.id))
         if bad and self.on_bad == "stop":
             raise BadInput(
                 f"`data` must hold rows that can be used, but {len(bad)} of {self.source.name} cannot: {listed(bad)}; "
@@ -318,18 +328,19 @@ class LazyRows(Rows):
             )
         return examples, bad
 
-    def _without_strange_labels(
-        self, examples: Examples, bad: tuple[BadRow, ...]
-    ) -> tuple[Examples, tuple[BadRow, ...]]:
-        """The rows whose labels the model has an output for; `outputs` is None where that is not known."""
-        strange = examples.y >= (self.outputs or math.inf)
-        if not strange.any():
-            return examples, bad
-        more = [
-            BadRow(id, self.source.name_of(id), f"its label is {label}, and the model has {self.outputs} outputs")
-            for id, label in zip(examples.ids[strange].tolist(), examples.y[strange].tolist(), strict=True)
-        ]
-        return examples.rows((~strange).nonzero().squeeze(1)), tuple(sorted((*bad, *more), key=lambda row: row.id))
+    def _strange(self, examples: Examples) -> Iterator[tuple[int, str]]:
+        """Rows that the source can use and the run cannot, and why: labels that the model has no output for (where
+        their number is known), and values outside of the ball's box."""
+        for row in (examples.y >= (self.outputs or math.inf)).nonzero().flatten().tolist():
+            yield row, f"its label is {int(examples.y[row])}, and the model has {self.outputs} outputs"
+        lo, hi = self.ball.lo, self.ball.hi
+        if isinstance(lo, Tensor) or isinstance(hi, Tensor) or not examples.x.numel():
+            return
+        low, high = flat(examples.x).aminmax(dim=1)
+        ends = torch.tensor([lo, hi], dtype=examples.x.dtype, device=low.device)  # as the dtype of x sees them
+        for row in ((low < ends[0]) | (high > ends[1])).nonzero().flatten().tolist():
+            values = f"from {low[row].item():.4g} to {high[row].item():.4g}"
+            yield row, f"its values are {values}, outside of the ball's box [{lo:.4g}, {hi:.4g}]"
 
     def _task(self, examples: Examples) -> Task:
         """The task of prepared examples."""
