@@ -105,6 +105,11 @@ class EvaluationConfig(Config):
             check_distinct("eps", self.radii or ())
         if self.workers is None and (self.ray is not None or self.gpus_per_worker):
             raise BadInput("`workers` must be given with `ray` and `gpus_per_worker`: how many shards run at a time?")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
+            raise BadInput(
+                "`gpus_per_worker` must be a whole number, or less than 1 where workers share a GPU, got "
+                f"{self.gpus_per_worker:g}"
+            )
         if not self.min_norm:
             return
         if self.eot > 1:

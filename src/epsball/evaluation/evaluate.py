@@ -10,8 +10,8 @@ stages are the units of work that a resumed run does not repeat.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
@@ -238,11 +238,12 @@ def _run_shards(
     def report(stage: str, more: int) -> None:
         on_progress(Progress(stage, done, robust + more, len(rows)))
 
-    for shard, table in _made(plan, tables, unfinished, report):
-        tables.keep_records(shard, table)
-        records[shard] = table
-        robust, done = robust + _robust(table), done + len(rows.places(shard))
-        report("", 0)
+    with closing(_made(plan, tables, unfinished, report)) as made:  # an error here ends the workers, too
+        for shard, table in made:
+            tables.keep_records(shard, table)
+            records[shard] = table
+            robust, done = robust + _robust(table), done + len(rows.places(shard))
+            report("", 0)
     return gathered(config, {shard: table for shard, table in enumerate(records) if table is not None}, tables)
 
 
@@ -252,7 +253,7 @@ def _robust(records: pa.Table) -> int:
 
 def _made(
     plan: EvaluationPlan, tables: StageTables, shards: Sequence[int], report: Callable[[str, int], None]
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table]]:
     """The records of these shards, as they are finished, by workers or here; their stages are in `tables`.
 
     `report` is told of a stage and the examples that are robust so far in the shards that are not finished.

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
@@ -290,6 +290,9 @@ class LazyRows(Rows):
 
     def open_for(self, model: Model) -> None:
         self.model = model
+        first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
+        if first is not None:  # it may be on a GPU here
+            self.ball = self._in_dtype(self.ball, self.none.x.to(first.device))
 
     def available(self) -> bool:
         return self.source.available()

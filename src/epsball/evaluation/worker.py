@@ -7,7 +7,9 @@ system. Records are those that the driver would have made itself.
 from __future__ import annotations
 
 import pickle
+import socket
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,14 +22,13 @@ from torch import Tensor, nn
 
 from epsball.acceleration.accelerate import accelerate
 from epsball.acceleration.plan import AccelerationPlan
+from epsball.common.errors import BadInput
+from epsball.evaluation.packing import unpacked
 from epsball.evaluation.plan import EvaluationPlan
 from epsball.evaluation.rows import Part
 from epsball.evaluation.shard import Shard
 from epsball.evaluation.stage_tables import StageTables
-from epsball.models.door import Asked
 from epsball.models.frozen import frozen
-from epsball.models.given import as_model
-from epsball.models.opening import open_model
 from epsball.problem.task import Task
 
 TICK = 0.5
@@ -48,36 +49,14 @@ class Job:
 class Done:
     """A shard that was run: the tables that were made, its records, and the warnings that were given.
 
-    `made` is None where the data are not there for this worker to read.
+    `made` is None where the data are not there for this worker to read, or where the shard raised an `error`.
     """
 
     shard: int
     made: dict[str, pa.Table] | None
     records: pa.Table | None = None
     warned: tuple[tuple[type[Warning], str], ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """A plan without its examples, to be sent to workers: `opened` says how its model is opened anew, where it was not
-    put in; `threads` of torch and the `device` of the model are those that a worker takes."""
-
-    plan: EvaluationPlan
-    opened: Asked | None
-    threads: int
-    device: str | None
-
-    def unpacked(self) -> EvaluationPlan:
-        """The plan, with the model on its device."""
-        torch.set_num_threads(self.threads)
-        plan = self.plan
-        if self.opened is not None:
-            plan = replace(plan, model=as_model(open_model(self.opened).model))
-        plan.rows.open_for(plan.model)
-        for model in (plan.model, plan.source):
-            if isinstance(model, nn.Module) and self.device is not None:
-                model.to(self.device)
-        return plan
+    error: Exception | None = None
 
 
 _unpacked: dict[str, EvaluationPlan] = {}
@@ -85,38 +64,69 @@ _unpacked: dict[str, EvaluationPlan] = {}
 
 
 def run_job(key: str, packed: Callable[[], bytes], job: Job, report: Callable[[str, int], None]) -> Done:
-    """Run a shard of the run `key`, whose plan is `packed`."""
-    if key not in _unpacked:
-        _unpacked.clear()
-        _unpacked[key] = pickle.loads(packed()).unpacked()
-    plan = _unpacked[key]
-    if job.part is None and not plan.rows.available():
-        return Done(job.shard, None)
+    """Run a shard of the run `key`, whose plan is `packed`. What it raises is in what comes back."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        part = plan.rows.part(job.shard) if job.part is None else moved(job.part, plan.model)
-        plan = _unpacked[key] = _accelerated(plan, part.task)
-        tables = StageTables()
-        for name, table in job.kept.items():
-            tables.keep(job.shard, name, table)
-        with ExitStack() as stack:
-            stack.enter_context(frozen(plan.model))
-            if plan.source is not None:
-                stack.enter_context(frozen(plan.source))
-            objectives = [plan.objective(stage) for stage in plan.stages]
-            records = Shard(plan, job.shard, part.task, part.bad, objectives, tables).run(_seldom(report))
-    names = ["clean", *(stage.name for stage in plan.stages)]
-    made = {name: table for name, table in tables.of_shard(job.shard, names).items() if name not in job.kept}
+        try:
+            made, records = _run(key, packed, job, report)
+        except Exception as error:  # a model's own, too
+            return Done(job.shard, None, error=_portable(error))
     warned = tuple(dict.fromkeys((one.category, str(one.message)) for one in caught))
     return Done(job.shard, made, records, warned)
 
 
-def moved(part: Part, model: Any) -> Part:
-    """The part with its examples on the device of the model."""
+def _run(
+    key: str, packed: Callable[[], bytes], job: Job, report: Callable[[str, int], None]
+) -> tuple[dict[str, pa.Table] | None, pa.Table | None]:
+    """The tables that were made and the records; None for both where the data are not there."""
+    if key not in _unpacked:
+        _unpacked.clear()
+        _unpacked[key] = unpacked(packed())
+    plan = _unpacked[key]
+    if job.part is None and not plan.rows.available():
+        return None, None
+    part = plan.rows.part(job.shard) if job.part is None else moved(job.part, device_of(plan.model))
+    plan = _unpacked[key] = _accelerated(plan, part.task)
+    tables = StageTables()
+    for name, table in job.kept.items():
+        tables.keep(job.shard, name, table)
+    with ExitStack() as stack:
+        stack.enter_context(frozen(plan.model))
+        if plan.source is not None:
+            stack.enter_context(frozen(plan.source))
+        objectives = [plan.objective(stage) for stage in plan.stages]
+        records = Shard(plan, job.shard, part.task, part.bad, objectives, tables).run(_seldom(report))
+    names = ["clean", *(stage.name for stage in plan.stages)]
+    return {name: table for name, table in tables.of_shard(job.shard, names).items() if name not in job.kept}, records
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as the driver can raise it, with a note of where it was raised, unless it is one of the input."""
+    from ray import cloudpickle  # type: ignore[reportPrivateImportUsage]
+
+    if not isinstance(error, BadInput):
+        error.add_note(f"In a worker on {socket.gethostname()}:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+        return error
+    except Exception:  # whatever an exception raises whose parts cannot be sent
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        return told
+
+
+def device_of(model: Any) -> torch.device | None:
+    """Where the parameters of a model are; None where it has none."""
     first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
-    if first is None or first.device == part.task.x.device:
+    return None if first is None else first.device
+
+
+def moved(part: Part, device: torch.device | None) -> Part:
+    """The part with its examples on a device; None is the one where they are."""
+    if device is None or device == part.task.x.device:
         return part
-    return replace(part, task=_on(part.task, first.device))
+    return replace(part, task=_on(part.task, device))
 
 
 def _on(task: Task, device: torch.device) -> Task:

@@ -154,6 +154,11 @@ def _module_of_file(file: Path, spec: str) -> ModuleType:
     return module
 
 
+def read_modules() -> list[ModuleType]:
+    """The modules that were read from files: another process finds none of them by its name."""
+    return [module for module in list(sys.modules.values()) if READ in getattr(module, "__dict__", {})]
+
+
 class _FromSource(SourceFileLoader):
     """A file as it is now: bytecode of the second in which it was edited may be older."""
 
