@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import datasets
@@ -42,6 +43,7 @@ from epsball.data.load import load_data
 from epsball.data.prepared import check_prepared, prepared_pixels
 from epsball.data.tables import Table
 from epsball.engine.stages import named
+from epsball.evaluation.ray_cluster import cluster
 from epsball.explain.config import L1Config, check_sides
 from epsball.explain.inputs import radii_of, radius_of
 from epsball.linear import storage
@@ -228,6 +230,15 @@ PREPARED = Preparation(resize=(8, 8), channels=3)
 """What a model wants done to images."""
 
 
+def with_ray(installed: bool) -> None:
+    """Workers where Ray is installed, or not; the installed one stands in for it."""
+    ray = SimpleNamespace(is_initialized=lambda: True, nodes=list)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ray", ray if installed else None)
+        with cluster(1, 0, None):
+            pass
+
+
 def with_transformers(there: bool) -> Any:
     """The door of transformers' models, where the library is installed, or not."""
     folder = hub_models.saved(Path("model"))
@@ -275,6 +286,7 @@ REMEDIES = [
     ),
     # models
     Remedy("pip install 'epsball[hf]'", lambda: with_transformers(False), lambda: with_transformers(True)),
+    Remedy("pip install 'epsball[ray]'", lambda: with_ray(False), lambda: with_ray(True)),
     # data
     Remedy(
         "epsball.data.prepared.prepared_pixels(x, preparation)",

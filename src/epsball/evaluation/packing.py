@@ -80,9 +80,9 @@ class Header:
 
 def packed(plan: EvaluationPlan, *, on_gpu: bool) -> bytes:
     """The plan as it is sent to workers. Raises `BadInput` where a part of it cannot be pickled."""
-    from ray import cloudpickle  # type: ignore[reportPrivateImportUsage]
+    from ray import cloudpickle
 
-    class Pickler(cloudpickle.CloudPickler):
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[reportPrivateImportUsage]
         def reducer_override(self, obj: Any) -> Any:
             return reduced(obj) or super().reducer_override(obj)
 
@@ -180,8 +180,8 @@ class _Unpickler(pickle.Unpickler):
 
 def _storage(data: bytes) -> Any:
     gpu = torch.cuda.is_available()
-    return torch.load(
-        io.BytesIO(data),
-        map_location=lambda storage, place: storage.cuda() if gpu and place != "cpu" else storage,
-        weights_only=False,
-    )
+
+    def placed(storage: Any, place: str) -> Any:
+        return storage.cuda() if gpu and place != "cpu" else storage
+
+    return torch.load(io.BytesIO(data), map_location=placed, weights_only=False)

@@ -102,12 +102,12 @@ def _run(
 
 def _portable(error: Exception) -> Exception:
     """An error as the driver can raise it, with a note of where it was raised, unless it is one of the input."""
-    from ray import cloudpickle  # type: ignore[reportPrivateImportUsage]
+    from ray.cloudpickle import dumps  # type: ignore[reportPrivateImportUsage]
 
     if not isinstance(error, BadInput):
         error.add_note(f"In a worker on {socket.gethostname()}:\n{traceback.format_exc()}")
     try:
-        pickle.loads(cloudpickle.dumps(error))
+        pickle.loads(dumps(error))
         return error
     except Exception:  # whatever an exception raises whose parts cannot be sent
         told = RuntimeError(f"{type(error).__name__}: {error}")

@@ -178,7 +178,7 @@ class Driver:
         """Stop what is in work, where Ray runs on."""
         for one in self.waiting:
             with suppress(Exception):
-                self.ray.cancel(one, force=True)
+                self.ray.cancel(one)
         with suppress(Exception):
             self.ray.kill(self.board)
 
