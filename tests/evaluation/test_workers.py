@@ -151,6 +151,13 @@ MODELS: list[Any] = [
 ]
 
 
+def test_points_come_back_where_datasets_has_registered_its_types(ray: Any, memory: Examples) -> None:
+    from datasets import features
+
+    assert features.Array3D  # what it registers with pyarrow is seen by every table that is unpickled from here on
+    both(network(), memory, attacks="fgsm")
+
+
 @pytest.mark.parametrize("make", MODELS)
 def test_models_of_any_kind_are_sent(ray: Any, memory: Examples, tmp_path: Path, make: Callable[[Path], Any]) -> None:
     both(make(tmp_path), memory, "linf:0.2")

@@ -143,6 +143,11 @@ def load(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         notes(table)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
+    return plain(table)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """The table with plain lists where `datasets`, once it is imported, makes types of its own of what it reads."""
     for place, column in enumerate(table.columns):
         if isinstance(column.type, pa.BaseExtensionType):
             storage = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)

@@ -12,7 +12,7 @@ from weakref import finalize
 import pyarrow as pa
 
 from epsball.data.bad_row import BadRow
-from epsball.evaluation.run_directory import load, notes, save
+from epsball.evaluation.run_directory import load, notes, plain, save
 
 
 def stage_file(directory: Path, shard: int, stage: str) -> Path:
@@ -71,7 +71,7 @@ class StageTables:
     def keep(self, shard: int, stage: str, table: pa.Table) -> None:
         """Keep the table of a stage."""
         if self.directory is None:
-            self._memory[shard, stage] = table
+            self._memory[shard, stage] = plain(table)  # another process may have sent it
         else:
             save(stage_file(self.directory, shard, stage), table)
 
