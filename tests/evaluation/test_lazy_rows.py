@@ -89,8 +89,16 @@ def test_records_are_those_of_data_in_memory(memory: Examples, tmp_path: Path, o
     np.testing.assert_array_equal(there.originals(), read.originals())
     loaded = eb.Evaluation.load(tmp_path / "run")
     assert loaded.records.equals(read.records)
-    found = eb.verify(tmp_path / "run", network(), data=memory)
-    assert [one for one in found.differences if one.what != "data"] == []
+    for data in (memory, lazy(memory)):
+        found = eb.verify(tmp_path / "run", network(), data=data)
+        assert found.agrees, found.differences
+        assert found.clean_checked == 90
+    moved = replace(lazy(memory), x=memory.x.clone().index_fill_(0, torch.tensor([4]), 0.25))
+    assert {one.id for one in eb.verify(tmp_path / "run", network(), data=moved).differences if one.what == "x"} == {
+        int(memory.ids[4])
+    }
+    if not options.get("min_norm"):
+        assert "data" not in eb.compare(there, read).differ
 
 
 def test_labels_may_come_with_the_rows(memory: Examples) -> None:
@@ -128,8 +136,8 @@ def test_rows_that_are_skipped_are_listed_and_the_others_evaluated(memory: Examp
     loaded = eb.Evaluation.load(out)
     assert loaded.bad == found.bad
     assert loaded.records.equals(found.records)
-    found_again = eb.verify(out, network(), data=memory)
-    assert [one for one in found_again.differences if one.what != "data"] == []
+    for data in (memory, source):
+        assert eb.verify(out, network(), data=data).agrees
 
 
 def test_a_row_outside_of_the_balls_box_is_one_that_cannot_be_used(memory: Examples) -> None:
@@ -213,7 +221,7 @@ def test_examples_that_turn_out_to_be_off_the_levels_are_stored_as_they_are(memo
 
 
 def test_a_shard_holds_so_many_bytes(memory: Examples) -> None:
-    found = evaluate(network(), lazy(memory), "linf:0.03", "fgsm", shard_bytes=64 * 4 * 20, diagnose=0)
+    found = evaluate(network(), lazy(memory), "linf:0.03", "fgsm", shard_mib=64 * 4 * 20 / 2**20, diagnose=0)
     assert found.config["shard_size"] == 20
     plain = evaluate(network(), memory, "linf:0.03", "fgsm", diagnose=0)
     assert plain.config["shard_size"] == 1024

@@ -65,7 +65,7 @@ def verify(
         Print everything, with all differences, as JSON on stdout.
     """
     from epsball.cli.allocator import keep_memory
-    from epsball.data.load import load_data
+    from epsball.data.load import open_data
     from epsball.evaluation.run_directory import read_config
     from epsball.evaluation.verify import verify as library_verify
     from epsball.models.preparation import PREPARATION
@@ -83,7 +83,7 @@ def verify(
         subject = command.get("subject", {})
         options = {name: subject[name] for name in OF_THE_DATA if name in subject}
         options |= {"seed": subject.get("sample_seed") or 0}
-        examples = load_data(data, **options, preparation=getattr(network, PREPARATION, None))
+        examples = open_data(data, **options, preparation=getattr(network, PREPARATION, None))
     found = library_verify(run, network, data=examples, batch_size=batch_size)
     if json:
         print(encoder.dumps(finite(found.summary()), indent=2, allow_nan=False))

@@ -26,15 +26,16 @@ CHANCE = 0.05
 class Comparison(Record):
     """Two runs on the same `n` examples, paired by id.
 
-    `both`, `only_a`, `only_b` and `neither` count the examples that were robust in both runs, in the first only, in the
-    second only, in none; `ids_only_a` and `ids_only_b` name them. `accuracy_a`, `accuracy_b` are the robust accuracies
-    on these examples, `interval_a`, `interval_b` their 95 % intervals (Wilson). `difference` is that of B less that of
-    A, `difference_interval` its 95 % interval (Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10: Wilson's
-    intervals joined for pairs), `p_value` that of the exact McNemar test, two-sided. `differ` says what of the settings
-    is not the same: what it names may be the cause. "data" is among them where the digests of all that the runs hold
-    differ: then the same ids and labels may stand for other examples. `left_out_a`, `left_out_b` count the examples
-    that only one run holds, that a targeted run sets apart, or whose query budget ran out in one. `doubtful` names the
-    runs ("A", "B") whose result is not to be relied on (`Evaluation.doubts`).
+    `both`, `only_a`, `only_b` and `neither` count the examples that were robust in both runs, in the first only, in
+    the second only, in none; `ids_only_a` and `ids_only_b` name them. `accuracy_a`, `accuracy_b` are the robust
+    accuracies on these examples, `interval_a`, `interval_b` their 95 % intervals (Wilson). `difference` is that of
+    B less that of A, `difference_interval` its 95 % interval (Newcombe 1998, Statistics in Medicine 17, 2635-2650,
+    method 10: Wilson's intervals joined for pairs), `p_value` that of the exact McNemar test, two-sided. `differ`
+    says what of the settings is not the same: what it names may be the cause. "data" is among them where neither
+    the checksums of the common examples nor the digests of all are equal: then the same ids and labels may stand
+    for other examples. `left_out_a`, `left_out_b` count the examples that only one run holds, that a targeted run
+    sets apart, or whose query budget ran out in one. `doubtful` names the runs ("A", "B") whose result is not to be
+    relied on (`Evaluation.doubts`).
     """
 
     derived = ("sentence", "method")
@@ -101,7 +102,8 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
     """Compare two evaluations, or run directories, over the examples that both hold, at the largest radius of each.
 
     Raises `BadInput` for a run that searched minimum-norm adversarial examples, and where the runs are not on the same
-    data: neither the same digest, nor the same name and the same labels of the ids that both hold.
+    data: neither the same checksums of their examples, nor the same digest, nor the same name and the same labels of
+    the ids that both hold.
     """
     runs = [run if isinstance(run, Evaluation) else Evaluation.load(run) for run in (a, b)]
     names = [name if isinstance(run, Evaluation) else str(run) for name, run in (("A", a), ("B", b))]
@@ -114,7 +116,10 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
     ids = [run.records["id"].to_numpy() for run in runs]
     common, *rows = np.intersect1d(*ids, assume_unique=True, return_indices=True)
     labels = [run.records["label"].to_numpy()[row] for run, row in zip(runs, rows, strict=True)]
-    _same_data([run.config["data"] for run in runs], common, *labels)
+    sums = [run.checksums() for run in runs]
+    same = len(common) > 0 and np.array_equal(*labels) and _equal(sums, rows)
+    if not same:
+        _same_data([run.config["data"] for run in runs], common, *labels)
     attacked = np.full(len(common), True)
     robust = []
     for run, row in zip(runs, rows, strict=True):
@@ -132,7 +137,7 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
     neither, n = len(common) - both - only_a - only_b, len(common)
     counts = both + only_a, both + only_b
     intervals = [wilson(count, n) for count in counts]
-    settings = [_settings(run.config) for run in runs]
+    settings = [_settings(run.config) | ({"data": True} if same else {}) for run in runs]
     return Comparison(
         a=names[0],
         b=names[1],
@@ -155,6 +160,12 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
         left_out_b=len(ids[1]) - n,
         doubtful=tuple(name for run, name in zip(runs, ("A", "B"), strict=True) if run.doubts),
     )
+
+
+def _equal(sums: list[np.ndarray | None], rows: list[np.ndarray]) -> bool:
+    """Whether two runs have the same checksums at the rows that they have in common."""
+    first, second = (None if part is None else part[row] for part, row in zip(sums, rows, strict=True))
+    return first is not None and second is not None and np.array_equal(first, second)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

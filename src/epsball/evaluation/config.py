@@ -5,7 +5,7 @@ It needs no torch, so that the command line shows its help at once.
 
 from typing import Annotated, Any, Literal
 
-from epsball.common.checks import check_at_least, check_distinct, check_whole, check_whole_or
+from epsball.common.checks import check_at_least, check_distinct, check_positive, check_whole, check_whole_or
 from epsball.common.config import Config, Rule
 from epsball.common.errors import BadInput
 
@@ -47,10 +47,10 @@ class EvaluationConfig(Config):
         any. Sizes of 32 or more give the same records to the last bit, on CPU; smaller ones may round differently. A
         call that runs out of memory is made again with fewer examples.
     shard_size
-        Examples of a shard, the unit that a resumed run does not repeat. Default: as many as `shard_bytes` hold, at
+        Examples of a shard, the unit that a resumed run does not repeat. Default: as many as `shard_mib` holds, at
         most 1,024.
-    shard_bytes
-        Bytes of a shard's examples in memory, where `shard_size` is not given: 64 MiB, which are 96 float32 images of
+    shard_mib
+        MiB of a shard's examples in memory, where `shard_size` is not given: 64, which are 96 float32 images of
         3 x 224 x 224. A process takes some ten times as much.
     on_bad
         What becomes of rows of lazy data that cannot be used (a broken image, a label out of range): stop the run, or
@@ -86,7 +86,7 @@ class EvaluationConfig(Config):
     seed: int = 0
     batch_size: Annotated[int | Literal["auto"], Rule(check_whole_or, 1, "auto")] = 128
     shard_size: Annotated[int | None, Rule(check_whole, 1)] = None
-    shard_bytes: Annotated[int, Rule(check_whole, 1)] = 64 << 20
+    shard_mib: Annotated[float, Rule(check_positive)] = 64.0
     on_bad: Literal["stop", "skip"] = "stop"
     binarization_test: Annotated[int, Rule(check_whole, 0, COUNT)] = 0
     diagnose: Annotated[int | None, Rule(check_whole, 0, COUNT)] = None

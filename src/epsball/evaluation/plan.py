@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1024
 """Examples that are compared with the 256 levels at a time."""
-SAID_OTHERWISE = frozenset({"eps", "shard_bytes", "shard_size"})
+SAID_OTHERWISE = frozenset({"eps", "shard_mib", "shard_size"})
 """Settings that a record holds as what became of them: "radii", "shard_size"."""
 
 

@@ -244,6 +244,10 @@ class Evaluation:
         """The fooled examples as they were, (m, *shape), in the order of `points`."""
         return self.stored.read("x", ids)[1]
 
+    def checksums(self) -> np.ndarray | None:
+        """A CRC-32 of each example as the model saw it, (n,), in the order of the records; None in runs of 0.2.0."""
+        return self.stored.checksums(self.records["id"].to_numpy())
+
     @property
     def reliability(self) -> str:
         """Whether the result is reliable, in one sentence: what the checks found, or why it was not checked."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from epsball.balls.ball import Ball
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
+from epsball.common.limits import MIB
 from epsball.common.shapes import flat
 from epsball.data.bad_row import BadRow
 from epsball.data.examples import Examples
@@ -58,23 +59,23 @@ def rows_of(
         raise BadInput("`ids` must be distinct, got some twice; number the rows of the unshuffled data")
     if settings.radii is not None and not settings.min_norm:
         ball = ball.with_eps(settings.radii[-1])
-    size = settings.shard_size or rows_of_shard(data, settings.shard_bytes)
+    size = settings.shard_size or rows_of_shard(data, settings.shard_mib)
     if isinstance(data, LazyExamples):
         return LazyRows(data, model, ball, target, seed=settings.seed, shard_size=size, on_bad=settings.on_bad)
     check_units(data.x, ball)
     return MemoryRows(data, ball, target, seed=settings.seed, shard_size=size)
 
 
-def rows_of_shard(data: Examples | LazyExamples, most_bytes: int) -> int:
-    """As many examples as hold `most_bytes` in memory, from 1 to `MOST_ROWS`; a multiple of `MIN_BATCH`, so that model
+def rows_of_shard(data: Examples | LazyExamples, mib: float) -> int:
+    """As many examples as `mib` MiB of memory hold, from 1 to `MOST_ROWS`; a multiple of `MIN_BATCH`, so that model
     calls are full, where there are so many.
 
     >>> from epsball.data.arrays import from_arrays
-    >>> rows_of_shard(from_arrays(torch.zeros(2, 3, 224, 224, dtype=torch.uint8), [0, 1]), 64 << 20)
+    >>> rows_of_shard(from_arrays(torch.zeros(2, 3, 224, 224, dtype=torch.uint8), [0, 1]), 64)
     96
     """
     dtype = data.x.dtype if isinstance(data, Examples) else data.dtype
-    rows = min(most_bytes // max(math.prod(data.shape) * dtype.itemsize, 1), MOST_ROWS)
+    rows = min(int(mib * MIB / max(math.prod(data.shape) * dtype.itemsize, 1)), MOST_ROWS)
     return rows - rows % MIN_BATCH if rows >= MIN_BATCH else max(rows, 1)
 
 

@@ -62,6 +62,18 @@ class StoredPoints:
         order = np.argsort(np.concatenate([table["id"].to_numpy() for table in tables]))
         return wanted, np.concatenate([storage.points(table[column], shape) for table in tables])[order]
 
+    def checksums(self, ids: np.ndarray) -> np.ndarray | None:
+        """The checksums of the examples with these ids, (n,), as the clean stages have them; None where they do not."""
+        shards = range(-(-self.config["data"]["n"] // self.config["shard_size"]))
+        clean = [
+            self.tables.stage(shard, "clean", ["id", "crc32"]) for shard in shards if self.tables.has(shard, "clean")
+        ]
+        if not clean or any("crc32" not in table.column_names for table in clean):
+            return None
+        known = pa.concat_tables([table.replace_schema_metadata() for table in clean]).sort_by("id")
+        places = np.searchsorted(known["id"].to_numpy(), ids)
+        return known["crc32"].to_numpy()[places]
+
     def table(self) -> pa.Table:
         """All of them as they are stored: `id`, `x_adv`, `x`, a row per fooled example, by id."""
         ids, part = self._index
