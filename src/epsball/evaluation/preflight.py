@@ -87,13 +87,15 @@ def setup_of(plan: EvaluationPlan, mode: str, directory: RunDir | None, tables: 
         same = torch.equal(first.task.noise.ids, seen.noise.ids[rows])
         if not same or len(seen.y[rows].unique()) < len(seen.y.unique()):
             rows = torch.linspace(0, len(seen.y) - 1, SAMPLED, device=seen.y.device).long().unique()
-            output = forward_rows(evaluator, seen.rows(rows), seen.x[rows], plan.batch_size)
+            spread = seen if len(rows) == len(seen.y) else seen.rows(rows)
+            output = forward_rows(evaluator, spread, spread.x, plan.batch_size)
         elif "logits" in table.column_names:
             output = torch.from_numpy(run_directory.points(table["logits"], (-1,)).copy()).to(seen.y.device)
         else:
             output = torch.from_numpy(table["prediction"].to_numpy().copy()).to(seen.y.device)
         deterministic = notes.get("deterministic")
-        independent = _independent(evaluator, seen.x[rows]) if deterministic else None
+        few = rows[:PROBED]
+        independent = _independent(evaluator, seen.x[few]) if deterministic else None
         clean = CleanPass(rows, output, mode, deterministic, independent, notes.get("ends_in"))
         radii = plan.settings.radii if not plan.settings.min_norm else None
         known = torch.tensor(True) if labels is None else labels.cpu() >= 0
