@@ -16,6 +16,7 @@ from epsball.common.errors import BadInput
 
 PATIENCE = 5.0
 """Seconds in which the host of an address must take a connection: Ray itself tries for more than a minute."""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 RUNNING = "auto"
 """The address that stands for the cluster that was started on this machine."""
 
@@ -47,7 +48,7 @@ def cluster(workers: int, gpus: float, address: str | None) -> Iterator[Any]:
         options = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         options["_node_ip_address"] = "127.0.0.1"
     else:
-        _check_answers(address)
+        _check_answers(ray, address)
     try:
         ray.init(**options, configure_logging=True, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, ImportError, SystemExit) as error:  # Ray exits where it gives up
@@ -66,11 +67,13 @@ def here(ray: Any) -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(ray: Any, address: str) -> None:
     """Raise `BadInput` where nothing listens at an address such as ray://head:10001 or 10.0.0.1:6379."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if address == RUNNING or not port.isdigit():
         return
+    if host in LOOPBACK and "://" not in address:  # Ray then goes by the address of this machine
+        host = ray.util.get_node_ip_address()
     try:
         socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
     except (OSError, OverflowError) as error:
