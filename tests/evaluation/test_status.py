@@ -200,6 +200,34 @@ def test_rows_that_could_not_be_used_are_listed_and_done(run: Path) -> None:
     assert status.done == 8 * SIZE
 
 
+def of_bad_rows_only(run: Path, shard: int) -> None:
+    """Make a finished shard one of which no row could be used."""
+    bad = [BadRow(id, f"a/{id}.png", "cut off").to_record() for id in range(shard * SIZE, (shard + 1) * SIZE)]
+    renoted(run / f"stages/{shard:05d}-clean.parquet", lambda notes: notes | {"bad": bad})
+    records = run_directory.load(run / f"records/{shard:05d}.parquet")
+    run_directory.save(run / f"records/{shard:05d}.parquet", records.slice(0, 0))
+
+
+def test_shards_without_a_row_that_could_be_used_count_as_done(run: Path, held: datetime) -> None:
+    for shard in range(3):
+        of_bad_rows_only(run, shard)
+        at = held.timestamp() + 10 * shard
+        os.utime(run / f"records/{shard:05d}.parquet", (at, at))
+    for shard in range(3, SHARDS):
+        (run / f"records/{shard:05d}.parquet").unlink()
+    status = run_status(run)
+    assert (status.done, status.so_far) == (3 * SIZE, None)
+    assert (status.rate, status.rate_from) == (pytest.approx(2 * SIZE / 20), "files")
+    assert status.seconds_left == pytest.approx((N - 3 * SIZE) / (2 * SIZE / 20))
+    for shard in (1, 2):
+        (run / f"records/{shard:05d}.parquet").unlink()
+    status = run_status(run)
+    assert (status.done, status.rate, status.rate_from, status.seconds_left) == (SIZE, None, None, None)
+    done = run_command("status", str(run))
+    assert done.returncode == 1, done.stderr
+    assert "No result yet: no row of the finished shards could be used." in done.stdout
+
+
 def test_a_minimum_norm_run_has_a_median_distance(tmp_path: Path) -> None:
     found = evaluated(tmp_path / "run", attacks=["fmn:steps=5"], min_norm=True)
     so_far = run_status(tmp_path / "run").so_far
@@ -331,7 +359,7 @@ def test_the_command_exits_with_whether_the_run_is_finished(run: Path, tmp_path:
     assert done.returncode == 1
     assert "not finished, and no process that is seen here works on it" in re.sub(r"\s+", " ", done.stdout)
     assert "No result yet: no shard is finished." in done.stdout
-    assert "unknown before the first shard is finished" in done.stdout
+    assert "unknown: no shard is finished" in done.stdout
     assert run_command("status", str(tmp_path)).returncode == 2
 
 

@@ -83,7 +83,7 @@ def _state(found: RunStatus) -> str:
 
 def _speed(found: RunStatus) -> str:
     if found.rate is None:
-        return "unknown before the first shard is finished"
+        return f"unknown: {_nothing(found)}"
     how = "since that process began" if found.rate_from == "files" else "of one worker, by the last stages' seconds"
     rate = f"{found.rate:,.0f}" if found.rate >= 100 else f"{found.rate:.3g}"
     speed = f"{rate} examples/s ({how})"
@@ -110,9 +110,14 @@ def _shard(shard: ShardInWork) -> str:
     return f"shard {shard.shard}: {done}" + (f"; {', '.join(shard.to_come)} to come" if shard.to_come else "")
 
 
+def _nothing(found: RunStatus) -> str:
+    """Why no figure is known."""
+    return "no row of the finished shards could be used" if found.shards_done else "no shard is finished"
+
+
 def _result(found: RunStatus) -> str:
     if found.so_far is None:
-        return "[dim]No result yet: no shard is finished.[/]"
+        return f"[dim]No result yet: {_nothing(found)}.[/]"
     so_far, far = found.so_far, "" if found.finished else " so far"
     if so_far.median_distance is None:
         result = f"robust accuracy{far} {so_far.robust_accuracy:.2%}[/] (95% interval {percent(so_far.interval)})"

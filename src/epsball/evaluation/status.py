@@ -60,7 +60,7 @@ class RunStatus(Record):
 
     `n` examples, `done` of which are finished: they have a record, or are among the `bad`, which cannot be used.
     `shards` of which `shards_done` are finished; `in_work` are others that have some stages. `so_far` is None before
-    the first is finished. `rate` is in examples per second, and `seconds_left` follows from it; None where nothing is
+    an example has a record. `rate` is in examples per second, and `seconds_left` follows from it; None where nothing is
     known. `rate_from` says where it comes from: the times of the files that were written since `holder`, the process
     that holds the lock, began; or the seconds that stages recorded, which is the rate of one worker. `state` is running
     with a holder, else finished or unfinished.
@@ -108,7 +108,8 @@ def run_status(path: str | Path) -> RunStatus:
             check_records(table, config)
         clean = [shard for shard, there in stages.items() if "clean" in there]
         bad = {shard: bad_rows(read_notes(stage_file(path, shard, "clean"))) for shard in clean}
-        rate, rate_from = _rate(path, records, holder)
+        sizes = {shard: len(table) + len(bad.get(shard, ())) for shard, table in records.items()}
+        rate, rate_from = _rate(path, records, sizes, holder)
         so_far = _so_far(config, list(records.values()))
     except BadInput:
         raise
@@ -116,7 +117,7 @@ def run_status(path: str | Path) -> RunStatus:
         raise BadInput(
             f"`run` {path} must hold whole tables, but {error}; restore them, or make the run again"
         ) from error
-    done = sum(len(table) + len(bad.get(shard, ())) for shard, table in records.items())
+    done = sum(sizes.values())
     whole = len(records) == shards
     in_work = [_in_work(shard, there, config) for shard, there in sorted(stages.items()) if shard not in records]
     return RunStatus(
@@ -153,7 +154,7 @@ def _in_work(shard: int, there: set[str], config: dict[str, Any]) -> ShardInWork
 
 
 def _so_far(config: dict[str, Any], records: list[pa.Table]) -> SoFar | None:
-    if not records:
+    if not any(map(len, records)):
         return None
     table = pa.concat_tables([part.replace_schema_metadata() for part in records])
     found = Evaluation(config, table, StoredPoints(config, StageTables()), (), 0)
@@ -162,20 +163,24 @@ def _so_far(config: dict[str, Any], records: list[pa.Table]) -> SoFar | None:
 
 
 def _rate(
-    path: Path, records: dict[int, pa.Table], holder: LockHolder | None
+    path: Path, records: dict[int, pa.Table], sizes: dict[int, int], holder: LockHolder | None
 ) -> tuple[float | None, Literal["files", "stages"] | None]:
-    """Examples per second, and where that comes from: files written since the holder began, else recorded seconds."""
+    """Examples per second, and where that comes from: files written since the holder began, else recorded seconds.
+
+    `sizes` are the numbers of examples of the finished shards, with those that cannot be used.
+    """
     if holder is not None:
         began = datetime.fromisoformat(holder.since).timestamp()
         times = {shard: records_file(path, shard).stat().st_mtime for shard in records}
         session = sorted((at, shard) for shard, at in times.items() if at >= began)
         if len(session) > 1 and session[-1][0] > session[0][0]:
-            rows = sum(len(records[shard]) for _, shard in session[1:])
+            rows = sum(sizes[shard] for _, shard in session[1:])
             return rows / (session[-1][0] - session[0][0]), "files"
     seconds, rows = 0.0, 0
-    for shard in list(records)[-TIMED:]:
+    attacked = [shard for shard, table in records.items() if len(table)]  # others tell nothing of an attack's pace
+    for shard in attacked[-TIMED:]:
         for name in notes(records[shard])["stages"]:
             stage = Stage.from_record(read_notes(stage_file(path, shard, name))["stage"])
             seconds += stage.seconds
-        rows += len(records[shard])
+        rows += sizes[shard]
     return (rows / seconds, "stages") if seconds > 0 else (None, None)
