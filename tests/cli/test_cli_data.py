@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from epsball.cli.common import Material
 from epsball.cli.main import app
+from epsball.cli.main import run as run_here
 from epsball.data.class_names import numbered_like
 from epsball.data.lazy_examples import LazyExamples
 from epsball.data.load import load_data
@@ -195,6 +196,14 @@ def test_a_sample_is_a_limit_by_another_name_and_its_seed_says_which() -> None:
         assert torch.equal(flags.examples().ids, load_data("digits", limit=12, seed=seed).ids)
         asked[seed] = flags.examples().ids.tolist()
     assert asked[0] != asked[3]
+
+
+@pytest.mark.parametrize("flag", ["--sample", "--limit"])
+def test_an_error_names_the_flag_that_was_given(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(["evaluate", flag, "0"]) == 2
+    assert f"`{flag}` must be a whole number >= 1, got 0" in capsys.readouterr().err
+    assert run_here(["evaluate", flag, "3", "--first", "3"]) == 2
+    assert f"`{flag}` must be left out with `--first`" in capsys.readouterr().err
 
 
 def test_lazy_examples_of_a_command_are_those_in_memory_row_by_row(tmp_path: Path) -> None:

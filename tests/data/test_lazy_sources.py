@@ -260,6 +260,21 @@ def test_a_source_says_where_its_files_are_not_there(tmp_path: Path):
         assert pickle.loads(pickled).available()
 
 
+def test_a_table_of_paths_says_where_the_images_are_not_there(tmp_path: Path):
+    root = folder(tmp_path / "images")
+    paths = sorted((root / "test").glob("*/*.png"))
+    images = {"image": [{"bytes": None, "path": str(path)} for path in paths], "label": Y.tolist()}
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES))
+    data = lazy_examples_of(datasets.Dataset.from_dict(images, features=features))
+    assert isinstance(data, LazyExamples)
+    assert data.available()
+    root.rename(tmp_path / "gone")
+    assert not data.available()
+    (root / "test" / "cat").mkdir(parents=True)
+    paths[0].write_bytes(encoded(X[0]))  # one that is there is enough: the others are rows that cannot be used
+    assert data.available()
+
+
 # Rows that cannot be used
 
 

@@ -106,15 +106,24 @@ def run(arguments: Sequence[str]) -> int:
 def in_flags(message: str, arguments: Sequence[str]) -> str:
     """An error of the library in the words of the command line: a name in backticks that is a flag becomes the flag.
 
+    Of a flag with several names it is the one that was given.
+
     >>> in_flags("`batch_size` must be a whole number >= 1, got 0", ["evaluate", "--batch-size", "0"])
     '`--batch-size` must be a whole number >= 1, got 0'
+    >>> in_flags("`limit` must be a whole number >= 1, got 0", ["evaluate", "--sample=0"])
+    '`--sample` must be a whole number >= 1, got 0'
     """
     _, commands, _ = app.parse_commands(arguments)
-    flags = {name for argument in commands[-1].assemble_argument_collection() for name in argument.names}
+    given = {argument.split("=")[0] for argument in arguments}
+    flags: dict[str, str] = {}
+    for argument in commands[-1].assemble_argument_collection():
+        same = [name for name in argument.names if name not in argument.negatives]
+        flags |= {name: name for name in argument.names}
+        flags |= {name: next((one for one in same if one in given), name) for name in same}
 
     def written(match: re.Match[str]) -> str:
-        flag = f"--{match[1].replace('_', '-')}"
-        return f"`{flag}{match[2]}`" if flag in flags else match[0]
+        flag = flags.get(f"--{match[1].replace('_', '-')}")
+        return match[0] if flag is None else f"`{flag}{match[2]}`"
 
     return re.sub(r"`(\w+)([^`]*)`", written, message)
 
