@@ -15,6 +15,7 @@ from torch import Tensor
 
 from epsball.common.errors import BadInput
 from epsball.common.limits import check_arrays
+from epsball.common.shapes import flat
 from epsball.data.examples import Examples
 from epsball.data.feature_names import columns_of
 from epsball.data.labels import are_signs, class_indices, labels, row_ids
@@ -147,9 +148,12 @@ def _check_values(x: Tensor, lo: float, hi: float) -> None:
     lowest, highest = x.amin().item(), x.amax().item()
     rounded_lo, rounded_hi = torch.tensor([lo, hi], dtype=x.dtype).tolist()
     if not (rounded_lo <= lowest and highest <= rounded_hi) or math.isinf(lowest) or math.isinf(highest):
+        low, high = flat(x).aminmax(dim=1)
+        rows = (~(low >= rounded_lo) | ~(high <= rounded_hi) | low.isinf() | high.isinf()).nonzero().flatten().tolist()
         raise BadInput(
-            f"`x` must be finite numbers in the box [{lo:g}, {hi:g}], got values from {lowest:g} to {highest:g}; "
-            "drop NaN, rescale x, or widen `lo` and `hi`"
+            f"`x` must be finite numbers in the box [{lo:g}, {hi:g}], got values from {lowest:g} to {highest:g}, in "
+            f"{len(rows):,} of {len(x):,} rows, the first of which is {rows[0]}; drop NaN, rescale x, or widen `lo` and "
+            "`hi`"
         )
 
 
