@@ -289,7 +289,10 @@ def spoiled(root: Path) -> tuple[Path, dict[str, str]]:
         "cat/012.png": (encoded(grey.astype(np.uint16) * 257), "its pixels are I;16, not 8 bits"),
         "cat/015.png": (encoded(grey.astype(np.float32), kind="TIFF"), "its pixels are F, not 8 bits"),
         "cat/018.png": (encoded(X[0], "CMYK", "JPEG"), "its colours are CMYK"),
-        "dog/004.png": (encoded(pixels(4, 5, 3)), "row 0 is 5x4 and row 18 4x5 (HxW)"),
+        "dog/004.png": (
+            encoded(pixels(4, 5, 3)),
+            "it is 4x5 (HxW), but data must hold images of one size",
+        ),
         "dog/007.png": (encoded(np.zeros((4001, 4000), np.uint8)), "at most 16 million pixels, got 4000x4001"),
         "dog/010.png": (None, "it is not there"),
         "dog/013.png": (encoded(X[0], kind="JPEG")[:200], "Pillow cannot read it"),

@@ -172,12 +172,29 @@ def test_a_known_label_that_is_none_is_a_bad_row(memory: Examples) -> None:
     assert [row.reason for row in found.bad] == ["it has no label"]
 
 
+def test_a_label_that_the_model_has_no_output_for_is_named_also_where_it_stops_the_run(memory: Examples) -> None:
+    y = memory.y.clone()
+    y[5] = 9
+    with pytest.raises(BadInput, match=f"{int(memory.ids[5])}.png: its label is 9, and the model has 4 outputs"):
+        evaluate(network(), lazy(memory, y=y, classes=10), "linf:0.03", "fgsm")
+
+
+def test_data_that_have_gone_stop_the_run_and_count_as_nothing(memory: Examples, tmp_path: Path) -> None:
+    source = lazy(memory, broken=frozenset(memory.ids.sort().values[40:].tolist()))
+    object.__setattr__(source, "available", lambda: False)
+    with pytest.raises(BadInput, match="is not there any more"):
+        evaluate(network(), source, "linf:0.03", "fgsm", on_bad="skip", shard_size=32, run_dir=tmp_path / "run")
+
+
 def test_a_shard_without_a_usable_row_is_empty(memory: Examples) -> None:
     ordered = memory.ids.sort().values
     broken = frozenset(ordered[:32].tolist())
-    found = evaluate(network(), lazy(memory, broken=broken), "linf:0.03", "fgsm", shard_size=32, on_bad="skip")
-    assert len(found) == 58
-    assert {row.id for row in found.bad} == broken
+    for options in ({"attacks": "fgsm"}, {"attacks": "min-norm", "min_norm": True}):
+        source = lazy(memory, broken=broken)
+        found = evaluate(network(), source, "linf:0.03", shard_size=32, on_bad="skip", **options)
+        assert len(found) == 58
+        assert {row.id for row in found.bad} == broken
+        assert "32 rows could not be used, of 90." in found.doubts
     none = lazy(memory, broken=frozenset(ordered.tolist()))
     with pytest.raises(BadInput, match="`data` must hold an example that can be used"):
         evaluate(network(), none, "linf:0.03", "fgsm", on_bad="skip")

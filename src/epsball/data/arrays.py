@@ -152,8 +152,8 @@ def _check_values(x: Tensor, lo: float, hi: float) -> None:
         rows = (~(low >= rounded_lo) | ~(high <= rounded_hi) | low.isinf() | high.isinf()).nonzero().flatten().tolist()
         raise BadInput(
             f"`x` must be finite numbers in the box [{lo:g}, {hi:g}], got values from {lowest:g} to {highest:g}, in "
-            f"{len(rows):,} of {len(x):,} rows, the first of which is {rows[0]}; drop NaN, rescale x, or widen `lo` and "
-            "`hi`"
+            f"{len(rows):,} of {len(x):,} rows, the first of which is {rows[0]}; drop NaN, rescale x, or widen `lo` "
+            "and `hi`"
         )
 
 

@@ -17,13 +17,18 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 (EPS), or are rarely read safely."""
 
 
+class NotNow(BadInput):
+    """A file could not be read, for a reason that is not the file's: a disk, a network, too many open files."""
+
+
 def pixels_of(
     source: str | Any | None, preparation: Preparation | None = None
 ) -> tuple[UInt8[np.ndarray, "H W C"], bool]:
     """An image as uint8 (H, W, C), C = 1 for a grey one, else 3; and whether the preparation changed it.
 
     `source` is a path, or the bytes of a file; None where there is nothing. An image is turned as its EXIF says, and
-    alpha is dropped. Raises `BadInput` for what cannot be used, in words that go behind the name of the file.
+    alpha is dropped. Raises `BadInput` for what cannot be used, in words that go behind the name of the file, and
+    `NotNow` where the system could not read it.
     """
     from PIL import Image
 
@@ -37,6 +42,13 @@ def pixels_of(
         raise BadInput("it is not there") from error
     except Image.UnidentifiedImageError as error:
         raise BadInput(f"it is no image in a format that is read ({', '.join(FORMATS)})") from error
+    except OSError as error:
+        if error.errno is None:  # Pillow's own, of a broken file
+            raise BadInput(f"Pillow cannot read it: {' '.join(str(error).split())}") from error
+        raise NotNow(
+            f"`data` could not be read: {error.strerror or error} ({error.filename or source!r}); see to the disk or "
+            "the network, and start again with the same arguments to go on"
+        ) from error
     except Exception as error:  # broken files raise whatever the decoder stumbles over
         raise BadInput(f"Pillow cannot read it: {' '.join(str(error).split()) or type(error).__name__}") from error
 

@@ -1,14 +1,15 @@
 """Encoded images that are decoded when they are asked for, wherever their bytes are: in files, or in arrow tables.
 
-All come out in one size and one mode. The size is that of the first usable image; images are grey where all those are
-that are looked at beforehand, some from the whole range. Decoding is spread over threads: Pillow leaves Python's lock
-while it decodes and resizes.
+All come out in one size and one mode. The size is that of most images that are looked at beforehand, some from the
+whole range; images are grey where all of those are. Decoding is spread over threads: Pillow leaves Python's lock while
+it decodes and resizes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from epsball.common.errors import BadInput
 from epsball.data.arrays import PIXEL
 from epsball.data.bad_row import BadRow
 from epsball.data.examples import Examples
-from epsball.data.image_decoding import pixels_of
+from epsball.data.image_decoding import NotNow, pixels_of
 from epsball.data.known_labels import KnownLabels
 from epsball.data.lazy_examples import Block, LazyExamples, digest, listed
 from epsball.models.preparation import Preparation
@@ -58,18 +59,17 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LazyImages(LazyExamples):
-    """Images, 8-bit values divided by 255. `first` is the id of the one whose size all must have."""
+    """Images of one size, 8-bit values divided by 255."""
 
     stored: Stored
     preparation: Preparation | None
-    first: int
 
     def fetch(self, ids: Sequence[int]) -> Block:
         """The images, decoded; those that are broken, or of another size or mode, are bad rows."""
         pixels = np.empty((len(ids), *self.shape[1:], self.shape[0]), np.uint8)
         kept, bad = [], []
         for place, found in enumerate(_decoded(self.stored, ids, self.preparation)):
-            reason = found if isinstance(found, str) else self._unlike(ids[place], found[0].shape)
+            reason = found if isinstance(found, str) else self._unlike(found[0].shape)
             if reason is not None:
                 bad.append(BadRow(ids[place], self.name_of(ids[place]), reason))
                 continue
@@ -79,12 +79,12 @@ class LazyImages(LazyExamples):
         x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL)
         return Block(x=x, kept=torch.tensor(kept, dtype=torch.long), bad=tuple(bad))
 
-    def _unlike(self, id: int, shape: Sequence[int]) -> str | None:
+    def _unlike(self, shape: Sequence[int]) -> str | None:
         channels, height, width = self.shape
         if tuple(shape[:2]) != (height, width):
             return (
-                f"data must hold images of one size, but row {self.first} is {height}x{width} and row {id} "
-                f"{shape[0]}x{shape[1]} (HxW); resize them first"
+                f"it is {shape[0]}x{shape[1]} (HxW), but data must hold images of one size, and most are "
+                f"{height}x{width}; resize it"
             )
         return COLOUR if shape[2] > channels else None
 
@@ -127,15 +127,14 @@ def lazy_images(
     if not usable:
         bad = [BadRow(id, _named(stored, id, name), str(why)) for id, why in found.items()]
         raise BadInput(f"`data` must hold images that can be read, but of {name!r} none could: {listed(bad)}")
-    first = next(iter(usable))
-    height, width, _ = usable[first][0].shape
+    (height, width), _ = Counter(pixels.shape[:2] for pixels, _ in usable.values()).most_common(1)[0]
     channels = max(pixels.shape[2] for pixels, _ in usable.values())
     if any(changed for _, changed in usable.values()):
         log.info("images of %s are prepared for the model: %s", name, preparation)
         name = f"{name} ({preparation})"
     return LazyImages(
         name=name, shape=(channels, height, width), ids=torch.from_numpy(ids), lo=0.0, hi=1.0, scale=PIXEL,
-        stored=stored, preparation=preparation, first=first, **labels.of_rows(ids),
+        stored=stored, preparation=preparation, **labels.of_rows(ids),
     )  # fmt: skip
 
 
@@ -156,5 +155,7 @@ def _decoded(stored: Stored, ids: Sequence[int], preparation: Preparation | None
 def _one(source: str | Any | None, preparation: Preparation | None) -> Decoded:
     try:
         return pixels_of(source, preparation)
+    except NotNow:
+        raise
     except BadInput as error:
         return str(error)

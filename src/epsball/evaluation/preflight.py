@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,6 +107,15 @@ def setup_of(plan: EvaluationPlan, mode: str, directory: RunDir | None, tables: 
     return made
 
 
+def spread(rows: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the rows, evenly spread over all: data are often sorted by class.
+
+    >>> spread(np.arange(10), 3)
+    array([0, 4, 9])
+    """
+    return rows if len(rows) <= n else rows[np.linspace(0, len(rows) - 1, n).astype(int)]
+
+
 def affordable(found: Evaluation) -> int:
     """The examples of checks that cost no more than a quarter of the run, or `ALLOWANCE` passes per example of it.
 
@@ -141,7 +151,8 @@ def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluati
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
     reaction = Reaction.from_record(plan.record["reaction"] or {})
     known = Known(evaluation=found, labels=found.records["label"].to_numpy(), classes=plan.classes, reaction=reaction)
-    task = plan.rows.at(plan.rows.places_of(found.records["id"].to_numpy()[:n]))
+    ids = spread(found.records["id"].to_numpy(), n)
+    task = plan.rows.at(plan.rows.places_of(ids))
     made = run_diagnosis(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size, known=known)
     if directory is not None and made is not None:
         made.keep(directory.path)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from epsball.common.errors import BadInput
 from epsball.common.intervals import wilson
-from epsball.data.bad_row import BadRow
+from epsball.data.bad_row import BadRow, counted_bad_rows
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
@@ -23,6 +23,9 @@ from epsball.evaluation.run_tables import STATUSES, Status, check_records, numbe
 from epsball.evaluation.stage_record import Stage
 from epsball.evaluation.stage_tables import StageTables, bad_rows, records_file
 from epsball.evaluation.stored_points import StoredPoints
+
+BAD_SHARE = 0.1
+"""A larger share of rows that could not be used is a doubt."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -272,6 +275,8 @@ class Evaluation:
         doubts = []
         if self.diagnosis is not None and self.diagnosis.unreliable:
             doubts.append(f"Reliability checks failed: {', '.join(self.diagnosis.open_failures)}.")
+        if len(self.bad) > BAD_SHARE * (len(self) + len(self.bad)):
+            doubts.append(f"{counted_bad_rows(self.bad)}, of {len(self) + len(self.bad):,}.")
         if self.binarization_test is not None and self.binarization_test.too_weak:
             doubts.append("The attacks miss planted adversarial examples.")
         if self.setup is not None and not self.setup.sound:

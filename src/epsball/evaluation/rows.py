@@ -98,6 +98,8 @@ class Rows(ABC):
 
     portable: ClassVar[bool]
     """Whether a worker process can read the examples itself."""
+    forwards: ClassVar[int]
+    """Forward passes, in rows, that were made to see what the model answers."""
     ids: Int64[Tensor, " n"]
     shard_size: int
     first: Task
@@ -167,7 +169,7 @@ class Rows(ABC):
 class MemoryRows(Rows):
     """Examples that are in memory, as one task."""
 
-    portable = False
+    portable, forwards = False, 0
 
     def __init__(self, examples: Examples, ball: Ball, target: Any, *, seed: int, shard_size: int) -> None:
         order = examples.ids.argsort(stable=True)
@@ -215,7 +217,7 @@ class LazyRows(Rows):
     What was read of the first shard, to see what the examples look like, is not read again.
     """
 
-    portable = True
+    portable, forwards = True, 1
 
     def __init__(
         self,
@@ -232,7 +234,7 @@ class LazyRows(Rows):
         self.order = source.ids.argsort(stable=True)
         self.ids = source.ids[self.order]
         self._units_checked = False
-        self.outputs: int | None = None  # asked once, and only where rows may be left out
+        self.outputs: int | None = None
         self.target = None if target is None else labels("target", target, source.ids)[self.order]
         self.ball = ball.rows(self.order)
         self._first = self._read(self.places(0))
@@ -241,14 +243,25 @@ class LazyRows(Rows):
         while not len(self.examples) and after < self.shards:  # a whole shard that cannot be used
             self.examples, _ = self._prepared(self._read(self.places(after)))
             after += 1
-        if len(self.examples) and on_bad == "skip":
+        if len(self.examples):
             self.outputs = _outputs(model, self.examples.x[:1])
+            self._check_numbering()
             self.examples, _ = self._prepared((self.examples, ()))
         if not len(self.examples):
             raise BadInput(f"`data` must hold an example that can be used, got none in {source.name}; look at its rows")
         self.ball = self._in_dtype(self.ball, self.examples.x)
         self.first = self._task(self.examples)
         self.none = self.first.rows(torch.arange(0, device=self.first.x.device))
+
+    def _check_numbering(self) -> None:
+        """Raise `BadInput` for labels from 1: the rows of the last class are not to blame."""
+        y = self.source.y if self.source.y is not None else self.examples.y
+        y = y[y >= 0]
+        if len(y) and int(y.min()) == 1 and int(y.max()) == self.outputs:
+            raise BadInput(
+                f"`y` and `target` must be below the {self.outputs} classes of the model, got {self.outputs}; of "
+                "labels from 1 write y - 1"
+            )
 
     @property
     def all_targets(self) -> Int64[Tensor, " n"]:
@@ -315,20 +328,28 @@ class LazyRows(Rows):
         examples, bad = read
         if len(examples):
             examples = examples_for(self.model, examples, self.ball.rows(self.places_of(examples.ids.cpu())))
-            if not self._units_checked:
-                check_units(examples.x, self.ball)
-                self._units_checked = True
             strange = dict(self._strange(examples))
+            if not self._units_checked:  # where all are in other units, the rows are not to blame
+                check_units(examples.x, self.ball)
+                if len(strange) == len(examples):
+                    self.ball.rows(self.places_of(examples.ids.cpu())).bind(examples.x)
+                self._units_checked = True
             if strange:
                 fine = torch.tensor([row for row in range(len(examples)) if row not in strange], dtype=torch.long)
                 ids = examples.ids.tolist()
                 more = [BadRow(ids[row], self.source.name_of(ids[row]), why) for row, why in strange.items()]
                 examples = examples.rows(fine.to(examples.x.device))
                 bad = tuple(sorted((*bad, *more), key=lambda row: row.id))
+        if bad and not self.source.available():
+            raise BadInput(
+                f"`data` {self.source.name} is not there any more, since {bad[0].name}; bring it back, and start again "
+                "with the same arguments to go on"
+            )
         if bad and self.on_bad == "stop":
             raise BadInput(
-                f"`data` must hold rows that can be used, but {len(bad)} of {self.source.name} cannot: {listed(bad)}; "
-                "mend them, or leave them out with `on_bad` 'skip' (--on-bad skip)"
+                f"`data` must hold rows that can be used, but of the {len(examples) + len(bad):,} rows of "
+                f"{self.source.name} that were just read {len(bad):,} cannot: {listed(bad)}; mend them and start again "
+                "with the same arguments, or leave such rows out with on_bad='skip' (--on-bad skip)"
             )
         return examples, bad
 

@@ -82,7 +82,8 @@ class Shard:
         )
         best_margin = np.full(len(self.task.x), -np.inf)
         names, radius, spent = ["clean"], math.nan, np.zeros(len(self.task.x), dtype=np.int64)
-        for stage, objective in zip(self.plan.stages, self.objectives, strict=True):
+        stages = self.plan.stages if len(self.task.x) else ()  # none of its rows could be used
+        for stage, objective in zip(stages, self.objectives, strict=False):
             if stage.eps != radius:  # a query budget is one for each radius
                 radius, spent = stage.eps, np.zeros_like(spent)
             ball, radii = self.ball(stage, records.known), self.radii(stage, records.known)
