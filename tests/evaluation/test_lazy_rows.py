@@ -130,6 +130,7 @@ def test_rows_that_are_skipped_are_listed_and_the_others_evaluated(memory: Examp
     assert {row.id for row in found.bad} == bad
     assert {row.name for row in found.bad} == {f"{id}.png" for id in bad}
     assert {row.reason for row in found.bad} == {"it is broken", "its label is 9, and the model has 4 outputs"}
+    assert (found.setup.labels.present, found.setup.labels.classes) == (4, 4)
     good = torch.tensor([id not in bad for id in memory.ids.tolist()])
     there = evaluate(network(), memory.rows(good.nonzero().squeeze(1)), "linf:0.03", ("fgsm", "pgd"), shard_size=32)
     assert found.records.equals(there.records)

@@ -116,7 +116,7 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
     ids = [run.records["id"].to_numpy() for run in runs]
     common, *rows = np.intersect1d(*ids, assume_unique=True, return_indices=True)
     labels = [run.records["label"].to_numpy()[row] for run, row in zip(runs, rows, strict=True)]
-    sums = [run.checksums() for run in runs]
+    sums = [run.stored.checksums(part) for run, part in zip(runs, ids, strict=True)]
     same = len(common) > 0 and np.array_equal(*labels) and _equal(sums, rows)
     if not same:
         _same_data([run.config["data"] for run in runs], common, *labels)

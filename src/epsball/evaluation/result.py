@@ -247,10 +247,6 @@ class Evaluation:
         """The fooled examples as they were, (m, *shape), in the order of `points`."""
         return self.stored.read("x", ids)[1]
 
-    def checksums(self) -> np.ndarray | None:
-        """A CRC-32 of each example as the model saw it, (n,), in the order of the records; None in runs of 0.2.0."""
-        return self.stored.checksums(self.records["id"].to_numpy())
-
     @property
     def reliability(self) -> str:
         """Whether the result is reliable, in one sentence: what the checks found, or why it was not checked."""
@@ -291,10 +287,7 @@ class Evaluation:
         """Raise `ValueError` where there is not one record for each example, and a point for each that was fooled."""
         ids = self.records["id"].to_numpy()
         if not self.shards_missing and len(ids) + len(self.bad) != self.config["data"]["n"]:
-            raise ValueError(
-                f"there are {len(ids)} records and {len(self.bad)} rows that could not be used, of "
-                f"{self.config['data']['n']} examples"
-            )
+            raise ValueError(f"there are {len(ids)} records and {len(self.bad)} bad rows of {self.config['data']['n']}")
         fooled = self.records["status"].to_numpy(zero_copy_only=False) == "fooled"
         if lost := len(np.setdiff1d(ids[fooled], self.stored.ids)):
             raise ValueError(f"the adversarial examples of {lost} records are missing")

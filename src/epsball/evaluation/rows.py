@@ -247,6 +247,8 @@ class LazyRows(Rows):
             self.outputs = _outputs(model, self.examples.x[:1])
             self._check_numbering()
             self.examples, _ = self._prepared((self.examples, ()))
+            classes = min(self.examples.classes, self.outputs or self.examples.classes)  # the others are bad rows
+            self.examples = replace(self.examples, classes=classes)
         if not len(self.examples):
             raise BadInput(f"`data` must hold an example that can be used, got none in {source.name}; look at its rows")
         self.ball = self._in_dtype(self.ball, self.examples.x)
@@ -269,7 +271,10 @@ class LazyRows(Rows):
 
     @property
     def all_labels(self) -> Int64[Tensor, " n"] | None:
-        return None if self.source.y is None else self.source.y[self.order]  # -1 for a row without a usable one
+        if self.source.y is None:
+            return None
+        y = self.source.y[self.order]  # -1 for a row without a usable one
+        return y.masked_fill(y >= (self.outputs or math.inf), -1)
 
     def at(self, places: Int64[Tensor, " m"]) -> Task:
         return self._task(self._prepared(self._read(places))[0])
