@@ -276,6 +276,38 @@ def test_warnings_and_errors_of_workers_arrive_as_themselves(ray: Any, memory: E
     assert "a row is too dark" in failed.value.__notes__[0]
 
 
+class Steep(nn.Module):
+    """Fails under attack, not without, at a row that is dark, while a file is there."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__()
+        self.inner, self.mark = network(), str(mark)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and os.path.exists(self.mark) and float(x.detach()[:, 0, 0, 0].min()) < 0.05:
+            raise ArithmeticError("a row is too dark")
+        return self.inner(x)
+
+
+def test_a_run_that_an_error_ended_resumes_with_what_its_workers_had_made(
+    ray: Any, memory: Examples, tmp_path: Path
+) -> None:
+    order, x = memory.ids.argsort(), memory.x.clone()
+    x[order, 0, 0, 0] = torch.linspace(1, 0, 100)
+    data, model = from_arrays(x, memory.y, ids=memory.ids, classes=4), Steep(tmp_path / "mark")
+    shared: dict[str, Any] = {"attacks": ("fgsm", "pgd:steps=4"), "shard_size": 32, "diagnose": 0}
+    alone = evaluate(model, data, "linf:0.02", **shared)
+    (tmp_path / "mark").touch()
+    with pytest.raises(ArithmeticError, match="a row is too dark"):
+        evaluate(model, data, "linf:0.02", run_dir=tmp_path / "run", workers=2, **shared)
+    clean = tmp_path / "run/stages/00003-clean.parquet"
+    made = clean.stat().st_mtime_ns
+    assert not (tmp_path / "run/records/00003.parquet").exists()
+    (tmp_path / "mark").unlink()
+    same(evaluate(model, data, "linf:0.02", run_dir=tmp_path / "run", workers=1, **shared), alone)
+    assert clean.stat().st_mtime_ns == made
+
+
 class Dying(nn.Module):
     """Kills its process the first time that it is called in a worker."""
 
@@ -333,11 +365,11 @@ class Lost(Exception):
 
 
 class StandIn:
-    """Ray as a driver sees it, whose workers all die, `deaths` times each shard, and then answer."""
+    """Ray as a driver sees it, whose workers die `deaths` times a shard, and then answer, the `bad` with an error."""
 
-    def __init__(self, deaths: int) -> None:
+    def __init__(self, deaths: int, bad: tuple[int, ...] = ()) -> None:
         self.exceptions = SimpleNamespace(RayTaskError=type("TaskError", (Lost,), {}), RayError=Lost)
-        self.deaths, self.cancelled, self.killed = deaths, 0, 0
+        self.deaths, self.bad, self.cancelled, self.killed = deaths, bad, 0, 0
         self.tries: dict[int, int] = {}
 
     def remote(self, **options: Any) -> Callable[[Any], Any]:
@@ -365,7 +397,10 @@ class StandIn:
         self.tries[shard] = self.tries.get(shard, 0) + 1
         if self.tries[shard] <= self.deaths:
             raise Lost("the worker died")
-        return Done(shard, {"clean": pa.table({"id": [shard]})}, pa.table({"id": [shard]}))
+        made = {"clean": pa.table({"id": [shard]})}
+        if shard in self.bad:
+            return Done(shard, made, error=ArithmeticError(f"of shard {shard}"))
+        return Done(shard, made, pa.table({"id": [shard]}))
 
     def cancel(self, one: Any) -> None:
         self.cancelled += 1
@@ -398,8 +433,22 @@ def test_a_shard_that_kills_every_worker_ends_the_run(monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match=r"shard 1 has lost 20 workers; the last: the worker died"):
         list(one.run(range(7)))
     one.close()
-    assert (stand_in.cancelled, stand_in.killed) == (len(one.waiting), 1)
-    assert len(one.waiting) == 1
+    assert (stand_in.cancelled, stand_in.killed) == (0, 1)
+    assert stand_in.tries == {0: 1, 1: workers.MOST_CRASHES}
+
+
+def test_an_error_waits_for_the_shards_in_work_and_keeps_their_stages(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shard that was handed out last answers first: 3, then 4 with the error, and after it 2, 1, 0."""
+    one = driver(StandIn(0, bad=(2, 4)), monkeypatch, count=4)
+    found = one.run(range(9))
+    assert [next(found)[0] for _ in range(3)] == [3, 1, 0]
+    with pytest.raises(ArithmeticError, match="of shard 4"):
+        next(found)
+    assert [shard for shard in range(9) if one.tables.has(shard, "clean")] == [0, 1, 2, 3, 4]
+    for shard in (2, 4):
+        assert f"shard {shard} failed, and the run ends when the shards in work have ended: of shard" in caplog.text
 
 
 def test_other_versions_are_refused_before_anything_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

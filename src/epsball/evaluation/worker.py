@@ -47,13 +47,14 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """A shard that was run: the tables that were made, its records, and the warnings that were given.
+    """A shard that was run: the tables of the stages that were finished, its records, and the warnings that were given.
 
-    `made` is None where the data are not there for this worker to read, or where the shard raised an `error`.
+    `records` are None where the shard raised an `error`, or, without one, where the data are not there for this worker
+    to read.
     """
 
     shard: int
-    made: dict[str, pa.Table] | None
+    made: dict[str, pa.Table]
     records: pa.Table | None = None
     warned: tuple[tuple[type[Warning], str], ...] = ()
     error: Exception | None = None
@@ -65,26 +66,28 @@ _unpacked: dict[str, EvaluationPlan] = {}
 
 def run_job(key: str, packed: Callable[[], bytes], job: Job, report: Callable[[str, int], None]) -> Done:
     """Run a shard of the run `key`, whose plan is `packed`. What it raises is in what comes back."""
+    made: dict[str, pa.Table] = {}
+    records, error = None, None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            made, records = _run(key, packed, job, report)
-        except Exception as error:  # a model's own, too
-            return Done(job.shard, None, error=_portable(error))
+            records = _run(key, packed, job, made, report)
+        except Exception as raised:  # a model's own, too
+            error = _portable(raised)
     warned = tuple(dict.fromkeys((one.category, str(one.message)) for one in caught))
-    return Done(job.shard, made, records, warned)
+    return Done(job.shard, made, records, warned, error)
 
 
 def _run(
-    key: str, packed: Callable[[], bytes], job: Job, report: Callable[[str, int], None]
-) -> tuple[dict[str, pa.Table] | None, pa.Table | None]:
-    """The tables that were made and the records; None for both where the data are not there."""
+    key: str, packed: Callable[[], bytes], job: Job, made: dict[str, pa.Table], report: Callable[[str, int], None]
+) -> pa.Table | None:
+    """The records, or None where the data are not there; the stages that are finished are put into `made`."""
     if key not in _unpacked:
         _unpacked.clear()
         _unpacked[key] = unpacked(packed())
     plan = _unpacked[key]
     if job.part is None and not plan.rows.available():
-        return None, None
+        return None
     part = plan.rows.part(job.shard) if job.part is None else moved(job.part, device_of(plan.model))
     plan = _unpacked[key] = _accelerated(plan, part.task)
     tables = StageTables()
@@ -95,9 +98,11 @@ def _run(
         if plan.source is not None:
             stack.enter_context(frozen(plan.source))
         objectives = [plan.objective(stage) for stage in plan.stages]
-        records = Shard(plan, job.shard, part.task, part.bad, objectives, tables).run(_seldom(report))
-    names = ["clean", *(stage.name for stage in plan.stages)]
-    return {name: table for name, table in tables.of_shard(job.shard, names).items() if name not in job.kept}, records
+        try:
+            return Shard(plan, job.shard, part.task, part.bad, objectives, tables).run(_seldom(report))
+        finally:
+            names = [name for name in ("clean", *(stage.name for stage in plan.stages)) if name not in job.kept]
+            made.update(tables.of_shard(job.shard, names))
 
 
 def _portable(error: Exception) -> Exception:

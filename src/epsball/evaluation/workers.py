@@ -2,8 +2,8 @@
 
 Each unfinished shard is a Ray task. A worker process unpacks the plan once, with the model in it (packing.py). Examples
 are read by the workers, or, where the data are only in the driver's memory or on its disk, sent with their shard.
-Whatever kills a worker or a node, the shard is handed out again; the driver alone writes, and a driver that was killed
-resumes as a single process does.
+Whatever kills a worker or a node, the shard is handed out again. Where a shard raises, those in work end first, and the
+stages that it had finished are kept. The driver alone writes, and one that was killed resumes as a single process does.
 
 Ray: P. Moritz et al., "Ray: A distributed framework for emerging AI applications" (OSDI 2018).
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import uuid
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,7 +60,8 @@ def run_on_workers(
 
     `report` is told the stage of the shard that spoke last, and the robust examples so far of all that are in work.
 
-    Raises `BadInput` where Ray is not installed or the model cannot be sent, and what a shard raises.
+    Raises `BadInput` where Ray is not installed or the model cannot be sent, and, when the shards in work have ended,
+    what a shard raised.
     """
     on_gpu = device_of(plan.model)
     if on_gpu is not None and on_gpu.type == "cuda" and not workers.gpus_each:
@@ -87,30 +88,49 @@ class Driver:
         self.board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here(ray)).remote()
         self.task = ray.remote(num_cpus=1, num_gpus=workers.gpus_each, max_retries=0)(_task)
         self.asked: Any = None
+        self.todo: deque[int] = deque()
+        self.failed: Exception | None = None
         self.sends = not plan.rows.portable
         self.waiting: dict[Any, int] = {}
         self.crashes: Counter[int] = Counter()
         self.warned: set[tuple[type[Warning], str]] = set()
 
     def run(self, shards: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
-        todo = iter(shards)
-        for shard in todo:
-            self.submit(shard)
-            if len(self.waiting) == self.workers.count:
-                break
+        """The records of these shards; the first error is raised when the shards in work have ended."""
+        self.todo.extend(shards)
+        self.hand_out()
         while self.waiting:
             ready, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=TICK)
             self.tell()
             for one in ready:
                 shard = self.waiting.pop(one)
-                done = self.result(one, shard)
-                if done is None:
-                    self.submit(shard)
+                try:
+                    done = self.result(one, shard)
+                except Exception as error:  # a model's own, too
+                    self.fail(shard, error)
                     continue
-                following = next(todo, None)
-                if following is not None:  # a worker is not kept waiting for the disk
-                    self.submit(following)
-                yield shard, self.kept(done)
+                if done is None:
+                    self.todo.appendleft(shard)
+                self.hand_out()  # a worker is not kept waiting for the disk
+                if done is not None:
+                    yield shard, self.kept(done)
+        if self.failed is not None:
+            raise self.failed
+
+    def hand_out(self) -> None:
+        """Give each free worker a shard, unless one has failed."""
+        while self.todo and self.failed is None and len(self.waiting) < self.workers.count:
+            shard = self.todo.popleft()
+            try:
+                self.submit(shard)
+            except Exception as error:  # what reading its examples raises
+                self.fail(shard, error)
+
+    def fail(self, shard: int, error: Exception) -> None:
+        """Keep the first error to be raised at the end, and log those that are not raised at once."""
+        if self.waiting or self.failed is not None:
+            log.warning("shard %d failed, and the run ends when the shards in work have ended: %s", shard, error)
+        self.failed = self.failed or error
 
     def submit(self, shard: int) -> None:
         names = ["clean", *(stage.name for stage in self.plan.stages)]
@@ -138,8 +158,9 @@ class Driver:
             return None
         self.warn(done.warned)
         if done.error is not None:
+            self.keep(done)
             raise done.error
-        if done.made is None:
+        if done.records is None:
             log.info("the data are not on the workers' machines, and are sent with each shard")
             self.sends = True
             return None
@@ -154,11 +175,14 @@ class Driver:
 
     def kept(self, done: Done) -> pa.Table:
         """The records of a shard, whose stages are kept now."""
-        assert done.made is not None, "its shard was run"
         assert done.records is not None, "its shard was run"
+        self.keep(done)
+        return done.records
+
+    def keep(self, done: Done) -> None:
+        """Keep the stages that a worker made."""
         for name, table in done.made.items():
             self.tables.keep(done.shard, name, table)
-        return done.records
 
     def tell(self) -> None:
         """Pass on what the board said when it was last asked, and ask again; never wait for it."""
