@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, get_worker_info
 
 from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
@@ -156,6 +157,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
         [TensorDataset(WANTED[:20], torch.tensor(Y[:20])), Subset(Rows(pair), range(20, N))]
     ),
     "a loader": lambda: DataLoader(Rows(pair), batch_size=7, shuffle=True),
+    "a loader with workers": lambda: DataLoader(Rows(pair, classes=NAMES), num_workers=2),
     "a data set of the Hub's library": lambda: datasets.Dataset(table()),
     "one with a transform": lambda: datasets.Dataset.from_dict({"row": list(range(N))}).with_transform(hub_rows),
 }
@@ -372,6 +374,16 @@ def test_bad_rows_of_arrays_are_named(tmp_path: Path):
         load_data(tmp_path / "a.npz")
 
 
+def loader_of(rows: Rows) -> DataLoader:
+    return DataLoader(rows, num_workers=2, collate_fn=first_alone)
+
+
+def first_alone(rows: list[Any]) -> Any:
+    """A row as a batch, where it can be one."""
+    (row,) = rows
+    return ([row[0]], [row[1]]) if isinstance(row, tuple) else row
+
+
 def test_bad_rows_of_data_sets_are_named():
     def row(number: int) -> Any:
         x, y = pair(number)
@@ -389,8 +401,9 @@ def test_bad_rows_of_data_sets_are_named():
             raise RuntimeError("the disk\nis gone")
         return odd.get(number, (x, y))
 
-    for known in ({}, {"targets": [*Y[:5], -1, -3, *Y[7:10], 3, *Y[11:]]}):
-        data = lazy_examples_of(Rows(row, classes=NAMES, **known))
+    labels = {"targets": [*Y[:5], -1, -3, *Y[7:10], 3, *Y[11:]]}
+    for rows in (Rows(row, classes=NAMES), Rows(row, classes=NAMES, **labels), loader_of(Rows(row, classes=NAMES))):
+        data = lazy_examples_of(rows)
         assert isinstance(data, LazyExamples)
         _, bad = data.read(slice(None))
         reasons = {one.id: one.reason for one in bad}
@@ -407,6 +420,57 @@ def test_bad_rows_of_data_sets_are_named():
         assert "whole numbers, got 0.5" in reasons[7]
         assert "must give pairs" in reasons[8]
         assert len(reasons) in (8, 9)
+
+
+def test_a_loaders_workers_read_the_rows():
+    def row(number: int) -> Any:
+        worker = get_worker_info()
+        return torch.full((2,), -1.0 if worker is None else float(worker.num_workers)), number % 3
+
+    data = lazy_examples_of(DataLoader(Rows(row), num_workers=2, worker_init_fn=torch.manual_seed))
+    assert isinstance(data, LazyExamples)
+    state = torch.get_rng_state()
+    found, bad = data.read(slice(None))
+    assert bad == ()
+    assert found.y.tolist() == [number % 3 for number in range(N)]
+    assert found.x.unique().tolist() == [2.0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_worker_that_is_killed_stops_the_run_in_a_sentence():
+    def row(number: int) -> Any:
+        if number == 1:
+            os._exit(3)
+        return torch.zeros(2), 0
+
+    data = lazy_examples_of(DataLoader(Rows(row, 400), num_workers=2))
+    assert isinstance(data, LazyExamples)
+    with pytest.raises(BadInput, match=r"by the 2 workers of its DataLoader, .* exited unexpectedly; see to that"):
+        data.read(slice(0, 4))
+
+
+class Noisy(Dataset):
+    """Rows with noise of a generator of their own, or of one that others have, too."""
+
+    def __init__(self, noise: Callable[[], float]):
+        self.noise = noise
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        return WANTED[index] + self.noise(), int(Y[index])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "noise",
+    [np.random.random, np.random.default_rng(0).random, random.random, lambda: torch.rand(()).item()],
+    ids=["numpy", "a generator", "Python", "torch"],
+)
+def test_rows_that_are_random_are_refused(noise: Callable[[], float], workers: int):
+    with pytest.raises(BadInput, match=r"row \d+ of Noisy is another one when it is read again; fix the seed"):
+        lazy_examples_of(DataLoader(Noisy(noise), num_workers=workers))
 
 
 def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path):

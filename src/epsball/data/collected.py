@@ -19,6 +19,7 @@ from epsball.data.image_datasets import of_split
 from epsball.data.lazy_examples import LazyExamples
 from epsball.data.lazy_rows import lazy_rows
 from epsball.data.pairs import class_names, is_batch, pair_of
+from epsball.data.row_reading import RowReader
 from epsball.data.spool import is_stream, of_hub, spooled
 from epsball.data.tensors import tensor_of
 from epsball.models.preparation import Preparation
@@ -48,14 +49,16 @@ def lazy_examples_of(
       `classes` these are the names of the labels. Its labels are known at once where it has a list of them, as
       `targets`, `labels` or `tensors`;
     - a `DataLoader`: the rows that its sampler draws, in the order of its data set and with their row numbers as ids,
-      so that shuffling changes nothing; `drop_last` drops nothing, and each row is put together by itself;
+      so that shuffling changes nothing; `drop_last` drops nothing, and each row is put together by itself. With
+      `num_workers` so many processes read the rows of a shard;
     - a `datasets.Dataset` with an image and a label column, or of a table; one with a transform gives rows. Images go
       through `preparation`, as in `load_data`;
     - a data frame (pandas, polars, pyarrow) with the labels in one of its columns, alone or as (frame, label column);
     - what can only be iterated over (an `IterableDataset` of torch or datasets, a `DataLoader` over one), where `spool`
       names a folder: its rows are written there once, and read from there.
 
-    Raises `BadInput` for anything else, and where no row can be used of those that are looked at.
+    Raises `BadInput` for anything else, where no row can be used of those that are looked at, and where one of these is
+    another row when it is read again.
     """
     if isinstance(data, Examples | LazyExamples):
         return data
@@ -66,7 +69,7 @@ def lazy_examples_of(
     library = sys.modules.get("datasets")
     if library is not None and isinstance(data, getattr(library, "Dataset", ())):
         if data.format["type"] == "custom":  # a transform makes the rows
-            return lazy_rows(data, None, None)
+            return lazy_rows(RowReader(data))
         return of_split(data, "a datasets.Dataset", lambda y: None, preparation=preparation)
     if isinstance(data, Dataset):
         return _of_dataset(data)
@@ -132,7 +135,7 @@ def _of_loader(loader: DataLoader) -> Examples | LazyExamples:
     own = loader.batch_size is None  # a batch sampler of the caller's
     drawn: Any = loader.batch_sampler if own else loader.sampler
     if not own and isinstance(drawn, SequentialSampler):
-        return lazy_rows(loader.dataset, None, loader.collate_fn)
+        return lazy_rows(RowReader.of_loader(loader))
     with torch.random.fork_rng(devices=[]):  # a random sampler draws
         rows = sorted(row for batch in drawn for row in batch) if own else sorted(drawn)
     if len(set(rows)) < len(rows):
@@ -140,12 +143,12 @@ def _of_loader(loader: DataLoader) -> Examples | LazyExamples:
             f"`data` must hold each example once, but the sampler {type(loader.sampler).__name__} of the DataLoader "
             "draws some twice; hand over loader.dataset"
         )
-    return lazy_rows(loader.dataset, rows, loader.collate_fn)
+    return lazy_rows(RowReader.of_loader(loader), rows)
 
 
 def _of_dataset(dataset: Any) -> Examples | LazyExamples:
     if not isinstance(dataset, TensorDataset) or len(dataset.tensors) != 2 or not len(dataset):
-        return lazy_rows(dataset, None, None)
+        return lazy_rows(RowReader(dataset))
     examples = from_arrays(*dataset.tensors, name=type(dataset).__name__)
     names = class_names(dataset)
     if names is None or len(names) < examples.classes:

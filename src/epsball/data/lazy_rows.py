@@ -1,9 +1,9 @@
-"""The rows of a torch `Dataset`, read one by one when they are asked for, by one thread at a time."""
+"""The rows of a torch `Dataset`, read when they are asked for: by one thread at a time, or the workers of a loader."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from epsball.common.errors import BadInput
-from epsball.data.arrays import inputs_of
 from epsball.data.bad_row import BadRow
 from epsball.data.lazy_examples import Block, LazyExamples, block_of, digest, label_reason, listed
-from epsball.data.pairs import batch_of, class_names, input_and_label, pair_of
+from epsball.data.pairs import class_names
+from epsball.data.row_reading import Row, RowReader
 
 LOOKED_AT = 32
 """So many rows say what all of them look like."""
-Row = tuple[Tensor, float, int]
-"""The input, what its values were divided by, and the label."""
 
 
 class OneAtATime:
@@ -37,23 +35,22 @@ class OneAtATime:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LazyRows(LazyExamples):
-    """The rows of a data set, put together by a loader's `collate` where it has one. `seen` is a digest of some."""
+    """The rows of a data set, as `reader` reads them. `seen` is a digest of some."""
 
-    dataset: Any
-    collate: Any
+    reader: RowReader
     seen: str
     one_at_a_time: OneAtATime = field(default_factory=OneAtATime)
 
     def fetch(self, ids: Sequence[int]) -> Block:
         """The rows, each of which the data set makes anew."""
         with self.one_at_a_time.lock:
-            return block_of((self._row(id) for id in ids), self.shape, self.dtype)
+            found = zip(ids, self.reader.rows(ids), strict=True)
+            return block_of((self._usable(id, row) for id, row in found), self.shape, self.dtype)
 
-    def _row(self, id: int) -> tuple[Tensor, int] | BadRow:
-        try:
-            x, scale, label = _read(self.dataset, self.collate, id)
-        except BadInput as error:
-            return BadRow(id, self.name_of(id), str(error))
+    def _usable(self, id: int, row: Row | BadInput) -> tuple[Tensor, int] | BadRow:
+        if isinstance(row, BadInput):
+            return BadRow(id, self.name_of(id), str(row))
+        x, scale, label = row
         if (tuple(x.shape), x.dtype, scale) != (self.shape, self.dtype, self.scale):
             found, wanted = _form(tuple(x.shape), x.dtype, scale), _form(self.shape, self.dtype, self.scale)
             return BadRow(id, self.name_of(id), f"it is {found}, and not {wanted} as the others")
@@ -65,37 +62,37 @@ class LazyRows(LazyExamples):
 
     def identity(self) -> str:
         """A digest of the kind of the data set, its length and labels, and some rows as they were at first."""
-        return digest(self.name, len(self.dataset), self.ids, self.y, self.label_names, self.seen)
+        return digest(self.name, len(self.reader.dataset), self.ids, self.y, self.label_names, self.seen)
 
     def available(self) -> bool:
         """Whether a row can be read."""
         with self.one_at_a_time.lock:
-            return any(_can_be_read(self.dataset, id) for id in _spread(self.ids.tolist()))
+            return any(_can_be_read(self.reader.dataset, id) for id in _spread(self.ids.tolist()))
 
 
-def lazy_rows(dataset: Any, rows: Sequence[int] | None, collate: Any) -> LazyRows:
-    """The rows of a data set (None: all). Raises `BadInput` where none of those that are looked at can be used.
+def lazy_rows(reader: RowReader, rows: Sequence[int] | None = None) -> LazyRows:
+    """The rows of a data set (None: all). Raises `BadInput` where none of those that are looked at can be used, and
+    where one of these is another row when it is read again.
 
     Labels are known at once where the data set has a list of them, and it is right about the rows looked at.
     """
+    dataset = reader.dataset
     rows = range(len(dataset)) if rows is None else rows
     if not len(rows):
         raise BadInput("`data` must hold at least one example, got an empty data set; look at its split and limit")
     name, ids = type(dataset).__name__, np.asarray(rows)
-    found: dict[int, Row] = {}
-    bad = []
-    for id in _spread(ids.tolist()):
-        try:
-            found[id] = _read(dataset, collate, id)
-        except BadInput as error:
-            bad.append(BadRow(id, f"row {id} of {name}", str(error)))
+    looked_at = _spread(ids.tolist())
+    answers = dict(zip(looked_at, reader.rows(looked_at), strict=True))
+    found = {id: row for id, row in answers.items() if not isinstance(row, BadInput)}
     if not found:
+        bad = [BadRow(id, f"row {id} of {name}", str(answer)) for id, answer in answers.items()]
         raise BadInput(_none_usable(bad))
+    _check_same_again(reader, found, name)
     x, scale, _ = next(iter(found.values()))
     seen = digest(*(part for id, row in found.items() for part in (id, row[0], row[2])))
     lazy = LazyRows(
-        name=name, shape=tuple(x.shape), dtype=x.dtype, ids=torch.from_numpy(ids), scale=scale, dataset=dataset,
-        collate=collate, seen=seen, lo=0.0 if scale != 1 else -math.inf, hi=1.0 if scale != 1 else math.inf,
+        name=name, shape=tuple(x.shape), dtype=x.dtype, ids=torch.from_numpy(ids), scale=scale, reader=reader,
+        seen=seen, lo=0.0 if scale != 1 else -math.inf, hi=1.0 if scale != 1 else math.inf,
     )  # fmt: skip
     labels = _labels_of(dataset)
     known = labels is not None and all(labels[id] == label for id, (_, _, label) in found.items())
@@ -104,6 +101,20 @@ def lazy_rows(dataset: Any, rows: Sequence[int] | None, collate: Any) -> LazyRow
     names = names if names is not None and highest < len(names) else None
     lazy = replace(lazy, label_names=names, classes=0 if names is None else len(names))
     return _with_labels(lazy, labels) if labels is not None and known else lazy
+
+
+def _check_same_again(reader: RowReader, found: Mapping[int, Row], name: str) -> None:
+    """Raise `BadInput` where a row is another one when it is read again: no result on such rows could be verified.
+
+    They are read from the last to the first, as a generator that is copied into new workers repeats itself in order.
+    """
+    order = list(found)[::-1]
+    for id, row in zip(order, reader.rows(order), strict=True):
+        if not isinstance(row, BadInput) and digest(*row) != digest(*found[id]):
+            raise BadInput(
+                f"`data` must give the same row each time, but row {id} of {name} is another one when it is read "
+                "again; fix the seed in its __getitem__, or take the random transform out of the test set"
+            )
 
 
 def _spread(ids: Sequence[int]) -> list[int]:
@@ -131,24 +142,6 @@ def _none_usable(bad: Sequence[BadRow]) -> str:
     if len(reasons) == 1 and bad[0].reason.startswith("`"):  # of the data set, then, and not of its rows
         return bad[0].reason
     return f"`data` must hold rows that can be used, but none could of those looked at: {listed(bad)}; mend them"
-
-
-def _read(dataset: Any, collate: Any, id: int) -> Row:
-    """A row of the data set. Raises `BadInput` for one that cannot be used."""
-    what = f"a row of {type(dataset).__name__}"
-    try:
-        row = dataset[id]
-    except BadInput:
-        raise
-    except Exception as error:  # whatever a data set raises
-        raise BadInput(f"it raises {type(error).__name__}: {' '.join(str(error).split())}") from error
-    if collate is None:
-        x, label = input_and_label(row, what)
-    else:
-        inputs, labels = pair_of(batch_of(collate, [row]), "a batch of the DataLoader")
-        x, label = input_and_label((inputs[0], labels[0]), what)
-    x, scale = inputs_of(x[None])
-    return x[0].cpu(), scale, label
 
 
 def _form(shape: Sequence[int], dtype: torch.dtype, scale: float) -> str:
