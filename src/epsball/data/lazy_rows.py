@@ -67,7 +67,7 @@ class LazyRows(LazyExamples):
     def available(self) -> bool:
         """Whether a row can be read."""
         with self.one_at_a_time.lock:
-            return any(_can_be_read(self.reader.dataset, id) for id in _spread(self.ids.tolist()))
+            return any(not isinstance(row, BadInput) for row in self.reader.rows(_spread(self.ids.tolist())))
 
 
 def lazy_rows(reader: RowReader, rows: Sequence[int] | None = None) -> LazyRows:
@@ -120,14 +120,6 @@ def _check_same_again(reader: RowReader, found: Mapping[int, Row], name: str) ->
 def _spread(ids: Sequence[int]) -> list[int]:
     """Some rows of the whole range, the first among them."""
     return [ids[place] for place in sorted({round(place) for place in np.linspace(0, len(ids) - 1, LOOKED_AT)})]
-
-
-def _can_be_read(dataset: Any, id: int) -> bool:
-    try:
-        dataset[id]
-    except Exception:  # whatever a data set raises
-        return False
-    return True
 
 
 def _with_labels(lazy: LazyRows, labels: np.ndarray) -> LazyRows:

@@ -6,7 +6,6 @@ A row that cannot be used is an answer like the others, so it ends no worker.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,18 +20,18 @@ Row = tuple[Tensor, float, int]
 """The input, what its values were divided by, and the label."""
 
 
-@dataclass(frozen=True)
 class RowReader:
     """Reads the rows of `dataset`; each is put together by itself with a loader's `collate`, where it has one.
 
     With `workers` > 0 so many processes read them, each started as those of the loader: by `context`, with `start`.
+    They start when rows are first asked for, and stay: a process that has threads by then is no place to fork one.
     """
 
-    dataset: Any
-    collate: Any = None
-    workers: int = 0
-    context: Any = None
-    start: Any = None
+    def __init__(self, dataset: Any, collate: Any = None, workers: int = 0, context: Any = None, start: Any = None):
+        self.dataset, self.collate = dataset, collate
+        self.workers, self.context, self.start = workers, context, start
+        self._asked: list[int] = []
+        self._loader: DataLoader | None = None
 
     @staticmethod
     def of_loader(loader: DataLoader) -> RowReader:
@@ -41,26 +40,34 @@ class RowReader:
             loader.dataset, loader.collate_fn, loader.num_workers, loader.multiprocessing_context, loader.worker_init_fn
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_asked": [], "_loader": None}
+
     def rows(self, ids: Sequence[int]) -> Iterator[Row | BadInput]:
         """The rows with these ids, in their order; an error in the place of each that cannot be used."""
-        count = min(self.workers, len(ids))
-        if count < 1 or len(ids) < 2:
+        if not self.workers:
             yield from map(self.row, ids)
             return
-        generator = torch.Generator()
-        generator.seed()  # not that of the caller, which stays as it is
-        loader = DataLoader(
-            _Answers(self, ids), batch_size=None, num_workers=count, collate_fn=_as_it_is, worker_init_fn=self.start,
-            multiprocessing_context=self.context, generator=generator,
-        )  # fmt: skip
+        self._asked[:] = ids
         try:
-            for answer in loader:  # a copy, as each shared tensor keeps a file open
+            self._loader = self._loader or self._started()
+            for answer in self._loader:  # a copy, as each shared tensor keeps a file open
                 yield answer if isinstance(answer, BadInput) else (answer[0].clone(), *answer[1:])
         except Exception as error:  # a worker was killed, or could not start
+            self._loader = None
             raise BadInput(
-                f"`data` must be read by the {count} workers of its DataLoader, but they end with "
+                f"`data` must be read by the {self.workers} workers of its DataLoader, but they end with "
                 f"{_in_words(error)}; see to that, or set num_workers=0 to read the rows in this process"
             ) from error
+
+    def _started(self) -> DataLoader:
+        generator = torch.Generator()
+        generator.seed()  # not that of the caller, which stays as it is
+        return DataLoader(
+            _Answers(self), sampler=self._asked, batch_size=None, num_workers=self.workers, collate_fn=_as_it_is,
+            worker_init_fn=self.start, multiprocessing_context=self.context, generator=generator,
+            persistent_workers=True,
+        )  # fmt: skip
 
     def row(self, id: int) -> Row | BadInput:
         """A row, or why it cannot be used."""
@@ -84,16 +91,13 @@ class RowReader:
 
 
 class _Answers(Dataset):
-    """What a worker reads: the row at each place of `ids`, or the error in its place."""
+    """What a worker reads: a row, or the error in its place."""
 
-    def __init__(self, reader: RowReader, ids: Sequence[int]):
-        self.reader, self.ids = reader, ids
+    def __init__(self, reader: RowReader):
+        self.reader = reader
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Row | BadInput:
-        return self.reader.row(self.ids[index])
+    def __getitem__(self, id: int) -> Row | BadInput:
+        return self.reader.row(id)
 
 
 def _as_it_is(answer: Any) -> Any:
