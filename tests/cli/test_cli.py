@@ -117,6 +117,31 @@ def test_fail_under_fails_for_a_result_that_is_not_to_be_relied_on():
     assert run("evaluate", *QUICK, *masked).returncode == 0  # nothing was asked
 
 
+@pytest.mark.parametrize(("bad", "code"), [(2, 0), (3, 1)])
+def test_fail_under_fails_where_more_than_a_tenth_of_the_rows_are_bad(tmp_path: Path, bad: int, code: int):
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\ndef make():\n    net = torch.nn.Linear(3, 3)\n    net.weight.data = torch.eye(3)\n"
+        "    net.bias.data.zero_()\n    return net\n"
+    )
+    x = np.random.default_rng(0).random((20, 3), np.float32)
+    y = x.argmax(1)
+    x[::3][:bad] = np.nan
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    flags = ["--model", "net.py:make", "--data", "rows.npz", "--attacks", "fgsm", "--ball", "linf:0.01"]
+    done = run(
+        "evaluate", *flags, "--diagnose", "0", "--on-bad", "skip", "--out", "out", "--fail-under", "0", cwd=tmp_path
+    )
+    shown = f"{bad} rows could not be used"
+    assert done.returncode == code, done.stderr
+    assert done.stdout.count(shown) == 1
+    assert done.stderr.count(shown) == code
+    assert (f"exit code 1: {shown}, of 20. --allow-unreliable ignores it." in done.stderr) == (code == 1)
+    for page in ("report.html", "card.md"):
+        text = (tmp_path / "out" / page).read_text().partition('id="setup"')[0]
+        assert text.count(shown) == 1
+        assert (f"{shown}, of 20." in text) == (code == 1)
+
+
 def test_exit_codes_are_in_the_help_and_the_docs():
     shown = " ".join(run("--help").stdout.split())
     docs = (Path(__file__).parents[2] / "docs" / "howto.md").read_text()

@@ -437,7 +437,8 @@ def test_the_report_lists_the_rows_that_could_not_be_used(run: Path) -> None:
     found = Evaluation.load(run, partial=True)
     assert found.summary()["bad"] == [row.to_record() for row in many]
     page = write_report(run).read_text()
-    assert page.count("60 rows could not be used") == 2  # beside the result, and in the set-up
+    assert page.count("60 rows could not be used") == 2  # a doubt below the result, and in the set-up
+    assert "60 rows could not be used, of 121." in page[: page.index('id="setup"')]
     setup = page[page.index('id="setup"') : page.index('id="accuracy"')]
     assert setup.count("cut off &amp; more") == Run.most_bad < 60
     assert "<strong>a/7&lt;b&gt;.png</strong> (id 7): cut off &amp; more" in setup

@@ -266,12 +266,17 @@ class Evaluation:
         return f"Reliability: not checked ({why})."
 
     @property
+    def many_bad(self) -> bool:
+        """Whether so many rows could not be used that the result is in doubt."""
+        return len(self.bad) > BAD_SHARE * (len(self) + len(self.bad))
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """Why the result is not to be relied on, a sentence each; empty where nothing speaks against it."""
         doubts = []
         if self.diagnosis is not None and self.diagnosis.unreliable:
             doubts.append(f"Reliability checks failed: {', '.join(self.diagnosis.open_failures)}.")
-        if len(self.bad) > BAD_SHARE * (len(self) + len(self.bad)):
+        if self.many_bad:
             doubts.append(f"{counted_bad_rows(self.bad)}, of {len(self) + len(self.bad):,}.")
         if self.binarization_test is not None and self.binarization_test.too_weak:
             doubts.append("The attacks miss planted adversarial examples.")

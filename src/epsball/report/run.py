@@ -244,7 +244,7 @@ class Run:
         for status, text in APART.items():
             if count := found.count(status):
                 caveats.append(f"{counted(count)} examples {text} are counted apart.")
-        if self.bad_rows:
+        if self.bad_rows and not found.many_bad:  # then it is a doubt
             caveats.append(f"{self.bad_rows} and are not counted.")
         if self.diagnosis is None:
             caveats.append(found.reliability)
