@@ -24,3 +24,12 @@ def counted_bad_rows(rows: Sequence[BadRow]) -> str:
     '1 row could not be used'
     """
     return f"{len(rows):,} row{'s' if len(rows) > 1 else ''} could not be used" if rows else ""
+
+
+def are_many(rows: Sequence[BadRow], usable: int) -> bool:
+    """Whether rows that could not be used, beside so many that could, are more than a tenth of the data.
+
+    >>> are_many([BadRow(3, "a/3.png", "cut off")], 9)
+    False
+    """
+    return 9 * len(rows) > usable

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from epsball.common.errors import BadInput
 from epsball.common.intervals import wilson
-from epsball.data.bad_row import BadRow, counted_bad_rows
+from epsball.data.bad_row import BadRow, are_many, counted_bad_rows
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
@@ -23,9 +23,6 @@ from epsball.evaluation.run_tables import STATUSES, Status, check_records, numbe
 from epsball.evaluation.stage_record import Stage
 from epsball.evaluation.stage_tables import StageTables, bad_rows, records_file
 from epsball.evaluation.stored_points import StoredPoints
-
-BAD_SHARE = 0.1
-"""A larger share of rows that could not be used is a doubt."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -268,7 +265,7 @@ class Evaluation:
     @property
     def many_bad(self) -> bool:
         """Whether so many rows could not be used that the result is in doubt."""
-        return len(self.bad) > BAD_SHARE * (len(self) + len(self.bad))
+        return are_many(self.bad, len(self))
 
     @property
     def doubts(self) -> tuple[str, ...]:
