@@ -75,9 +75,15 @@ def test_rows_that_cannot_be_used_are_told_by_name_in_the_order_of_the_index():
         data.rows(slice(0, 4))
 
 
-def test_an_error_lists_twelve_rows_and_counts_the_others():
-    with pytest.raises(BadInput, match=r"of 20 rows of numbers 20 cannot: .*row 11 of numbers: [^:]*; and 8 more; "):
+def test_an_error_lists_twelve_rows_of_a_reason_and_twelve_reasons():
+    with pytest.raises(
+        BadInput, match=r"cannot: 20 rows: it cannot be read: .*, row 11 of numbers, \.\.\. \(12 shown\); "
+    ):
         numbers(*[None] * 20).whole()
+    with pytest.raises(BadInput, match=r"cannot: 20 rows: it holds NaN: (row \d+ of numbers, ){6}\.\.\. .*; row 20 of"):
+        numbers(*[NAN] * 20, None).whole()
+    with pytest.raises(BadInput, match=r"cannot: row 0 of numbers: its .*; row 11 of numbers: [^:]*; and 8 more; "):
+        numbers(*[float(value) for value in range(3, 23)]).whole()
 
 
 def test_no_row_is_read_where_labels_cannot_be_used():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -28,6 +29,7 @@ from epsball.data.arrays import from_arrays
 from epsball.data.class_names import numbered_like
 from epsball.data.collected import examples_of, lazy_examples_of
 from epsball.data.examples import Examples
+from epsball.data.image_decoding import NotNow
 from epsball.data.lazy_examples import LazyExamples
 from epsball.data.load import load_data, open_data
 from epsball.models.preparation import Preparation
@@ -288,8 +290,11 @@ def spoiled(root: Path) -> tuple[Path, dict[str, str]]:
         "cat/003.png": (encoded(X[0])[:-30], "Pillow cannot read it"),
         "cat/006.png": (b"", "it is empty, 0 bytes"),
         "cat/009.png": (b"nonsense" * 9, "no image in a format that is read"),
-        "cat/012.png": (encoded(grey.astype(np.uint16) * 257), "its pixels are I;16, not 8 bits"),
-        "cat/015.png": (encoded(grey.astype(np.float32), kind="TIFF"), "its pixels are F, not 8 bits"),
+        "cat/012.png": (encoded(grey.astype(np.uint16) * 257), "its pixels are 16 bits grey, not 8 bits"),
+        "cat/015.png": (
+            encoded(grey.astype(np.float32), kind="TIFF"),
+            "its pixels are 32-bit floating point, not",
+        ),
         "cat/018.png": (encoded(X[0], "CMYK", "JPEG"), "its colours are CMYK"),
         "dog/004.png": (
             encoded(pixels(4, 5, 3)),
@@ -298,7 +303,7 @@ def spoiled(root: Path) -> tuple[Path, dict[str, str]]:
         "dog/007.png": (encoded(np.zeros((4001, 4000), np.uint8)), "at most 16 million pixels, got 4000x4001"),
         "dog/010.png": (None, "it is not there"),
         "dog/013.png": (encoded(X[0], kind="JPEG")[:200], "Pillow cannot read it"),
-        "dog/016.png": (encoded(grey.astype(np.int32), kind="TIFF"), "its pixels are I, not 8 bits"),
+        "dog/016.png": (encoded(grey.astype(np.int32), kind="TIFF"), "its pixels are 32-bit integers, not 8 bits"),
         "emu/005.png": (sixteen_bits(), "its pixels are RGB of 16 bits, not 8 bits"),
     }
     for name, (raw, _) in bad.items():
@@ -450,6 +455,28 @@ def test_a_worker_that_is_killed_stops_the_run_in_a_sentence():
         data.read(slice(0, 4))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_fails_is_no_property_of_a_row(workers: int):
+    def row(number: int) -> Any:
+        if number == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        if number == 3:
+            raise FileNotFoundError(errno.ENOENT, "No such file", "3.png")
+        if number == 5:
+            raise OSError("image file is truncated")  # Pillow's, without a number
+        return torch.zeros(2), 0
+
+    data = lazy_examples_of(DataLoader(Rows(row, 400), num_workers=workers))
+    assert isinstance(data, LazyExamples)
+    with pytest.raises(NotNow, match=r"row 1 of Rows raises OSError: \[Errno 5\] Input/output error; see to the disk"):
+        data.read(slice(0, 4))
+    _, bad = data.read(slice(2, 8))
+    assert [(one.id, one.reason.split(":")[0]) for one in bad] == [
+        (3, "it raises FileNotFoundError"),
+        (5, "it raises OSError"),
+    ]
+
+
 class Noisy(Dataset):
     """Rows with noise of a generator of their own, or of one that others have, too."""
 
@@ -478,7 +505,7 @@ def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path):
     (tmp_path / "t").mkdir()
     images = [{"bytes": b"nonsense", "path": None}] * 3
     pq.write_table(pa.table({"img": images, "y": [0, 1, 0]}), tmp_path / "t" / "test.parquet")
-    with pytest.raises(BadInput, match=r"images that can be read, but of .* none could: row 0 of .*; row 1 of"):
+    with pytest.raises(BadInput, match=r"of .* none could: 3 rows: it is no .*: row 0 of .*, row 1 of"):
         open_data(tmp_path / "t")
     with pytest.raises(BadInput, match="none could of those looked at: row 0 of Rows: it raises KeyError"):
         lazy_examples_of(Rows({}.__getitem__))

@@ -65,8 +65,7 @@ def _pixels(source: str | Any | None, preparation: Preparation | None) -> tuple[
         raw = str(image.tile[0].args) if image.tile else ""  # such as RGB;16B, which Pillow reads as 8 bits
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")) or ";16" in raw:
-            kind = image.mode if image.mode.startswith(("I", "F")) else f"{image.mode} of 16 bits"
-            raise BadInput(f"its pixels are {kind}, not 8 bits; save it as 8 bits")
+            raise BadInput(f"its pixels are {_kind(image.mode, raw)}, not 8 bits; save it as 8 bits")
         if image.mode == "CMYK":
             raise BadInput("its colours are CMYK, inks without a stated profile; save it as RGB")
         if image.mode == "P":
@@ -76,3 +75,10 @@ def _pixels(source: str | Any | None, preparation: Preparation | None) -> tuple[
         ready = image if preparation is None else preparation.applied(image)
         pixels = np.asarray(ready)
     return (pixels if pixels.ndim == 3 else pixels[:, :, None]), ready is not image
+
+
+def _kind(mode: str, raw: str) -> str:
+    """In words what pixels of more than 8 bits are, by Pillow's mode of the image and of its file."""
+    if ";16" in mode or ";16" in raw:
+        return "16 bits grey" if mode.startswith("I") else f"{mode} of 16 bits"
+    return "32-bit floating point" if mode.startswith("F") else "32-bit integers"

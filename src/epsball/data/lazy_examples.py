@@ -22,7 +22,7 @@ from epsball.data.bad_row import BadRow
 from epsball.data.examples import Examples
 
 SHOWN = 12
-"""So many rows that cannot be used are in an error."""
+"""About so many rows that cannot be used are in an error, and so many reasons."""
 BLOCK = 64 << 20
 """Bytes of x that are read at a time where all rows are wanted."""
 
@@ -212,9 +212,25 @@ class LazyExamples(ABC):
 
 
 def listed(bad: Sequence[BadRow]) -> str:
-    """Rows that cannot be used, for an error: the first `SHOWN` of them."""
-    more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
-    return "; ".join(f"{row.name}: {row.reason}" for row in bad[:SHOWN]) + more
+    """Rows that cannot be used, for an error: reason by reason, with about `SHOWN` names in all.
+
+    >>> listed([BadRow(0, "a.png", "cut off"), BadRow(1, "b.png", "empty"), BadRow(2, "c.png", "empty")])
+    'a.png: cut off; 2 rows: empty: b.png, c.png'
+    """
+    names: dict[str, list[str]] = {}
+    for row in bad:
+        names.setdefault(row.reason, []).append(row.name)
+    most = max(1, SHOWN // max(1, len(names)))
+    parts = [_of_one_reason(reason, rows, most) for reason, rows in [*names.items()][:SHOWN]]
+    left_out = sum(map(len, [*names.values()][SHOWN:]))
+    return "; ".join([*parts, f"and {left_out:,} more"] if left_out else parts)
+
+
+def _of_one_reason(reason: str, names: Sequence[str], most: int) -> str:
+    if len(names) == 1:
+        return f"{names[0]}: {reason}"
+    shown = f", ... ({most} shown)" if len(names) > most else ""
+    return f"{len(names):,} rows: {reason}: {', '.join(names[:most])}{shown}"
 
 
 def label_reason(label: int, classes: int) -> str:

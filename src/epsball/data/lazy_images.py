@@ -84,7 +84,7 @@ class LazyImages(LazyExamples):
         if tuple(shape[:2]) != (height, width):
             return (
                 f"it is {shape[0]}x{shape[1]} (HxW), but data must hold images of one size, and most are "
-                f"{height}x{width}; resize it"
+                f"{height}x{width}; resize the files, or take a model that comes with a preparation, which resizes"
             )
         return COLOUR if shape[2] > channels else None
 

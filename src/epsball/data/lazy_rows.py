@@ -67,7 +67,11 @@ class LazyRows(LazyExamples):
     def available(self) -> bool:
         """Whether a row can be read."""
         with self.one_at_a_time.lock:
-            return any(not isinstance(row, BadInput) for row in self.reader.rows(_spread(self.ids.tolist())))
+            rows = self.reader.rows(_spread(self.ids.tolist()))
+            try:
+                return any(not isinstance(row, BadInput) for row in rows)
+            except BadInput:  # the system could not read one
+                return False
 
 
 def lazy_rows(reader: RowReader, rows: Sequence[int] | None = None) -> LazyRows:

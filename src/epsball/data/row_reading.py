@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from epsball.common.errors import BadInput
 from epsball.data.arrays import inputs_of
+from epsball.data.image_decoding import NotNow
 from epsball.data.pairs import batch_of, input_and_label, pair_of
 
 Row = tuple[Tensor, float, int]
@@ -44,15 +45,20 @@ class RowReader:
         return self.__dict__ | {"_asked": [], "_loader": None}
 
     def rows(self, ids: Sequence[int]) -> Iterator[Row | BadInput]:
-        """The rows with these ids, in their order; an error in the place of each that cannot be used."""
+        """The rows with these ids, in their order; an error in the place of each that cannot be used.
+
+        Raises `NotNow` where the system could not read one.
+        """
         if not self.workers:
-            yield from map(self.row, ids)
+            yield from map(_unless_not_now, map(self.row, ids))
             return
         self._asked[:] = ids
         try:
             self._loader = self._loader or self._started()
-            for answer in self._loader:  # a copy, as each shared tensor keeps a file open
+            for answer in map(_unless_not_now, self._loader):  # a copy, as each shared tensor keeps a file open
                 yield answer if isinstance(answer, BadInput) else (answer[0].clone(), *answer[1:])
+        except NotNow:
+            raise
         except Exception as error:  # a worker was killed, or could not start
             self._loader = None
             raise BadInput(
@@ -76,6 +82,13 @@ class RowReader:
             row = self.dataset[id]
         except BadInput as error:
             return error
+        except OSError as error:
+            if error.errno is None or isinstance(error, FileNotFoundError):  # it is the row's own
+                return BadInput(f"it raises {_in_words(error)}")
+            return NotNow(
+                f"`data` could not be read: row {id} of {type(self.dataset).__name__} raises {_in_words(error)}; see "
+                "to the disk or the network, and start again with the same arguments to go on"
+            )
         except Exception as error:  # whatever a data set raises
             return BadInput(f"it raises {_in_words(error)}")
         try:
@@ -98,6 +111,12 @@ class _Answers(Dataset):
 
     def __getitem__(self, id: int) -> Row | BadInput:
         return self.reader.row(id)
+
+
+def _unless_not_now(answer: Row | BadInput) -> Row | BadInput:
+    if isinstance(answer, NotNow):
+        raise answer
+    return answer
 
 
 def _as_it_is(answer: Any) -> Any:
