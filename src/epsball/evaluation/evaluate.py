@@ -45,7 +45,7 @@ from epsball.evaluation.config import EvaluationConfig, radii_of
 from epsball.evaluation.convergence import convergence_of
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan, unbounded, with_acceleration
 from epsball.evaluation.point_storage import Kind
-from epsball.evaluation.preflight import diagnosis_of, reaction_to, setup_of, spread
+from epsball.evaluation.preflight import diagnosis_of, looked_at, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
 from epsball.evaluation.rows import rows_of
 from epsball.evaluation.run_directory import RunDir
@@ -278,7 +278,7 @@ def _binarization_test(plan: EvaluationPlan, directory: RunDir | None, found: Ev
         return before
     clean = found.records["clean_prediction"].to_numpy(zero_copy_only=False)  # not a number where there was none
     correct = np.flatnonzero(clean == found.records["label"].to_numpy())
-    few = spread(correct if len(correct) else np.arange(len(found)), SPARE * n)
+    few = looked_at(plan, correct if len(correct) else np.arange(len(found)), SPARE * n)
     task = plan.rows.at(plan.rows.places_of(found.records["id"].to_numpy()[few]))
     away = torch.full_like(task.y, AWAY)  # what is planted is another class, whatever the run's target is
     task = replace(task, target=away, aim=away)  # its ball is that of the largest radius

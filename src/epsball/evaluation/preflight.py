@@ -107,13 +107,12 @@ def setup_of(plan: EvaluationPlan, mode: str, directory: RunDir | None, tables: 
     return made
 
 
-def spread(rows: np.ndarray, n: int) -> np.ndarray:
-    """At most `n` of the rows, evenly spread over all: data are often sorted by class.
-
-    >>> spread(np.arange(10), 3)
-    array([0, 4, 9])
-    """
-    return rows if len(rows) <= n else rows[np.linspace(0, len(rows) - 1, n).astype(int)]
+def looked_at(plan: EvaluationPlan, rows: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the rows: the first ones, as `diagnose` takes them; of lazy data, which are mostly files in the
+    order of their classes, some from all over."""
+    if not plan.rows.portable or len(rows) <= n:
+        return rows[:n]
+    return rows[np.linspace(0, len(rows) - 1, n).astype(int)]
 
 
 def affordable(found: Evaluation) -> int:
@@ -151,7 +150,7 @@ def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluati
     attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
     reaction = Reaction.from_record(plan.record["reaction"] or {})
     known = Known(evaluation=found, labels=found.records["label"].to_numpy(), classes=plan.classes, reaction=reaction)
-    ids = spread(found.records["id"].to_numpy(), n)
+    ids = looked_at(plan, found.records["id"].to_numpy(), n)
     task = plan.rows.at(plan.rows.places_of(ids))
     made = run_diagnosis(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size, known=known)
     if directory is not None and made is not None:
