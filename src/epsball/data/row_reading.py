@@ -60,7 +60,7 @@ class RowReader:
         except NotNow:
             raise
         except Exception as error:  # a worker was killed, or could not start
-            self._loader = None
+            self._stop()
             raise BadInput(
                 f"`data` must be read by the {self.workers} workers of its DataLoader, but they end with "
                 f"{_in_words(error)}; see to that, or set num_workers=0 to read the rows in this process"
@@ -74,6 +74,13 @@ class RowReader:
             worker_init_fn=self.start, multiprocessing_context=self.context, generator=generator,
             persistent_workers=True,
         )  # fmt: skip
+
+    def _stop(self) -> None:
+        """End the workers now: torch would tell of a dead one again, at the end of any other process."""
+        iterator = getattr(self._loader, "_iterator", None)
+        self._loader = None
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     def row(self, id: int) -> Row | BadInput:
         """A row, or why it cannot be used."""
