@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+import epsball as eb
 from epsball.common.errors import BadInput
 from epsball.data.arrays import from_arrays
 from epsball.data.class_names import numbered_like
@@ -33,6 +34,7 @@ from epsball.data.image_decoding import NotNow
 from epsball.data.lazy_examples import LazyExamples
 from epsball.data.load import load_data, open_data
 from epsball.models.preparation import Preparation
+from epsball.report.html import write_report
 
 N = 50
 NAMES = ["cat", "dog", "emu"]
@@ -339,6 +341,22 @@ def test_every_kind_of_bad_image_is_named_by_its_file_and_the_others_are_read(tm
     assert {*found.ids.tolist(), *(row.id for row in bad)} == set(range(N))
     with pytest.raises(BadInput, match=r"of 50 rows of .*images 12 cannot: .*cat/003.png: Pillow cannot read it"):
         data.whole()
+
+
+def test_twelve_kinds_among_500_images_are_listed_and_the_others_evaluated(tmp_path: Path):
+    root, reasons = spoiled(tmp_path / "images")
+    for number in range(450):
+        (root / "test" / "cat" / f"more{number:03}.png").write_bytes(encoded(X[0]))
+    data = open_data(root)
+    (root / "test" / "dog" / "010.png").unlink()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(data.shape[0] * data.shape[1] * data.shape[2], 3))
+    found = eb.evaluate(net, data, "linf:1/255", "fgsm", on_bad="skip", run_dir=tmp_path / "run", diagnose=0)
+    assert {row.name for row in found.bad} == set(reasons)
+    assert len(found) == 488
+    page = write_report(tmp_path / "run").read_text()
+    assert "12 rows could not be used" in page
+    assert all(name in page for name in reasons)
 
 
 def test_every_kind_of_bad_label_and_row_is_named():
