@@ -99,8 +99,7 @@ def setup_of(plan: EvaluationPlan, mode: str, directory: RunDir | None, tables: 
         independent = _independent(evaluator, seen.x[few]) if deterministic else None
         clean = CleanPass(rows, output, mode, deterministic, independent, notes.get("ends_in"))
         radii = plan.settings.radii if not plan.settings.min_norm else None
-        known = torch.tensor(True) if labels is None else labels.cpu() >= 0
-        every = AllExamples(plan.rows.ids, None if labels is None else labels.cpu()[known])
+        every = AllExamples(plan.rows.ids, None if labels is None else labels[labels >= 0].cpu())
         made = make_setup(seen, plan.rows.examples, every, radii, clean, evaluator)
     if directory is not None:
         made.keep(directory.path)
