@@ -36,8 +36,8 @@ def open_timm(asked: Asked) -> Loaded:
     nothing, or whose images are prepared by more than resize and crop.
     """
     try:
-        import timm
-        from timm.data.config import resolve_model_data_config
+        import timm  # pyright: ignore[reportMissingImports] - the extras of `dev` do not bring it
+        from timm.data.config import resolve_model_data_config  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise missing_library("timm and torchvision", "timm", error) from error
     except RuntimeError as error:  # of a torchvision that was built for another torch
