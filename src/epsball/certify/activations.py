@@ -1,0 +1,257 @@
+"""Elementwise functions, and the two lines between which each lies on an interval.
+
+A line is a slope with the intercept that touches the function: the extreme of f(x) - slope * x on [l, u], which is at an
+end, at a kink, or where f' equals the slope. So any slope gives a sound line, and only slopes have to be chosen: ReLU's
+as CROWN does (Zhang et al. 2018, arXiv:1811.00866, section 3.2); for other functions the line that is nearest in the
+middle of the interval, which is a tangent of the convex or concave hull there.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from epsball.certify.functionals import Functional
+
+HALVINGS = 40
+"""Rounds of bisection for the point where f' has a given value: an error in x of 1e-12 of the interval at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """lower_slope * x + lower_offset <= f(x) <= upper_slope * x + upper_offset; offsets of None are 0.
+
+    Tables (n, *shape), one entry per example and neuron, or (P, ...), one per row and cell. `unstable` (bool) is where
+    the function is not affine on the interval: only there a slope can be chosen.
+    """
+
+    unstable: Tensor
+    lower_slope: Tensor
+    upper_slope: Tensor
+    lower_offset: Tensor | None
+    upper_offset: Tensor | None
+
+    def gather(self, rows: Functional) -> Lines:
+        """The entries at the cells of rows; in the padding all are 0."""
+        parts = {name: None if part is None else rows.gather(part) for name, part in vars(self).items()}
+        return Lines(**parts)  # type: ignore[arg-type]
+
+    def rows(self, index: Tensor) -> Lines:
+        """Some of the rows."""
+        return Lines(**{name: None if part is None else part[index] for name, part in vars(self).items()})  # type: ignore[arg-type]
+
+    def with_lower(self, slope: Tensor) -> Lines:
+        """Another lower slope where there is a choice, of a function whose lines go through 0."""
+        return replace(self, lower_slope=torch.where(self.unstable, slope, self.lower_slope))
+
+    def below(self, rows: Functional) -> tuple[Functional, Tensor | None]:
+        """The functional of x that is below that of f(x), and its constant (P,); the entries are those of the rows."""
+        positive, negative = rows.values.clamp_min(0), rows.values.clamp_max(0)
+        constant = None
+        if self.upper_offset is not None:
+            constant = rows.with_values(negative).dot(self.upper_offset)
+        if self.lower_offset is not None:
+            extra = rows.with_values(positive).dot(self.lower_offset)
+            constant = extra if constant is None else constant + extra
+        values = positive * self.lower_slope + negative * self.upper_slope
+        return replace(rows, values=values, inside=True), constant
+
+
+class Activation(ABC):
+    """An elementwise function f."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x)."""
+
+    @abstractmethod
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and greatest f on [lower, upper]."""
+
+    @abstractmethod
+    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
+        """The lines around f on [lower, upper]."""
+
+    rectifies: bool = False
+    """Whether it is affine on either side of 0, so that a neuron can be split there, and its lines pass through 0."""
+
+
+class Rectifier(Activation):
+    """max(x, slope * x): ReLU (slope 0) and leaky ReLU; 0 <= slope <= 1."""
+
+    rectifies = True
+
+    def __init__(self, slope: float = 0.0) -> None:
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope) if self.slope else F.relu(x)
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(lower), self.forward(upper)
+
+    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
+        unstable = (lower < 0) & (upper > 0)
+        stable = (lower >= 0).to(lower) if not self.slope else torch.where(lower >= 0, 1.0, self.slope).to(lower)
+        width = (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
+        share = upper / width  # of the interval that is above 0
+        upper_slope = torch.where(unstable, self.slope + (1 - self.slope) * share if self.slope else share, stable)
+        offset = torch.where(unstable, -(1 - self.slope) * lower * share, 0)
+        lower_slope = torch.where(unstable, torch.where(upper > -lower, 1.0, self.slope).to(lower), stable)
+        return Lines(unstable, lower_slope, upper_slope, None, offset)
+
+
+@dataclass(frozen=True)
+class Shape1D:
+    """What is known of a function of one number.
+
+    `bends` are where f' turns from rising to falling or back; between them, f' is monotone. At `kinks` f' jumps.
+    `slopes` are the least and the greatest f'.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    slopes: tuple[float, float]
+    bends: tuple[float, ...] = ()
+    kinks: tuple[float, ...] = ()
+    turns: tuple[float, ...] = ()
+    """Where f itself turns, so that its extremes on an interval are at its ends or there."""
+
+
+class Curve(Activation):
+    """A function that is smooth, or made of pieces: sigmoid, tanh, GELU, SiLU, clamp."""
+
+    def __init__(self, shape: Shape1D) -> None:
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shape.function(x)
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        ends = [self.forward(lower), self.forward(upper)]
+        ends += [
+            self.forward(torch.minimum(torch.maximum(torch.full_like(lower, at), lower), upper))
+            for at in self.shape.turns
+        ]
+        stacked = torch.stack(ends)
+        return stacked.amin(0), stacked.amax(0)
+
+    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
+        upper_slope = self._nearest(lower, upper, 1)
+        lower_slope = self._nearest(lower, upper, -1)
+        return Lines(
+            upper > lower,
+            lower_slope,
+            upper_slope,
+            self.offset(lower_slope, lower, upper, -1),
+            self.offset(upper_slope, lower, upper, 1),
+        )
+
+    def offset(self, slope: Tensor, lower: Tensor, upper: Tensor, side: int) -> Tensor:
+        """The intercept of the line of this slope that touches f on [lower, upper] from above (`side` 1) or below."""
+        return self._touching(slope, lower, upper, side)[1]
+
+    def _touching(self, slope: Tensor, lower: Tensor, upper: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Where f(x) - slope * x is greatest (`side` 1) or least on [lower, upper], and its value there."""
+        best, value = lower, self.forward(lower) - slope * lower
+        for x in (upper, *self._inside(slope, lower, upper)):
+            new = self.forward(x) - slope * x
+            better = side * (new - value) > 0
+            best, value = torch.where(better, x, best), torch.where(better, new, value)
+        return best, value
+
+    def _inside(self, slope: Tensor, lower: Tensor, upper: Tensor) -> list[Tensor]:
+        """The places within [lower, upper] where f(x) - slope * x may be extreme; between bends by bisection."""
+
+        def within(x: float) -> Tensor:
+            return torch.minimum(torch.maximum(torch.full_like(lower, x), lower), upper)
+
+        places = [within(kink) for kink in self.shape.kinks]
+        if not self.shape.kinks:
+            marks = [lower, *map(within, self.shape.bends), upper]
+            for start, end in zip(marks, marks[1:], strict=False):
+                rising = self.shape.derivative(end) > self.shape.derivative(start)
+                low, high = start, end
+                for _ in range(HALVINGS):
+                    middle = (low + high) / 2
+                    before = (self.shape.derivative(middle) < slope) == rising  # the place is beyond the middle
+                    low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+                places += [low, high]
+        return places
+
+    def _nearest(self, lower: Tensor, upper: Tensor, side: int) -> Tensor:
+        """The slope of the line above (`side` 1) or below f that is nearest to it in the middle of the interval.
+
+        The line's height there is convex in its slope, and its derivative is the middle less the place of contact.
+        """
+        middle = (lower + upper) / 2
+        low, high = (torch.full_like(lower, slope) for slope in self.shape.slopes)
+        for _ in range(HALVINGS // 2):
+            slope = (low + high) / 2
+            contact, _ = self._touching(slope, lower, upper, side)
+            steeper = side * (contact - middle) > 0
+            low, high = torch.where(steeper, slope, low), torch.where(steeper, high, slope)
+        return (low + high) / 2
+
+
+def sigmoid() -> Curve:
+    """1 / (1 + exp(-x))."""
+    return Curve(Shape1D(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (0.0, 0.25), bends=(0.0,)))
+
+
+def tanh() -> Curve:
+    """The hyperbolic tangent."""
+    return Curve(Shape1D(torch.tanh, lambda x: 1 / torch.cosh(x.clamp(-300, 300)).square(), (0.0, 1.0), bends=(0.0,)))
+
+
+def gelu() -> Curve:
+    """x * Phi(x), the exact form; f'' = (2 - x^2) phi(x), and f is least at -.7518."""
+
+    def derivative(x: Tensor) -> Tensor:
+        return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+    root = math.sqrt(2)
+    ends = [float(derivative(torch.tensor(x, dtype=torch.float64))) for x in (-root, root)]
+    return Curve(Shape1D(F.gelu, derivative, (ends[0], ends[1]), bends=(-root, root), turns=_zeros(derivative)))
+
+
+def silu() -> Curve:
+    """x * sigmoid(x); f'' is zero at +-2.3994, where x * tanh(x / 2) = 2, and f is least at -1.2785."""
+
+    def derivative(x: Tensor) -> Tensor:
+        share = torch.sigmoid(x)
+        return share * (1 + x * torch.sigmoid(-x))
+
+    bend = _root(lambda x: x * torch.tanh(x / 2) - 2, 0.0, 8.0)
+    ends = [float(derivative(torch.tensor(x, dtype=torch.float64))) for x in (-bend, bend)]
+    return Curve(Shape1D(F.silu, derivative, (ends[0], ends[1]), bends=(-bend, bend), turns=_zeros(derivative)))
+
+
+def clamp(least: float, greatest: float) -> Curve:
+    """x, brought into [least, greatest]; either may be infinite."""
+    kinks = tuple(end for end in (least, greatest) if math.isfinite(end))
+    return Curve(
+        Shape1D(
+            lambda x: x.clamp(least, greatest), lambda x: ((x > least) & (x < greatest)).to(x), (0.0, 1.0), kinks=kinks
+        )
+    )
+
+
+def _root(function: Callable[[Tensor], Tensor], low: float, high: float) -> float:
+    """Where a rising function is zero, by bisection in double precision."""
+    for _ in range(200):
+        middle = (low + high) / 2
+        negative = bool(function(torch.tensor(middle, dtype=torch.float64)) < 0)
+        low, high = (middle, high) if negative else (low, middle)
+    return high
+
+
+def _zeros(derivative: Callable[[Tensor], Tensor]) -> tuple[float, ...]:
+    """The one place at which GELU and SiLU turn: their derivative rises through zero between -1.4 (-2.3) and 0."""
+    return (_root(derivative, -1.4, 0.0),)
