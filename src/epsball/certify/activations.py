@@ -1,7 +1,7 @@
 """Elementwise functions, and the two lines between which each lies on an interval.
 
-A line is a slope with the intercept that touches the function: the extreme of f(x) - slope * x on [l, u], which is at an
-end, at a kink, or where f' equals the slope. So any slope gives a sound line, and only slopes have to be chosen: ReLU's
+A line is a slope with the intercept that touches the function: the extreme of f(x) - slope * x on [l, u], which is at
+an end, at a kink, or where f' equals the slope. So any slope gives a sound line, and only slopes are to be chosen: ReLU's
 as CROWN does (Zhang et al. 2018, arXiv:1811.00866, section 3.2); for other functions the line that is nearest in the
 middle of the interval, which is a tangent of the convex or concave hull there.
 """
@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ class Rectifier(Activation):
 
 
 @dataclass(frozen=True)
-class Shape1D:
+class Facts:
     """What is known of a function of one number.
 
     `bends` are where f' turns from rising to falling or back; between them, f' is monotone. At `kinks` f' jumps.
@@ -127,7 +128,7 @@ class Shape1D:
 class Curve(Activation):
     """A function that is smooth, or made of pieces: sigmoid, tanh, GELU, SiLU, clamp."""
 
-    def __init__(self, shape: Shape1D) -> None:
+    def __init__(self, shape: Facts) -> None:
         self.shape = shape
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,10 +136,7 @@ class Curve(Activation):
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         ends = [self.forward(lower), self.forward(upper)]
-        ends += [
-            self.forward(torch.minimum(torch.maximum(torch.full_like(lower, at), lower), upper))
-            for at in self.shape.turns
-        ]
+        ends += [self.forward(_brought_into(at, lower, upper)) for at in self.shape.turns]
         stacked = torch.stack(ends)
         return stacked.amin(0), stacked.amax(0)
 
@@ -168,14 +166,10 @@ class Curve(Activation):
 
     def _inside(self, slope: Tensor, lower: Tensor, upper: Tensor) -> list[Tensor]:
         """The places within [lower, upper] where f(x) - slope * x may be extreme; between bends by bisection."""
-
-        def within(x: float) -> Tensor:
-            return torch.minimum(torch.maximum(torch.full_like(lower, x), lower), upper)
-
-        places = [within(kink) for kink in self.shape.kinks]
+        places = [_brought_into(kink, lower, upper) for kink in self.shape.kinks]
         if not self.shape.kinks:
-            marks = [lower, *map(within, self.shape.bends), upper]
-            for start, end in zip(marks, marks[1:], strict=False):
+            marks = [lower, *(_brought_into(bend, lower, upper) for bend in self.shape.bends), upper]
+            for start, end in pairwise(marks):
                 rising = self.shape.derivative(end) > self.shape.derivative(start)
                 low, high = start, end
                 for _ in range(HALVINGS):
@@ -200,14 +194,19 @@ class Curve(Activation):
         return (low + high) / 2
 
 
+def _brought_into(x: float, lower: Tensor, upper: Tensor) -> Tensor:
+    """The number of [lower, upper] nearest to x."""
+    return torch.minimum(torch.maximum(torch.full_like(lower, x), lower), upper)
+
+
 def sigmoid() -> Curve:
     """1 / (1 + exp(-x))."""
-    return Curve(Shape1D(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (0.0, 0.25), bends=(0.0,)))
+    return Curve(Facts(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (0.0, 0.25), bends=(0.0,)))
 
 
 def tanh() -> Curve:
     """The hyperbolic tangent."""
-    return Curve(Shape1D(torch.tanh, lambda x: 1 / torch.cosh(x.clamp(-300, 300)).square(), (0.0, 1.0), bends=(0.0,)))
+    return Curve(Facts(torch.tanh, lambda x: 1 / torch.cosh(x.clamp(-300, 300)).square(), (0.0, 1.0), bends=(0.0,)))
 
 
 def gelu() -> Curve:
@@ -218,7 +217,7 @@ def gelu() -> Curve:
 
     root = math.sqrt(2)
     ends = [float(derivative(torch.tensor(x, dtype=torch.float64))) for x in (-root, root)]
-    return Curve(Shape1D(F.gelu, derivative, (ends[0], ends[1]), bends=(-root, root), turns=_zeros(derivative)))
+    return Curve(Facts(F.gelu, derivative, (ends[0], ends[1]), bends=(-root, root), turns=_zeros(derivative)))
 
 
 def silu() -> Curve:
@@ -230,14 +229,14 @@ def silu() -> Curve:
 
     bend = _root(lambda x: x * torch.tanh(x / 2) - 2, 0.0, 8.0)
     ends = [float(derivative(torch.tensor(x, dtype=torch.float64))) for x in (-bend, bend)]
-    return Curve(Shape1D(F.silu, derivative, (ends[0], ends[1]), bends=(-bend, bend), turns=_zeros(derivative)))
+    return Curve(Facts(F.silu, derivative, (ends[0], ends[1]), bends=(-bend, bend), turns=_zeros(derivative)))
 
 
 def clamp(least: float, greatest: float) -> Curve:
     """x, brought into [least, greatest]; either may be infinite."""
     kinks = tuple(end for end in (least, greatest) if math.isfinite(end))
     return Curve(
-        Shape1D(
+        Facts(
             lambda x: x.clamp(least, greatest), lambda x: ((x > least) & (x < greatest)).to(x), (0.0, 1.0), kinks=kinks
         )
     )

@@ -47,7 +47,7 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class Functional:
-    """P rows at a node of `shape`: `values` (P, *shape), or (P, C, h, w) with `windows`; `example` (P,) is whose each is.
+    """P rows at a node of `shape`: `values` (P, *shape), or (P, C, h, w) with `windows`; `example` (P,) owns each.
 
     `inside` says that cells of a window outside the image are zero.
     """

@@ -24,7 +24,7 @@ def interval_bounds(
     `known` bounds of nodes are intersected with the intervals there. Differentiable in the network's parameters.
     """
     bounds: list[Bounds] = [(lower, upper)]
-    for number, node in enumerate(graph.nodes[1:], 1):
+    for number in range(1, len(graph.nodes)):
         bounds.append(step(graph, number, bounds))
         if known is not None and number in known:
             bounds[-1] = intersected(bounds[-1], known[number])

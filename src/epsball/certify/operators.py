@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,12 +102,12 @@ class Convolution(Affine):
         self._matrices: dict[Shape, tuple[Tensor, Shape]] = {}
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stretch: Any = (self.stride, self.padding, self.dilation)
-        return torch.convolution(x, weight, bias, *stretch, False, [0] * len(self.stride), self.groups)
+        stride, padding, dilation, none = self.stride, self.padding, self.dilation, [0] * len(self.stride)
+        return torch.convolution(x, weight, bias, stride, padding, dilation, False, none, self.groups)
 
-    def _spread(self, values: Tensor, padding: Sequence[int], extra: Sequence[int]) -> Tensor:
-        stretch: Any = (self.stride, padding, self.dilation)
-        return torch.convolution(values, self.weight, None, *stretch, True, list(extra), self.groups)
+    def _spread(self, values: Tensor, padding: Shape, extra: Shape) -> Tensor:
+        stride, dilation = self.stride, self.dilation
+        return torch.convolution(values, self.weight, None, stride, padding, dilation, True, extra, self.groups)
 
     def forward(self, *values: Tensor) -> Tensor:
         return self._convolve(values[0], self.weight, self.bias)
@@ -143,13 +142,13 @@ class Convolution(Affine):
         return (wider.dense() if large else wider,)
 
     def _transpose_dense(self, rows: Functional) -> Functional:
-        extra = [
+        extra = tuple(
             size - ((out - 1) * step - 2 * pad + reach * (kernel - 1) + 1)
             for size, out, step, pad, reach, kernel in zip(
                 self.shape[1:], rows.shape[1:], self.stride, self.padding, self.dilation, self.weight.shape[2:],
                 strict=True,
             )
-        ]  # fmt: skip
+        )  # fmt: skip
         return Functional(self._spread(rows.values, self.padding, extra), rows.example, self.shape)
 
     def _transpose_windows(self, values: Tensor) -> Tensor:
@@ -161,7 +160,11 @@ class Convolution(Affine):
             (size - 1) * step + reach * (width - 1) + 1
             for size, step, reach, width in zip(shape[1:], self.stride, self.dilation, kernel, strict=True)
         )  # type: ignore[assignment]
-        if math.prod(shape) * self.shape[0] * math.prod(wider) > MATRIX or len(values) < math.prod(shape):
+        if (
+            math.prod(shape) * self.shape[0] * math.prod(wider) > MATRIX
+            or len(values) < math.prod(shape)
+            or self.weight.requires_grad
+        ):
             return self._spread(values, none, none)
         if shape not in self._matrices:
             unit = torch.eye(math.prod(shape), dtype=values.dtype, device=values.device).reshape(-1, *shape)
@@ -253,14 +256,13 @@ def replace_signs(operator: Sum) -> Sum:
     return Sum([1] * len(operator.signs), operator.shapes)
 
 
-class Greater(Sum):
+class Greater(Affine):
     """max(a, b) as b + relu(a - b), of the inputs (b, relu(a - b), a); `a` only makes its intervals tight."""
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__((1, 1), (shape, shape))
+    terms = 2
 
     def forward(self, *values: Tensor) -> Tensor:
-        return super().forward(*values[:2])
+        return values[0] + values[1]
 
     def interval(self, *bounds: Bounds) -> Bounds:
         (low, high), _, (other_low, other_high) = bounds

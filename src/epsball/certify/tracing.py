@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
-from epsball.certify import aten
+from epsball.certify.aten import SAME, kind_of, read
 from epsball.certify.graph import Graph
+from epsball.certify.reading import Reading
 from epsball.common.errors import BadInput
 from epsball.models.frozen import frozen, held_modules
 
@@ -28,8 +29,6 @@ ROWS = 3
 """Examples that are traced: dimensions of this size are told from the first by their place."""
 TOLERANCE = 1e-3
 """Of the logits' scale, up to which graph and model may differ in float32; in float64 a millionth of it."""
-LAST = {"_softmax", "_log_softmax", "sigmoid"}
-"""Operators that leave the order of logits as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +38,9 @@ class Traced:
     model: Callable[[Tensor], Tensor]
     module: fx.GraphModule
     nodes: tuple[fx.Node, ...]
+    """What the logits need, in its order."""
+    last: tuple[fx.Node, ...]
+    """What comes after the logits, and is left out."""
     layers: dict[str, str]
 
     def graph(self, dtype: torch.dtype) -> Graph:
@@ -46,26 +48,24 @@ class Traced:
 
         Raises `BadInput` that names the layer for an operator that certificates do not cover.
         """
-        reading = aten.Reading(dtype)
+        reading = Reading(dtype)
         for node in self.nodes:
             if node.op == "placeholder":
                 reading.begin(node.name, _shape(node))
             elif node.op == "get_attr":
                 reading.constants[node.name] = _attribute(self.module, str(node.target))
             elif node.op == "call_function":
-                reading.add(
-                    node.name, node.target, node.args, node.kwargs, self.layers.get(node.name, ""), _shape(node)
-                )
+                read(reading, node, self.layers.get(node.name, ""), _shape(node))
         return reading.graph()
 
     def check(self, graph: Graph, x: Float[Tensor, "n *shape"]) -> None:
         """Raise `BadInput` where the graph and the model answer differently at `x`."""
         with torch.no_grad(), frozen(self.model):
             expected = self.model(x)
-            if isinstance(self.nodes[-1], fx.Node) and expected.ndim == 1:
-                expected = expected[:, None]
-        found = graph(x.to(graph.dtype))
-        aten.check_same(found, expected, TOLERANCE)
+            found = graph(x.to(graph.dtype))
+            for node in self.last:
+                found = node.target(found, *node.args[1:])  # type: ignore[operator]
+        _check_same(found, expected.reshape(found.shape), TOLERANCE)
 
 
 def trace(model: Callable[[Tensor], Tensor], x: Float[Tensor, "n *shape"]) -> Traced:
@@ -80,44 +80,46 @@ def trace(model: Callable[[Tensor], Tensor], x: Float[Tensor, "n *shape"]) -> Tr
             module = make_fx(model)(x)
         except Exception as error:  # whatever the user's code, or torch on its behalf, raises on proxies
             raise BadInput(
-                f"`model` must be a network of torch's operators for a certificate, got one that cannot be traced "
-                f"({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}); use method='smoothing'"
+                "`model` must be a network of torch's operators for a certificate, got one that cannot be traced "
+                f"({type(error).__name__}: {str(error)[:120]}); use method='smoothing'"
             ) from error
-    return Traced(model, module, tuple(_without_last(module)), layers)
+    nodes, last = _without_last(module)
+    return Traced(model, module, nodes, last, layers)
 
 
-def _without_last(module: fx.GraphModule) -> Iterator[fx.Node]:
-    """The nodes that the output needs, in their order, without a softmax or sigmoid at the end."""
+def _without_last(module: fx.GraphModule) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """The nodes that the logits need, in their order, and the softmax or sigmoid that comes after them."""
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     last = output.args[0]
     if not isinstance(last, fx.Node):
         raise BadInput(
-            f"`model` must return one tensor of logits for a certificate, got {type(last).__name__}; wrap it so that it "
-            "returns the logits alone"
+            f"`model` must return one tensor of logits for a certificate, got {type(last).__name__}; wrap it so that "
+            "it returns the logits alone"
         )
-    while _name(last) in LAST | aten.SAME and _is_last_dimension(last):
-        last = last.args[0]  # type: ignore[assignment]
-        assert isinstance(last, fx.Node)
+    cut: list[fx.Node] = []
+    while isinstance(last.args[0] if last.args else None, fx.Node) and _keeps_order(last):
+        cut.insert(0, last)
+        last = last.all_input_nodes[0]
     needed, waiting = {last}, [last]
     while waiting:
         new = [node for node in waiting.pop().all_input_nodes if node not in needed]
         needed |= set(new)
         waiting += new
-    yield from (node for node in module.graph.nodes if node in needed)
+    return tuple(node for node in module.graph.nodes if node in needed), tuple(cut)
 
 
-def _is_last_dimension(node: fx.Node) -> bool:
-    return _name(node) not in ("_softmax", "_log_softmax") or node.args[1] in (1, -1)
-
-
-def _name(node: fx.Node) -> str:
-    return (getattr(node.target, "_schema", None) and node.target._schema.name.partition("::")[2]) or str(node.target)  # type: ignore[union-attr]
+def _keeps_order(node: fx.Node) -> bool:
+    """Whether an operator on rows of several logits leaves their order as it is."""
+    kind, shape = kind_of(node), _shape(node)
+    if kind in ("_softmax", "_log_softmax"):
+        return node.args[1] in (1, -1) and shape is not None and len(shape) == 2
+    return kind in SAME or (kind == "sigmoid" and shape is not None and len(shape) == 2 and shape[1] > 1)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
     """The shape of a node's value, or of the first of several, with its first dimension."""
     firsts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
-    meta = (firsts[0] if firsts else node).meta.get("tensor_meta")
+    meta: Any = (firsts[0] if firsts else node).meta.get("tensor_meta")
     return tuple(meta.shape) if hasattr(meta, "shape") else None
 
 
@@ -159,3 +161,17 @@ def _noting(module: nn.Module, name: str, layers: dict[str, str]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check_same(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raise `BadInput` where two answers of one network differ in more than rounding, whatever constant they share."""
+    centred = [
+        answer.double() - answer.double().mean(1, keepdim=True) * (answer.shape[1] > 1) for answer in (found, expected)
+    ]
+    scale = centred[1].abs().amax().clamp_min(1e-6)
+    gap = float((centred[0] - centred[1]).abs().amax() / scale)
+    if not gap <= tolerance:
+        raise BadInput(
+            f"`model` must compute what its trace computes for a certificate, got answers that differ by {gap:.2g} of "
+            "their scale: it may choose by values, or change from call to call; use method='smoothing'"
+        )
