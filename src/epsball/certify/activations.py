@@ -2,8 +2,8 @@
 
 A line is a slope with the intercept that touches the function: the extreme of f(x) - slope * x on [l, u], which is at
 an end, at a kink, or where f' equals the slope. So any slope gives a sound line, and only slopes have to be chosen:
-ReLU's as CROWN does (Zhang et al. 2018, arXiv:1811.00866, section 3.2); for other functions the line that is nearest in the
-middle of the interval, which is a tangent of the convex or concave hull there.
+ReLU's as CROWN does (Zhang et al. 2018, arXiv:1811.00866, section 3.2); for other functions the line that is nearest in
+the middle of the interval, which is a tangent of the convex or concave hull there.
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ def weighted_interval(
     return centre - radius, centre + radius
 
 
+def per_row(values: Tensor) -> Tensor:
+    """The sum of each row, (P,)."""
+    return values if values.ndim == 1 else values.flatten(1).sum(1)
+
+
 class Linear(Affine):
     """x @ weight.T + bias over the last dimension; `weight` (out, in), `bias` (out,)."""
 
@@ -76,7 +81,7 @@ class Linear(Affine):
         return (Functional(values, rows.example, (*rows.shape[:-1], self.weight.shape[1])),)
 
     def constant(self, rows: Functional) -> Tensor | None:
-        return None if self.bias is None else (rows.values @ self.bias).flatten(1).sum(1)
+        return None if self.bias is None else per_row(rows.values @ self.bias)
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         return F.linear(sizes[0], self.weight.abs(), None if self.bias is None else self.bias.abs())
@@ -209,7 +214,7 @@ class Scale(Affine):
         if self.shift is None:
             return None
         rows = rows.without_padding()
-        return (rows.values * self._like(self.shift, rows)).flatten(1).sum(1)
+        return per_row(rows.values * self._like(self.shift, rows))
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         size = sizes[0] if self.factor is None else sizes[0] * self.factor.abs()
@@ -324,7 +329,7 @@ class Rearrangement(Affine):
     def constant(self, rows: Functional) -> Tensor | None:
         rows = rows.dense()
         shift = self.function(*(rows.values.new_zeros(1, *shape) for shape in self.shapes))
-        return (rows.values * shift).flatten(1).sum(1)
+        return per_row(rows.values * shift)
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         zeros = self.function(*map(torch.zeros_like, sizes))

@@ -1,0 +1,89 @@
+"""Bounds of what the activations read, and the lines that follow from them.
+
+Every node has its interval (IBP). Where that leaves a neuron on both sides of a kink, it becomes two rows, its least
+and its greatest value by CROWN, in the order of the network, and both bounds are intersected. Stable neurons need no
+rows: their line is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from epsball.certify.activations import Activation, Lines
+from epsball.certify.backward import Shared, lower_bounds
+from epsball.certify.concretise import Regions
+from epsball.certify.functionals import units
+from epsball.certify.graph import Graph
+from epsball.certify.interval import intersected, step
+from epsball.certify.operators import Bounds
+
+ROWS = 1 << 22
+"""Numbers of the widest row, times rows, that are carried back at once."""
+
+
+@dataclass(eq=False)
+class Intermediate:
+    """Bounds of every node, and the lines of the activations, for a batch of examples; `rows` counts the rows it took."""
+
+    bounds: list[Bounds]
+    lines: dict[int, Lines] = field(default_factory=dict)
+    rows: int = 0
+
+    def take(self, index: Tensor) -> Intermediate:
+        """The bounds of some examples."""
+        bounds = [(low[index], high[index]) for low, high in self.bounds]
+        return Intermediate(bounds, {number: lines.rows(index) for number, lines in self.lines.items()})
+
+
+def bounded(graph: Graph, regions: Regions, *, backward: bool = True) -> Intermediate:
+    """Bounds of every node: intervals alone, or (`backward`) intersected with CROWN's for neurons they leave unstable."""
+    found = Intermediate([regions.box])
+    reads = {graph.before(number): number for number in graph.activations}
+    for number in range(1, len(graph.nodes)):
+        bounds = step(graph, number, found.bounds)
+        node = graph.nodes[number]
+        if number in reads and backward:
+            exact = graph.weighings[number] <= 1 and regions.is_box
+            if not exact:
+                bounds = tightened(graph, regions, found, number, bounds)
+        found.bounds.append(bounds)
+        if isinstance(node.operator, Activation):
+            found.lines[number] = node.operator.lines(*found.bounds[node.inputs[0]])
+    return found
+
+
+def open_neurons(graph: Graph, number: int, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """Which neurons of a node are worth a row, as (example, neuron): those that some activation has no exact line for."""
+    need = torch.zeros_like(bounds[0], dtype=torch.bool)
+    for activation in graph.activations:
+        if graph.before(activation) == number:
+            operator = graph.nodes[activation].operator
+            assert isinstance(operator, Activation)
+            need |= operator.lines(*bounds).unstable
+    example, neuron = need.flatten(1).nonzero(as_tuple=True)
+    return example, neuron
+
+
+def tightened(graph: Graph, regions: Regions, found: Intermediate, number: int, bounds: Bounds) -> Bounds:
+    """The bounds of a node, intersected with CROWN's where a neuron is open."""
+    example, neuron = open_neurons(graph, number, bounds)
+    if not len(example):
+        return bounds
+    relax, low, high = Shared(found.lines), bounds[0].clone(), bounds[1].clone()
+    shape = graph.nodes[number].shape
+    for part in torch.arange(len(example), device=example.device).split(rows_at_once(graph, number)):
+        for sign, table in ((1.0, low), (-1.0, high)):
+            rows = units(example[part], neuron[part], sign, shape, graph.dtype)
+            value = sign * lower_bounds(graph, number, rows, relax, regions)
+            table.flatten(1)[example[part], neuron[part]] = value
+            found.rows += len(part)
+    return intersected(bounds, (low, high))
+
+
+def rows_at_once(graph: Graph, number: int) -> int:
+    """How many rows of a node are carried back together: by the widest node before it."""
+    widest = max(torch.Size(node.shape).numel() for node in graph.nodes[:number])
+    return max(1, ROWS // max(1, widest))
