@@ -38,10 +38,11 @@ class Lines:
     lower_offset: Tensor | None
     upper_offset: Tensor | None
 
-    def gather(self, rows: Functional) -> Lines:
-        """The entries at the cells of rows; in the padding all are 0."""
-        parts = {name: None if part is None else rows.gather(part) for name, part in vars(self).items()}
-        return Lines(**parts)  # type: ignore[arg-type]
+    def at(self, rows: Functional) -> Lines:
+        """The entries at the cells of rows; in the padding all are 0. `unstable` is left as it is."""
+        slopes = rows.gather(self.lower_slope), rows.gather(self.upper_slope)
+        offsets = (None if part is None else rows.gather(part) for part in (self.lower_offset, self.upper_offset))
+        return Lines(self.unstable, *slopes, *offsets)
 
     def rows(self, index: Tensor) -> Lines:
         """Some of the rows."""
@@ -60,8 +61,9 @@ class Lines:
         if self.lower_offset is not None:
             extra = rows.with_values(positive).dot(self.lower_offset)
             constant = extra if constant is None else constant + extra
-        values = positive * self.lower_slope + negative * self.upper_slope
-        return replace(rows, values=values, inside=True), constant
+        below = rows.by_copy(positive) * self.lower_slope
+        below = torch.addcmul(below, rows.by_copy(negative), self.upper_slope)
+        return replace(rows, values=below.flatten(0, 1), inside=True), constant
 
 
 class Activation(ABC):

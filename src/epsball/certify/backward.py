@@ -18,7 +18,7 @@ from epsball.certify.functionals import Functional
 from epsball.certify.graph import Graph
 
 Relax = Callable[[int, Functional], tuple[Functional, Tensor | None]]
-"""From an activation's number and the rows at its value to the rows at its input that are below, and a constant (P,)."""
+"""From an activation's number and the rows at its value to rows at its input that are below, and their constants."""
 Watch = Callable[[int, Functional], None]
 """Called with the number of each node on the way and the rows there."""
 
@@ -30,7 +30,7 @@ class Shared:
     lines: Mapping[int, Lines]
 
     def __call__(self, number: int, rows: Functional) -> tuple[Functional, Tensor | None]:
-        return self.lines[number].gather(rows).below(rows)
+        return self.lines[number].at(rows).below(rows)
 
 
 def lower_bounds(

@@ -7,9 +7,9 @@ the place where it lies. Cells of a window that are outside the image belong to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,8 @@ class Windows:
 class Functional:
     """P rows at a node of `shape`: `values` (P, *shape), or (P, C, h, w) with `windows`; `example` (P,) owns each.
 
-    `inside` says that cells of a window outside the image are zero.
+    `inside` says that cells of a window outside the image are zero. With c `copies`, `values` are c runs of P rows with
+    the same examples and windows, such as a neuron's least and greatest value: tables are gathered once for all.
     """
 
     values: Float[Tensor, "p ..."]
@@ -57,18 +58,28 @@ class Functional:
     shape: Shape
     windows: Windows | None = None
     inside: bool = True
+    copies: int = 1
 
     def __len__(self) -> int:
         return len(self.values)
 
     def rows(self, index: Tensor) -> Functional:
-        """Some of the rows."""
-        windows = None if self.windows is None else self.windows.take(index)
-        return replace(self, values=self.values[index], example=self.example[index], windows=windows)
+        """Some of the rows, as one copy."""
+        base = index % len(self.example)
+        windows = None if self.windows is None else self.windows.take(base)
+        return replace(self, values=self.values[index], example=self.example[base], windows=windows, copies=1)
 
-    def with_values(self, values: Tensor) -> Self:
+    def by_copy(self, values: Tensor) -> Tensor:
+        """(copies * P, ...) as (copies, P, ...), to meet a table (P, ...)."""
+        return values.unflatten(0, (self.copies, -1))
+
+    def with_values(self, values: Tensor) -> Functional:
         """Other coefficients at the same places."""
         return replace(self, values=values)
+
+    def moved(self, values: Tensor, shape: Shape) -> Functional:
+        """The same rows, written out over a node of `shape`."""
+        return Functional(values, self.example, shape, copies=self.copies)
 
     def gather(self, table: Float[Tensor, "n *shape"]) -> Float[Tensor, "p ..."]:
         """For each row, what a table with one entry per example and cell holds at the row's cells; 0 in the padding."""
@@ -85,7 +96,7 @@ class Functional:
             return self
         image = torch.ones(1, 1, *self.shape[1:], dtype=self.values.dtype, device=self.values.device)
         here = replace(self, example=torch.zeros_like(self.example), values=self.values[:, :1]).gather(image)
-        return replace(self, values=self.values * here, inside=True)
+        return replace(self, values=(self.by_copy(self.values) * here).flatten(0, 1), inside=True)
 
     def dense(self) -> Functional:
         """The same, written out over the whole node."""
@@ -98,10 +109,11 @@ class Functional:
         device = self.values.device
         row = windows.row[:, None] * windows.stride[0] + torch.arange(height, device=device)
         column = windows.column[:, None] * windows.stride[1] + torch.arange(width, device=device)
-        cell = (row[:, :, None] * wide + column[:, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
+        cell = (row[:, :, None] * wide + column[:, None, :]).flatten(1).repeat(self.copies, 1)
+        cell = cell[:, None].expand(-1, channels, -1)
         flat = self.values.new_zeros(count, channels, high * wide).scatter(2, cell, self.values.flatten(2))
         image = flat.reshape(count, channels, high, wide)[:, :, above : above + rows, left : left + columns]
-        return Functional(image, self.example, self.shape)
+        return Functional(image, self.example, self.shape, copies=self.copies)
 
     def __add__(self, other: Functional) -> Functional:
         """The sum of two functionals of the same rows, in the union of their windows."""
@@ -125,11 +137,12 @@ class Functional:
         )  # fmt: skip
         assert isinstance(values, Tensor)
         inside = self.inside and other.inside
-        return Functional(values, self.example, self.shape, replace(mine, offset=offset), inside)
+        windows = replace(mine, offset=offset)
+        return Functional(values, self.example, self.shape, windows, inside, self.copies)
 
     def dot(self, table: Float[Tensor, "p ..."]) -> Float[Tensor, " p"]:
         """The sum over the cells of the coefficients times `table`, which has an entry per row and cell."""
-        return torch.linalg.vecdot(self.values.flatten(1), table.flatten(1))
+        return torch.linalg.vecdot(self.by_copy(self.values).flatten(2), table.flatten(1)).flatten()
 
     @cached_property
     def cells(self) -> int:
@@ -137,15 +150,17 @@ class Functional:
         return self.values[:1].numel() if len(self.values) else 0
 
 
-def units(example: Tensor, neuron: Tensor, sign: float, shape: Shape, dtype: torch.dtype) -> Functional:
-    """Rows that are `sign` times one neuron each: `neuron` (P,) counts the cells of a node of `shape`."""
-    count = torch.arange(len(example), device=example.device)
-    if len(shape) != 3:
-        values = torch.zeros(len(example), *shape, dtype=dtype, device=example.device)
-        values.flatten(1)[count, neuron] = sign
-        return Functional(values, example, shape)
-    channels, height, width = shape
-    channel, place = neuron // (height * width), neuron % (height * width)
-    values = torch.zeros(len(example), channels, 1, 1, dtype=dtype, device=example.device)
-    values[count, channel] = sign
-    return Functional(values, example, shape, Windows(place // width, place % width, (height, width)))
+def units(example: Tensor, neuron: Tensor, signs: Sequence[int], shape: Shape, dtype: torch.dtype) -> Functional:
+    """Rows that are one neuron each, times a sign, one copy for each of `signs`.
+
+    `neuron` (P,) counts the cells of a node of `shape`.
+    """
+    count, copies = torch.arange(len(example), device=example.device), len(signs)
+    windows, cell, single = None, neuron, shape
+    if len(shape) == 3:
+        place = neuron % (shape[1] * shape[2])
+        windows = Windows(place // shape[2], place % shape[2], (shape[1], shape[2]))
+        cell, single = neuron // (shape[1] * shape[2]), (shape[0], 1, 1)
+    values = torch.zeros(copies, len(example), *single, dtype=dtype, device=example.device)
+    values.flatten(2)[:, count, cell] = torch.tensor(signs, dtype=dtype, device=example.device)[:, None]
+    return Functional(values.flatten(0, 1), example, shape, windows, copies=copies)

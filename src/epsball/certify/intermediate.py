@@ -26,7 +26,7 @@ ROWS = 1 << 22
 
 @dataclass(eq=False)
 class Intermediate:
-    """Bounds of every node, and the lines of the activations, for a batch of examples; `rows` counts the rows it took."""
+    """Bounds of every node, and lines of the activations, for a batch of examples; `rows` counts the rows it took."""
 
     bounds: list[Bounds]
     lines: dict[int, Lines] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Intermediate:
 
 
 def bounded(graph: Graph, regions: Regions, *, backward: bool = True) -> Intermediate:
-    """Bounds of every node: intervals alone, or (`backward`) intersected with CROWN's for neurons they leave unstable."""
+    """Bounds of every node: intervals alone, or (`backward`) intersected with CROWN's for the unstable neurons."""
     found = Intermediate([regions.box])
     reads = {graph.before(number): number for number in graph.activations}
     for number in range(1, len(graph.nodes)):
@@ -56,7 +56,7 @@ def bounded(graph: Graph, regions: Regions, *, backward: bool = True) -> Interme
 
 
 def open_neurons(graph: Graph, number: int, bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """Which neurons of a node are worth a row, as (example, neuron): those that some activation has no exact line for."""
+    """Which neurons of a node are worth rows, as (example, neuron): those without an exact line."""
     need = torch.zeros_like(bounds[0], dtype=torch.bool)
     for activation in graph.activations:
         if graph.before(activation) == number:
@@ -75,11 +75,11 @@ def tightened(graph: Graph, regions: Regions, found: Intermediate, number: int, 
     relax, low, high = Shared(found.lines), bounds[0].clone(), bounds[1].clone()
     shape = graph.nodes[number].shape
     for part in torch.arange(len(example), device=example.device).split(rows_at_once(graph, number)):
-        for sign, table in ((1.0, low), (-1.0, high)):
-            rows = units(example[part], neuron[part], sign, shape, graph.dtype)
-            value = sign * lower_bounds(graph, number, rows, relax, regions)
-            table.flatten(1)[example[part], neuron[part]] = value
-            found.rows += len(part)
+        rows = units(example[part], neuron[part], (1, -1), shape, graph.dtype)
+        least, negated = lower_bounds(graph, number, rows, relax, regions).unflatten(0, (2, -1))
+        low.flatten(1)[example[part], neuron[part]] = least
+        high.flatten(1)[example[part], neuron[part]] = -negated
+        found.rows += len(rows)
     return intersected(bounds, (low, high))
 
 

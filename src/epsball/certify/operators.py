@@ -78,7 +78,7 @@ class Linear(Affine):
 
     def transpose(self, rows: Functional) -> tuple[Functional, ...]:
         values = rows.values @ self.weight
-        return (Functional(values, rows.example, (*rows.shape[:-1], self.weight.shape[1])),)
+        return (rows.moved(values, (*rows.shape[:-1], self.weight.shape[1])),)
 
     def constant(self, rows: Functional) -> Tensor | None:
         return None if self.bias is None else per_row(rows.values @ self.bias)
@@ -142,7 +142,7 @@ class Convolution(Affine):
             stride=(down * self.stride[0], right * self.stride[1]),
             offset=(above * self.stride[0] + self.padding[0], left * self.stride[1] + self.padding[1]),
         )
-        wider = Functional(values, rows.example, self.shape, moved, inside=False)
+        wider = replace(rows, values=values, shape=self.shape, windows=moved, inside=False)
         large = math.prod(values.shape[2:]) > FULL * math.prod(self.shape[1:])
         return (wider.dense() if large else wider,)
 
@@ -154,7 +154,7 @@ class Convolution(Affine):
                 strict=True,
             )
         )  # fmt: skip
-        return Functional(self._spread(rows.values, self.padding, extra), rows.example, self.shape)
+        return rows.moved(self._spread(rows.values, self.padding, extra), self.shape)
 
     def _transpose_windows(self, values: Tensor) -> Tensor:
         shape = tuple(values.shape[1:])
@@ -205,7 +205,8 @@ class Scale(Affine):
         if rows.windows is None or part.numel() == 1 or (part.ndim == 3 and part.shape[1:] == (1, 1)):
             return part
         whole = part.expand(rows.shape)[None]
-        return replace(rows, example=torch.zeros_like(rows.example)).gather(whole)
+        here = replace(rows, example=torch.zeros_like(rows.example)).gather(whole)
+        return here if rows.copies == 1 else here.repeat(rows.copies, 1, 1, 1)
 
     def transpose(self, rows: Functional) -> tuple[Functional, ...]:
         return (rows if self.factor is None else rows.with_values(rows.values * self._like(self.factor, rows)),)
@@ -250,7 +251,7 @@ class Sum(Affine):
         if shape == rows.shape:
             return rows
         rows = rows.dense()
-        return Functional(rows.values.sum_to_size(len(rows), *shape), rows.example, shape)
+        return rows.moved(rows.values.sum_to_size(len(rows), *shape), shape)
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         return replace_signs(self).forward(*sizes)
@@ -296,7 +297,7 @@ class Reshape(Affine):
 
     def transpose(self, rows: Functional) -> tuple[Functional, ...]:
         rows = rows.dense()
-        return (Functional(rows.values.reshape(-1, *self.before), rows.example, self.before),)
+        return (rows.moved(rows.values.reshape(-1, *self.before), self.before),)
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         return self.forward(*sizes)
@@ -324,7 +325,7 @@ class Rearrangement(Affine):
             zeros = [rows.values.new_zeros(len(rows), *shape).requires_grad_() for shape in self.shapes]
             output = self.function(*zeros)
             found = torch.autograd.grad(output, zeros, rows.values, create_graph=rows.values.requires_grad)
-        return tuple(Functional(part, rows.example, shape) for part, shape in zip(found, self.shapes, strict=True))
+        return tuple(rows.moved(part, shape) for part, shape in zip(found, self.shapes, strict=True))
 
     def constant(self, rows: Functional) -> Tensor | None:
         rows = rows.dense()
