@@ -69,6 +69,10 @@ class Functional:
         windows = None if self.windows is None else self.windows.take(base)
         return replace(self, values=self.values[index], example=self.example[base], windows=windows, copies=1)
 
+    def single(self) -> Functional:
+        """The same rows as one copy."""
+        return self if self.copies == 1 else self.rows(torch.arange(len(self), device=self.values.device))
+
     def by_copy(self, values: Tensor) -> Tensor:
         """(copies * P, ...) as (copies, P, ...), to meet a table (P, ...)."""
         return values.unflatten(0, (self.copies, -1))

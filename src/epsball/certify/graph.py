@@ -56,6 +56,15 @@ class Graph:
         """The number of the node that an activation reads."""
         return self.nodes[activation].inputs[0]
 
+    def rectifies(self, activation: int) -> bool:
+        """Whether it is affine on either side of 0, so that its neurons can be split there."""
+        operator = self.nodes[activation].operator
+        return isinstance(operator, Activation) and operator.rectifies
+
+    def least_slope(self, activation: int) -> float:
+        """The slope of a rectifier below 0."""
+        return getattr(self.nodes[activation].operator, "slope", 0.0)
+
     @cached_property
     def weighings(self) -> tuple[int, ...]:
         """For each node, how often numbers were mixed on the way from the input; 2 stands for more than once.

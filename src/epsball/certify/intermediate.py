@@ -7,6 +7,7 @@ rows: their line is exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -38,17 +39,20 @@ class Intermediate:
         return Intermediate(bounds, {number: lines.rows(index) for number, lines in self.lines.items()})
 
 
-def bounded(graph: Graph, regions: Regions, *, backward: bool = True) -> Intermediate:
-    """Bounds of every node: intervals alone, or (`backward`) intersected with CROWN's for the unstable neurons."""
+Tighten = Callable[[Graph, Regions, Intermediate, int, Bounds], Bounds]
+"""From what is known before a node, its number and its bounds to tighter ones."""
+
+
+def bounded(graph: Graph, regions: Regions, tighten: Tighten | None = None) -> Intermediate:
+    """Bounds of every node: intervals, and what `tighten` makes of those that activations read."""
     found = Intermediate([regions.box])
-    reads = {graph.before(number): number for number in graph.activations}
+    reads = {graph.before(number) for number in graph.activations}
     for number in range(1, len(graph.nodes)):
         bounds = step(graph, number, found.bounds)
         node = graph.nodes[number]
-        if number in reads and backward:
-            exact = graph.weighings[number] <= 1 and regions.is_box
-            if not exact:
-                bounds = tightened(graph, regions, found, number, bounds)
+        exact = regions.is_box and graph.weighings[number] <= 1
+        if number in reads and tighten is not None and not exact:
+            bounds = tighten(graph, regions, found, number, bounds)
         found.bounds.append(bounds)
         if isinstance(node.operator, Activation):
             found.lines[number] = node.operator.lines(*found.bounds[node.inputs[0]])
@@ -67,7 +71,7 @@ def open_neurons(graph: Graph, number: int, bounds: Bounds) -> tuple[Tensor, Ten
     return example, neuron
 
 
-def tightened(graph: Graph, regions: Regions, found: Intermediate, number: int, bounds: Bounds) -> Bounds:
+def crown(graph: Graph, regions: Regions, found: Intermediate, number: int, bounds: Bounds) -> Bounds:
     """The bounds of a node, intersected with CROWN's where a neuron is open."""
     example, neuron = open_neurons(graph, number, bounds)
     if not len(example):
