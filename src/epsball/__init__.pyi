@@ -10,6 +10,10 @@ from epsball.acceleration.accelerate import accelerate as accelerate
 from epsball.attacks import *
 from epsball.attacks.decision_based import References as References
 from epsball.balls import *
+from epsball.certify.smoothed import SmoothedClassifier as SmoothedClassifier
+from epsball.certify.smoothing import SmoothCertificates as SmoothCertificates
+from epsball.certify.smoothing import Smoothing as Smoothing
+from epsball.certify.smoothing import smooth_certify as smooth_certify
 from epsball.common.errors import BadInput as BadInput
 from epsball.common.version import __version__ as __version__
 from epsball.data.examples import Examples as Examples

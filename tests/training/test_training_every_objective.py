@@ -26,6 +26,7 @@ from epsball.training import (
     Augment,
     FGSMMix,
     Free,
+    Gaussian,
     GradAlign,
     GradientPenalty,
     PGDTraining,
@@ -45,6 +46,7 @@ def objective_of(name: str) -> TrainingObjective:
     return objective_class(name)(**OPTIONS.get(name, {}))
 
 
+WITHOUT_BALL = {"plain", "gaussian"}
 every_objective = pytest.mark.parametrize("objective", [objective_of(name) for name in OBJECTIVES], ids=OBJECTIVES)
 
 
@@ -128,19 +130,33 @@ def test_nothing_is_drawn_from_torchs_generator_and_the_same_step_gives_the_same
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@every_objective
-def test_in_a_ball_of_radius_zero_it_is_plain_training(objective):
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "gaussian"])
+def test_in_a_ball_of_radius_zero_it_is_plain_training(name):
     x, y = nets.batch_of(9, (2, 6, 6), 4, seed=2)
+    objective = objective_of(name)
     model, ids = nets.conv(4).train(), torch.arange(9)
     got = gradient_of(objective, model, x, y, Linf(eps=0.0, lo=0, hi=1), step_of(ids))
     want = gradient_of(Plain(), model, x, y, None, step_of(ids))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
+def test_gaussian_is_plain_training_at_noisy_inputs_with_new_noise_each_epoch():
+    x, y = nets.batch_of(500, (2, 6, 6), 4, seed=2)
+    model, ids, seen = nets.Recording(nets.conv(4)).train(), torch.arange(500), []
+    for epoch in (0, 1):
+        step = TrainingStep(Noise(1, ids, torch.full_like(ids, epoch)))
+        got = gradient_of(Gaussian(sigma=0.3), model, x, y, Linf(eps=0.1, lo=0, hi=1), step)
+        noisy = x + 0.3 * step.noise.normal((2, 6, 6), dtype=x.dtype)
+        seen.append(noisy - x)
+        torch.testing.assert_close(got, gradient_of(Plain(), model, noisy, y, None, step))
+    assert abs(torch.cat(seen).std() / 0.3 - 1) < 0.02
+    assert (seen[0] - seen[1]).std() > 0.4
+
+
 @every_objective
 def test_a_ball_that_is_missing_or_a_model_without_an_input_gradient_is_refused(objective):
     x, y = nets.batch_of(9, (2, 6, 6), 4, seed=2)
-    if isinstance(objective, Plain):
+    if isinstance(objective, Plain | Gaussian):
         return
     if isinstance(objective, Augment):
         with pytest.raises(BadInput, match="`ball` must be given for Augment"):
@@ -181,6 +197,7 @@ def test_a_ball_that_is_missing_or_a_model_without_an_input_gradient_is_refused(
         (GradAlign, {"weight": -1.0}, "`weight` must be >= 0"),
         (GradAlign, {"attack_mode": ""}, "`attack_mode` must be one of"),
         (GradientPenalty, {"weight": float("nan")}, "`weight` must be >= 0"),
+        (Gaussian, {"sigma": 0.0}, "`sigma` must be > 0"),
         (Free, {"m": 0}, "`m` must be a whole number >= 1"),
         (Augment, {"every": 0}, "`every` must be a whole number >= 1"),
         (Augment, {"keep": 0}, "`keep` must be a whole number >= 1"),
@@ -195,6 +212,7 @@ def test_options_that_break_a_rule_are_refused(cls, options, message):
 def test_the_table_names_every_objective_and_options_are_written_as_text():
     assert list(OBJECTIVES) == [
         "plain", "fgsm-mix", "fgsm-rs", "n-fgsm", "grad-align", "free", "pgd", "trades", "gradient-penalty", "augment",
+        "gaussian",
     ]  # fmt: skip
     for name in OBJECTIVES:
         objective = objective_of(name)
@@ -346,7 +364,7 @@ def test_augment_runs_every_kth_epoch_with_any_attack_and_refuses_a_ball_per_exa
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "plain"])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in WITHOUT_BALL])
 def test_every_objective_makes_digits_more_robust_than_plain_training(name):
     data, ball = load_data("digits", split="train", first=600), Linf(eps=0.1, lo=0, hi=1)
 

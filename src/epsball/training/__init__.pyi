@@ -8,3 +8,4 @@ from epsball.training.pgd import PGDTraining as PGDTraining
 from epsball.training.trades import TRADES as TRADES
 from epsball.training.gradient_penalty import GradientPenalty as GradientPenalty
 from epsball.training.augment import Augment as Augment
+from epsball.training.gaussian import Gaussian as Gaussian
