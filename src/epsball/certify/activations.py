@@ -81,6 +81,13 @@ class Activation(ABC):
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """The lines around f on [lower, upper]."""
 
+    terms: int = 8
+    """Roundings of a value, in units of the last place of `magnitude`: torch's functions are within some of them."""
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        """A bound of |f|, and of both lines, for |x| up to `sizes[0]`."""
+        return 3 * sizes[0] + 1
+
     rectifies: bool = False
     """Whether it is affine on either side of 0, so that a neuron can be split there, and its lines pass through 0."""
 
@@ -91,7 +98,10 @@ class Rectifier(Activation):
     rectifies = True
 
     def __init__(self, slope: float = 0.0) -> None:
-        self.slope = slope
+        self.slope, self.terms = slope, int(slope not in (0.0, 1.0))
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        return 2 * sizes[0]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.slope) if self.slope else F.relu(x)

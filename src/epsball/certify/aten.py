@@ -138,7 +138,9 @@ def _batch_norm(reading: Reading, x: Ref, weight: Any, bias: Any, mean: Any, var
     factor = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * factor
     column = [-1] + [1] * (len(reading.shape_of(x)) - 1)
-    return reading.put(Scale(factor.reshape(column), shift.reshape(column)), (x,), reading.shape_of(x))
+    size = (mean * factor).abs() + (0 if bias is None else bias.abs())
+    parts = (part.reshape(column) for part in (factor, shift, size))
+    return reading.put(Scale(*parts), (x,), reading.shape_of(x))
 
 
 def _view(reading: Reading, x: Ref, *_size: Any) -> Ref:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from epsball.certify.activations import Activation, Lines
-from epsball.certify.backward import Shared, lower_bounds
+from epsball.certify.backward import Relax, Shared, lower_bounds
 from epsball.certify.concretise import Regions
-from epsball.certify.functionals import units
+from epsball.certify.functionals import Functional, units
 from epsball.certify.graph import Graph
 from epsball.certify.interval import intersected, step
 from epsball.certify.operators import Bounds
+from epsball.certify.rounding import Rounding, Slack
 
 ROWS = 1 << 22
 """Numbers of the widest row, times rows, that are carried back at once."""
@@ -32,6 +33,14 @@ class Intermediate:
     bounds: list[Bounds]
     lines: dict[int, Lines] = field(default_factory=dict)
     rows: int = 0
+    rounding: Rounding | None = None
+
+    def bound(self, graph: Graph, number: int, rows: Functional, relax: Relax, regions: Regions) -> Tensor:
+        """Lower bounds (P,) of rows at a node, less what rounding may take."""
+        if self.rounding is None:
+            return lower_bounds(graph, number, rows, relax, regions)
+        slack = Slack(self.rounding)
+        return lower_bounds(graph, number, rows, relax, regions, slack) - slack.total
 
     def take(self, index: Tensor) -> Intermediate:
         """The bounds of some examples."""
@@ -43,13 +52,21 @@ Tighten = Callable[[Graph, Regions, Intermediate, int, Bounds], Bounds]
 """From what is known before a node, its number and its bounds to tighter ones."""
 
 
-def bounded(graph: Graph, regions: Regions, tighten: Tighten | None = None) -> Intermediate:
-    """Bounds of every node: intervals, and what `tighten` makes of those that activations read."""
-    found = Intermediate([regions.box])
+def bounded(
+    graph: Graph, regions: Regions, tighten: Tighten | None = None, rounding: Rounding | None = None
+) -> Intermediate:
+    """Bounds of every node: intervals, and what `tighten` makes of those that activations read.
+
+    With `rounding`, whose tables are filled on the way, they hold in spite of it.
+    """
+    found = Intermediate([regions.box], rounding=rounding)
+    if rounding is not None:
+        rounding.begin(regions.box)
     reads = {graph.before(number) for number in graph.activations}
     for number in range(1, len(graph.nodes)):
-        bounds = step(graph, number, found.bounds)
-        node = graph.nodes[number]
+        bounds, node = step(graph, number, found.bounds), graph.nodes[number]
+        if rounding is not None:
+            bounds = rounding.widen(number, [found.bounds[i] for i in node.inputs], bounds)
         exact = regions.is_box and graph.weighings[number] <= 1
         if number in reads and tighten is not None and not exact:
             bounds = tighten(graph, regions, found, number, bounds)
@@ -80,7 +97,7 @@ def crown(graph: Graph, regions: Regions, found: Intermediate, number: int, boun
     shape = graph.nodes[number].shape
     for part in torch.arange(len(example), device=example.device).split(rows_at_once(graph, number)):
         rows = units(example[part], neuron[part], (1, -1), shape, graph.dtype)
-        least, negated = lower_bounds(graph, number, rows, relax, regions).unflatten(0, (2, -1))
+        least, negated = found.bound(graph, number, rows, relax, regions).unflatten(0, (2, -1))
         low.flatten(1)[example[part], neuron[part]] = least
         high.flatten(1)[example[part], neuron[part]] = -negated
         found.rows += len(rows)

@@ -185,10 +185,12 @@ class Scale(Affine):
     `factor` and `shift` are of one example, and broadcast to its shape; None stands for 1 and 0.
     """
 
-    terms = 2
+    terms = 8
 
-    def __init__(self, factor: Tensor | None, shift: Tensor | None) -> None:
+    def __init__(self, factor: Tensor | None, shift: Tensor | None, size: Tensor | None = None) -> None:
         self.factor, self.shift = factor, shift
+        self.size = shift.abs() if size is None and shift is not None else size
+        """The greatest number that the network meets on its way to `shift`, such as a mean's."""
 
     def forward(self, *values: Tensor) -> Tensor:
         scaled = values[0] if self.factor is None else values[0] * self.factor
@@ -219,7 +221,7 @@ class Scale(Affine):
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         size = sizes[0] if self.factor is None else sizes[0] * self.factor.abs()
-        return size if self.shift is None else size + self.shift.abs()
+        return size if self.size is None else size + self.size
 
 
 class Sum(Affine):

@@ -22,6 +22,7 @@ from epsball.certify.graph import Graph
 from epsball.certify.intermediate import Intermediate, open_neurons, rows_at_once
 from epsball.certify.interval import intersected
 from epsball.certify.operators import Bounds
+from epsball.common.errors import BadInput
 
 STEPS = 20
 RATE, DECAY = 0.5, 0.98
@@ -133,7 +134,7 @@ def optimised(
             found[place][live[better]] = ascent.slopes[place].detach()[better]
         if last:
             break
-        gradients = torch.autograd.grad(bound.sum(), parts)
+        gradients = torch.autograd.grad(bound, parts, torch.ones_like(bound))
         ascent.move(dict(zip(tunable, gradients, strict=True)))
         remaining = (now <= 0).nonzero().squeeze(1)
         if len(remaining) < len(live):
@@ -204,6 +205,12 @@ def relaxing(lines: Mapping[int, Lines], slopes: Mapping[int, Tensor]) -> Relax:
             return lines[number].at(rows).below(rows)
         gathering = Gathering({number: lines[number]})
         gathering(number, rows)
-        return gathering.seen[number].with_lower(slopes[number].to(rows.values)).below(rows)
+        own = slopes[number].to(rows.values)
+        if own.shape != rows.values.shape:
+            raise BadInput(
+                f"`certificate` must hold slopes of shape {tuple(rows.values.shape)}, got {tuple(own.shape)}; run the "
+                "evaluation again in a new directory"
+            )
+        return gathering.seen[number].with_lower(own).below(rows)
 
     return relax
