@@ -10,6 +10,8 @@ from epsball.acceleration.accelerate import accelerate as accelerate
 from epsball.attacks import *
 from epsball.attacks.decision_based import References as References
 from epsball.balls import *
+from epsball.certify.certify import Certification as Certification
+from epsball.certify.certify import certify as certify
 from epsball.certify.smoothed import SmoothedClassifier as SmoothedClassifier
 from epsball.certify.smoothing import SmoothCertificates as SmoothCertificates
 from epsball.certify.smoothing import Smoothing as Smoothing

@@ -1,3 +1,5 @@
+from epsball.certify.certify import Certification as Certification
+from epsball.certify.certify import certify as certify
 from epsball.certify.smoothed import SmoothedClassifier as SmoothedClassifier
 from epsball.certify.smoothing import SmoothCertificates as SmoothCertificates
 from epsball.certify.smoothing import Smoothing as Smoothing

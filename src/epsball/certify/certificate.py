@@ -16,7 +16,7 @@ import numpy as np
 
 from epsball.common.errors import BadInput
 
-Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound", "milp"]
+Method = Literal["exact", "ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound", "milp"]
 MOST = 1 << 29
 """Bytes of the arrays of one certificate."""
 KINDS = {"<f2", "<f4", "<f8", "<i4", "<i8", "|i1", "|u1"}

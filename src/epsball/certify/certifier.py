@@ -102,7 +102,7 @@ class Certifier:
                 f"`x` must be float32 or float64 for a certificate, got {x.dtype}; certify the network in float32: "
                 "model.float(), x.float()"
             )
-        self.model, self.dtype = model, x.dtype
+        self.dtype = x.dtype
         self.traced = trace(model, x)
         with torch.no_grad():
             self.graph = _detached(self.traced.graph(x.dtype))
@@ -222,7 +222,7 @@ class Batch:
         """IBP; the last layer is bounded as a margin, not class by class."""
         self.found = bounded(self.certifier.graph, self.regions)
         self._rows(lambda found: Intervals(found.bounds))
-        self._settle("ibp")
+        self._settle("ibp" if self.certifier.graph.activations else "exact")
 
     def crown_ibp(self) -> None:
         """CROWN on the intervals of IBP."""

@@ -68,9 +68,7 @@ class Regions:
         """The same regions with radii larger by `share` of the largest number in the example, at least 1e-30."""
         scale = share * self.x.abs().flatten(1).amax(1).double().clamp_min(1e-30)
         radius = self.ball.radius_like(self.x)
-        if radius.ndim == 0:
-            wider: Tensor = radius + scale
-        elif radius.shape[0] == len(self.x) and radius.numel() == len(self.x):
+        if radius.numel() in (1, len(self.x)):
             wider = radius.reshape(-1) + scale
         else:
             wider = radius + column(scale.amax()[None], radius.ndim)

@@ -84,7 +84,7 @@ def _margins(problem: Problem, certificates: Sequence[Certificate], unit: float)
     found = torch.full((len(problem.y),), -torch.inf, dtype=torch.float64)
     groups: dict[tuple[str, int], list[int]] = {}
     for i, certificate in enumerate(certificates):
-        kind = "intervals" if certificate.method in ("ibp", "crown-ibp") else "crown"
+        kind = "intervals" if certificate.method in ("exact", "ibp", "crown-ibp") else "crown"
         alone = any(name.startswith(("tight/", "leaf/")) for name in certificate.arrays)
         groups.setdefault((kind, i if alone else -1), []).append(i)
     for (kind, _), members in groups.items():

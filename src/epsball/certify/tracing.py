@@ -24,6 +24,7 @@ from epsball.certify.graph import Graph
 from epsball.certify.reading import Reading
 from epsball.common.errors import BadInput
 from epsball.models.frozen import frozen, held_modules
+from epsball.models.given import logits_in
 
 ROWS = 3
 """Examples that are traced: dimensions of this size are told from the first by their place."""
@@ -61,7 +62,7 @@ class Traced:
     def check(self, graph: Graph, x: Float[Tensor, "n *shape"]) -> None:
         """Raise `BadInput` where the graph and the model answer differently at `x`."""
         with torch.no_grad(), frozen(self.model):
-            expected = self.model(x)
+            expected = logits_in(self.model(x))
             found = graph(x.to(graph.dtype))
             for node in self.last:
                 found = node.target(found, *node.args[1:])  # type: ignore[operator]
@@ -77,7 +78,7 @@ def trace(model: Callable[[Tensor], Tensor], x: Float[Tensor, "n *shape"]) -> Tr
     layers: dict[str, str] = {}
     with frozen(model), torch.no_grad(), _naming(model, layers):
         try:
-            module = make_fx(model)(x)
+            module = make_fx(lambda rows: logits_in(model(rows)))(x)
         except Exception as error:  # whatever the user's code, or torch on its behalf, raises on proxies
             raise BadInput(
                 "`model` must be a network of torch's operators for a certificate, got one that cannot be traced "
