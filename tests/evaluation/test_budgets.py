@@ -141,14 +141,13 @@ def test_search_that_ends_at_a_radius_covers_the_smaller_ones() -> None:
             np.array([0]),
             np.array([-1]),
             (np.array([0]), np.array([True])),
-            min_norm=False,
-            norms=("linf",),
+            {"min_norm": False, "norms": ("linf",), "radii": [0.1, 0.2, 0.3]},
         )
         for radius, stage in zip((0.1, 0.2, 0.3), stages, strict=True):
             columns = {"fooled": False, "invalid": False, "exhausted": False, "forwards": 1, "backwards": 0} | stage
             answer = {"adversarial_prediction": 1 if "fooled" in stage else None, "adversarial_confidence": 1.0}
             table = pa.table({name: [value] for name, value in (columns | answer).items()})
-            records.add_stage(table, np.array([0]), "square", np.array([radius]))
+            records.add_stage(table, np.array([0]), "square", np.array([radius]), records.place(radius))
         records.finish()
         found = records.table(pa.array([1.0]))
         assert (found["status"][0].as_py(), found["exhausted_eps"][0].as_py()) == (status, eps), stages

@@ -48,7 +48,7 @@ class Attack(ABC, Generic[S]):
     `needs` says what the model must give, `until` whether a job ends at its first success ("fooled") or when the
     attack says so ("done": minimum norm, training), `takes` which traits of a ball it can work with, () for every ball.
     An example has `restarts` x max(`n_targets`, 1) jobs: with n_targets = k, one for each of the k most likely other
-    classes at the clean input.
+    classes at the clean input, those left out that are proved not to be reached (`Task.rivals`).
     """
 
     needs: ClassVar[Needs] = "grad"
@@ -167,9 +167,14 @@ class Attack(ABC, Generic[S]):
                 f"`n_targets` must be 0 where the model gives no logits, got {self.n_targets}; they rank the classes"
             )
         rivals = task.clean.scatter(1, task.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
+        count: Tensor | int = rivals.shape[1]
+        if task.rivals is not None:
+            reachable = task.rivals.gather(1, rivals)
+            rivals = rivals.gather(1, reachable.long().argsort(dim=1, descending=True, stable=True))
+            count = reachable.sum(1)
         aimed = rivals.gather(1, place.clamp_max(rivals.shape[1] - 1)[:, None]).squeeze(1)
         free = task.target == AWAY
-        exists = torch.where(free, place < rivals.shape[1], place == 0)
+        exists = torch.where(free, place < count, place == 0)
         return task.with_jobs(restart, torch.where(free, aimed, task.target)), exists
 
     def __call__(

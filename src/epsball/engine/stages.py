@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from epsball.acceleration.draft import Precision
 from epsball.attacks.attack import Attack
@@ -21,6 +21,9 @@ Named = tuple[str, Attack | UserAttack]
 """An attack under the name that the user gave it."""
 WITHIN = 0.95
 """In a minimum-norm run, attacks of one radius search within this share of the smallest distance known."""
+QUICK, MANY = "pgd:steps=10", "pgd:steps=100,restarts=30"
+"""The attacks of a run that certifies, beside the user's: before bounds are computed, and before they are searched."""
+Certifies = Literal["bounds", "search"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,7 @@ class PlannedStage:
     eps: float | None
     draft: bool = False
     within: float | None = None
+    certifies: ClassVar[None] = None
 
     @property
     def minimises(self) -> bool:
@@ -52,6 +56,41 @@ class PlannedStage:
             "minimises": self.minimises,
             "within": self.within,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedCertificate:
+    """A stage that proves examples robust at one radius (None: the ball's own), on what is neither broken nor proved.
+
+    It `certifies` by bounds alone, or by a search that continues from those of the stage called `bounds`.
+    """
+
+    name: str
+    eps: float | None
+    certifies: Certifies
+    bounds: str = ""
+    minimises: ClassVar[bool] = False
+    within: ClassVar[None] = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in the records."""
+        return f"certify-{self.certifies}"
+
+    def described(self) -> dict[str, Any]:
+        """Its entry in `config.json`."""
+        return {
+            "name": self.name,
+            "attack": self.label,
+            "eps": self.eps,
+            "minimises": False,
+            "within": None,
+            "certifies": self.certifies,
+            "bounds": self.bounds,
+        }
+
+
+Planned = PlannedStage | PlannedCertificate
 
 
 def stages_of(
@@ -74,6 +113,33 @@ def stages_of(
                 label = f"{name} in {draft}" if drafted else name
                 file = f"{first + len(stages):02d}-{file_of(attack)}" + f"-{draft}" * drafted
                 stages.append(PlannedStage(file, label, attack, radius, drafted, within))
+    return tuple(stages)
+
+
+def certifying_attacks(attacks: Sequence[Named], *, search: bool) -> list[Named]:
+    """The attacks of a run that certifies: a quick one first and, where what is left is searched, many restarts."""
+    quick, many = ((name, parse(name)) for name in (QUICK, MANY))
+    return [quick, *attacks, *([many] if search else [])]
+
+
+def certifying_stages(
+    attacks: Sequence[Named], radii: Sequence[float | None], draft: Precision | None, *, search: bool
+) -> tuple[Planned, ...]:
+    """The stages of a run that certifies, from `certifying_attacks`; at one radius in the order of their names here.
+
+    The quick attack, bounds on what it did not break, the other attacks on what is open, and where it is asked for the
+    search. What is broken at a radius is so at the larger ones, and what is proved is so at the smaller ones: attacks
+    begin at the smallest of several radii, bounds and the search at the largest.
+    """
+    stages: list[Planned] = list(stages_of(attacks[:1], radii, draft))
+    bounds: dict[float | None, str] = {}
+    for radius in reversed(radii):
+        bounds[radius] = f"{len(stages):02d}-certify-bounds"
+        stages.append(PlannedCertificate(bounds[radius], radius, "bounds"))
+    stages += stages_of(attacks[1:], radii, draft, first=len(stages))
+    for radius in reversed(radii) if search else ():
+        name = f"{len(stages):02d}-certify-search"
+        stages.append(PlannedCertificate(name, radius, "search", bounds[radius]))
     return tuple(stages)
 
 

@@ -21,7 +21,7 @@ from epsball.engine import queue, user_attack
 from epsball.engine.batches import forward_rows
 from epsball.engine.outcome import AttackOutcome
 from epsball.engine.queue import OnTurn, QueueOptions
-from epsball.engine.stages import PlannedStage
+from epsball.engine.stages import Planned, PlannedStage
 from epsball.engine.user_attack import UserAttack
 from epsball.evaluation import run_directory
 from epsball.evaluation.boundary_search import boundary_search
@@ -195,7 +195,7 @@ def answers_of(output: Tensor) -> dict[str, np.ndarray]:
     }
 
 
-def label(stage: PlannedStage) -> str:
+def label(stage: Planned) -> str:
     """The stage in a line of progress."""
     if stage.within is not None:
         return f"{stage.label}, nearer"

@@ -20,8 +20,9 @@ def with_batch_size(plan: EvaluationPlan) -> EvaluationPlan:
     """
     if plan.settings.batch_size != "auto":
         return plan
-    stage = next(filter(_takes_gradients, plan.stages), plan.stages[0])
-    jobs = max((one.attack.jobs for one in plan.stages if isinstance(one.attack, Attack)), default=1)
+    stages = plan.attack_stages
+    stage = next(filter(_takes_gradients, stages), stages[0])
+    jobs = max((one.attack.jobs for one in stages if isinstance(one.attack, Attack)), default=1)
     measured = replace(plan, accelerated=None) if plan.settings.compile else plan
     with without_warnings(), measured.objective(stage) as objective:  # the run itself gives them
         found = found_batch_size(objective, plan.rows.first, min(len(plan.rows), plan.rows.shard_size) * jobs)

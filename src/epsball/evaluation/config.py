@@ -3,6 +3,7 @@
 It needs no torch, so that the command line shows its help at once.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from epsball.common.checks import check_at_least, check_distinct, check_positive, check_whole, check_whole_or
@@ -10,6 +11,19 @@ from epsball.common.config import Config, Rule
 from epsball.common.errors import BadInput
 
 COUNT = "it is a number of examples, 0 for none"
+SECONDS = 10.0
+"""What the search for a proof may take per example, unless it is said otherwise."""
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise unless `value` is true, false, or seconds."""
+    if not isinstance(value, bool):
+        number = isinstance(value, int | float)
+        if not (number and 0 <= value < math.inf):
+            raise BadInput(
+                f"`{name}` must be true, or seconds >= 0 and finite, got {value!r}; as in {name}={SECONDS:g}, or 0 for "
+                "bounds without a search"
+            )
 
 
 def radii_of(eps: Any) -> tuple[float | str, ...] | None:
@@ -64,6 +78,10 @@ class EvaluationConfig(Config):
     convergence
         Where no attack takes gradients: search again with twice the queries on so many examples that were not broken;
         0 for none. It says whether the search had converged, and goes beyond a black box's budget by as much.
+    certify
+        Also prove examples robust, for a result with both ends. Bounds are computed on what ten steps of PGD leave;
+        what is proved is not attacked. After the attacks and many restarts of PGD, branch and bound searches on what is
+        neither proved nor broken, for so many seconds per example: 10, or the number given; 0 leaves the search out.
     accelerate
         Let the attacks use a network of the same function with cheaper gradients. Default: where a short trial is
         likely to pay. Results always come from the model itself.
@@ -91,6 +109,7 @@ class EvaluationConfig(Config):
     binarization_test: Annotated[int, Rule(check_whole, 0, COUNT)] = 0
     diagnose: Annotated[int | None, Rule(check_whole, 0, COUNT)] = None
     convergence: Annotated[int, Rule(check_whole, 0, COUNT)] = 32
+    certify: Annotated[float | bool | None, Rule(check_seconds)] = None
     accelerate: bool | None = None
     compile: bool = False
     draft: Literal["bf16"] | None = None
@@ -110,6 +129,8 @@ class EvaluationConfig(Config):
                 "`gpus_per_worker` must be a whole number, or less than 1 where workers share a GPU, got "
                 f"{self.gpus_per_worker:g}"
             )
+        if self.certifies:
+            self._check_certify()
         if not self.min_norm:
             return
         if self.eot > 1:
@@ -122,6 +143,28 @@ class EvaluationConfig(Config):
                 "`binarization_test` must be 0 with `min_norm`: it hides adversarial examples in balls of one radius; "
                 "run it at one"
             )
+
+    def _check_certify(self) -> None:
+        if self.min_norm:
+            raise BadInput(
+                "`certify` must be left out with `min_norm`: a proof is about the ball of one radius, and this search "
+                "has none; certify at radii, with `eps`"
+            )
+        if self.eot > 1:
+            raise BadInput(
+                f"`certify` must be left out with `eot` > 1, got {self.eot}: the logits of a stochastic model have no "
+                "bounds; fix its random numbers, or smooth it"
+            )
+
+    @property
+    def certifies(self) -> bool:
+        """Whether examples are also proved robust."""
+        return self.certify is not None and self.certify is not False
+
+    @property
+    def search_seconds(self) -> float:
+        """Seconds per example of the search for a proof; 0 for bounds alone."""
+        return SECONDS if self.certify is True else float(self.certify or 0)
 
     @property
     def first_batch_size(self) -> int:

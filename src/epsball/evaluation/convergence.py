@@ -67,7 +67,7 @@ def _looks(plan: EvaluationPlan, found: Evaluation, requested: int) -> Convergen
     most = max(requested // len(targets), min(FEWEST, requested))
     for eps, rows, known in targets:
         sample = _sample(np.flatnonzero(rows), most, plan.settings.seed)
-        stages = [stage for stage in plan.stages if (stage.minimises if plan.min_norm else stage.eps == eps)]
+        stages = [stage for stage in plan.attack_stages if (stage.minimises if plan.min_norm else stage.eps == eps)]
         stages = [stage for stage in stages if _searches(stage.attack)]
         broken, cost = _search(plan, stages, ids_of_run[sample], known[sample])
         ids = ids_of_run[sample[broken]].tolist()

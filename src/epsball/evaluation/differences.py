@@ -9,12 +9,16 @@ import numpy as np
 
 from epsball.balls.registry import distances
 from epsball.common.record import Record
-from epsball.evaluation.run_tables import REAL, RECORDS, WHOLE, Columns
+from epsball.evaluation.run_tables import PROVED, REAL, RECORDS, WHOLE, Columns
 
 
-def records_columns(norms: Iterable[str]) -> Columns:
-    """The columns of a shard's records, with the distance in each norm."""
-    return RECORDS | {name: WHOLE if "count" in norm.traits else REAL for name, norm in distances(norms).items()}
+def records_columns(norms: Iterable[str], *, proofs: bool) -> Columns:
+    """The columns of a shard's records, with the distance in each norm; with `proofs` of a run that certifies."""
+    return (
+        RECORDS
+        | (PROVED if proofs else {})
+        | {name: WHOLE if "count" in norm.traits else REAL for name, norm in distances(norms).items()}
+    )
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Difference(Record):
 
     `what` is one of success, containment, prediction, clean prediction, confidence, clean confidence, distance, nearer,
     label, status, attack, eps, model calls, checksum, x, missing, damaged, count, model, data, ball, storage, target,
-    accuracy.
+    accuracy; and of proofs certified, certified as run, margin, undecided.
     """
 
     id: int | None

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -41,15 +42,17 @@ from epsball.engine.default_attacks import answers, default_attacks
 from epsball.engine.stages import Asked
 from epsball.evaluation import run_directory
 from epsball.evaluation.batch_policy import with_batch_size
+from epsball.evaluation.certify_stage import certifier_of, check_certifiable
 from epsball.evaluation.config import EvaluationConfig, radii_of
 from epsball.evaluation.convergence import convergence_of
+from epsball.evaluation.counts import Counts
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan, unbounded, with_acceleration
 from epsball.evaluation.point_storage import Kind
 from epsball.evaluation.preflight import diagnosis_of, looked_at, reaction_to, setup_of
 from epsball.evaluation.result import Evaluation, gathered
 from epsball.evaluation.rows import rows_of
 from epsball.evaluation.run_directory import RunDir
-from epsball.evaluation.shard import PROBED, Shard, check_same_rows
+from epsball.evaluation.shard import PROBED, OnStage, Shard, check_same_rows
 from epsball.evaluation.stage_tables import StageTables
 from epsball.models.frozen import frozen
 from epsball.models.given import as_model
@@ -65,7 +68,9 @@ SPARE = 2
 class Progress:
     """How far a run is: the stage, examples that are finished, examples that are robust so far, and all examples.
 
-    The first report of a run comes before its attacks and holds the `setup`, what was understood of the arguments.
+    An attack has `broken` so many, and so many of the robust are `proved` to be so; in a run that certifies the others
+    of the robust are undecided. The first report of a run comes before its attacks and holds the `setup`, what was
+    understood of the arguments.
     """
 
     stage: str
@@ -73,6 +78,8 @@ class Progress:
     robust: int
     total: int
     setup: Setup | None = None
+    proved: int = 0
+    broken: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -97,6 +104,7 @@ def evaluate(
     binarization_test: int = 0,
     diagnose: int | None = None,
     convergence: int = 32,
+    certify: bool | float | None = None,
     accelerate: bool | AccelerationPlan | None = None,
     compile: bool = False,
     draft: Precision | None = None,
@@ -133,7 +141,10 @@ def evaluate(
     examples: 0 for none; None for 16 to 128, as many as cost no more than a quarter of the run or 40 model calls per
     example; `Evaluation.reliability` says what they found, or why there are none. Where no attack takes
     gradients, `convergence` examples that were not broken are searched again with twice the queries, which are counted
-    apart: a warning says where that breaks more. The attacks climb on
+    apart: a warning says where that breaks more. With `certify` examples are also proved robust: by bounds where ten
+    steps of PGD found nothing, and, behind the attacks and many restarts of PGD, by a search of so many seconds per
+    example (True: 10; 0: none). What is proved is not attacked, and the result has both ends, `certified_accuracy` and
+    `robust_accuracy`, with the `undecided` between them. The attacks climb on
     the model `accelerate`d (None: where a short trial is likely to pay; or a plan to go by), also `compile`d; with a
     `draft` "bf16", on a GPU, each attack that takes gradients is first run in that precision. Results always come from
     the model itself.
@@ -170,6 +181,7 @@ def evaluate(
         binarization_test=binarization_test,
         diagnose=diagnose,
         convergence=convergence,
+        certify=certify,
         accelerate=None if isinstance(accelerate, AccelerationPlan) else accelerate,
         compile=compile,
         draft=draft,
@@ -196,6 +208,7 @@ def evaluate(
     mode = mode_of(model)
     reaction, probe_forwards = reaction_to(inputs, settings, run_dir)
     plan = replace(make_plan(inputs, settings, reaction), probe_forwards=probe_forwards + rows.forwards)
+    check_certifiable(plan)
     plan = with_acceleration(plan, accelerate, run_dir)
     plan = with_batch_size(plan)
     with ExitStack() as stack:
@@ -231,32 +244,36 @@ def _run_shards(
     """Run the shards that are not finished yet, and gather the records and stages of all in the order of the ids."""
     rows = plan.rows
     records = [tables.records(shard) for shard in range(rows.shards)]
-    robust = sum(_robust(table) for table in records if table is not None)
+    counts = sum((_counts(table) for table in records if table is not None), Counts())
     done = sum(len(rows.places(shard)) for shard, table in enumerate(records) if table is not None)
     unfinished = [shard for shard, table in enumerate(records) if table is None]
 
-    def report(stage: str, more: int) -> None:
-        on_progress(Progress(stage, done, robust + more, len(rows)))
+    def report(stage: str, more: Counts) -> None:
+        now = counts + more
+        on_progress(Progress(stage, done, now.robust, len(rows), proved=now.proved, broken=now.broken))
 
     with closing(_made(plan, tables, unfinished, report)) as made:  # an error here ends the workers, too
         for shard, table in made:
             tables.keep_records(shard, table)
             records[shard] = table
-            robust, done = robust + _robust(table), done + len(rows.places(shard))
-            report("", 0)
+            counts, done = counts + _counts(table), done + len(rows.places(shard))
+            report("", Counts())
     return gathered(config, {shard: table for shard, table in enumerate(records) if table is not None}, tables)
 
 
-def _robust(records: pa.Table) -> int:
-    return int((records["status"].to_numpy(zero_copy_only=False) == "robust").sum())
+def _counts(records: pa.Table) -> Counts:
+    """Those of a finished shard, at the largest radius."""
+    status = records["status"].to_numpy(zero_copy_only=False)
+    proved = pc.sum(records["certified"]).as_py() or 0 if "certified" in records.column_names else 0
+    return Counts(int((status == "robust").sum()), proved, int((status == "fooled").sum()))
 
 
 def _made(
-    plan: EvaluationPlan, tables: StageTables, shards: Sequence[int], report: Callable[[str, int], None]
+    plan: EvaluationPlan, tables: StageTables, shards: Sequence[int], report: OnStage
 ) -> Generator[tuple[int, pa.Table]]:
     """The records of these shards, as they are finished, by workers or here; their stages are in `tables`.
 
-    `report` is told of a stage and the examples that are robust so far in the shards that are not finished.
+    `report` is told of a stage and the counts so far in the shards that are not finished.
     """
     settings = plan.settings
     if settings.workers is not None and shards:
@@ -265,9 +282,10 @@ def _made(
         workers = Workers(settings.workers, settings.gpus_per_worker, settings.ray)
         yield from run_on_workers(plan, tables, shards, workers, report)
         return
-    objectives = [plan.objective(stage) for stage in plan.stages]
+    objectives = plan.objectives()
+    certifier = certifier_of(plan) if shards else None
     for part in plan.rows.parts(shards):
-        yield part.number, Shard(plan, part.number, part.task, part.bad, objectives, tables).run(report)
+        yield part.number, Shard(plan, part.number, part.task, part.bad, objectives, tables, certifier).run(report)
 
 
 def _binarization_test(plan: EvaluationPlan, directory: RunDir | None, found: Evaluation) -> BinarizationTest | None:
@@ -282,8 +300,8 @@ def _binarization_test(plan: EvaluationPlan, directory: RunDir | None, found: Ev
     task = plan.rows.at(plan.rows.places_of(found.records["id"].to_numpy()[few]))
     away = torch.full_like(task.y, AWAY)  # what is planted is another class, whatever the run's target is
     task = replace(task, target=away, aim=away)  # its ball is that of the largest radius
-    last = plan.stages[-1].eps
-    attacks = [(stage.label, stage.attack) for stage in plan.stages if stage.eps == last and not stage.draft]
+    last = plan.attack_stages[-1].eps
+    attacks = [(stage.label, stage.attack) for stage in plan.attack_stages if stage.eps == last and not stage.draft]
     made = run_binarization_test(plan.model, task, attacks, n=n, eot=plan.eot, batch_size=plan.batch_size)
     if directory is not None:
         made.keep(directory.path)

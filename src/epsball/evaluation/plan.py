@@ -28,7 +28,19 @@ from epsball.common.version import __version__
 from epsball.diagnosis.reaction import Reaction
 from epsball.engine.batches import padded_size
 from epsball.engine.queue import SuccessCheck
-from epsball.engine.stages import Asked, Named, PlannedStage, listed, name_of, named, nearest_stages, stages_of
+from epsball.engine.stages import (
+    Asked,
+    Named,
+    Planned,
+    PlannedStage,
+    certifying_attacks,
+    certifying_stages,
+    listed,
+    name_of,
+    named,
+    nearest_stages,
+    stages_of,
+)
 from epsball.engine.user_attack import UserAttack
 from epsball.evaluation.acceleration_policy import accelerated
 from epsball.evaluation.config import EvaluationConfig
@@ -45,8 +57,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1024
 """Examples that are compared with the 256 levels at a time."""
-SAID_OTHERWISE = frozenset({"eps", "shard_mib", "shard_size"})
-"""Settings that a record holds as what became of them: "radii", "shard_size"."""
+SAID_OTHERWISE = frozenset({"certify", "eps", "shard_mib", "shard_size"})
+"""Settings that a record holds as what became of them: "radii", "shard_size", "certify" (seconds)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +88,7 @@ class EvaluationPlan:
     success: Success
     rows: Rows
     attacks: tuple[Attack | UserAttack, ...]
-    stages: tuple[PlannedStage, ...]
+    stages: tuple[Planned, ...]
     settings: EvaluationConfig
     storage: Storage
     record: dict[str, Any]
@@ -90,6 +102,15 @@ class EvaluationPlan:
     def min_norm(self) -> bool:
         """Whether minimum-norm adversarial examples are searched, and not any inside the ball."""
         return self.settings.min_norm
+
+    @property
+    def attack_stages(self) -> tuple[PlannedStage, ...]:
+        """The stages that attack; in a run that certifies there are others."""
+        return tuple(stage for stage in self.stages if isinstance(stage, PlannedStage))
+
+    def objectives(self) -> dict[str, Objective]:
+        """What the attack of each stage climbs, by the stage's name."""
+        return {stage.name: self.objective(stage) for stage in self.attack_stages}
 
     @property
     def black_box(self) -> BlackBox | None:
@@ -153,7 +174,7 @@ class EvaluationPlan:
 
 def attacks_and_stages(
     settings: EvaluationConfig, attacks: Asked | Sequence[Asked], ball: Ball, reaction: Reaction
-) -> tuple[list[Named], tuple[PlannedStage, ...]]:
+) -> tuple[list[Named], tuple[Planned, ...]]:
     """The attacks by name, and the stages that they make at the radii of `settings`, or at the ball's own.
 
     Raises `BadInput` for attacks that are unknown, or not defined in such balls, for radii that are none of the ball's
@@ -165,7 +186,12 @@ def attacks_and_stages(
         ball.with_eps(radius)
     if settings.min_norm:
         return pairs, nearest_stages(pairs, radii, settings.draft)
-    return pairs, stages_of(pairs, radii or (own_radius(ball),), settings.draft)
+    at = radii or (own_radius(ball),)
+    if settings.certifies:
+        search = settings.search_seconds > 0
+        pairs = certifying_attacks(pairs, search=search)
+        return pairs, certifying_stages(pairs, at, settings.draft, search=search)
+    return pairs, stages_of(pairs, at, settings.draft)
 
 
 def own_radius(ball: Ball) -> float | None:
@@ -209,6 +235,7 @@ def _record(plan: EvaluationPlan, inputs: EvaluationInputs, reaction: Reaction) 
     rows, examples, threads = plan.rows, plan.rows.examples, torch.get_num_threads()
     settings = {name: value for name, value in plan.settings.to_record().items() if name not in SAID_OTHERWISE}
     return settings | {
+        "certify": plan.settings.search_seconds if plan.settings.certifies else None,
         "shard_size": rows.shard_size,
         "epsball": __version__,
         "torch": torch.__version__,

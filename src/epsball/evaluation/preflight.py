@@ -77,7 +77,7 @@ def setup_of(plan: EvaluationPlan, mode: str, directory: RunDir | None, tables: 
     if before is not None:
         return before
     first = plan.rows.part(0)
-    shard = Shard(plan, 0, first.task, first.bad, [], tables)
+    shard = Shard(plan, 0, first.task, first.bad, {}, tables)
     table = tables.kept(0, "clean", shard.clean)
     notes = run_directory.notes(table)
     seen = plan.rows.sample()
@@ -146,7 +146,8 @@ def diagnosis_of(plan: EvaluationPlan, directory: RunDir | None, found: Evaluati
         n = affordable(found)
         if n == 0 or (isinstance(plan.model, BlackBox) and plan.model.budget is not None):
             return None
-    attacks = list({stage.label: (stage.label, stage.attack) for stage in plan.stages if not stage.draft}.values())
+    stages = [stage for stage in plan.attack_stages if not stage.draft]
+    attacks = list({stage.label: (stage.label, stage.attack) for stage in stages}.values())
     reaction = Reaction.from_record(plan.record["reaction"] or {})
     known = Known(evaluation=found, labels=found.records["label"].to_numpy(), classes=plan.classes, reaction=reaction)
     ids = looked_at(plan, found.records["id"].to_numpy(), n)

@@ -6,7 +6,7 @@ together in their order, the stages give each example its status, the attack tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from epsball.balls.registry import distances
 from epsball.evaluation import run_directory
+from epsball.evaluation.counts import Counts
+from epsball.evaluation.shard_proofs import ShardProofs
 from epsball.problem.task import AWAY
 
 
@@ -22,7 +24,8 @@ class ShardRecords:
 
     `ids`, `labels`, `target` (AWAY for none) and `clean_prediction` (n,) are integers, `valid` says whether the clean
     logits are finite. `known` are the distances at which examples are fooled so far in a run with `min_norm`, infinite
-    before; `distances` those of the stored points, by name: in the ball's norm ("distance") and in each of `norms`.
+    before; `distances` those of the stored points, by name: in the ball's norm ("distance") and in each of its norms.
+    `config` is that of the run. `proofs` are the other end: what is proved of each.
     """
 
     def __init__(
@@ -31,12 +34,10 @@ class ShardRecords:
         labels: np.ndarray,
         target: np.ndarray,
         clean: tuple[np.ndarray, np.ndarray],
-        *,
-        min_norm: bool,
-        norms: Iterable[str],
+        config: Mapping[str, Any],
     ) -> None:
-        n = len(ids)
-        self.ids, self.labels, self.target, self.min_norm = ids, labels, target, min_norm
+        n, self.run_radii = len(ids), list(config["radii"])
+        self.ids, self.labels, self.target, self.min_norm = ids, labels, target, config["min_norm"]
         self.clean_prediction, self.valid = clean
         self.status = np.full(n, "robust", dtype=object)
         self.status[self.clean_prediction != labels] = "misclassified"
@@ -44,6 +45,8 @@ class ShardRecords:
         self.status[(target != AWAY) & at_target] = "at-target"
         self.status[~self.valid] = "invalid"
         self.attack = np.full(n, None, dtype=object)
+        self.broken_at = np.full(n, len(self.run_radii))  # the place of the smallest such radius, beyond the last: none
+        self.proofs = ShardProofs(n, self.run_radii, certifies=config.get("certify") is not None)
         self.eps, self.overflow_eps = np.full(n, np.nan), np.full(n, np.nan)
         self.overflowed = np.zeros(n, dtype=bool)
         # the last radius, whether the queries ran out there, and the smallest radius from which on they always did
@@ -52,21 +55,44 @@ class ShardRecords:
         self.forwards, self.backwards = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.prediction, self.confidence = np.full(n, np.nan), np.full(n, np.nan)
         self.known = np.full(n, np.inf)
-        self.distances = {name: np.full(n, np.nan) for name in ("distance", *norms)}
+        self.distances = {name: np.full(n, np.nan) for name in ("distance", *(config.get("norms") or ()))}
 
-    def rows_to_attack(self, everywhere: bool, radii: np.ndarray) -> np.ndarray:
-        """The rows that a stage may change: what is robust so far.
+    def place(self, eps: float | None) -> int:
+        """The place of a stage's radius among those of the run; 0 where it is none of them, in a minimum-norm run."""
+        return self.run_radii.index(eps) if eps in self.run_radii else 0
+
+    def counts(self, at: int) -> Counts:
+        """How many examples are broken, robust and proved at the radius of place `at` so far."""
+        if self.min_norm:
+            return Counts(int((self.status == "robust").sum()), 0, int((self.status == "fooled").sum()))
+        proved = int((self.proofs.at >= at).sum())
+        return Counts(int(self.open(at).sum()) + proved, proved, int((self.broken_at <= at).sum()))
+
+    def open(self, at: int) -> np.ndarray:
+        """The examples (n,) that are neither broken nor proved robust at the radius of place `at`."""
+        unknown = np.isin(self.status, ("robust", "fooled")) & (self.broken_at > at)
+        return unknown & (self.proofs.at < at)
+
+    def rows_to_certify(self, at: int) -> np.ndarray:
+        """The rows that a stage may prove robust: those that are open, and whose logits were finite in all attacks."""
+        return np.flatnonzero(self.open(at) & ~self.overflowed)
+
+    def rows_to_attack(self, everywhere: bool, radii: np.ndarray, at: int) -> np.ndarray:
+        """The rows that a stage at the radius of place `at` may change: what is robust so far, and not proved so.
 
         With `min_norm` those with a known distance beyond the stage's `radii` (n,), or `everywhere`, wherever something
         nearer may be.
         """
         if not self.min_norm:
-            return np.flatnonzero(self.status == "robust")
+            return np.flatnonzero(self.open(at))
         may = np.isin(self.status, ("robust", "fooled")) & (self.known > 0)
         return np.flatnonzero(may if everywhere else may & (self.known > radii))
 
-    def add_stage(self, table: pa.Table, rows: np.ndarray, attack: str, radii: np.ndarray) -> np.ndarray:
-        """Enter the table of a stage, whose rows are `rows` of the shard; which of the table's rows were fooled."""
+    def add_stage(self, table: pa.Table, rows: np.ndarray, attack: str, radii: np.ndarray, at: int) -> np.ndarray:
+        """Enter the table of a stage, whose rows are `rows` of the shard; which of the table's rows were fooled.
+
+        The radii (n,) of the stage are those of place `at` in the run.
+        """
         fooled, invalid = (table[name].to_numpy(zero_copy_only=False) for name in ("fooled", "invalid"))
         self.forwards[rows] += table["forwards"].to_numpy()
         self.backwards[rows] += table["backwards"].to_numpy()
@@ -80,6 +106,7 @@ class ShardRecords:
         else:  # broken at the radius where an earlier attack had no queries left
             self.exhausted_eps[broken[self.exhausted_eps[broken] >= radii[broken]]] = np.nan
         self.status[broken], self.attack[broken], self.eps[broken] = "fooled", attack, radii[broken]
+        self.broken_at[broken] = at
         self.prediction[broken] = values(table, "adversarial_prediction")[fooled]
         self.confidence[broken] = values(table, "adversarial_confidence")[fooled]
         return fooled
@@ -130,6 +157,7 @@ class ShardRecords:
                 **found,
                 "overflow_eps": pa.array(self.overflow_eps, mask=np.isnan(self.overflow_eps)),
                 "exhausted_eps": pa.array(self.exhausted_eps, mask=np.isnan(self.exhausted_eps)),
+                **self.proofs.columns(self.status),
                 "forwards": self.forwards,
                 "backwards": self.backwards,
             }

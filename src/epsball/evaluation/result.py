@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,21 @@ import numpy as np
 import pyarrow as pa
 
 from epsball.common.errors import BadInput
-from epsball.common.intervals import wilson
 from epsball.data.bad_row import BadRow, are_many, counted_bad_rows
 from epsball.diagnosis.binarization_record import BinarizationTest
 from epsball.diagnosis.diagnosis_record import Diagnosis
 from epsball.diagnosis.setup_record import Setup
 from epsball.evaluation import run_directory
-from epsball.evaluation.convergence_record import Convergence, budget_sentence
-from epsball.evaluation.run_tables import STATUSES, Status, check_records, number_of_shards
+from epsball.evaluation.convergence_record import Convergence
+from epsball.evaluation.figures import Figures
+from epsball.evaluation.run_tables import STATUSES, check_records, number_of_shards
 from epsball.evaluation.stage_record import Stage
 from epsball.evaluation.stage_tables import StageTables, bad_rows, records_file
 from epsball.evaluation.stored_points import StoredPoints
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(Figures):
     """The result of an evaluation: one record per example, and what each stage found and cost.
 
     `records` is a table with one row per example, by id: `id, label, target` (null: none), `clean_prediction,
@@ -37,16 +36,17 @@ class Evaluation:
     `distance` in the ball's norm, `linf, l2, l1, l0`; `overflow_eps` is the first radius at which an attack met logits
     that are not finite, from which on the example does not count as robust; `exhausted_eps` the smallest radius from
     which on its queries ran out (0 in a minimum-norm run); `forwards, backwards` are the forward and
-    backward passes of the attacks on it. The adversarial examples are `stored` with the stages: `points` and
-    `originals` read them. `bad` are the rows of the data that could not be used, which have no record.
-    `binarization_test` says whether the attacks are strong enough for this model, if it was run; `diagnosis` holds the
-    reliability checks, None where none were made, and `setup` what was understood of the arguments before the attacks.
-    `convergence` says, of a result that rests on queries alone, whether twice as many break more. Of a run that is not
-    finished, `shards_missing` shards are not in it, as `unfinished` says.
+    backward passes of the attacks on it. In a run that certifies `certified` says whether the example is proved robust
+    at the largest radius, and `certified_as_run` whether also for the network as it rounds; `certified_eps` is the
+    largest radius of a proof, `certified_margin` (a lower bound of the smallest margin) and `certified_method` are of
+    that proof; `undecided` says why an example that was not broken has none at the largest radius. The adversarial
+    examples are `stored` with the stages: `points` and `originals` read them. `bad` are the rows of the data that could
+    not be used, which have no record. `binarization_test` says whether the attacks are strong enough for this model, if
+    it was run; `diagnosis` holds the reliability checks, None where none were made, and `setup` what was understood of
+    the arguments before the attacks. `convergence` says, of a result that rests on queries alone, whether twice as many
+    break more. Of a run that is not finished, `shards_missing` shards are not in it, as `unfinished` says.
     """
 
-    config: dict[str, Any]
-    records: pa.Table
     stored: StoredPoints = field(compare=False)
     stages: tuple[Stage, ...]
     probes: int
@@ -57,14 +57,13 @@ class Evaluation:
     convergence: Convergence | None = None
     shards_missing: int = 0
 
-    def __len__(self) -> int:
-        return self.records.num_rows
-
     def __repr__(self) -> str:
         """The result in a few lines, and what speaks against it."""
         low, high = (f"{100 * end:.1f}" for end in self.interval)
         accuracies = f"clean accuracy {self.clean_accuracy:.2%}, robust accuracy {self.robust_accuracy:.2%}"
         first = f"Evaluation of {len(self):,} examples: {accuracies} (95% interval {low}-{high}%)"
+        if self.certifies:
+            first += f", certified accuracy {self.certified_accuracy:.2%}, {self.undecided:,} undecided"
         missing = [] if self.unfinished is None else [f"Not finished: {self.unfinished}"]
         return "\n".join([*missing, first, self.reliability, *self.doubts])
 
@@ -78,116 +77,6 @@ class Evaluation:
             f"{len(self):,} of {self.config['data']['n']:,} examples: no random sample where the data are in an order, "
             "as by class."
         )
-
-    def count(self, status: Status) -> int:
-        """How many examples ended so."""
-        return int((self.records["status"].to_numpy(zero_copy_only=False) == status).sum())
-
-    @property
-    def clean_accuracy(self) -> float:
-        """The share of examples that are classified correctly before any attack."""
-        labels = self.records["label"].to_numpy()
-        clean = self.records["clean_prediction"].to_numpy(zero_copy_only=False)  # not a number where there was none
-        return float((labels == clean).mean()) if len(self) else math.nan
-
-    @property
-    def robust_accuracy(self) -> float:
-        """The share of examples that are classified correctly under every attack, at the largest radius.
-
-        With a target: the share of those that could be driven to it and were not. Examples for which a query budget ran
-        out are not among them, nor are they broken: see `robust_accuracy_at_most`.
-        """
-        return self.curve[-1][1]
-
-    @property
-    def robust_accuracy_at_most(self) -> float:
-        """`robust_accuracy` if all examples for which a query budget ran out were robust."""
-        n = self._attacked
-        return float(self.not_broken()[-1].sum() / n) if n else math.nan
-
-    @property
-    def exhausted(self) -> int:
-        """For how many examples the query budget ran out before the attacks had ended, at some radius."""
-        status = self.records["status"].to_numpy(zero_copy_only=False)
-        return int((~np.isnan(self._exhausted_eps) | (status == "exhausted")).sum())
-
-    @property
-    def _exhausted_eps(self) -> np.ndarray:
-        """The column of that name (n,), not a number where it is null; runs of 0.2.0 have none."""
-        if "exhausted_eps" not in self.records.column_names:
-            return np.full(len(self), np.nan)
-        return self.records["exhausted_eps"].to_numpy(zero_copy_only=False).astype(float)
-
-    @property
-    def budget_sentence(self) -> str | None:
-        """What the query budget left open; None where it sufficed."""
-        between = (self.robust_accuracy, self.robust_accuracy_at_most)
-        return budget_sentence(self.config, self.exhausted, len(self), between) if self.exhausted else None
-
-    @property
-    def distances(self) -> np.ndarray:
-        """The least distance at which each example is known to be misclassified, (n,), by id.
-
-        0 for those that are misclassified without attack, infinite where nothing was found, not a number where logits
-        were not finite, queries ran out or, with a target, the example was not to be driven there. It is an upper bound
-        of the distance to the decision boundary, tight only where the run searched minimum-norm adversarial examples
-        (`min_norm`).
-        """
-        status = self.records["status"].to_numpy(zero_copy_only=False)
-        found = self.records["distance"].to_numpy(zero_copy_only=False).astype(float)
-        found[status == "misclassified"] = math.nan if self.config["target"] else 0
-        found[status == "robust"] = math.inf
-        return found  # of the exhausted, as of the invalid, nothing is known
-
-    def quantiles(self, shares: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> list[tuple[float, float]]:
-        """(share, distance): so large a share of the examples is misclassified within that distance."""
-        known = np.sort(self.distances)
-        known = known[~np.isnan(known)]
-        if not len(known):
-            return [(share, math.nan) for share in shares]
-        whole = [int(np.ceil(share * len(known))) for share in shares]
-        return [(share, float(known[at - 1]) if at else 0.0) for share, at in zip(shares, whole, strict=True)]
-
-    def accuracy_at(self, eps: float) -> float:
-        """The share of examples without a known adversarial example within `eps`: the robustness curve anywhere."""
-        n = self._attacked
-        return float((self.distances > eps).sum() / n) if n else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval (Wilson) of `robust_accuracy`, which is measured on a sample of examples."""
-        return wilson(int(self._robust()[-1].sum()), self._attacked)
-
-    @property
-    def curve(self) -> list[tuple[float | None, float]]:
-        """(radius, robust accuracy at it), smallest first. The radius is None where it differs between examples."""
-        n = self._attacked
-        shares = [float(rows.sum() / n) if n else math.nan for rows in self._robust()]
-        return list(zip(self.config["radii"], shares, strict=True))
-
-    @property
-    def _attacked(self) -> int:
-        """How many examples robust accuracy is a share of."""
-        return len(self) - (self.count("at-target") + self.count("misclassified") if self.config["target"] else 0)
-
-    def not_broken(self) -> list[np.ndarray]:
-        """The examples that are not broken at each radius of `curve`, (n,) boolean: robust or exhausted there."""
-        return self._robust(exhausted=True)
-
-    def _robust(self, *, exhausted: bool = False) -> list[np.ndarray]:
-        """The examples that are robust at each radius, (n,) boolean; also those that are `exhausted` there."""
-        status = self.records["status"].to_numpy(zero_copy_only=False)
-        radii = self.config["radii"]
-        if len(radii) == 1 and not self.config["min_norm"]:
-            return [np.isin(status, ("robust", "exhausted") if exhausted else ("robust",))]
-        # comparisons with a radius that is not there are false
-        broken, overflow = (self.records[name].to_numpy(zero_copy_only=False) for name in ("eps", "overflow_eps"))
-        out = self._exhausted_eps
-        attacked = np.isin(status, ("robust", "fooled", "exhausted"))
-        if not self.config["min_norm"]:  # there the radius is infinite
-            attacked |= ~np.isnan(overflow)
-        open_at = [attacked & ~(broken <= eps) & ~(overflow <= eps) for eps in radii]
-        return open_at if exhausted else [rows & ~(out <= eps) for rows, eps in zip(open_at, radii, strict=True)]
 
     @property
     def cost(self) -> dict[str, int]:
@@ -305,10 +194,17 @@ class Evaluation:
             "robust_accuracy": self.robust_accuracy,
             "robust_accuracy_at_most": self.robust_accuracy_at_most,
             "interval": list(self.interval),
+            "certified_accuracy": self.certified_accuracy,
+            "certified_interval": list(self.certified_interval),
+            "undecided": self.undecided if self.certifies else None,
+            "undecided_interval": list(self.undecided_interval),
             "distances": [{"share": share, "distance": at} for share, at in self.quantiles()]
             if self.config["min_norm"]
             else None,
-            "curve": [{"eps": eps, "robust_accuracy": accuracy} for eps, accuracy in self.curve],
+            "curve": [
+                {"eps": eps, "robust_accuracy": accuracy, "certified_accuracy": certified}
+                for (eps, accuracy), (_, certified) in zip(self.curve, self.certified_curve, strict=True)
+            ],
             "status": {status: self.count(status) for status in STATUSES},
             "stages": [stage.to_record() for stage in self.stages],
             "queries": self.queries,

@@ -21,7 +21,14 @@ STAGE |= {"queries": WHOLE, "crc32": pa.uint32(), "x_adv": None, "x": None}
 RECORDS: Columns = {"id": WHOLE, "label": WHOLE, "target": WHOLE, "clean_prediction": WHOLE, "clean_confidence": REAL}
 RECORDS |= {"status": TEXT, "attack": TEXT, "eps": REAL, **ANSWER, "distance": None, "overflow_eps": REAL}
 RECORDS |= {"exhausted_eps": REAL, **COST}
+PROVED: Columns = {"certified": TRUTH, "certified_as_run": TRUTH, "certified_eps": REAL, "certified_margin": REAL}
+PROVED |= {"certified_method": TEXT, "undecided": TEXT}
+"""Columns of the records that are null where a run does not certify; runs of 0.2.0 have none of them."""
+CERTIFY: Columns = {"id": WHOLE, "verified": TRUTH, "margin": REAL, "method": TEXT, "seconds": REAL, "reason": TEXT}
+CERTIFY |= {"as_run": TRUTH, "rivals": None, "certificate": pa.binary(), "crc32": pa.uint32(), "x": None}
+"""Columns of a stage that certifies."""
 NEVER_NULL = {"id", "label", "prediction", "valid", "fooled", "invalid", "exhausted", "queries", "status", *COST}
+NEVER_NULL |= {"verified", "margin", "as_run", "rivals"}
 
 Rules = dict[str, Callable[[Any], bool]]
 """Whether a value fits, by the place of an entry: "data.n"."""
@@ -49,7 +56,9 @@ def check_columns(table: pa.Table, columns: Columns) -> None:
 def check_records(table: pa.Table, config: dict[str, Any]) -> None:
     """Raise `ValueError` for records that no run writes."""
     distances = ("distance", *(config.get("norms") or ()))
-    check_columns(table, RECORDS | dict.fromkeys(distances))
+    check_columns(table, RECORDS | dict.fromkeys(distances) | (PROVED if certifies(config) else {}))
+    if certifies(config) and table["certified"].null_count:
+        raise ValueError("certified is null in a run that certifies")
     for name in distances:
         if not (pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)):
             raise ValueError(f"{name} is {table[name].type} and no number")
@@ -57,6 +66,11 @@ def check_records(table: pa.Table, config: dict[str, Any]) -> None:
         raise ValueError(f"a shard has {len(table)} rows of at most {config['shard_size']}")
     if strange := set(table["status"].unique().to_pylist()) - set(STATUSES):
         raise ValueError(f"status is {strange.pop()!r}")
+
+
+def certifies(config: Mapping[str, Any]) -> bool:
+    """Whether the run with this configuration also proves examples robust."""
+    return config.get("certify") is not None
 
 
 def number_of_shards(config: Mapping[str, Any]) -> int:
@@ -125,6 +139,7 @@ def _stage(value: Any) -> bool:
         and isinstance(value.get("minimises"), bool)
         and "within" in value
         and _number_or_none(value["within"])
+        and value.get("certifies") in (None, "bounds", "search")
     )
 
 
@@ -174,6 +189,7 @@ RULES: Rules = {
 OPTIONAL: Rules = {
     "data.class_names": lambda value: _texts(value),
     "norms": lambda value: isinstance(value, dict) and all(map(_text, value.values())),
+    "certify": lambda value: _number(value) and value >= 0,
     "protocol": lambda value: isinstance(value, list),
     "reaction": lambda value: isinstance(value, dict) and _texts(value.get("because", [])),
     "acceleration": lambda value: isinstance(value, dict),

@@ -28,13 +28,16 @@ from torch import Tensor
 
 from epsball.balls.ball import Ball
 from epsball.balls.registry import distances
+from epsball.certify.certifier import Certifier
 from epsball.common.errors import BadInput
 from epsball.data.bad_row import BadRow
 from epsball.diagnosis.sample import everywhere
 from epsball.engine.batches import forward_rows
-from epsball.engine.stages import PlannedStage
+from epsball.engine.stages import Planned, PlannedCertificate
 from epsball.evaluation import run_directory
 from epsball.evaluation.attack_stage import AttackStage, answers_of, label
+from epsball.evaluation.certify_stage import CertifyStage
+from epsball.evaluation.counts import Counts
 from epsball.evaluation.plan import EvaluationPlan, numbers
 from epsball.evaluation.point_storage import checksums
 from epsball.evaluation.records import ShardRecords
@@ -46,23 +49,25 @@ from epsball.problem.task import Task
 PROBED = 32
 """Examples that are shown to the model twice: is it deterministic?"""
 
-OnStage = Callable[[str, int], None]
-"""Called with a stage's label and the number of examples that are robust so far."""
+OnStage = Callable[[str, Counts], None]
+"""Called with a stage's label and how many examples are broken, robust and proved at its radius so far."""
 
 
 @dataclass(eq=False)
 class Shard:
-    """One shard: its examples, the objectives of the plan's stages, and where its tables are kept.
+    """One shard: its examples, the objectives of the plan's attacks by stage, and where its tables are kept.
 
-    `bad` are the rows of the shard that cannot be used, and are not in its task.
+    `bad` are the rows of the shard that cannot be used, and are not in its task. The `certifier` is there where the run
+    certifies.
     """
 
     plan: EvaluationPlan
     number: int
     task: Task
     bad: tuple[BadRow, ...]
-    objectives: list[Objective]
+    objectives: dict[str, Objective]
     tables: StageTables
+    certifier: Certifier | None = None
 
     def run(self, on_stage: OnStage) -> pa.Table:
         """Run the stages that are not kept yet; the shard's records."""
@@ -77,31 +82,59 @@ class Shard:
             labels,
             target,
             (clean["prediction"].to_numpy(), clean["valid"].to_numpy(zero_copy_only=False)),
-            min_norm=self.plan.min_norm,
-            norms=self.plan.record["norms"],
+            self.plan.record,
         )
         best_margin = np.full(len(self.task.x), -np.inf)
         names, radius, spent = ["clean"], math.nan, np.zeros(len(self.task.x), dtype=np.int64)
         stages = self.plan.stages if len(self.task.x) else ()  # none of its rows could be used
-        for stage, objective in zip(stages, self.objectives, strict=False):
+        for stage in stages:
             if stage.eps != radius:  # a query budget is one for each radius
                 radius, spent = stage.eps, np.zeros_like(spent)
-            ball, radii = self.ball(stage, records.known), self.radii(stage, records.known)
-            rows = records.rows_to_attack(stage.minimises or stage.within is not None, radii)
-            on_stage(label(stage), int((records.status == "robust").sum()))
+                if self.plan.settings.certifies:  # the radius before may be a larger one
+                    best_margin[:] = -np.inf
+            at, radii = records.place(stage.eps), self.radii(stage, records.known)
+            on_stage(label(stage), records.counts(at))
+            if isinstance(stage, PlannedCertificate):
+                rows = records.rows_to_certify(at)
+            else:
+                rows = records.rows_to_attack(stage.minimises or stage.within is not None, radii, at)
             if not len(rows):
                 continue
             names.append(stage.name)
-            task = replace(self.task, ball=ball).rows(torch.from_numpy(rows).to(self.task.x.device))
-            attack = AttackStage(self.plan, stage, objective, task, records.known[rows], spent[rows])
-            run = partial(attack.run, _robust(attack, on_stage))
+            ball = self.ball(stage, records.known)
+            task = replace(self.task, ball=ball, rivals=self.rivals(records, at))
+            task = task.rows(torch.from_numpy(rows).to(self.task.x.device))
+            tell = partial(on_stage, label(stage))
+            if isinstance(stage, PlannedCertificate):
+                table = self.certified(stage, task, tell, records.counts(at))
+                records.proofs.add(table, rows, at, radii)
+                records.proofs.add_rivals(table, rows, at)
+                continue
+            attack = AttackStage(self.plan, stage, self.objectives[stage.name], task, records.known[rows], spent[rows])
+            run = partial(attack.run, _with_broken(records.counts(at), tell))
             table = self.tables.kept(self.number, stage.name, run)
             spent[rows] += table["queries"].to_numpy()
             self.keep_warm_starts(rows, table, best_margin)
-            broken = rows[records.add_stage(table, rows, stage.label, radii)]
+            broken = rows[records.add_stage(table, rows, stage.label, radii, at)]
             self.measure(broken, table, ball, records)
         records.finish()
         return run_directory.with_notes(records.table(clean["confidence"]), {"stages": names})
+
+    def certified(
+        self, stage: PlannedCertificate, task: Task, tell: Callable[[Counts], None], so_far: Counts
+    ) -> pa.Table:
+        """The table of a stage that certifies the rows of `task`, as it is kept, or made now."""
+        assert self.certifier is not None, "the run certifies"
+        bounds = self.tables.stage(self.number, stage.bounds) if stage.bounds else None
+        certify = CertifyStage(self.plan, stage, self.certifier, task, bounds)
+        return self.tables.kept(
+            self.number, stage.name, lambda: certify.run(lambda proved: tell(so_far + Counts(proved=proved)))
+        )
+
+    def rivals(self, records: ShardRecords, at: int) -> Tensor | None:
+        """The classes that are not proved out of reach at the radius of place `at`, (n, classes)."""
+        rivals = records.proofs.rivals(at)
+        return None if rivals is None else torch.from_numpy(rivals).to(self.task.x.device)
 
     def clean(self) -> pa.Table:
         """The predictions without attack; a few are made twice: is the model deterministic?"""
@@ -159,7 +192,7 @@ class Shard:
         best_margin[rows[better]] = margin[better]
         self.task = replace(self.task, warm_start=start)
 
-    def ball(self, stage: PlannedStage, known: np.ndarray) -> Ball:
+    def ball(self, stage: Planned, known: np.ndarray) -> Ball:
         """The bound ball of a stage; `known` (n,) are the distances at which examples are known to be fooled."""
         if stage.within is not None:
             eps = torch.from_numpy(stage.within * known).to(self.task.x)
@@ -169,7 +202,7 @@ class Shard:
             return self.task.ball
         return self.task.ball.with_eps(stage.eps).bind(self.task.x)
 
-    def radii(self, stage: PlannedStage, known: np.ndarray) -> np.ndarray:
+    def radii(self, stage: Planned, known: np.ndarray) -> np.ndarray:
         """The radius of each row at a stage; not a number where it is one per feature."""
         if stage.within is not None:
             return stage.within * known
@@ -193,7 +226,6 @@ def check_same_rows(task: Task, clean: pa.Table, shard: int) -> None:
         )
 
 
-def _robust(attack: AttackStage, on_stage: OnStage) -> Callable[[int], None]:
-    """Report after every step of the queue how many of the attacked examples are robust so far."""
-    open_rows = int(np.isinf(attack.known).sum())
-    return lambda broken: on_stage(label(attack.stage), max(open_rows - broken, 0))
+def _with_broken(so_far: Counts, tell: Callable[[Counts], None]) -> Callable[[int], None]:
+    """Report after every step of the queue how many examples it has broken beside those before."""
+    return lambda broken: tell(so_far + Counts(robust=-min(broken, so_far.undecided), broken=broken))

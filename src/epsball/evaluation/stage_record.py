@@ -11,6 +11,9 @@ from epsball.common.record import Record
 class Stage(Record):
     """One attack at one radius over all shards: the examples it `attacked` and `fooled`, and what that cost.
 
+    Or, in a run that certifies, one certification, whose name is in `attack`: the examples that it worked on
+    (`attacked`), and how many of them it `certified`.
+
     Costs are in rows: `forwards` and `backwards` the forward and backward passes that the records name, `speculative_*`
     those of jobs that another job made needless, `padding_*` those of rows that only filled a batch, `verification` the
     forward passes that verified what is stored; `unconfirmed` successes were not reproduced there and do not count. For
@@ -24,6 +27,7 @@ class Stage(Record):
     fooled: int
     unconfirmed: int = 0
     exhausted: int = 0
+    certified: int = 0
     queries: int = 0
     forwards: int = 0
     backwards: int = 0

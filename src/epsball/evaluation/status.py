@@ -17,13 +17,12 @@ import pyarrow as pa
 from epsball.common.errors import BadInput
 from epsball.common.record import Record
 from epsball.data.bad_row import BadRow
-from epsball.evaluation.result import Evaluation
+from epsball.evaluation.figures import Figures
 from epsball.evaluation.run_directory import notes, read_config, read_notes
 from epsball.evaluation.run_lock import LockHolder, holder_of
 from epsball.evaluation.run_tables import check_records, number_of_shards
 from epsball.evaluation.stage_record import Stage
 from epsball.evaluation.stage_tables import StageTables, bad_rows, records_file, stage_file
-from epsball.evaluation.stored_points import StoredPoints
 
 State = Literal["running", "unfinished", "finished"]
 TIMED = 20
@@ -44,6 +43,7 @@ class SoFar(Record):
     """The result on the finished shards alone, `n` examples; `interval` is the 95 % one of `robust_accuracy`.
 
     `median_distance` takes the place of the robust accuracy in a run that searches minimum-norm adversarial examples.
+    In a run that certifies, `certified_accuracy` is the lower end, and `undecided` examples are between the ends.
     The shards are no random sample where the data are in an order, as by class.
     """
 
@@ -52,6 +52,8 @@ class SoFar(Record):
     robust_accuracy: float
     interval: tuple[float, float]
     median_distance: float | None = None
+    certified_accuracy: float | None = None
+    undecided: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,10 @@ def _so_far(config: dict[str, Any], records: list[pa.Table]) -> SoFar | None:
     if not any(map(len, records)):
         return None
     table = pa.concat_tables([part.replace_schema_metadata() for part in records])
-    found = Evaluation(config, table, StoredPoints(config, StageTables()), (), 0)
+    found = Figures(config, table)
     median = found.quantiles((0.5,))[0][1] if config["min_norm"] else None
-    return SoFar(len(found), found.clean_accuracy, found.robust_accuracy, found.interval, median)
+    certified = (found.certified_accuracy, found.undecided) if found.certifies else (None, None)
+    return SoFar(len(found), found.clean_accuracy, found.robust_accuracy, found.interval, median, *certified)
 
 
 def _rate(

@@ -22,11 +22,9 @@ from epsball.common.errors import BadInput
 from epsball.common.record import Record
 from epsball.data.examples import Examples
 from epsball.evaluation.differences import Difference
+from epsball.evaluation.figures import Figures
 from epsball.evaluation.point_storage import Storage
-from epsball.evaluation.result import Evaluation
 from epsball.evaluation.run_directory import read_config
-from epsball.evaluation.stage_tables import StageTables
-from epsball.evaluation.stored_points import StoredPoints
 from epsball.evaluation.stored_run import StoredRun
 from epsball.evaluation.verify_shard import VerifiedShard, verified_shard
 from epsball.models.given import as_model
@@ -44,7 +42,9 @@ class Verification(Record):
     ball and the model misclassifies it. `clean_checked` clean predictions were made anew: those of the fooled, from the
     examples stored beside them, or, with the data (`with_data`), all. The accuracies are those found, at the largest
     radius. `eot` model calls were averaged; where it is more than 1 the model is stochastic, and predictions near the
-    decision boundary need not repeat. `differences` are sorted by id, those of the whole run first.
+    decision boundary need not repeat. The run counts `certified` examples as proved robust, at some radius, and
+    `recertified` certificates were evaluated anew and prove it; None where it certified none. `differences` are sorted
+    by id, those of the whole run first.
     """
 
     derived = ("agrees",)
@@ -58,6 +58,9 @@ class Verification(Record):
     robust_accuracy: float
     eot: int
     differences: tuple[Difference, ...]
+    certified: int | None = None
+    recertified: int | None = None
+    certified_accuracy: float | None = None
 
     @property
     def agrees(self) -> bool:
@@ -117,13 +120,7 @@ def _verification(run: StoredRun, shards: list[VerifiedShard]) -> Verification:
     """The counts and accuracies of the whole run, and all differences by id."""
     add, config = run.differences.add, run.config
     stored, confirmed = (
-        Evaluation(
-            config,
-            pa.concat_tables([part.replace_schema_metadata() for part in parts]),
-            StoredPoints(config, StageTables()),
-            (),
-            0,
-        )
+        Figures(config, pa.concat_tables([part.replace_schema_metadata() for part in parts]))
         for parts in ([shard.stored for shard in shards], [shard.confirmed_records() for shard in shards])
     )
     _check_fingerprints(run, stored.records)
@@ -131,6 +128,9 @@ def _verification(run: StoredRun, shards: list[VerifiedShard]) -> Verification:
     add(None, "accuracy", f"clean {stored.clean_accuracy}", f"clean {confirmed.clean_accuracy}")
     for (eps, accuracy), (_, again) in zip(stored.curve, confirmed.curve, strict=True):
         add(None, "accuracy", f"robust at {eps}: {accuracy}", f"robust at {eps}: {again}")
+    if stored.certifies:
+        for (eps, accuracy), (_, again) in zip(stored.certified_curve, confirmed.certified_curve, strict=True):
+            add(None, "accuracy", f"certified at {eps}: {accuracy}", f"certified at {eps}: {again}")
     return Verification(
         n=len(stored),
         fooled=stored.count("fooled"),
@@ -139,6 +139,9 @@ def _verification(run: StoredRun, shards: list[VerifiedShard]) -> Verification:
         with_data=run.data is not None,
         clean_accuracy=confirmed.clean_accuracy,
         robust_accuracy=confirmed.robust_accuracy,
+        certified=sum(shard.certified for shard in shards) if stored.certifies else None,
+        recertified=sum(int(shard.proved.sum()) for shard in shards) if stored.certifies else None,
+        certified_accuracy=confirmed.certified_accuracy if stored.certifies else None,
         eot=config["eot"],
         differences=run.differences.sorted(),
     )

@@ -19,8 +19,9 @@ from epsball.evaluation.differences import records_columns
 from epsball.evaluation.plan import numbers
 from epsball.evaluation.point_storage import checksums
 from epsball.evaluation.records import ShardRecords, values
-from epsball.evaluation.run_tables import CLEAN, stage_columns
-from epsball.evaluation.stage_tables import bad_rows
+from epsball.evaluation.run_tables import CERTIFY, CLEAN, certifies, stage_columns
+from epsball.evaluation.stage_tables import bad_rows, stage_file
+from epsball.evaluation.stored_certificates import rechecked
 from epsball.evaluation.stored_run import StoredRun, confidence_of
 from epsball.problem.objective import prediction
 from epsball.problem.task import AWAY, Task
@@ -29,6 +30,9 @@ CONFIDENCE = 1e-4
 """Confidences may differ by so much: between machines the last bits of logits do."""
 DISTANCE = 1e-9
 """Distances may differ by so much of themselves: sums in double precision, in whatever order."""
+
+MARGIN = 1e-6
+"""Margins may differ by so much, of themselves or at all: sums in double precision, in whatever order."""
 
 WHAT = {
     "status": "status",
@@ -42,16 +46,24 @@ WHAT = {
     "backwards": "model calls",
     "clean_prediction": "clean prediction",
 }
-"""What a difference in a column of the records is called."""
+PROOFS = {
+    "certified": "certified",
+    "certified_as_run": "certified as run",
+    "certified_eps": "certified",
+    "certified_margin": "margin",
+    "certified_method": "certified",
+    "undecided": "undecided",
+}
+"""What a difference in a column of the records is called; the second those that a run has that certifies."""
 
 
 class VerifiedShard:
     """A shard whose `stored` records are compared with those that follow from its stages.
 
-    `expected` are these; `confirmed` says which of its successes were reproduced, `clean_found` are the clean
-    predictions made anew (-1 where logits are not finite), `clean_checked` how many those are; `of_data` (n, *shape)
-    the examples as the data at hand have them, not a number where they have none; `places` their numbers in the whole
-    run.
+    `expected` are these; `confirmed` says which of its successes were reproduced, `proved` which of its certificates,
+    `clean_found` are the clean predictions made anew (-1 where logits are not finite), `clean_checked` how many those
+    are; `of_data` (n, *shape) the examples as the data at hand have them, not a number where they have none; `places`
+    their numbers in the whole run.
     """
 
     def __init__(self, run: StoredRun, number: int, start: int, stored: pa.Table, clean: pa.Table | None) -> None:
@@ -72,14 +84,19 @@ class VerifiedShard:
             stored["label"].to_numpy(),
             stored["target"].fill_null(AWAY).to_numpy(),
             (self.clean_prediction, self.valid),
-            min_norm=run.config["min_norm"],
-            norms=run.norms,
+            run.config,
         )
         self.ids = self.expected.ids
         self.confirmed = np.zeros(len(stored), dtype=bool)
+        self.proved = np.zeros(len(stored), dtype=bool)
         self.clean_found = np.where(self.valid, self.clean_prediction, -1)
         self.of_data: np.ndarray | None = None
         self.clean_checked = 0
+
+    @property
+    def certified(self) -> int:
+        """How many examples the shard's records count as proved robust, at some radius."""
+        return int((self.expected.proofs.at >= 0).sum())
 
     def verify(self) -> None:
         """Check every stage in its order, then the records."""
@@ -87,14 +104,20 @@ class VerifiedShard:
             self.check_data()
         names = ["clean"]
         for stage in self.run.config["stages"]:
-            radii = self.run.radii(stage, self.places, self.expected.known)
-            rows = self.expected.rows_to_attack(stage["minimises"] or stage["within"] is not None, radii)
+            at, radii = self.expected.place(stage["eps"]), self.run.radii(stage, self.places, self.expected.known)
+            proves = stage.get("certifies") is not None
+            if proves:
+                rows = self.expected.rows_to_certify(at)
+            else:
+                rows = self.expected.rows_to_attack(stage["minimises"] or stage["within"] is not None, radii, at)
             if not len(rows):
                 continue
             names.append(stage["name"])
-            path = self.run.path / "stages" / f"{self.number:05d}-{stage['name']}.parquet"
-            table = self.run.read(path, stage_columns(self.expected.min_norm))
-            if table is None:
+            path = stage_file(self.run.path, self.number, stage["name"])
+            table = self.run.read(path, CERTIFY if proves else stage_columns(self.expected.min_norm))
+            if proves:
+                self.check_certificates(stage, rows, radii, table, path.name)
+            elif table is None:
                 self.accept_unread(stage, rows, radii, path.name)
             else:
                 self.check_stage(stage, rows, radii, table, path.name)
@@ -151,6 +174,7 @@ class VerifiedShard:
             fooled = fooled[(eps == radii)[fooled] | np.isnan(radii[fooled])]
         self.differences.missing(self.ids[fooled], f"fooled by {stage['attack']}", f"nothing to read in {name}")
         expected.status[fooled], expected.attack[fooled], expected.eps[fooled] = "fooled", stage["attack"], eps[fooled]
+        expected.broken_at[fooled] = expected.place(stage["eps"])
         expected.known[fooled], self.confirmed[fooled] = values(stored, "distance")[fooled], False
         for distance in expected.distances.values():
             distance[fooled] = np.nan
@@ -164,7 +188,7 @@ class VerifiedShard:
         paired, places = differences.paired(name, table["id"].to_numpy(), self.ids[rows])
         table, rows = table.take(pa.array(paired)), rows[places]
         before = expected.known.copy()
-        fooled = expected.add_stage(table, rows, stage["attack"], radii)
+        fooled = expected.add_stage(table, rows, stage["attack"], radii, expected.place(stage["eps"]))
         if expected.min_norm:
             broken = rows[fooled]
             nearer = expected.known[broken] < before[broken]
@@ -178,9 +202,54 @@ class VerifiedShard:
         if readable.any():
             self.check_points(stage, rows[readable], table.filter(pa.array(readable)), points)
 
-    def points(self, table: pa.Table, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def check_certificates(
+        self, stage: dict[str, Any], rows: np.ndarray, radii: np.ndarray, table: pa.Table | None, name: str
+    ) -> None:
+        """One certification at one radius: its summary, and each of its certificates, evaluated anew."""
+        proofs, at, differences = self.expected.proofs, self.expected.place(stage["eps"]), self.differences
+        if table is None:  # what the records say to be proved there is taken over, and not confirmed
+            proved = values(self.stored, "certified_eps") == radii
+            proved |= np.isnan(radii) & (values(self.stored, "certified") == np.True_)
+            proofs.accept(rows[proved[rows]], at, radii)
+            return
+        verified = values(table, "verified")
+        configured = {part: stage[part] for part in ("name", "attack", "eps")}
+        summary = run_directory.notes(table).get("stage", {})
+        for part, value in (configured | {"attacked": len(rows), "certified": int(verified.sum())}).items():
+            differences.add(None, "count", f"{name}, {part}: {summary.get(part)}", f"{name}, {part}: {value}")
+        paired, places = differences.paired(name, table["id"].to_numpy(), self.ids[rows])
+        table, rows = table.take(pa.array(paired)), rows[places]
+        proofs.add(table, rows, at, radii)
+        verified = values(table, "verified")
+        ids, kept = self.ids[rows], table["certificate"].is_valid().to_numpy()
+        differences.compare(ids, "certified", verified, kept)
+        there = kept & table["x"].is_valid().to_numpy() & table["crc32"].is_valid().to_numpy()
+        differences.missing(ids[kept & ~there], "certified", f"no example in {name}")
+        table, rows = table.filter(pa.array(there)), rows[there]
+        readable, points = self.points(table, name, ("x",))
+        if readable.any():
+            self.recheck(stage, rows[readable], table.filter(pa.array(readable)), points["x"])
+
+    def recheck(self, stage: dict[str, Any], rows: np.ndarray, table: pa.Table, points: np.ndarray) -> None:
+        """Evaluate the certificates of `rows` anew, for the examples that are stored beside them."""
+        run, compare, ids = self.run, self.differences.compare, self.ids[rows]
+        compare(ids, "checksum", table["crc32"].to_numpy(), checksums(points))
+        x, ball = run.decoded(points), run.ball(stage, self.places[rows])
+        if self.crc32 is not None:
+            compare(ids, "x", self.crc32[rows], checksums(numbers(x)))
+        if ball is None:
+            return
+        compare(ids, "containment", np.full(len(rows), True), inside_box(ball, x).cpu().numpy())
+        margin, as_run = rechecked(run, self.task(rows, x, ball), table["certificate"].to_pylist(), ids)
+        compare(ids, "certified", values(table, "verified"), margin > 0)
+        compare(ids, "margin", values(table, "margin"), margin, rtol=MARGIN, atol=MARGIN)
+        compare(ids, "certified as run", values(table, "as_run"), as_run > 0)
+        self.proved[rows] = margin > 0
+
+    def points(
+        self, table: pa.Table, name: str, parts: tuple[str, ...] = ("x_adv", "x")
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Which rows hold points that can be read, (m,) boolean, and these points; each other row is a difference."""
-        parts = ("x_adv", "x")
         readable, found = np.full(len(table), False), {part: [] for part in parts}
         for row, id in enumerate(table["id"].to_pylist()):
             try:
@@ -249,7 +318,7 @@ class VerifiedShard:
     def check_records(self) -> None:
         """Compare the records with those that follow from the stages."""
         found = self.expected.table(self.stored["clean_confidence"])
-        for name, what in WHAT.items():
+        for name, what in (WHAT | (PROOFS if certifies(self.run.config) else {})).items():
             self.differences.compare(self.ids, what, values(self.stored, name), values(found, name))
         for name, distance in self.expected.distances.items():
             # a point that cannot be read is a difference already
@@ -268,6 +337,9 @@ class VerifiedShard:
             "eps": pa.array(expected.eps, mask=~fooled | np.isnan(expected.eps)),
             "clean_prediction": pa.array(self.clean_found, mask=self.clean_found < 0),
         }
+        if certifies(self.run.config):
+            proved = expected.proofs.only(self.proved).columns(status)
+            columns |= {name: proved[name] for name in ("certified", "certified_eps")}
         records = self.stored
         for name, column in columns.items():
             records = records.set_column(records.column_names.index(name), name, column)
@@ -284,7 +356,8 @@ class VerifiedShard:
 
 def verified_shard(run: StoredRun, number: int, start: int, size: int) -> VerifiedShard | None:
     """Verify a shard of so many examples; None, and differences, where its records cannot be read."""
-    stored = run.read(run.path / "records" / f"{number:05d}.parquet", records_columns(run.norms))
+    columns = records_columns(run.norms, proofs=certifies(run.config))
+    stored = run.read(run.path / "records" / f"{number:05d}.parquet", columns)
     clean = run.read(run.path / "stages" / f"{number:05d}-clean.parquet", CLEAN)
     if stored is None:
         run.differences.missing([] if clean is None else clean["id"].to_pylist(), "in the clean stage", "no record")

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from epsball.acceleration.accelerate import accelerate
 from epsball.acceleration.plan import AccelerationPlan
 from epsball.common.errors import BadInput
+from epsball.evaluation.certify_stage import certifier_of
+from epsball.evaluation.counts import Counts
 from epsball.evaluation.packing import unpacked
 from epsball.evaluation.plan import EvaluationPlan
 from epsball.evaluation.rows import Part
-from epsball.evaluation.shard import Shard
+from epsball.evaluation.shard import OnStage, Shard
 from epsball.evaluation.stage_tables import StageTables
 from epsball.models.frozen import frozen
 from epsball.problem.task import Task
@@ -64,7 +66,7 @@ _unpacked: dict[str, EvaluationPlan] = {}
 """The plan of the run that this process works for, by the run's key."""
 
 
-def run_job(key: str, packed: Callable[[], bytes], job: Job, report: Callable[[str, int], None]) -> Done:
+def run_job(key: str, packed: Callable[[], bytes], job: Job, report: OnStage) -> Done:
     """Run a shard of the run `key`, whose plan is `packed`. What it raises is in what comes back."""
     made: dict[str, pa.Table] = {}
     records, error = None, None
@@ -79,7 +81,7 @@ def run_job(key: str, packed: Callable[[], bytes], job: Job, report: Callable[[s
 
 
 def _run(
-    key: str, packed: Callable[[], bytes], job: Job, made: dict[str, pa.Table], report: Callable[[str, int], None]
+    key: str, packed: Callable[[], bytes], job: Job, made: dict[str, pa.Table], report: OnStage
 ) -> pa.Table | None:
     """The records, or None where the data are not there; the stages that are finished are put into `made`."""
     if key not in _unpacked:
@@ -97,9 +99,10 @@ def _run(
         stack.enter_context(frozen(plan.model))
         if plan.source is not None:
             stack.enter_context(frozen(plan.source))
-        objectives = [plan.objective(stage) for stage in plan.stages]
+        objectives = plan.objectives()
         try:
-            return Shard(plan, job.shard, part.task, part.bad, objectives, tables).run(_seldom(report))
+            certifier = certifier_of(plan)
+            return Shard(plan, job.shard, part.task, part.bad, objectives, tables, certifier).run(_seldom(report))
         finally:
             names = [name for name in ("clean", *(stage.name for stage in plan.stages)) if name not in job.kept]
             made.update(tables.of_shard(job.shard, names))
@@ -140,7 +143,7 @@ def _on(task: Task, device: torch.device) -> Task:
 
     ball = replace(task.ball, **{name: there(getattr(task.ball, name)) for name in task.ball.parts()})
     noise = replace(task.noise, ids=there(task.noise.ids), restart=there(task.noise.restart))
-    parts = {name: there(getattr(task, name)) for name in ("x", "y", "target", "aim", "clean", "warm_start")}
+    parts = {name: there(getattr(task, name)) for name in ("x", "y", "target", "aim", "clean", "warm_start", "rivals")}
     return replace(task, ball=ball, noise=noise, **parts)
 
 
@@ -156,14 +159,14 @@ def _accelerated(plan: EvaluationPlan, task: Task) -> EvaluationPlan:
     return replace(plan, accelerated=accelerate(model, task.x[: plan.batch_size], plan=described))
 
 
-def _seldom(report: Callable[[str, int], None]) -> Callable[[str, int], None]:
+def _seldom(report: OnStage) -> OnStage:
     """The report, at most once in `TICK` seconds."""
     last = -TICK
 
-    def tell(stage: str, robust: int) -> None:
+    def tell(stage: str, counts: Counts) -> None:
         nonlocal last
         if time.monotonic() - last >= TICK:
             last = time.monotonic()
-            report(stage, robust)
+            report(stage, counts)
 
     return tell

@@ -14,7 +14,7 @@ import logging
 import uuid
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,11 @@ import torch
 
 from epsball.common.errors import BadInput
 from epsball.evaluation.board import Board
+from epsball.evaluation.counts import Counts
 from epsball.evaluation.packing import packed
 from epsball.evaluation.plan import EvaluationPlan
 from epsball.evaluation.ray_cluster import cluster, here
+from epsball.evaluation.shard import OnStage
 from epsball.evaluation.stage_tables import StageTables
 from epsball.evaluation.worker import TICK, Done, Job, device_of, moved, run_job
 
@@ -54,11 +56,11 @@ def run_on_workers(
     tables: StageTables,
     shards: Iterable[int],
     workers: Workers,
-    report: Callable[[str, int], None],
+    report: OnStage,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Run these shards, keep their stages in `tables`, and give the records of each as it is done, in any order.
 
-    `report` is told the stage of the shard that spoke last, and the robust examples so far of all that are in work.
+    `report` is told the stage of the shard that spoke last, and the counts so far of all that are in work.
 
     Raises `BadInput` where Ray is not installed or the model cannot be sent, and, when the shards in work have ended,
     what a shard raised.
@@ -79,9 +81,7 @@ def run_on_workers(
 class Driver:
     """The driver of a run: which shard is where, and how often its worker has died."""
 
-    def __init__(
-        self, ray: Any, plan: EvaluationPlan, tables: StageTables, workers: Workers, report: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, ray: Any, plan: EvaluationPlan, tables: StageTables, workers: Workers, report: OnStage) -> None:
         self.ray, self.plan, self.tables, self.workers, self.report = ray, plan, tables, workers, report
         self.key = uuid.uuid4().hex
         self.packed = ray.put(packed(plan, on_gpu=workers.gpus_each > 0))
@@ -196,7 +196,7 @@ class Driver:
             return
         mine = [report for shard, report in reports.items() if shard in self.waiting.values()]
         if mine:
-            self.report(mine[-1][0], sum(robust for _, robust in mine))
+            self.report(mine[-1][0], sum((counts for _, counts in mine), Counts()))
 
     def close(self) -> None:
         """Stop what is in work, where Ray runs on."""

@@ -25,7 +25,8 @@ class Task:
     `x` (n, *shape) the examples, `y` (n,) their labels, `target` (n,) the class the user wants, -1 for none,
     `aim` (n,) the class that this job climbs towards, -1 where it climbs away from `y`. `clean` (n, classes) are the
     logits at `x`, None where they were not computed. `ball` is bound to `x`. `warm_start` (n, *shape) are the best
-    points that earlier attacks found, None where there were none.
+    points that earlier attacks found, None where there were none. `rivals` (n, classes) are the classes that an
+    example may still be driven to, None for all: the others are proved to be out of reach in the ball.
     """
 
     x: Float[Tensor, "n *shape"]
@@ -36,6 +37,7 @@ class Task:
     ball: Ball
     noise: Noise
     warm_start: Float[Tensor, "n *shape"] | None = None
+    rivals: Bool[Tensor, "n classes"] | None = None
 
     @cached_property
     def aimed(self) -> Bool[Tensor, " n"]:
@@ -72,6 +74,7 @@ class Task:
             ball=self.ball.rows(index),
             noise=self.noise.rows(index),
             warm_start=None if self.warm_start is None else self.warm_start[index],
+            rivals=None if self.rivals is None else self.rivals[index],
         )
 
     def with_jobs(self, restart: Int64[Tensor, " n"], aim: Int64[Tensor, " n"]) -> Task:

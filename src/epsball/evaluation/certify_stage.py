@@ -1,0 +1,177 @@
+"""The stages of a run that prove examples robust: which models they take, their work, and the stage's table.
+
+A proof is about exactly the function that is attacked, in the ball of the stage. Its certificate is kept beside the
+example it is about, so that `verify` can check it again from the files alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from epsball.certify.certifier import Certifier, Proofs
+from epsball.common.errors import BadInput
+from epsball.engine.stages import PlannedCertificate
+from epsball.evaluation import run_directory
+from epsball.evaluation.plan import EvaluationPlan, numbers
+from epsball.evaluation.point_storage import checksums
+from epsball.evaluation.stage_record import Stage
+from epsball.models.black_box import BlackBox
+from epsball.models.given import logits_in
+from epsball.problem.objective import Model, changes_prediction
+from epsball.problem.task import Task
+
+BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+"""The methods of the stage that computes bounds, cheapest first, each on what those before it left open."""
+PROBED = 32
+"""Examples that are shown to the model twice: a proof is about one function."""
+DTYPES = (torch.float32, torch.float64)
+
+
+def check_certifiable(plan: EvaluationPlan) -> None:
+    """Raise `BadInput` where a run certifies, and a proof would not be about what its attacks are asked."""
+    if not plan.settings.certifies:
+        return
+    model, x = plan.model, plan.rows.first.x
+    if isinstance(model, BlackBox):
+        raise BadInput(
+            "`certify` needs the layers of the model, and a black box shows none; randomised smoothing certifies any "
+            "model in L2: epsball.certify with method='smoothing'"
+        )
+    if plan.rows.has_target:
+        raise BadInput(
+            "`certify` must be left out with a `target`: a proof says that no other class at all is predicted; certify "
+            "in a run without the target"
+        )
+    if plan.success is not changes_prediction:
+        raise BadInput(
+            "`certify` must be left out with a `success` of your own: a proof says that the prediction does not "
+            "change, which is the default; leave `success` out"
+        )
+    if plan.eot > 1:
+        raise BadInput(
+            f"`certify` must be left out where {plan.eot} model calls are averaged, as protocols do for a stochastic "
+            "model, whose logits have no bounds; fix its random numbers, or smooth it"
+        )
+    if x.dtype not in DTYPES:
+        raise BadInput(
+            f"`certify` needs a model in float32 or float64, got {str(x.dtype).removeprefix('torch.')}, whose rounding "
+            "is as large as the margins to be proved; cast it: model.float()"
+        )
+    with plan.evaluator() as evaluator:
+        if not evaluator.check_deterministic(x[:PROBED]):
+            raise BadInput(
+                "`certify` needs a model that answers the same in every call: a proof is about one function; fix its "
+                "random numbers, or smooth it"
+            )
+    certifier_of(plan)
+
+
+def certifier_of(plan: EvaluationPlan) -> Certifier | None:
+    """What proves that predictions of the plan's model do not change; None where the run does not certify.
+
+    Raises `BadInput` that names the layer where the model has one that certificates do not cover.
+    """
+    return certifier_for(plan.model, plan.rows.first.x[:1]) if plan.settings.certifies else None
+
+
+def certifier_for(model: Model, x: Tensor) -> Certifier:
+    """The same for any model, at examples like `x`."""
+    return Certifier(model if isinstance(model, nn.Module) else lambda x: logits_in(model(x)), x)
+
+
+@dataclass(frozen=True, eq=False)
+class CertifyStage:
+    """A certification at one radius of the rows of `task`, whose ball has that radius.
+
+    `bounds` is the table of the stage that a search continues from, None for the bounds themselves.
+    """
+
+    plan: EvaluationPlan
+    stage: PlannedCertificate
+    certifier: Certifier
+    task: Task
+    bounds: pa.Table | None
+
+    def run(self, on_proved: Callable[[int], None]) -> pa.Table:
+        """The stage's table: a row per example, with the certificates and their examples.
+
+        `on_proved` is told the number of proofs so far, after each batch.
+        """
+        began = time.perf_counter()
+        parts: list[Proofs] = []
+        for rows in torch.arange(len(self.task.x)).split(self.plan.batch_size):
+            parts.append(self.prove(self.task.rows(rows.to(self.task.x.device))))
+            on_proved(sum(int(part.verified.sum()) for part in parts))
+        return self.table(joined(parts), began)
+
+    def prove(self, task: Task) -> Proofs:
+        """The proofs of some rows."""
+        seconds = self.plan.settings.search_seconds
+        if self.bounds is None:
+            return self.certifier.bounds(task, BOUNDS)
+        return self.certifier.search(task, proofs_in(self.bounds, task.noise.ids.cpu().numpy()), seconds)
+
+    def table(self, proofs: Proofs, began: float) -> pa.Table:
+        """The table of the stage, with its summary in the notes."""
+        verified = proofs.verified
+        x = self.plan.storage.keep_x(numbers(self.task.x)[verified])
+        columns: dict[str, Any] = {
+            "id": self.task.noise.ids.cpu().numpy(),
+            "verified": verified,
+            "margin": proofs.margin,
+            "method": pa.array(proofs.method, pa.string()),
+            "seconds": proofs.seconds,
+            "reason": pa.array(proofs.reason, pa.string()),
+            "as_run": proofs.as_run,
+            "rivals": run_directory.nested(proofs.rivals.astype(np.uint8), np.full(len(verified), True)),
+            "certificate": pa.array(proofs.certificates, pa.binary()),
+            "crc32": run_directory.nested(checksums(x), verified),
+            "x": run_directory.stored(x, verified),
+        }
+        summary = Stage(
+            name=self.stage.name,
+            attack=self.stage.label,
+            eps=self.stage.eps,
+            attacked=len(verified),
+            fooled=0,
+            certified=int(verified.sum()),
+            seconds=time.perf_counter() - began,
+        )
+        table = run_directory.table(columns, {"x": x.shape[1:]})
+        return run_directory.with_notes(table, {"stage": vars(summary)})
+
+
+def proofs_in(table: pa.Table, ids: np.ndarray) -> Proofs:
+    """The proofs of the examples with these ids, which are in the order of the table, out of the table of a stage."""
+    rows = table.take(pa.array(np.flatnonzero(np.isin(table["id"].to_numpy(), ids))))
+
+    def column(name: str) -> np.ndarray:
+        return rows[name].to_numpy(zero_copy_only=False)
+
+    return Proofs(
+        verified=column("verified"),
+        margin=column("margin"),
+        method=column("method"),
+        seconds=column("seconds"),
+        reason=column("reason"),
+        rivals=run_directory.points(rows["rivals"], (-1,)).astype(bool),
+        as_run=column("as_run"),
+        certificates=rows["certificate"].to_pylist(),
+    )
+
+
+def joined(parts: Sequence[Proofs]) -> Proofs:
+    """The proofs of all parts, of one row at least."""
+    arrays = [field.name for field in fields(Proofs) if field.name != "certificates"]
+    return Proofs(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
+        certificates=[one for part in parts for one in part.certificates],
+    )
