@@ -53,10 +53,12 @@ def _report(found: Comparison) -> None:
     low, high = found.difference_interval
     shares = Table(box=None, pad_edge=False, header_style="dim")
     shares.add_column(f"{found.n:,} examples")
-    for head in ("robust accuracy", "95% interval"):
+    certified = [found.certified_a, found.certified_b]
+    proved = ["" if share is None else f"{share:.2%}" for share in certified]
+    for head in ("robust accuracy", "95% interval", *["proved"] * any(proved)):
         shares.add_column(head, justify="right")
-    shares.add_row("A", f"{found.accuracy_a:.2%}", percent(found.interval_a))
-    shares.add_row("B", f"{found.accuracy_b:.2%}", percent(found.interval_b))
+    shares.add_row("A", f"{found.accuracy_a:.2%}", percent(found.interval_a), *proved[:1] * any(proved))
+    shares.add_row("B", f"{found.accuracy_b:.2%}", percent(found.interval_b), *proved[1:] * any(proved))
     shares.add_row("B - A", f"{100 * found.difference:+.2f} points", f"{100 * low:+.1f} to {100 * high:+.1f}")
     console.print(shares, "")
     pairs = Table(box=None, pad_edge=False, header_style="dim")

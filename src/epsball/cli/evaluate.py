@@ -130,7 +130,10 @@ def evaluate(
                     bar.stop()  # it is on the same screen
                     show_setup(at.setup, shown)
                     bar.start()
-                bar.update(task, description=at.stage, completed=at.done, note=f"{at.robust:,} robust")
+                note = f"{at.robust:,} robust"
+                if flags.certifies:
+                    note = f"{at.proved:,} proved, {at.broken:,} broken, {at.robust - at.proved:,} undecided"
+                bar.update(task, description=at.stage, completed=at.done, note=note)
 
             found = library_evaluate(
                 model,

@@ -13,24 +13,16 @@ from rich.padding import Padding
 from rich.table import Table
 
 from epsball.cli.common import percent
+from epsball.cli.ends_shown import APART, BAR, show_both_ends, stage_cost, stage_table
 from epsball.common.printable import printable
 from epsball.data.bad_row import counted_bad_rows
 
 if TYPE_CHECKING:
     from epsball.diagnosis.setup_record import Setup
     from epsball.evaluation.result import Evaluation
-    from epsball.evaluation.run_tables import Status
-    from epsball.evaluation.stage_record import Stage
 
 SHOWN = 5
 """Rows that could not be used whose names are shown."""
-BAR = 40
-"""Characters of a bar at 100 %."""
-APART: dict[Status, str] = {
-    "invalid": "with logits that are not finite",
-    "at-target": "at the target already",
-    "exhausted": "whose query budget ran out",
-}
 
 
 def show_setup(setup: Setup, subject: dict[str, str]) -> None:
@@ -54,6 +46,8 @@ def show_result(found: Evaluation, out: Path | None) -> None:
     config = found.config
     if config["min_norm"]:
         _show_distances(found, console)
+    elif found.certifies:
+        show_both_ends(found, console)
     else:
         _show_accuracy(found, console)
     unconfirmed = sum(stage.unconfirmed for stage in found.stages)
@@ -72,7 +66,8 @@ def show_result(found: Evaluation, out: Path | None) -> None:
         console.print(f"[dim]Predictions are the mean of {config['eot']} model calls.[/]")
     more = "nearer adversarial examples" if config["min_norm"] else "more"
     bound = "A transfer: attacks that see the model itself" if config["source"] else "An upper bound: a stronger attack"
-    console.print(f"[dim]{bound} may find {more}.[/]")
+    if not found.certifies:
+        console.print(f"[dim]{bound} may find {more}.[/]")
     if found.budget_sentence is not None:
         console.print(f"[yellow]{found.budget_sentence}.[/]")
     if found.convergence is not None:
@@ -106,22 +101,9 @@ def _show_reliability(found: Evaluation, console: Console) -> None:
         console.print(f"[yellow]{escape(found.reliability)}[/]")
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("attack", overflow="fold", min_width=12)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    return table
-
-
-def _cost(stage: Stage) -> tuple[str, str]:
-    """Model calls (a forward, with its backward where there is one) per attacked example, and seconds."""
-    return f"{(stage.backwards or stage.forwards) / max(stage.attacked, 1):.1f}", f"{stage.seconds:.2f}"
-
-
 def _show_accuracy(found: Evaluation, console: Console) -> None:
     """The stages, the curve where there is one, and the robust accuracy."""
-    table = _table("eps", "attacked", "broken", "robust", "model calls/example", "seconds")
+    table = stage_table("eps", "attacked", "broken", "robust", "model calls/example", "seconds")
     clean, *attacks = found.stages
     attacked = robust = found.count("robust") + found.count("fooled") + found.count("exhausted")
     correct = round(found.clean_accuracy * len(found))
@@ -129,7 +111,7 @@ def _show_accuracy(found: Evaluation, console: Console) -> None:
     for stage in attacks:
         robust -= stage.fooled
         eps = "" if stage.eps is None else f"{stage.eps:.4g}"
-        table.add_row(stage.attack, eps, f"{stage.attacked:,}", f"{stage.fooled:,}", f"{robust:,}", *_cost(stage))
+        table.add_row(stage.attack, eps, f"{stage.attacked:,}", f"{stage.fooled:,}", f"{robust:,}", *stage_cost(stage))
     console.print(table, "")
     if len(found.curve) > 1:
         for eps, accuracy in found.curve:
@@ -151,7 +133,7 @@ def _show_accuracy(found: Evaluation, console: Console) -> None:
 def _show_distances(found: Evaluation, console: Console) -> None:
     """The stages of a run with --min-norm, the quantiles of its distances, and what attacks of one radius added."""
     planned = {stage["name"]: stage for stage in found.config["stages"]}
-    table = _table("within", "attacked", "nearer", "model calls/example", "seconds")
+    table = stage_table("within", "attacked", "nearer", "model calls/example", "seconds")
     clean, *attacks = found.stages
     table.add_row("none", "", "", "", "1.0", f"{clean.seconds:.2f}")
     attacked, improved = 0, 0
@@ -160,7 +142,7 @@ def _show_distances(found: Evaluation, console: Console) -> None:
         within = "" if plan["minimises"] else f"{plan['within']:.0%}" if plan["within"] else f"{stage.eps:.4g}"
         if not plan["minimises"]:
             attacked, improved = attacked + stage.attacked, improved + stage.fooled
-        table.add_row(stage.attack, within, f"{stage.attacked:,}", f"{stage.fooled:,}", *_cost(stage))
+        table.add_row(stage.attack, within, f"{stage.attacked:,}", f"{stage.fooled:,}", *stage_cost(stage))
     console.print(table, "")
     what = "misclassified" if found.config["target"] is None else "at the target"
     for share, distance in found.quantiles():

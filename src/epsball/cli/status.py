@@ -123,6 +123,9 @@ def _result(found: RunStatus) -> str:
         result = f"robust accuracy{far} {so_far.robust_accuracy:.2%}[/] (95% interval {percent(so_far.interval)})"
     else:
         result = f"median distance{far} {so_far.median_distance:.4g}[/]"
+    if so_far.certified_accuracy is not None:
+        result = f"robust accuracy{far} {so_far.certified_accuracy:.2%} to {so_far.robust_accuracy:.2%}[/]"
+        result += f" ({so_far.undecided:,} undecided)"
     text = f"[bold]{result}, clean accuracy {so_far.clean_accuracy:.2%}, on {so_far.n:,} examples"
     order = "The finished shards are no random sample where the data are in an order, as by class."
     return text if found.finished else f"{text}\n[dim]{order}[/]"

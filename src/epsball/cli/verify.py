@@ -174,10 +174,16 @@ def _report(found: Verification, run: str, origin: str, data: str | None) -> Non
     if data is not None:
         console.print(f"[dim]data[/]   {escape(data)}", soft_wrap=True)
     whose = "all" if found.with_data else "the fooled"
+    proofs, ends = "", f"robust accuracy {found.robust_accuracy:.2%}"
+    if found.certified is not None:
+        ends = f"robust accuracy {found.certified_accuracy:.2%} to {found.robust_accuracy:.2%}"
+        proofs = (
+            f"{found.recertified:,} of {found.certified:,} certificates evaluated anew, and they prove their examples\n"
+        )
     console.print(
         f"\n{found.n:,} examples; {found.confirmed:,} of {found.fooled:,} successes reproduced, inside the ball\n"
-        f"{found.clean_checked:,} clean predictions made anew ({whose})\n"
-        f"robust accuracy {found.robust_accuracy:.2%}, clean accuracy {found.clean_accuracy:.2%}"
+        f"{found.clean_checked:,} clean predictions made anew ({whose})\n{proofs}"
+        f"{ends}, clean accuracy {found.clean_accuracy:.2%}"
     )
     if found.eot > 1:
         console.print(

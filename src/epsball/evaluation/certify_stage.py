@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from epsball.certify.certifier import Certifier, Proofs
 from epsball.common.errors import BadInput
@@ -28,8 +28,6 @@ from epsball.models.given import logits_in
 from epsball.problem.objective import Model, changes_prediction
 from epsball.problem.task import Task
 
-BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")
-"""The methods of the stage that computes bounds, cheapest first, each on what those before it left open."""
 PROBED = 32
 """Examples that are shown to the model twice: a proof is about one function."""
 DTYPES = (torch.float32, torch.float64)
@@ -44,11 +42,6 @@ def check_certifiable(plan: EvaluationPlan) -> None:
         raise BadInput(
             "`certify` needs the layers of the model, and a black box shows none; randomised smoothing certifies any "
             "model in L2: epsball.certify with method='smoothing'"
-        )
-    if plan.rows.has_target:
-        raise BadInput(
-            "`certify` must be left out with a `target`: a proof says that no other class at all is predicted; certify "
-            "in a run without the target"
         )
     if plan.success is not changes_prediction:
         raise BadInput(
@@ -83,8 +76,8 @@ def certifier_of(plan: EvaluationPlan) -> Certifier | None:
 
 
 def certifier_for(model: Model, x: Tensor) -> Certifier:
-    """The same for any model, at examples like `x`."""
-    return Certifier(model if isinstance(model, nn.Module) else lambda x: logits_in(model(x)), x)
+    """The same for any model, at examples like `x`: it may return its logits in whatever the objective reads."""
+    return Certifier(lambda x: logits_in(model(x)), x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +109,7 @@ class CertifyStage:
         """The proofs of some rows."""
         seconds = self.plan.settings.search_seconds
         if self.bounds is None:
-            return self.certifier.bounds(task, BOUNDS)
+            return self.certifier.bounds(task)
         return self.certifier.search(task, proofs_in(self.bounds, task.noise.ids.cpu().numpy()), seconds)
 
     def table(self, proofs: Proofs, began: float) -> pa.Table:
@@ -127,9 +120,9 @@ class CertifyStage:
             "id": self.task.noise.ids.cpu().numpy(),
             "verified": verified,
             "margin": proofs.margin,
-            "method": pa.array(proofs.method, pa.string()),
+            "method": pa.array(proofs.method, pa.string(), mask=~verified),
             "seconds": proofs.seconds,
-            "reason": pa.array(proofs.reason, pa.string()),
+            "reason": pa.array(proofs.reason, pa.string(), mask=verified),
             "as_run": proofs.as_run,
             "rivals": run_directory.nested(proofs.rivals.astype(np.uint8), np.full(len(verified), True)),
             "certificate": pa.array(proofs.certificates, pa.binary()),

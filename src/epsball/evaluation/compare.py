@@ -16,6 +16,7 @@ import numpy as np
 from epsball.common.errors import BadInput
 from epsball.common.intervals import wilson
 from epsball.common.record import Record
+from epsball.evaluation.figures import optional
 from epsball.evaluation.result import Evaluation
 
 CHANCE = 0.05
@@ -35,7 +36,9 @@ class Comparison(Record):
     the checksums of the common examples nor the digests of all are equal: then the same ids and labels may stand
     for other examples. `left_out_a`, `left_out_b` count the examples that only one run holds, that a targeted run
     sets apart, or whose query budget ran out in one. `doubtful` names the runs ("A", "B") whose result is not to be
-    relied on (`Evaluation.doubts`).
+    relied on (`Evaluation.doubts`). `certified_a`, `certified_b` are the shares that the runs prove robust, None where
+    one did not certify; `contradicted` are examples of one model that one run proves robust in a ball in which the
+    other broke them, which cannot be: one of the two is in error.
     """
 
     derived = ("sentence", "method")
@@ -60,6 +63,9 @@ class Comparison(Record):
     left_out_a: int
     left_out_b: int
     doubtful: tuple[str, ...] = ()
+    certified_a: float | None = None
+    certified_b: float | None = None
+    contradicted: tuple[int, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -90,6 +96,11 @@ class Comparison(Record):
         if self.doubtful:
             which = " and ".join(self.doubtful)
             sentence += f" The result of {which} is not to be relied on: its true robust accuracy may be lower."
+        if self.contradicted:
+            sentence += (
+                f" {len(self.contradicted)} examples are proved robust in one run and broken in the other, of one "
+                "model: recompute both with epsball verify."
+            )
         return sentence
 
     @property
@@ -127,6 +138,7 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
         robust.append(status == "robust")
         apart = ("exhausted",) if run.config["target"] is None else ("exhausted", "misclassified", "at-target")
         attacked &= ~np.isin(status, apart)
+    certified = [_certified(run, row[attacked]) for run, row in zip(runs, rows, strict=True)]
     common, (in_a, in_b) = common[attacked], (part[attacked] for part in robust)
     if not len(common):
         raise BadInput(
@@ -158,6 +170,9 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
         differ=tuple(name for name, value in settings[0].items() if value != settings[1][name]),
         left_out_a=len(ids[0]) - n,
         left_out_b=len(ids[1]) - n,
+        certified_a=certified[0],
+        certified_b=certified[1],
+        contradicted=_contradicted(runs, settings, same),
         doubtful=tuple(name for run, name in zip(runs, ("A", "B"), strict=True) if run.doubts),
     )
 
@@ -166,6 +181,26 @@ def _equal(sums: list[np.ndarray | None], rows: list[np.ndarray]) -> bool:
     """Whether two runs have the same checksums at the rows that they have in common."""
     first, second = (None if part is None else part[row] for part, row in zip(sums, rows, strict=True))
     return first is not None and second is not None and np.array_equal(first, second)
+
+
+def _certified(run: Evaluation, rows: np.ndarray) -> float | None:
+    """The share of these rows that a run proves robust, at its largest radius; None where it does not certify."""
+    if not run.certifies:
+        return None
+    return float(run.records["certified"].to_numpy(zero_copy_only=False)[rows].mean())
+
+
+def _contradicted(runs: list[Evaluation], settings: list[dict[str, Any]], same_data: bool) -> tuple[int, ...]:
+    """The ids of examples that one run proves robust at a radius at which, or below which, the other broke them."""
+    if not same_data or any(settings[0][part] != settings[1][part] for part in ("model", "ball")):
+        return ()
+    found: set[int] = set()
+    for one, other in (runs, runs[::-1]):
+        ids = [run.records["id"].to_numpy() for run in (one, other)]
+        common, mine, theirs = np.intersect1d(*ids, assume_unique=True, return_indices=True)
+        proved = optional(one.records, "certified_eps")[mine]
+        found |= set(common[proved >= optional(other.records, "eps")[theirs]].tolist())
+    return tuple(sorted(found))
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Certificates, in a run that makes them, give the lower one; what is between the 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,7 @@ class Figures:
     @property
     def certified_interval(self) -> tuple[float, float]:
         """The 95 % interval (Wilson) of `certified_accuracy`; not numbers where the run did not certify."""
-        return wilson(int(self._certified()[-1].sum()), len(self)) if self.certifies else (math.nan, math.nan)
+        return wilson(int(self._certified()[-1].sum()), self._attacked) if self.certifies else (math.nan, math.nan)
 
     @property
     def certified_curve(self) -> list[tuple[float | None, float]]:
@@ -133,9 +134,24 @@ class Figures:
         return int((self._robust()[-1] & ~self._certified()[-1]).sum()) if self.certifies else 0
 
     @property
+    def undecided_reasons(self) -> list[tuple[str, int]]:
+        """(reason, examples): why they are neither broken nor proved robust, the most frequent reason first."""
+        if not self.undecided:
+            return []
+        why = self.records["undecided"].drop_null().to_pylist()
+        return Counter(why).most_common()
+
+    @property
+    def certified_in_real_arithmetic(self) -> int:
+        """How many of the proofs at the largest radius are not of the network as it rounds, too."""
+        if not self.certifies:
+            return 0
+        return int((self._certified()[-1] & ~self.records["certified_as_run"].to_numpy(zero_copy_only=False)).sum())
+
+    @property
     def undecided_interval(self) -> tuple[float, float]:
         """The 95 % interval (Wilson) of the share of the undecided; not numbers where the run did not certify."""
-        return wilson(self.undecided, len(self)) if self.certifies else (math.nan, math.nan)
+        return wilson(self.undecided, self._attacked) if self.certifies else (math.nan, math.nan)
 
     @property
     def curve(self) -> list[tuple[float | None, float]]:

@@ -132,9 +132,9 @@ class Shard:
         )
 
     def rivals(self, records: ShardRecords, at: int) -> Tensor | None:
-        """The classes that are not proved out of reach at the radius of place `at`, (n, classes)."""
+        """The classes that are not proved out of reach at the radius of place `at`, (n, classes); None for all."""
         rivals = records.proofs.rivals(at)
-        return None if rivals is None else torch.from_numpy(rivals).to(self.task.x.device)
+        return None if rivals is None or rivals.shape[1] == 1 else torch.from_numpy(rivals).to(self.task.x.device)
 
     def clean(self) -> pa.Table:
         """The predictions without attack; a few are made twice: is the model deterministic?"""

@@ -38,8 +38,11 @@ def markdown(run: Run) -> str:
             share += f" to {percent(found.robust_accuracy_at_most)}"
         rows.append((f"**{run.what}**", f"**{share}**"))
         rows.append(("95 % interval", f"{100 * low:.1f} to {100 * high:.1f} %"))
+        if found.certifies:
+            rows.append(("**certified accuracy**", f"**{percent(found.certified_accuracy)}**"))
+            rows.append(("undecided", f"{counted(found.undecided)} examples"))
     rows += [
-        ("attacks (worst case per example)", ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))),
+        ("attacks (worst case per example)", ", ".join(dict.fromkeys(row.stage.attack for row in run.attacks))),
         ("model calls", f"{counted(found.forwards)} forward passes, {counted(found.backwards)} backward passes"),
         ("seed", str(config["seed"])),
         ("versions", f"epsball {config['epsball']}, torch {config['torch']}"),
@@ -66,10 +69,11 @@ def robustbench(run: Run) -> dict[str, Any]:
         or config["storage"]["x_adv"] == "8bit"
         or config.get("reaction")
         or config["eot"] > 1
+        or found.certifies  # which attacks with more than the list
     )
     robust = None if config["min_norm"] or config["target"] or found.exhausted else _points(found.robust_accuracy)
     eps = None if run.radius is None else run.spelled(run.radius)
-    attacks = ", ".join(dict.fromkeys(row.stage.attack for row in run.stages))
+    attacks = ", ".join(dict.fromkeys(row.stage.attack for row in run.attacks))
     return {
         "link": None,
         "name": None,

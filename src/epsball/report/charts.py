@@ -33,8 +33,9 @@ def curve(run: Run) -> Chart:
 
 
 def _after_each(run: Run) -> Chart:
-    rows = run.stages
+    rows = run.attacks
     low, high = run.found.interval
+    ends = [(len(rows), run.found.robust_accuracy, (low, high))]
     whole = 1.0 if run.config["target"] else run.found.clean_accuracy
     bars = [("before attacks" if run.config["target"] else "clean", whole, "--clean")]
     for at, row in enumerate(rows):
@@ -43,6 +44,10 @@ def _after_each(run: Run) -> Chart:
         bars.append((name, row.accuracy, "--worst" if worst else "--control" if row.control else "--series-3"))
     roles = [("clean", ""), *((row.stage.attack, ", control" * row.control) for row in rows)]
     roles[-1] = (roles[-1][0], roles[-1][1] + ", worst case" * bool(rows))
+    if run.found.certifies:
+        bars.append(("proved robust", run.found.certified_accuracy, "--good"))
+        roles.append(("proved robust", ", lower end"))
+        ends.append((len(rows) + 1, run.found.certified_accuracy, run.found.certified_interval))
     ticks = [(tick if at else bars[0][0], role, bars[at]) for at, (tick, role) in enumerate(roles)]
     names, shares, colours = (list(part) for part in zip(*bars, strict=True))
     at = [f"{n}" for n in range(len(bars))]  # attacks of one name are bars of their own
@@ -59,15 +64,15 @@ def _after_each(run: Run) -> Chart:
         {
             "type": "scatter",
             "mode": "markers",
-            "x": _finite(shares[-1:]),
-            "y": at[-1:],
+            "x": _finite([share for _, share, _ in ends]),
+            "y": [at[bar] for bar, _, _ in ends],
             "marker": {"color": "--ink", "size": 2},
             "hoverinfo": "skip",
             "error_x": {
                 "type": "data",
                 "symmetric": False,
-                "array": _finite([high - shares[-1]]),
-                "arrayminus": _finite([shares[-1] - low]),
+                "array": _finite([upper - share for _, share, (_, upper) in ends]),
+                "arrayminus": _finite([share - lower for _, share, (lower, _) in ends]),
                 "color": "--ink",
             },
         },
@@ -98,7 +103,7 @@ def _after_each(run: Run) -> Chart:
     listed = ", ".join(f"{name} {percent(share)}" for name, share in zip(names, shares, strict=True))
     return Chart(
         id="curve",
-        title="Robust accuracy after each attack",
+        title="Both ends of the robust accuracy" if run.found.certifies else "Robust accuracy after each attack",
         description=f"Bars: {listed}.",
         data=data,
         layout=layout,
@@ -113,8 +118,8 @@ def _over_radii(run: Run) -> Chart:
     whole = 1.0 if run.config["target"] else found.clean_accuracy
     start = ([0.0], [whole])
     lines: list[tuple[str, list[float], bool]] = []
-    for name in dict.fromkeys(row.stage.attack for row in run.stages):
-        rows = {row.stage.eps: row for row in run.stages if row.stage.attack == name}
+    for name in dict.fromkeys(row.stage.attack for row in run.attacks):
+        rows = {row.stage.eps: row for row in run.attacks if row.stage.attack == name}
         control = any(row.control for row in rows.values())
         if control:  # what it broke on its own
             broke = np.cumsum([rows[eps].stage.fooled if eps in rows else 0 for eps in radii])
@@ -132,22 +137,30 @@ def _over_radii(run: Run) -> Chart:
     name = f"worst case, {last}" if last else "worst case"
     line = _line(name, start[0] + radii, start[1] + worst, "--worst", "solid", 3)
     data.append(line | _intervals(worst, run.attackable, "--worst"))
+    proved = [accuracy for _, accuracy in found.certified_curve] if found.certifies else []
+    if proved:
+        line = _line("proved robust", start[0] + radii, start[1] + proved, "--good", "solid", 3)
+        data.append(line | _intervals(proved, run.attackable, "--good") | {"fill": "tonexty", "fillcolor": "--band"})
     table = Table(
-        ("eps", *(name for name, _, _ in lines), "worst case", "95 % interval"),
+        ("eps", *(name for name, _, _ in lines), "worst case", "95 % interval", *["proved robust"] * bool(proved)),
         (
-            ("0", *("" for _ in lines), percent(whole), ""),
+            ("0", *("" for _ in lines), percent(whole), "", *[percent(whole)] * bool(proved)),
             *(
                 (
                     run.spelled(eps),
                     *(percent(shares[at]) for _, shares, _ in lines),
                     percent(worst[at]),
                     f"{100 * ends[at][0]:.1f} to {100 * ends[at][1]:.1f} %",
+                    *([percent(proved[at])] if proved else []),
                 )
                 for at, eps in enumerate(radii)
             ),
         ),
     )
     listed = ", ".join(f"{percent(share)} at {run.spelled(eps)}" for eps, share in zip(radii, worst, strict=True))
+    if proved:
+        below = zip(radii, proved, strict=True)
+        listed += "; proved robust are " + ", ".join(f"{percent(share)} at {run.spelled(eps)}" for eps, share in below)
     return Chart(
         id="curve",
         title="Robustness curve",
@@ -159,6 +172,7 @@ def _over_radii(run: Run) -> Chart:
         notes=(
             "A line “after” an attack is the robust accuracy after it and those before it at that radius; an example "
             "that was broken at a smaller radius counts as broken.",
+            *["The band between the worst case and what is proved holds the undecided examples."] * bool(proved),
         ),
     )
 
@@ -271,6 +285,18 @@ def together(runs: Sequence[tuple[str, Run]], norm: str, what: str) -> Chart:
             drawn = [(float(eps), share) for eps, share in points if eps is not None]
             line = _line(name, [x for x, _ in drawn], [y for _, y in drawn], colour, dash, 2.5)
             data.append(line | _intervals([share for _, share in drawn[1:]], run.attackable, colour))
+            if run.found.certifies:
+                proved = [(float(eps), share) for eps, share in run.found.certified_curve if eps is not None]
+                data.append(
+                    _line(
+                        f"{name}, proved",
+                        [0.0, *(x for x, _ in proved)],
+                        [whole, *(y for _, y in proved)],
+                        colour,
+                        dash,
+                        1,
+                    )
+                )
         rows += [(name, "0" if eps == 0 else run.spelled(eps), percent(share)) for eps, share in points]
     listed = "; ".join(
         f"{name}, clean {percent(run.found.clean_accuracy)}"

@@ -173,6 +173,11 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     else:
         low, high = found.interval
         tiles.append((run.what, percent(found.robust_accuracy), f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"))
+        if found.certifies:
+            low, high = found.certified_interval
+            interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+            tiles.append(("certified accuracy", percent(found.certified_accuracy), interval))
+            tiles.append(("undecided", counted(found.undecided), "examples neither broken nor proved robust"))
         ball = ball_text(run.symbol, run.config["radii"][-1], *(run.box or ()))
         tiles.append(("ball", ball, "radius in the units of the data"))
     backwards = f"{counted(found.backwards)} backward passes, {found.seconds:.1f} s"
@@ -201,6 +206,13 @@ def _costs(run: Run) -> Table:
     )
 
 
+def _search(seconds: float | None) -> str | None:
+    """What was spent on proofs, for people."""
+    if seconds is None:
+        return None
+    return f"{seconds:g} s per example" if seconds else "none: bounds alone"
+
+
 def _settings(run: Run) -> list[tuple[str, str]]:
     """The configuration, for people."""
     config, data = run.config, run.config["data"]
@@ -224,6 +236,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("seed", config["seed"]),
         ("batch size", (config.get("batch_size_found") or {}).get("why") or config["batch_size"]),
         ("drafts", config.get("draft")),
+        ("search for proofs", _search(config.get("certify"))),
         ("accelerated", None if plan is None else f"{plan['rewriting']}, {plan['ratio']:.2f} of the original's time"),
         ("machine", config["machine"]),
         ("versions", f"epsball {config['epsball']}, torch {config['torch']}"),

@@ -35,13 +35,17 @@ APART: dict[Status, str] = {
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage and what is left after it: `robust` examples, and `accuracy`, their share of `Run.attackable`."""
+    """A stage and what is left after it: `robust` examples, and `accuracy`, their share of `Run.attackable`.
+
+    Of one that certifies they are those that are neither broken nor proved.
+    """
 
     stage: Stage
     robust: int
     accuracy: float
     within: str
     control: bool
+    certifies: bool = False
 
     @property
     def model_calls(self) -> str:
@@ -190,6 +194,11 @@ class Run:
         attacks = self.found.stages[1:]
         for at, stage in enumerate(attacks):
             plan = planned[stage.name]
+            if plan.get("certifies") is not None:
+                left = stage.attacked - stage.certified
+                share = left / self.attackable if self.attackable else math.nan
+                rows.append(StageRow(stage, left, share, self.spelled(stage.eps), control=False, certifies=True))
+                continue
             later = sum(other.fooled for other in attacks[at + 1 :] if other.eps == stage.eps)
             final = curve.get(stage.eps, math.nan) if not self.config["min_norm"] else math.nan
             accuracy = final + later / self.attackable if self.attackable else math.nan
@@ -198,6 +207,19 @@ class Run:
             robust = 0 if math.isnan(accuracy) else round(accuracy * self.attackable)
             rows.append(StageRow(stage, robust, accuracy, where, stage.attack.split(":")[0] in NOISE))
         return rows
+
+    @property
+    def attacks(self) -> list[StageRow]:
+        """Those of the stages that attack."""
+        return [row for row in self.stages if not row.certifies]
+
+    @property
+    def undecided(self) -> list[tuple[int, str]]:
+        """(id, reason) of the examples that are neither broken nor proved robust, at the largest radius."""
+        if not self.found.certifies:
+            return []
+        known = self.found.records.filter(self.found.records["undecided"].is_valid())
+        return list(zip(known["id"].to_pylist(), known["undecided"].to_pylist(), strict=True))
 
     @property
     def sentence(self) -> str:
@@ -214,6 +236,12 @@ class Run:
         result = f"Robust accuracy {percent(found.robust_accuracy)}"
         if found.robust_accuracy_at_most > found.robust_accuracy:
             result = f"Robust accuracy {percent(found.robust_accuracy)} to {percent(found.robust_accuracy_at_most)}"
+        if found.certifies:
+            low, high = found.certified_interval[0], found.interval[1]
+            interval = f"from both ends' 95 % intervals {100 * low:.1f} to {100 * high:.1f} %"
+            result = f"Robust accuracy {percent(found.certified_accuracy)} to {percent(found.robust_accuracy)}"
+            if not found.undecided:
+                result = f"Robust accuracy {percent(found.robust_accuracy)}, proved"
         if self.target is not None:
             share = f"{percent(found.robust_accuracy)} of {counted(self.attackable)}"
             result = f"Robust to the target ({self.target}): {share}"
@@ -227,8 +255,17 @@ class Run:
             caveats = ["A transfer: attacks that see the model itself may find more."]
         elif config["min_norm"]:
             caveats = ["Upper bounds of the distances: a stronger attack may find nearer adversarial examples."]
+        elif found.certifies and not found.undecided:
+            caveats = ["Both ends meet: every example is broken or proved robust, and no attack can find more."]
+        elif found.certifies:
+            caveats = [
+                f"The lower end is proved; {counted(found.undecided)} examples between the ends are undecided, and a "
+                "stronger attack may break these."
+            ]
         else:
             caveats = ["An upper bound: a stronger attack may find more."]
+        if only := found.certified_in_real_arithmetic:
+            caveats.append(f"{counted(only)} proofs are of real arithmetic only: rounding may yet undo them.")
         lost = sum(stage.unconfirmed for stage in found.stages)
         if config["storage"]["x_adv"] == "8bit":
             caveats.append(
@@ -302,6 +339,8 @@ class Run:
         arguments += [f"{name}={value!r}" for name, value in flags.items() if shown[name]]
         if config["target"]:
             arguments.append(f"target={'target' if self._goal is None else self._goal}")
+        if (seconds := config.get("certify")) is not None:
+            arguments.append(f"certify={seconds:g}")
         arguments += ["source=source"] * (config["source"] is not None)
         arguments.append(f"seed={config['seed']}")
         ball_class = ball["class"].split()[0]
