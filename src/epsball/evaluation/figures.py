@@ -7,6 +7,7 @@ Certificates, in a run that makes them, give the lower one; what is between the 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ import pyarrow as pa
 from epsball.common.intervals import wilson
 from epsball.evaluation.convergence_record import budget_sentence
 from epsball.evaluation.run_tables import Status, certifies
+
+COUNTED = re.compile(r": \d+ unstable neurons ")
+"""The part of a reason that differs from example to example."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,12 @@ class Figures:
 
     @property
     def undecided_reasons(self) -> list[tuple[str, int]]:
-        """(reason, examples): why they are neither broken nor proved robust, the most frequent reason first."""
-        if not self.undecided:
-            return []
-        why = self.records["undecided"].drop_null().to_pylist()
-        return Counter(why).most_common()
+        """(reason, examples): why they are neither broken nor proved robust, the most frequent reason first.
+
+        Reasons that differ in a count of neurons only are one.
+        """
+        why = self.records["undecided"].drop_null().to_pylist() if self.undecided else []
+        return Counter(COUNTED.sub(": ", reason) for reason in why).most_common()
 
     @property
     def certified_in_real_arithmetic(self) -> int:

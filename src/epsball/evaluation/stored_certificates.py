@@ -22,7 +22,7 @@ def rechecked(
     certifier = certifier_for(run.objective.model, task.x[:1])
     try:
         found = certifier.recheck(task, certificates)
-        return found.margin, found.margin_as_run
+        return found.margin.cpu().numpy(), found.margin_as_run.cpu().numpy()
     except ValueError as error:
         if len(ids) == 1:
             run.differences.add(ids[0], "damaged", "a certificate", error)
