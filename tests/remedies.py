@@ -251,6 +251,11 @@ def with_transformers(there: bool) -> Any:
 REMEDIES = [
     # the configuration of a run
     Remedy(
+        "certify=10",
+        lambda: eb.evaluate(network((3,), 2).float(), (X, Y), BALL, "fgsm", certify=-1),
+        lambda: eb.evaluate(network((3,), 2).float(), (X, Y), BALL, "fgsm", certify=10),
+    ),
+    Remedy(
         "batch_size='auto'",
         lambda: eb.evaluate(network((3,), 2).float(), (X, Y), BALL, "fgsm", batch_size="all"),  # type: ignore[arg-type]
         lambda: eb.evaluate(network((3,), 2).float(), (X, Y), BALL, "fgsm", batch_size="auto"),

@@ -122,10 +122,10 @@ def test_certified_examples_are_not_attacked_at_that_radius_or_a_smaller_one(
     tables, names = StageTables(finished), [stage["name"] for stage in found.config["stages"]]
     bounds = max(at for at, name in enumerate(names) if "certify" in name)
     for stage in found.config["stages"][bounds + 1 :]:
-        attacked = [
-            tables.stage(shard, stage["name"])["id"] for shard in range(2) if tables.has(shard, stage["name"])
-        ]
-        assert not np.isin(proved_at(found.records, stage["eps"]), np.concatenate([ids.to_numpy() for ids in attacked])).any()
+        attacked = [tables.stage(shard, stage["name"])["id"] for shard in range(2) if tables.has(shard, stage["name"])]
+        assert not np.isin(
+            proved_at(found.records, stage["eps"]), np.concatenate([ids.to_numpy() for ids in attacked])
+        ).any()
     quick, attacks = (sum(s.attacked for s in found.stages if s.attack == name) for name in ("pgd:steps=10", "fgsm"))
     assert attacks < quick / 2
 
@@ -147,4 +147,3 @@ def test_classes_that_are_proved_out_of_reach_get_no_job(data: Examples) -> None
         job, exists = attack.job(task, torch.full((3,), restart))
         aims.append(torch.where(exists, job.aim, AWAY).tolist())
     assert [list(aim) for aim in zip(*aims, strict=True)] == [[2, 3, 1], [3, 1, -1], [3, -1, -1]]
-

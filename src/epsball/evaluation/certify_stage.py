@@ -41,7 +41,7 @@ def check_certifiable(plan: EvaluationPlan) -> None:
     if isinstance(model, BlackBox):
         raise BadInput(
             "`certify` needs the layers of the model, and a black box shows none; randomised smoothing certifies any "
-            "model in L2: epsball.certify with method='smoothing'"
+            "model in L2: epsball.certify with method=Smoothing(sigma=0.25)"
         )
     if plan.success is not changes_prediction:
         raise BadInput(
@@ -109,7 +109,8 @@ class CertifyStage:
         """The proofs of some rows."""
         seconds = self.plan.settings.search_seconds
         if self.bounds is None:
-            return self.certifier.bounds(task)
+            deadline = time.monotonic() + seconds * len(task.x) if seconds else None
+            return self.certifier.bounds(task, deadline=deadline)
         return self.certifier.search(task, proofs_in(self.bounds, task.noise.ids.cpu().numpy()), seconds)
 
     def table(self, proofs: Proofs, began: float) -> pa.Table:

@@ -9,6 +9,7 @@ import torch
 
 from epsball.evaluation.certify_stage import certifier_for
 from epsball.evaluation.stored_run import StoredRun
+from epsball.problem.row_limit import out_of_memory
 from epsball.problem.task import Task
 
 
@@ -23,7 +24,9 @@ def rechecked(
     try:
         found = certifier.recheck(task, certificates)
         return found.margin.cpu().numpy(), found.margin_as_run.cpu().numpy()
-    except ValueError as error:
+    except (ValueError, LookupError, RuntimeError) as error:  # the bytes may be anything
+        if out_of_memory(error):
+            raise
         if len(ids) == 1:
             run.differences.add(ids[0], "damaged", "a certificate", error)
             return np.full(1, -np.inf), np.full(1, -np.inf)
