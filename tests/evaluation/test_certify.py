@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from commands import run as command
-from torch import Tensor, nn
+from torch import nn
 
 import epsball as eb
 from epsball.attacks.pgd import PGD
-from epsball.certify.certifier import Certifier
-from epsball.common.errors import BadInput
-from epsball.common.noise import Noise
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
-from epsball.evaluation import run_directory
 from epsball.evaluation.stage_tables import StageTables
-from epsball.evaluation.status import run_status
 from epsball.problem.task import AWAY, task_of
-from epsball.report.html import of_run
-from epsball.report.run import Run
 
 RADII = (0.02, 0.06, 0.12)
 BALL = eb.Linf(eps=RADII[-1], lo=-1, hi=1)
