@@ -20,6 +20,8 @@ from epsball.certify.functionals import Functional, Pair, Shape
 Bounds = tuple[Tensor, Tensor]
 MATRIX = 1 << 22
 """Entries up to which a transposed convolution of windows is kept as a matrix, whose product is sooner."""
+FEW_CHANNELS = 4
+"""Input channels up to which a transposed convolution is sooner as a matrix product whose columns are added up."""
 FULL = 0.8
 """Share of an image from which on a window is written out over all of it."""
 
@@ -147,6 +149,11 @@ class Convolution(Affine):
         return (wider.dense() if large else wider,)
 
     def _transpose_dense(self, rows: Functional) -> Functional:
+        if len(self.shape) == 3 and self.groups == 1 and self.shape[0] <= FEW_CHANNELS:
+            spread = self.weight.flatten(1).T @ rows.values.flatten(2)
+            kernel, image = self.weight.shape[2:], self.shape[1:]
+            values = F.fold(spread, image, kernel, self.dilation, self.padding, self.stride)
+            return rows.moved(values, self.shape)
         extra = tuple(
             size - ((out - 1) * step - 2 * pad + reach * (kernel - 1) + 1)
             for size, out, step, pad, reach, kernel in zip(
