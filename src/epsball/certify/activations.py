@@ -69,6 +69,9 @@ class Lines:
 class Activation(ABC):
     """An elementwise function f."""
 
+    kinks: tuple[float, ...] = ()
+    """Where f bends, of a piecewise linear f."""
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """f(x)."""
@@ -96,6 +99,7 @@ class Rectifier(Activation):
     """max(x, slope * x): ReLU (slope 0) and leaky ReLU; 0 <= slope <= 1."""
 
     rectifies = True
+    kinks = (0.0,)
 
     def __init__(self, slope: float = 0.0) -> None:
         self.slope, self.terms = slope, int(slope not in (0.0, 1.0))
@@ -111,12 +115,13 @@ class Rectifier(Activation):
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         unstable = (lower < 0) & (upper > 0)
-        stable = (lower >= 0).to(lower) if not self.slope else torch.where(lower >= 0, 1.0, self.slope).to(lower)
+        one, slope = lower.new_ones(()), lower.new_tensor(self.slope)  # two plain numbers would be float32 in `where`
+        stable = (lower >= 0).to(lower) if not self.slope else torch.where(lower >= 0, one, slope)
         width = (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
         share = upper / width  # of the interval that is above 0
         upper_slope = torch.where(unstable, self.slope + (1 - self.slope) * share if self.slope else share, stable)
         offset = torch.where(unstable, -(1 - self.slope) * lower * share, 0)
-        lower_slope = torch.where(unstable, torch.where(upper > -lower, 1.0, self.slope).to(lower), stable)
+        lower_slope = torch.where(unstable, torch.where(upper > -lower, one, slope), stable)
         return Lines(unstable, lower_slope, upper_slope, None, offset)
 
 
@@ -142,6 +147,7 @@ class Curve(Activation):
 
     def __init__(self, shape: Facts) -> None:
         self.shape = shape
+        self.kinks = shape.kinks
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shape.function(x)

@@ -146,7 +146,8 @@ class Functional:
 
     def dot(self, table: Float[Tensor, "p ..."]) -> Float[Tensor, " p"]:
         """The sum over the cells of the coefficients times `table`, which has an entry per row and cell."""
-        return torch.linalg.vecdot(self.by_copy(self.values).flatten(2), table.flatten(1)).flatten()
+        values, table = self.by_copy(self.values)[..., None], table[..., None]  # a node may be one number, of shape ()
+        return torch.linalg.vecdot(values.flatten(2), table.flatten(1)).flatten()
 
     @cached_property
     def cells(self) -> int:
