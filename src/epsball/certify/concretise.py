@@ -25,16 +25,25 @@ CHUNK = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The regions around examples `x` (n, *shape), in its dtype; `ball` is bound to it."""
+    """The regions around examples `x` (n, *shape), in its dtype; `ball` is bound to it.
+
+    Where the ball is an interval per number, it is wider by `extra` (n,) on both sides, within box and mask.
+    """
 
     ball: Ball
     x: Float[Tensor, "n *shape"]
+    extra: Float[Tensor, " n"] | None = None
 
     @cached_property
     def box(self) -> Bounds:
         """The least and the greatest value of each input, (n, *shape) each; in L2 and L1 a box around the region."""
-        if "intervals" in self.ball.traits:
-            return self.ball.intervals(self.x)
+        if self.is_box:
+            low, high = self.ball.intervals(self.x)
+            if self.extra is None:
+                return low, high
+            extra = column(self.extra, self.x.ndim)
+            sides = (self.ball.clip(low - extra), self.ball.clip(high + extra))
+            return self.ball.apply_mask(sides[0], self.x), self.ball.apply_mask(sides[1], self.x)
         radius = self.ball.radius_like(self.x).to(self.x)
         low, high = self.ball.clip(self.x - radius), self.ball.clip(self.x + radius)
         return self.ball.apply_mask(low, self.x), self.ball.apply_mask(high, self.x)
@@ -46,7 +55,7 @@ class Regions:
 
     def rows(self, index: Tensor) -> Regions:
         """The regions of some examples."""
-        return Regions(self.ball.rows(index), self.x[index])
+        return Regions(self.ball.rows(index), self.x[index], None if self.extra is None else self.extra[index])
 
     def least(self, rows: Functional) -> Float[Tensor, " p"]:
         """The least value of each row over the region of its example."""
@@ -65,11 +74,9 @@ class Regions:
         return self.ball.rows(rows.example).argmax(-rows.values, self.x[rows.example])
 
     def widened(self, share: float) -> Regions:
-        """The same regions with radii larger by `share` of the largest number in the example, at least 1e-30."""
-        scale = share * self.x.abs().flatten(1).amax(1).double().clamp_min(1e-30)
-        radius = self.ball.radius_like(self.x)
-        if radius.numel() in (1, len(self.x)):
-            wider = radius.reshape(-1) + scale
-        else:
-            wider = radius + column(scale.amax()[None], radius.ndim)
-        return Regions(self.ball.with_eps(wider.to(self.x)).bind(self.x), self.x)
+        """The same regions, wider by `share` of the largest number in each example, and by 1e-30 at least."""
+        extra = share * self.x.abs().flatten(1).amax(1).clamp_min(1e-30)
+        if self.is_box:
+            return Regions(self.ball, self.x, extra)
+        radius = self.ball.radius_like(self.x).reshape(-1).to(self.x) + extra
+        return Regions(self.ball.with_eps(radius).bind(self.x), self.x)
