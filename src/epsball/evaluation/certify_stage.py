@@ -28,6 +28,8 @@ from epsball.models.given import logits_in
 from epsball.problem.objective import Model, changes_prediction
 from epsball.problem.task import Task
 
+ROWS = 128
+"""Examples between two reports. Bounds of a batch round as its examples have it: it does not follow `batch_size`."""
 PROBED = 32
 """Examples that are shown to the model twice: a proof is about one function."""
 DTYPES = (torch.float32, torch.float64)
@@ -100,7 +102,7 @@ class CertifyStage:
         """
         began = time.perf_counter()
         parts: list[Proofs] = []
-        for rows in torch.arange(len(self.task.x)).split(self.plan.batch_size):
+        for rows in torch.arange(len(self.task.x)).split(ROWS):
             parts.append(self.prove(self.task.rows(rows.to(self.task.x.device))))
             on_proved(sum(int(part.verified.sum()) for part in parts))
         return self.table(joined(parts), began)

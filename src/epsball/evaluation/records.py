@@ -73,18 +73,17 @@ class ShardRecords:
         unknown = np.isin(self.status, ("robust", "fooled")) & (self.broken_at > at)
         return unknown & (self.proofs.at < at)
 
-    def rows_to_certify(self, at: int) -> np.ndarray:
-        """The rows that a stage may prove robust: those that are open, and whose logits were finite in all attacks."""
-        return np.flatnonzero(self.open(at) & ~self.overflowed)
+    def rows(self, stage: Mapping[str, Any], radii: np.ndarray, at: int) -> np.ndarray:
+        """The rows that a stage of `config.json` works on, at its `radii` (n,), which are those of place `at`.
 
-    def rows_to_attack(self, everywhere: bool, radii: np.ndarray, at: int) -> np.ndarray:
-        """The rows that a stage at the radius of place `at` may change: what is robust so far, and not proved so.
-
-        With `min_norm` those with a known distance beyond the stage's `radii` (n,), or `everywhere`, wherever something
+        They are the open ones; to be certified, those whose logits were finite in all attacks. With `min_norm` they are
+        those with a known distance beyond the stage's radii, or, where it is not one of fixed radii, wherever something
         nearer may be.
         """
         if not self.min_norm:
-            return np.flatnonzero(self.open(at))
+            proving = stage.get("certifies") is not None
+            return np.flatnonzero(self.open(at) & ~(self.overflowed & proving))
+        everywhere = stage["minimises"] or stage["within"] is not None
         may = np.isin(self.status, ("robust", "fooled")) & (self.known > 0)
         return np.flatnonzero(may if everywhere else may & (self.known > radii))
 

@@ -6,9 +6,11 @@ From a finished attack to a record, in this order:
    (engine/outcome.py) is an outcome per row.
 2. `AttackStage.verify`: with `min_norm` the boundary search shortens each perturbation; each point is stored, read
    back, and put to the model once more; what is no success, or not in the ball, does not count.
-3. `AttackStage.table`: the stage's table, a row per attacked example. `Shard.stage` writes it to the run directory.
+3. `AttackStage.table`: the stage's table, a row per attacked example. `StageTables.keep` writes it to the run
+   directory.
 4. `ShardRecords.add_stage` (records.py): status, attack, radius, answers and cost of each example so far.
-   `Shard.measure` enters the distances.
+   `Shard.measure` enters the distances. `ShardProofs.add` enters the table of a stage that certifies
+   (`CertifyStage.run`).
 5. After the last stage `ShardRecords.table`: the records, which `evaluate` writes. `verify` computes them again from
    the same tables.
 """
@@ -94,10 +96,7 @@ class Shard:
                     best_margin[:] = -np.inf
             at, radii = records.place(stage.eps), self.radii(stage, records.known)
             on_stage(label(stage), records.counts(at))
-            if isinstance(stage, PlannedCertificate):
-                rows = records.rows_to_certify(at)
-            else:
-                rows = records.rows_to_attack(stage.minimises or stage.within is not None, radii, at)
+            rows = records.rows(stage.described(), radii, at)
             if not len(rows):
                 continue
             names.append(stage.name)

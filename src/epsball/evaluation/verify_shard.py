@@ -105,14 +105,11 @@ class VerifiedShard:
         names = ["clean"]
         for stage in self.run.config["stages"]:
             at, radii = self.expected.place(stage["eps"]), self.run.radii(stage, self.places, self.expected.known)
-            proves = stage.get("certifies") is not None
-            if proves:
-                rows = self.expected.rows_to_certify(at)
-            else:
-                rows = self.expected.rows_to_attack(stage["minimises"] or stage["within"] is not None, radii, at)
+            rows = self.expected.rows(stage, radii, at)
             if not len(rows):
                 continue
             names.append(stage["name"])
+            proves = stage.get("certifies") is not None
             path = stage_file(self.run.path, self.number, stage["name"])
             table = self.run.read(path, CERTIFY if proves else stage_columns(self.expected.min_norm))
             if proves:
