@@ -206,8 +206,8 @@ def test_run_of_a_version_without_certificates_still_loads(run: Path) -> None:
 
 
 def test_targeted_run_proves_more_than_an_untargeted_one(net: nn.Sequential, data: Examples) -> None:
-    options: dict[str, Any] = {"attacks": "fgsm", "certify": 0, "diagnose": 0}
-    free, aimed = (eb.evaluate(net, data, BALL, **options, **more) for more in ({}, {"target": 1}))
+    free = eb.evaluate(net, data, BALL, "fgsm", certify=0, diagnose=0)
+    aimed = eb.evaluate(net, data, BALL, "fgsm", certify=0, diagnose=0, target=1)
     assert aimed.certified_accuracy <= aimed.robust_accuracy
     apart = aimed.count("at-target") + aimed.count("misclassified")
     proved = column(aimed.records, "certified")

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -46,6 +45,7 @@ from epsball.evaluation.certify_stage import certifier_of, check_certifiable
 from epsball.evaluation.config import EvaluationConfig, radii_of
 from epsball.evaluation.convergence import convergence_of
 from epsball.evaluation.counts import Counts
+from epsball.evaluation.figures import optional
 from epsball.evaluation.plan import EvaluationInputs, EvaluationPlan, make_plan, unbounded, with_acceleration
 from epsball.evaluation.point_storage import Kind
 from epsball.evaluation.preflight import diagnosis_of, looked_at, reaction_to, setup_of
@@ -264,8 +264,8 @@ def _run_shards(
 def _counts(records: pa.Table) -> Counts:
     """Those of a finished shard, at the largest radius."""
     status = records["status"].to_numpy(zero_copy_only=False)
-    proved = pc.sum(records["certified"]).as_py() or 0 if "certified" in records.column_names else 0
-    return Counts(int((status == "robust").sum()), proved, int((status == "fooled").sum()))
+    proved = optional(records, "certified") == 1
+    return Counts(int((status == "robust").sum()), int(proved.sum()), int((status == "fooled").sum()))
 
 
 def _made(

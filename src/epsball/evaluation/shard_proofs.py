@@ -73,12 +73,12 @@ class ShardProofs:
         proved = self.at >= 0
         certified = (self.at == self.last) & (status == "robust")
         unknown = np.full(len(proved), not self.certifies)
-        undecided = np.where((status == "robust") & ~certified, self.reason, None)
+        decided = (status != "robust") | certified
         return {
             "certified": pa.array(certified, mask=unknown),
             "certified_as_run": pa.array(certified & self.as_run, mask=unknown),
             "certified_eps": pa.array(self.eps, mask=~proved | np.isnan(self.eps)),
             "certified_margin": pa.array(self.margin, mask=~proved),
             "certified_method": pa.array(self.method, pa.string()),
-            "undecided": pa.array(undecided, pa.string()),
+            "undecided": pa.array(self.reason, pa.string(), mask=decided),
         }

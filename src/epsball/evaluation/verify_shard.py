@@ -112,10 +112,12 @@ class VerifiedShard:
             proves = stage.get("certifies") is not None
             path = stage_file(self.run.path, self.number, stage["name"])
             table = self.run.read(path, CERTIFY if proves else stage_columns(self.expected.min_norm))
-            if proves:
-                self.check_certificates(stage, rows, radii, table, path.name)
+            if table is None and proves:
+                self.accept_unproved(rows, radii, at)
             elif table is None:
                 self.accept_unread(stage, rows, radii, path.name)
+            elif proves:
+                self.check_certificates(stage, rows, radii, table, path.name)
             else:
                 self.check_stage(stage, rows, radii, table, path.name)
         self.expected.finish()
@@ -199,16 +201,17 @@ class VerifiedShard:
         if readable.any():
             self.check_points(stage, rows[readable], table.filter(pa.array(readable)), points)
 
+    def accept_unproved(self, rows: np.ndarray, radii: np.ndarray, at: int) -> None:
+        """Proofs whose file cannot be read: what the records say is taken over, and not confirmed."""
+        proved = values(self.stored, "certified_eps") == radii
+        proved |= np.isnan(radii) & (values(self.stored, "certified") == np.True_)
+        self.expected.proofs.accept(rows[proved[rows]], at, radii)
+
     def check_certificates(
-        self, stage: dict[str, Any], rows: np.ndarray, radii: np.ndarray, table: pa.Table | None, name: str
+        self, stage: dict[str, Any], rows: np.ndarray, radii: np.ndarray, table: pa.Table, name: str
     ) -> None:
         """One certification at one radius: its summary, and each of its certificates, evaluated anew."""
         proofs, at, differences = self.expected.proofs, self.expected.place(stage["eps"]), self.differences
-        if table is None:  # what the records say to be proved there is taken over, and not confirmed
-            proved = values(self.stored, "certified_eps") == radii
-            proved |= np.isnan(radii) & (values(self.stored, "certified") == np.True_)
-            proofs.accept(rows[proved[rows]], at, radii)
-            return
         verified = values(table, "verified")
         configured = {part: stage[part] for part in ("name", "attack", "eps")}
         summary = run_directory.notes(table).get("stage", {})
