@@ -21,7 +21,10 @@ from epsball.data.load import load_data
 from epsball.models.registry import build
 from epsball.training import (
     FGSMRS,
+    IBP,
+    MTLIBP,
     NFGSM,
+    SABR,
     TRADES,
     Augment,
     FGSMMix,
@@ -33,13 +36,14 @@ from epsball.training import (
     Plain,
 )
 from epsball.training.augment import ID_STRIDE
+from epsball.training.config import TrainingConfig
 from epsball.training.cross_entropy import CrossEntropyTraining, NonNegative
 from epsball.training.fit import fit
 from epsball.training.inner_attack import attack_gradient, attackable, summed_cross_entropy
 from epsball.training.registry import OBJECTIVES, objective_class, parse
 from epsball.training.training_objective import TrainingObjective, TrainingStep
 
-OPTIONS = {"pgd": {"steps": 3}, "trades": {"steps": 2, "start": 0.01}, "free": {"m": 2}}
+OPTIONS = {"pgd": {"steps": 3}, "trades": {"steps": 2, "start": 0.01}, "free": {"m": 2}, "sabr": {"steps": 2}}
 
 
 def objective_of(name: str) -> TrainingObjective:
@@ -174,6 +178,10 @@ def test_a_ball_that_is_missing_or_a_model_without_an_input_gradient_is_refused(
             x -= 0.5
             return self.model(x)
 
+    if isinstance(objective, IBP):  # takes no gradient at the input
+        with pytest.raises(BadInput, match=r"compute what its trace computes .*; train with pgd"):
+            gradient_of(objective, InPlace(nets.conv(4)), x.clone(), y, Linf(eps=0.1), step_of(torch.arange(9)))
+        return
     for wrapper, message in ((Rounding, "must be differentiable"), (InPlace, "must not change its input in place")):
         with pytest.raises(BadInput, match=message):
             gradient_of(objective, wrapper(nets.conv(4)), x, y, Linf(eps=0.1), step_of(torch.arange(9)))
@@ -199,6 +207,11 @@ def test_a_ball_that_is_missing_or_a_model_without_an_input_gradient_is_refused(
         (GradientPenalty, {"weight": float("nan")}, "`weight` must be >= 0"),
         (Gaussian, {"sigma": 0.0}, "`sigma` must be > 0"),
         (Free, {"m": 0}, "`m` must be a whole number >= 1"),
+        (IBP, {"kappa": 1.5}, r"`kappa` must be in \[0, 1\]"),
+        (IBP, {"crown": -0.1}, r"`crown` must be in \[0, 1\]"),
+        (MTLIBP, {"alpha": 2.0}, r"`alpha` must be in \[0, 1\]"),
+        (SABR, {"share": -1.0}, r"`share` must be in \[0, 1\]"),
+        (SABR, {"steps": 0}, "`steps` must be a whole number >= 1"),
         (Augment, {"every": 0}, "`every` must be a whole number >= 1"),
         (Augment, {"keep": 0}, "`keep` must be a whole number >= 1"),
         (Augment, {"attack": "fgsm"}, "`attack` must be an Attack"),
@@ -213,6 +226,7 @@ def test_the_table_names_every_objective_and_options_are_written_as_text():
     assert list(OBJECTIVES) == [
         "plain", "fgsm-mix", "fgsm-rs", "n-fgsm", "grad-align", "free", "pgd", "trades", "gradient-penalty", "augment",
         "gaussian",
+        "ibp", "mtl-ibp", "sabr",
     ]  # fmt: skip
     for name in OBJECTIVES:
         objective = objective_of(name)
@@ -371,14 +385,18 @@ def test_every_objective_makes_digits_more_robust_than_plain_training(name):
     def robust(objective) -> float:
         model = build("small-mlp", data.shape, data.classes)
         optimizer, now, memory = torch.optim.Adam(model.parameters(), 5e-3), data, {}
+        cache = {}
         for epoch in range(10 if objective.replays == 1 else 5):
             now = objective.epoch(model.train(), now, ball, epoch, 0)
             for batch, rows in enumerate(torch.randperm(len(now), generator=nets.rng(epoch)).split(100)):
                 for replay in range(objective.replays):
                     optimizer.zero_grad()
                     noise = Noise(0, now.ids[rows], torch.full_like(rows, epoch))
-                    step = TrainingStep(noise, 1000 * epoch + 10 * batch + replay, epoch / 10, replay, memory)
-                    objective(model, now.x[rows], now.y[rows], ball.bind(now.x[rows]), step)
+                    number, fraction = 1000 * epoch + 10 * batch + replay, (epoch + batch / 10) / 10
+                    radius = TrainingConfig(ramp=objective.ramp).radius_share(fraction)
+                    step = TrainingStep(noise, number, fraction, replay, radius, memory, cache)
+                    grown = ball.with_eps(ball.eps * radius).bind(now.x[rows])
+                    objective(model, now.x[rows], now.y[rows], grown, step)
                     optimizer.step()
         model.eval()
         x_adv = PGD(steps=10)(model, data.x, data.y, ball)

@@ -23,10 +23,14 @@ from epsball.balls.l0 import L0
 from epsball.balls.l1 import L1
 from epsball.balls.l2 import L2
 from epsball.balls.linf import Linf
+from epsball.common.errors import BadInput
 from epsball.common.noise import Noise
 from epsball.training import (
     FGSMRS,
+    IBP,
+    MTLIBP,
     NFGSM,
+    SABR,
     TRADES,
     FGSMMix,
     Free,
@@ -159,6 +163,59 @@ def free(model, x, y, ball, step, objective):
     return gradients(model, J(model, ball.project(x, x), y, objective.label_smoothing))
 
 
+def worst_loss(model: nn.Module, x: Tensor, y: Tensor, ball, smoothing: float) -> Tensor:
+    """J of the worst logits by intervals (lower, upper) through the layers of `model_of`, in eval mode."""
+    eps = torch.as_tensor(ball.eps, dtype=x.dtype).reshape(-1, 1, 1, 1)
+    lower, upper = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+    if ball.mask is not None:
+        lower, upper = torch.where(ball.mask, lower, x), torch.where(ball.mask, upper, x)
+    *body, last = model
+    for layer in body:
+        if isinstance(layer, nn.Conv2d):
+            positive, negative = layer.weight.clamp_min(0), layer.weight.clamp_max(0)
+            how = {"stride": layer.stride, "padding": layer.padding}
+            lower, upper = (
+                F.conv2d(lower, positive, layer.bias, **how) + F.conv2d(upper, negative, None, **how),
+                F.conv2d(upper, positive, layer.bias, **how) + F.conv2d(lower, negative, None, **how),
+            )
+        elif isinstance(layer, nn.BatchNorm2d):
+            ends = [
+                F.batch_norm(end, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+                for end in (lower, upper)
+            ]
+            lower, upper = torch.minimum(*ends), torch.maximum(*ends)
+        elif not isinstance(layer, nn.Dropout):
+            lower, upper = layer(lower), layer(upper)
+    weight = last.weight[None] - last.weight[y][:, None]  # of z_j - z_y
+    worst = (weight.clamp_min(0) * upper[:, None] + weight.clamp_max(0) * lower[:, None]).sum(2)
+    worst = worst + last.bias[None] - last.bias[y][:, None]
+    return F.cross_entropy(worst, y, label_smoothing=smoothing)
+
+
+def ibp(model, x, y, ball, step, objective):
+    smoothing, kappa = objective.label_smoothing, 1 - (1 - objective.kappa) * step.radius
+    clean = J(model, x, y, smoothing)
+    return gradients(model, kappa * clean + (1 - kappa) * worst_loss(model, x, y, ball, smoothing))
+
+
+def mtl_ibp(model, x, y, ball, step, objective):
+    adversarial = J(model, pgd(model, x, y, ball, step, objective), y)
+    return gradients(model, objective.alpha * worst_loss(model, x, y, ball, 0) + (1 - objective.alpha) * adversarial)
+
+
+def sabr(model, x, y, ball, step, objective):
+    z = pgd(model, x, y, ball.with_eps((1 - objective.share) * ball.eps).bind(x), step, objective)
+    J(model, x, y)  # whose statistics count
+    return gradients(model, worst_loss(model, z, y, ball.with_eps(objective.share * ball.eps).bind(x), 0))
+
+
+BOUNDS = {
+    "ibp": (IBP(label_smoothing=0.1), ibp),
+    "ibp of bounds alone": (IBP(kappa=0.0), ibp),
+    "mtl-ibp": (MTLIBP(alpha=0.3, steps=2, step_size=0.5), mtl_ibp),
+    "mtl-ibp in train mode": (MTLIBP(attack_mode="train"), mtl_ibp),
+    "sabr": (SABR(steps=3), sabr),
+}
 REFERENCES = {
     "plain": (Plain(label_smoothing=0.1), lambda model, x, y, *_: gradients(model, J(model, x, y, 0.1))),
     "fgsm-rs": (FGSMRS(), on_points(fgsm_rs)),
@@ -174,6 +231,7 @@ REFERENCES = {
     "gradient-penalty": (GradientPenalty(label_smoothing=0.1), gradient_penalty),
     "gradient-penalty in the box": (GradientPenalty(weight=0.5, box=True), gradient_penalty),
     "free": (Free(m=3), free),
+    **BOUNDS,
 }
 
 
@@ -193,6 +251,10 @@ def test_gradients_and_statistics_are_those_of_the_definition_computed_by_hand(o
     model, (x, y) = model_of(noisy), data_of()
     twin = copy.deepcopy(model)
     bound = ball.bind(x)
+    if reference in (ibp, mtl_ibp, sabr) and "dual norm" not in ball.traits:
+        with pytest.raises(BadInput, match="`ball` must be of L∞, L2 or L1 to train bounds, got L0; train with pgd"):
+            objective(model, x, y, bound, step_at())
+        return
     torch.manual_seed(3)
     wanted = reference(twin, x, y, bound, step_at(), objective)
     torch.manual_seed(3)
@@ -334,6 +396,9 @@ SHORT = {
     "trades": (TRADES(steps=3), 6, 5),
     "grad-align": (GradAlign(), 3, None),
     "gradient-penalty": (GradientPenalty(), 1, None),
+    "ibp": (IBP(), 1, 1),
+    "mtl-ibp": (MTLIBP(), 2, 2),
+    "sabr": (SABR(steps=3), 4, 3),
 }
 FORWARDS = {objective: forwards for objective, forwards, _ in SHORT.values()}
 every_objective = pytest.mark.parametrize("objective", [part[0] for part in SHORT.values()], ids=SHORT)
@@ -341,8 +406,10 @@ every_objective = pytest.mark.parametrize("objective", [part[0] for part in SHOR
 
 @pytest.mark.parametrize(("objective", "forwards", "backwards"), SHORT.values(), ids=SHORT)
 def test_a_step_costs_the_model_calls_that_the_docs_promise(objective, forwards, backwards):
-    (x, y), counting = data_of(), nets.Counting(model_of(noisy=True))
-    objective(counting, x, y, BALLS["linf"].bind(x), step_at())
+    (x, y), counting, cache = data_of(), nets.Counting(model_of(noisy=True)), {}
+    objective(counting, x, y, BALLS["linf"].bind(x), step_at(cache=cache))  # bounds are of a trace, made once
+    counting.forwards = counting.backwards = 0
+    objective(counting, x, y, BALLS["linf"].bind(x), step_at(cache=cache))
     assert counting.forwards == forwards * N
     if backwards is not None:
         assert counting.backwards == backwards * N
@@ -426,7 +493,10 @@ def test_after_an_exception_modes_requires_grad_and_statistics_of_attacks_are_re
     model, (x, y) = model_of(noisy=True), data_of()
     broken = nets.RaisesAt(model, k).train()
     before = copy.deepcopy(model)
-    with pytest.raises(RuntimeError, match="says the test") if FORWARDS[objective] >= k else nullcontext():
+    calls = FORWARDS[objective] + 2 * isinstance(
+        objective, IBP | MTLIBP | SABR
+    )  # which trace the model, and check that
+    with pytest.raises((RuntimeError, BadInput), match="says the test") if calls >= k else nullcontext():
         objective(broken, x, y, BALLS["linf"].bind(x), step_at())
     assert all(p.requires_grad for p in model.parameters())
     assert all(part.training for part in broken.modules())

@@ -234,6 +234,8 @@ def _elementwise(make: Callable[[], Activation]) -> Callable[[Reading, Ref], Ref
 
 MOVES = ("permute", "transpose", "slice", "select", "index_select", "expand", "repeat", "flip", "t")
 """Operators that move, select or repeat numbers."""
+FILLS = ("zeros_like", "ones_like", "full_like")
+"""Operators that read the shape of a value alone."""
 READERS: dict[str, Callable[..., Ref]] = {
     "linear": _linear, "addmm": _addmm, "mm": _mm, "matmul": _mm, "convolution": _convolution,
     "native_batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm,
@@ -263,8 +265,12 @@ def read(reading: Reading, call: fx.Node, layer: str, shape: Shape | None) -> No
     if not any(isinstance(value, Ref) for value in _flat([*args, *kwargs.values()])):
         reading.constants[call.name] = target(*args, **kwargs)
         return
-    kind = kind_of(call)
-    if kind in SAME or (kind == "getitem" and args[1] == 0):
+    kind = kind_of(call).removesuffix("_")  # in place: the trace knows the new value by the old tensor
+    if kind in FILLS:
+        reading.constants[call.name] = target(
+            torch.zeros(1, *reading.shape_of(args[0]), dtype=reading.dtype), *args[1:]
+        )
+    elif kind in SAME or (kind == "getitem" and args[1] == 0):
         reading.known[call.name] = Ref(args[0])  # type: ignore[arg-type]
     elif kind in READERS:
         reading.known[call.name] = READERS[kind](reading, *args, **kwargs)

@@ -9,3 +9,6 @@ from epsball.training.trades import TRADES as TRADES
 from epsball.training.gradient_penalty import GradientPenalty as GradientPenalty
 from epsball.training.augment import Augment as Augment
 from epsball.training.gaussian import Gaussian as Gaussian
+from epsball.training.ibp import IBP as IBP
+from epsball.training.mtl_ibp import MTLIBP as MTLIBP
+from epsball.training.sabr import SABR as SABR

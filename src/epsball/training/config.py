@@ -28,7 +28,8 @@ class TrainingConfig(Config):
     schedule
         The learning rate over the training: one-cycle (up for 30 %, down for 70 %, linear), cosine (down), constant.
     ramp
-        The fraction of the training over which the radius grows from 0 to the ball's, linearly.
+        The fraction of the training over which the radius grows from 0 to the ball's, linearly. Default: 0, and half
+        of the training for the objectives that train bounds.
     precision
         float32, or bf16 for autocast.
     channels_last
@@ -60,7 +61,7 @@ class TrainingConfig(Config):
     weight_decay: Annotated[float, Rule(check_at_least, 0, "usual is 5e-4")] = 0.0
     optimizer: Literal["adam", "sgd"] = "adam"
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    ramp: Annotated[float, Rule(check_between, 0, 1, "0.3 for the first 30 %", ends="[)")] = 0.0
+    ramp: Annotated[float | None, Rule(check_between, 0, 1, "0.3 for the first 30 %", ends="[)")] = None
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
     accelerate: bool | None = None
@@ -74,4 +75,4 @@ class TrainingConfig(Config):
 
     def radius_share(self, fraction: float) -> float:
         """The share of the ball's radius that is trained on when `fraction` of the training is done."""
-        return fraction / self.ramp if fraction < self.ramp else 1.0
+        return fraction / self.ramp if self.ramp and fraction < self.ramp else 1.0

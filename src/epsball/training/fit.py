@@ -13,6 +13,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,7 @@ from epsball.training.loop import TrainingLoop
 from epsball.training.plain import Plain
 from epsball.training.training_data import TrainingData, split
 from epsball.training.training_directory import TrainingDirectory, description_of, identity_of
-from epsball.training.training_objective import ObjectiveLike
+from epsball.training.training_objective import ObjectiveLike, TrainingObjective
 from epsball.training.training_state import TrainingState
 
 PLAIN = Plain()
@@ -102,6 +103,8 @@ def fit(
     if not callable(objective) or isinstance(objective, type):
         given = getattr(objective, "__name__", type(objective).__name__)
         raise BadInput(f"`objective` must be an objective or a function, got {given}; as in FGSMMix(alpha=0.5)")
+    if config.ramp is None:
+        config = replace(config, ramp=objective.ramp if isinstance(objective, TrainingObjective) else 0.0)
     examples, ball, validation = _inputs(model, data, ball, validation)
     parts = split(examples, ball, validation, config)
     parameters = learnable(model)

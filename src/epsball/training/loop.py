@@ -63,6 +63,8 @@ class TrainingLoop:
     """What the objective calls: the model, or an accelerated form that shares its parameters."""
     logit_network: nn.Module = field(init=False)
     """The same without a final sigmoid or softmax."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """What the objective finds again at its next step, while this process trains."""
 
     def __post_init__(self) -> None:
         self._set_network(self.state.model)
@@ -123,7 +125,8 @@ class TrainingLoop:
             for replay in range(replays):
                 fraction = (state.epoch + (state.batch + (replay + 0.5) / replays) / n_batches) / config.epochs
                 lr = config.lr * state.lr_scale * SCHEDULES[config.schedule](fraction)
-                step = TrainingStep(noise.rows(index), state.step, fraction, replay, state.memory)
+                radius = config.radius_share(fraction)
+                step = TrainingStep(noise.rows(index), state.step, fraction, replay, radius, state.memory, self.cache)
                 logged = self._step(objective, index, step, lr)
                 self._add_to_epoch_sums(logged, len(index))
                 if replay + 1 == replays:
@@ -201,8 +204,8 @@ class TrainingLoop:
         x, y = batch.x.to(self.device), batch.y.to(self.device)
         if self.config.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        if ball is not None and (share := self.config.radius_share(step.fraction)) < 1:
-            ball = ball.with_eps(ball.eps * share)
+        if ball is not None and step.radius < 1:
+            ball = ball.with_eps(ball.eps * step.radius)
         noise = replace(step.noise, ids=step.noise.ids.to(self.device), restart=step.noise.restart.to(self.device))
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():

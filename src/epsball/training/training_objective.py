@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Int64
 from torch import Tensor, nn
@@ -26,15 +26,18 @@ class TrainingStep:
 
     `noise` are the random numbers of the batch's rows, with the epoch as restart index; `number` counts the optimiser's
     steps before this one, `replay` those already made on this very batch; `fraction` of the training is done, in
-    [0, 1). `memory` holds tensors that the objective finds again at its next step, also after a resume; a rollback
-    empties it.
+    [0, 1); `radius` is the share of the ball's radius that is trained on, below 1 while it grows. `memory` holds
+    tensors that the objective finds again at its next step, also after a resume; a rollback empties it. `cache` holds
+    what the objective made once and can make again; no checkpoint has it.
     """
 
     noise: Noise
     number: int = 0
     fraction: float = 0.0
     replay: int = 0
+    radius: float = 1.0
     memory: dict[str, Tensor] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
 
 
 class TrainingObjective(ABC):
@@ -50,6 +53,8 @@ class TrainingObjective(ABC):
     """Forward and backward passes of a step, for the docs; a number counts pairs."""
     source: ClassVar[str] = ""
     """Where it was published, for the docs."""
+    ramp: ClassVar[float] = 0.0
+    """The fraction of the training over which the radius grows, where the configuration says nothing."""
 
     @property
     def replays(self) -> int:
