@@ -34,7 +34,9 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 5, 9)])
-@pytest.mark.parametrize("name", ["small-mlp", "small-cnn", "preact_resnet18:width=8", "maxout:units=12,pieces=3"])
+@pytest.mark.parametrize(
+    "name", ["small-mlp", "small-cnn", "small-cnn:width=5", "preact_resnet18:width=8", "maxout:units=12,pieces=3"]
+)
 def test_every_model_gives_logits_and_an_input_gradient(name, shape):
     model = build(name, shape, 7).eval()
     x = draw(3, *shape).requires_grad_()

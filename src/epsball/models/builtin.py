@@ -56,16 +56,20 @@ def small_mlp(shape: tuple[int, ...], classes: int) -> nn.Module:
     )
 
 
-def small_cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Two strided 4x4 convolutions (16 and 32 channels) and a hidden layer of 100; images with H, W >= 4."""
-    channels, height, width = _image_shape("small-cnn", shape, least=4)
+def small_cnn(shape: tuple[int, ...], classes: int, width: int = 16) -> nn.Module:
+    """Two strided 4x4 convolutions (`width` and 2 `width` channels) and a hidden layer of 100; images with H, W >= 4.
+
+    A width of 16 is that of Wong and Kolter (2018).
+    """
+    channels, rows, columns = _image_shape("small-cnn", shape, least=4)
+    check_whole("width", width, 1, "the usual one is 16")
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+        nn.Conv2d(channels, width, 4, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * (height // 4) * (width // 4), 100),
+        nn.Linear(2 * width * (rows // 4) * (columns // 4), 100),
         nn.ReLU(),
         nn.Linear(100, classes),
     )
