@@ -118,3 +118,42 @@ def test_a_batch_normalisation_that_uses_the_batch_is_refused() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).eval()
     with pytest.raises(eb.BadInput, match="batch"):
         trace(model, torch.rand(5, 4)).graph(torch.float32)
+
+
+class InPlace(nn.Module):
+    """Layers and sums in place, as torchvision has them, and a column of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        out = self.second(self.relu(hidden))
+        out += hidden  # after its ReLU
+        out.mul_(0.5).clamp_(-0.1, 0.4)
+        z = self.last(out)
+        return torch.cat([torch.zeros_like(z), z], 1)
+
+
+def test_layers_in_place_are_read_as_the_model_computes_them() -> None:
+    model, x = InPlace().eval(), torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
+    traced = trace(model, x)
+    assert torch.allclose(traced.graph(torch.float64)(x.double()).float(), model(x), atol=1e-6)
+    assert eb.certify(model, (x, model(x).argmax(1)), eb.Linf(eps=1e-4)).verified == (True,) * 6
+
+
+def test_a_view_of_what_is_changed_in_place_is_never_read_as_it_was() -> None:
+    layer = nn.Linear(4, 4)
+
+    def model(x: Tensor) -> Tensor:
+        hidden = layer(x)
+        view = hidden.view(-1, 2, 2)
+        hidden.relu_()
+        return view.flatten(1)  # after the ReLU
+
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
+    assert (layer(x) < 0).any()
+    with pytest.raises(eb.BadInput, match="differ by"):
+        Certifier(model, x)

@@ -45,7 +45,7 @@ class IBP(CrossEntropyTraining):
 
     accelerates = False
     ramp = 0.5
-    cost = "1, and the bounds, which cost about 2; with crown about 4; no attack"
+    cost = "1, and the bounds, about 2; while crown > 0 about 3 more for each class; no attack"
     source = "Gowal et al. 2018, equation 12; crown: Zhang et al. 2020"
 
     kappa: Annotated[float, SHARE] = 0.5

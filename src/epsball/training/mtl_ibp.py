@@ -33,7 +33,7 @@ class MTLIBP(AttackingTraining):
 
     accelerates = False
     ramp = 0.5
-    cost = "steps + 1, and the bounds, which cost about 2"
+    cost = "steps + 1, and the bounds, about 2"
     source = "De Palma et al. 2024, equation 9"
 
     alpha: Annotated[float, Rule(check_between, 0, 1)] = 0.5

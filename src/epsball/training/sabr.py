@@ -33,7 +33,7 @@ class SABR(AttackingTraining):
 
     accelerates = False
     ramp = 0.5
-    cost = "steps and a forward, and the bounds, which cost about 2"
+    cost = "steps and a forward, and the bounds, about 2"
     source = "Müller et al. 2023, section 3"
 
     share: Annotated[float, Rule(check_between, 0, 1)] = 0.4
