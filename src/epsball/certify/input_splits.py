@@ -22,26 +22,24 @@ from epsball.problem.task import task_of
 BOXES = 256
 """Boxes that are bounded together."""
 
-Look = Callable[[Batch], bool]
-"""Shown the centres of open boxes; whether one of them ends the search."""
+Look = Callable[[Batch], None]
+"""Shown the centres of open boxes; it may raise to end the search."""
 
 
 def proved_by_splits(
     certifier: Certifier, network: nn.Module, box: tuple[Batch, Batch], deadline: float, look: Look
-) -> bool | None:
-    """Whether `network` predicts class 0 everywhere in a box, lower and upper end (1, *shape) each.
+) -> bool:
+    """Whether it is proved that `network` predicts class 0 everywhere in a box, its ends (1, *shape) each.
 
-    True where it is proved; False where `look` ended the search; None where the time did, or where boxes cannot be
-    halved any more.
+    It is not where the time ends the search, or a box that cannot be halved any more.
     """
     lower, upper = box
     while len(lower):
         if time.monotonic() > deadline:
-            return None
+            return False
         low, high, lower, upper = lower[-BOXES:], upper[-BOXES:], lower[:-BOXES], upper[:-BOXES]
         centre = low + (high - low) / 2
-        if look(centre):
-            return False
+        look(centre)
         ball = Linf(eps=torch.inf, lo=low, hi=high)
         task = task_of(centre, torch.zeros(len(centre), dtype=torch.long), ball)
         proofs = certifier.bounds(task, ("ibp", "crown"), deadline)
@@ -52,7 +50,7 @@ def proved_by_splits(
         side = _moves_most(network, centre, high - low)
         middle_up, middle_down = torch.where(side, centre, high), torch.where(side, centre, low)
         if bool(((low == middle_down) & (high == middle_up)).flatten(1).all(1).any()):
-            return None
+            return False
         lower = torch.cat([lower, low, middle_down])
         upper = torch.cat([upper, middle_up, high])
     return True

@@ -1,9 +1,9 @@
 """A network and what is unsafe about its outputs, as one classifier: class 0 is safe, class j the j-th conjunction.
 
-Output y is in a conjunction where the least of bound - weight @ y over its rows is not negative. These least values are
-the logits of classes 1, 2, ..., beside a logit 0 that is constantly 0. So class 0 is predicted by a margin everywhere in
-a box if and only if no input there has an unsafe output, and whatever attacks or certifies classifiers answers
-properties, too. Minima of two numbers are a ReLU and a sum, which bounds know.
+An output y is in a conjunction where the least of bound - weight @ y over its rows is not negative. These least values
+are the logits of classes 1, 2, ..., beside a logit 0 that is constantly 0. So class 0 is predicted by a margin
+everywhere in a box if and only if no input there has an unsafe output, and whatever attacks or certifies classifiers
+answers properties, too. A minimum of two numbers is a sum with a ReLU, which bounds know.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ class PropertyNetwork(nn.Module):
         for j, one in enumerate(unsafe, 1):
             count = len(one.bound)
             if count:  # rows are repeated until there is a power of two of them
-                weight[:, j], bound[:, j] = (
-                    np.resize(part, (self.rows, *part.shape[1:])) for part in (one.weight, one.bound)
-                )
+                again = np.arange(self.rows) % count
+                weight[:, j], bound[:, j] = one.weight[again], one.bound[again]
             else:
                 bound[:, j] = 1.0
         exact = torch.from_numpy(weight).flatten(0, 1)

@@ -185,7 +185,7 @@ def _forms(text: str) -> Iterator[_Form]:
 
 @dataclass(frozen=True)
 class _Inequality:
-    """The sum of coefficients times variables is at most `bound`, or less where `strict`; all inputs, or all outputs."""
+    """A sum of factors times variables, all inputs or all outputs, is at most `bound`, or less where `strict`."""
 
     terms: tuple[tuple[Variable, float], ...]
     bound: float

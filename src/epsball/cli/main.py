@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from epsball.cli.attack import attack
 from epsball.cli.attacks import attacks
+from epsball.cli.certify import certify
 from epsball.cli.compare import compare
 from epsball.cli.evaluate import evaluate
 from epsball.cli.explain import explain
@@ -65,6 +66,7 @@ app.command(report)
 app.command(train, config=fill)
 app.command(attack)
 app.command(attacks)
+app.command(certify)
 app.command(models)
 app.command(explain)
 app.command(reproduce)

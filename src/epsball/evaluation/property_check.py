@@ -1,4 +1,4 @@
-"""Is there an input of a property's box with an unsafe output? An attack looks for one, bounds prove that there is none.
+"""Has a property's box an input with an unsafe output? An attack looks for one, bounds prove that there is none.
 
 The property is in VNN-LIB and the network in ONNX, as in VNN-COMP, and the answers are those of the competition. A
 counterexample counts where onnxruntime, which runs the file itself, gives an unsafe output at a point of the box as it
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from epsball.attacks.apgd import APGD
 from epsball.balls.linf import Linf
-from epsball.certify.certifier import Certifier
+from epsball.certify.certifier import METHODS, Certifier
+from epsball.certify.certify import prove
 from epsball.certify.input_splits import proved_by_splits
 from epsball.certify.property_network import PropertyNetwork
 from epsball.certify.vnnlib import Case, Property, read_property
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 FIRST, THOROUGH = (32, 20), (256, 100)
 """Restarts and steps of the attack before the first bound, and of that before branch and bound."""
+QUICK = ("ibp", "crown-ibp", "crown")
+"""Bounds that are tried before the thorough attack."""
 FEW_INPUTS = 20
 """Boxes with at most so many sides are split along them; others along the network's ReLUs."""
 MOST_INSTANCES = 100_000
@@ -128,7 +131,7 @@ def read_instances(path: str | Path) -> list[Instance]:
         lines = list(csv.reader(read_bytes(path, 16 * MIB).decode().splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(
-            f"`instances` must be a CSV file of networks, properties and seconds, got {path}: {error}"
+            f"`instances` must be a CSV file, got {path}: {error}; a line is net.onnx,spec.vnnlib,60"
         ) from error
     found = []
     for number, line in enumerate(lines, 1):
@@ -139,7 +142,7 @@ def read_instances(path: str | Path) -> list[Instance]:
             check_positive("seconds", timeout := float(seconds))
         except ValueError as error:
             raise BadInput(
-                f"`instances` must have lines such as net.onnx,property.vnnlib,60, got {','.join(line)[:80]!r} in line "
+                f"`instances` must have lines such as net.onnx,spec.vnnlib,60, got {','.join(line)[:80]!r} in line "
                 f"{number} of {path}"
             ) from error
         found.append(Instance(str(path.parent / model), str(path.parent / spec), timeout))
@@ -242,8 +245,7 @@ class _Check:
         except BadInput as error:
             self.reason = str(error)
             return False
-        task = task_of(side.outer_centre, torch.zeros(1, dtype=torch.long), side.outer)
-        return bool(side.certifier.bounds(task, deadline=until).verified[0])
+        return bool(side.certifier.bounds(side.task, QUICK, until).verified[0])
 
     def split(self, side: _Side, until: float) -> bool:
         """Branch and bound."""
@@ -251,8 +253,8 @@ class _Check:
             return False
         if side.sides <= FEW_INPUTS:
             box = (side.lower, side.upper)
-            return proved_by_splits(side.certifier, side.exact, box, until, side.look_at_centres) is True
-        return False
+            return proved_by_splits(side.certifier, side.exact, box, until, side.look)
+        return bool(prove(side.certifier, side.task, METHODS, until - time.monotonic()).verified[0])
 
 
 class _Side:
@@ -278,12 +280,14 @@ class _Side:
             self.exact = PropertyNetwork(copy.deepcopy(network.model).double(), case.unsafe, dtype)
         self.lower, self.upper = _below(low, dtype), _above(high, dtype)
         self.outer_centre = (self.lower + (self.upper - self.lower) / 2).clamp(self.lower, self.upper)
-        self.outer = Linf(eps=torch.inf, lo=self.lower, hi=self.upper)
+        outer = Linf(eps=torch.inf, lo=self.lower, hi=self.upper)
+        self.task = task_of(self.outer_centre, torch.zeros(1, dtype=torch.long), outer)
         self.sides = int((self.lower < self.upper).sum())
         self.certifier: Certifier | None = None
 
     def look(self, x: Batch) -> None:
         """Raise `_Found` where one of these points is a counterexample."""
+        x = x.to(self.network.dtype)
         with torch.no_grad():
             candidates = x[_is_unsafe(self.classifier(x), None)][:64]
         if not len(candidates):
@@ -292,11 +296,6 @@ class _Side:
             printed = point.double().flatten().numpy().clip(self.case.lower, self.case.upper)
             if self.case.has(printed, y):
                 raise _Found(tuple(printed.tolist()), tuple(y.tolist()))
-
-    def look_at_centres(self, x: Batch) -> bool:
-        """The same for centres of boxes; never ends a search by itself."""
-        self.look(x.to(self.network.dtype))
-        return False
 
 
 def _is_unsafe(logits: Tensor, task: Task | None) -> Tensor:
