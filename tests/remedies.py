@@ -35,6 +35,7 @@ from epsball import explain, training
 from epsball.attacks import registry as attacks
 from epsball.attacks.decision_based import References
 from epsball.balls import registry as balls
+from epsball.cli.certify import method_of
 from epsball.cli.main import app
 from epsball.data.arrays import from_arrays
 from epsball.data.box import ball_for
@@ -277,6 +278,12 @@ REMEDIES = [
         lambda: eb.Linf(eps=1).bind(torch.arange(6).reshape(2, 3).float()),
     ),
     Remedy("x[None]", lambda: BALL.bind(torch.tensor(0.5)), lambda: BALL.bind(torch.tensor(0.5)[None])),
+    Remedy(
+        "budget=10",
+        lambda: eb.certify(network((3,), 2).float(), (X, Y), BALL, budget=0),
+        lambda: eb.certify(network((3,), 2).float(), (X, Y), BALL, budget=10),
+    ),
+    Remedy("smoothing:sigma=0.25", lambda: method_of("smoothing"), lambda: method_of("smoothing:sigma=0.25")),
     Remedy("linf:8/255", lambda: balls.parse("8/255"), lambda: balls.parse("linf:8/255")),
     Remedy("Linf(eps=0.1)", lambda: balls.ball_of(eb.Linf), lambda: balls.ball_of(eb.Linf(eps=0.1))),
     Remedy(

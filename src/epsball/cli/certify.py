@@ -113,7 +113,7 @@ def _properties(
 
     if property is not None:
         if subject.model is None:
-            raise BadInput("`model` must be an ONNX file with `property`, got none; as in --model net.onnx")
+            raise BadInput("`model` must be an ONNX file with `property`, got none; name it with --model")
         answer = check_property(subject.model, property, timeout=timeout or 60.0, seed=subject.seed)
         print(answer.to_json(indent=2) if json else answer.text())
         if answer.reason:
