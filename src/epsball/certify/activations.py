@@ -20,8 +20,11 @@ from torch import Tensor
 
 from epsball.certify.functionals import Functional
 
-HALVINGS = 40
-"""Rounds of bisection for the point where f' has a given value: an error in x of 1e-12 of the interval at most."""
+HALVINGS = 30
+"""Rounds of bisection for the point where f' has a given value: an error of 1e-9 of the interval in x, and of its
+square in f(x) - slope * x, which is flat there; that is below what `rounding` subtracts."""
+PARTS = 16
+"""Parts of an interval between which chords are drawn, to choose a slope."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,10 @@ class Activation(ABC):
         """The least and greatest f on [lower, upper]."""
 
     @abstractmethod
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where f is not affine on [lower, upper]."""
+
+    @abstractmethod
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """The lines around f on [lower, upper]."""
 
@@ -113,8 +120,11 @@ class Rectifier(Activation):
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(lower), self.forward(upper)
 
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return (lower < 0) & (upper > 0)
+
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
-        unstable = (lower < 0) & (upper > 0)
+        unstable = self.unstable(lower, upper)
         one, slope = lower.new_ones(()), lower.new_tensor(self.slope)  # two plain numbers would be float32 in `where`
         stable = (lower >= 0).to(lower) if not self.slope else torch.where(lower >= 0, one, slope)
         width = (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
@@ -130,12 +140,10 @@ class Facts:
     """What is known of a function of one number.
 
     `bends` are where f' turns from rising to falling or back; between them, f' is monotone. At `kinks` f' jumps.
-    `slopes` are the least and the greatest f'.
     """
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
-    slopes: tuple[float, float]
     bends: tuple[float, ...] = ()
     kinks: tuple[float, ...] = ()
     turns: tuple[float, ...] = ()
@@ -158,11 +166,17 @@ class Curve(Activation):
         stacked = torch.stack(ends)
         return stacked.amin(0), stacked.amax(0)
 
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
+        if not self.shape.kinks:
+            return upper > lower
+        inside = [(lower < kink) & (upper > kink) for kink in self.shape.kinks]
+        return torch.stack(inside).any(0)
+
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         upper_slope = self._nearest(lower, upper, 1)
         lower_slope = self._nearest(lower, upper, -1)
         return Lines(
-            upper > lower,
+            self.unstable(lower, upper),
             lower_slope,
             upper_slope,
             self.offset(lower_slope, lower, upper, -1),
@@ -198,18 +212,22 @@ class Curve(Activation):
         return places
 
     def _nearest(self, lower: Tensor, upper: Tensor, side: int) -> Tensor:
-        """The slope of the line above (`side` 1) or below f that is nearest to it in the middle of the interval.
+        """The slope of a line above (`side` 1) or below f that is near to it in the middle of the interval.
 
-        The line's height there is convex in its slope, and its derivative is the middle less the place of contact.
+        Of chords between points on either side of the middle, that which is highest there (`side` -1: lowest), or the
+        tangent where no chord is beyond f. On a grid, which costs some nearness, and no soundness.
         """
-        middle = (lower + upper) / 2
-        low, high = (torch.full_like(lower, slope) for slope in self.shape.slopes)
-        for _ in range(HALVINGS // 2):
-            slope = (low + high) / 2
-            contact, _ = self._touching(slope, lower, upper, side)
-            steeper = side * (contact - middle) > 0
-            low, high = torch.where(steeper, slope, low), torch.where(steeper, high, slope)
-        return (low + high) / 2
+        half = PARTS // 2
+        points = [self.forward(torch.lerp(lower, upper, part / PARTS)) for part in range(PARTS + 1)]
+        width = (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
+        best, slope = points[half], self.shape.derivative((lower + upper) / 2)
+        for i in range(half):
+            for j in range(half + 1, PARTS + 1):
+                rise = (points[j] - points[i]) / (j - i)
+                height = points[i] + rise * (half - i)
+                beyond = side * (height - best) > 0
+                best, slope = torch.where(beyond, height, best), torch.where(beyond, rise * (PARTS / width), slope)
+        return slope
 
 
 def _brought_into(x: float, lower: Tensor, upper: Tensor) -> Tensor:
@@ -219,12 +237,12 @@ def _brought_into(x: float, lower: Tensor, upper: Tensor) -> Tensor:
 
 def sigmoid() -> Curve:
     """1 / (1 + exp(-x))."""
-    return Curve(Facts(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (0.0, 0.25), bends=(0.0,)))
+    return Curve(Facts(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), bends=(0.0,)))
 
 
 def tanh() -> Curve:
     """The hyperbolic tangent."""
-    return Curve(Facts(torch.tanh, lambda x: 1 / torch.cosh(x.clamp(-300, 300)).square(), (0.0, 1.0), bends=(0.0,)))
+    return Curve(Facts(torch.tanh, lambda x: 1 / torch.cosh(x.clamp(-300, 300)).square(), bends=(0.0,)))
 
 
 def gelu() -> Curve:
@@ -234,8 +252,7 @@ def gelu() -> Curve:
         return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
     root = math.sqrt(2)
-    ends = [float(derivative(torch.tensor(x, dtype=torch.float64))) for x in (-root, root)]
-    return Curve(Facts(F.gelu, derivative, (ends[0], ends[1]), bends=(-root, root), turns=_zeros(derivative)))
+    return Curve(Facts(F.gelu, derivative, bends=(-root, root), turns=_zeros(derivative)))
 
 
 def silu() -> Curve:
@@ -246,18 +263,13 @@ def silu() -> Curve:
         return share * (1 + x * torch.sigmoid(-x))
 
     bend = _root(lambda x: x * torch.tanh(x / 2) - 2, 0.0, 8.0)
-    ends = [float(derivative(torch.tensor(x, dtype=torch.float64))) for x in (-bend, bend)]
-    return Curve(Facts(F.silu, derivative, (ends[0], ends[1]), bends=(-bend, bend), turns=_zeros(derivative)))
+    return Curve(Facts(F.silu, derivative, bends=(-bend, bend), turns=_zeros(derivative)))
 
 
 def clamp(least: float, greatest: float) -> Curve:
     """x, brought into [least, greatest]; either may be infinite."""
     kinks = tuple(end for end in (least, greatest) if math.isfinite(end))
-    return Curve(
-        Facts(
-            lambda x: x.clamp(least, greatest), lambda x: ((x > least) & (x < greatest)).to(x), (0.0, 1.0), kinks=kinks
-        )
-    )
+    return Curve(Facts(lambda x: x.clamp(least, greatest), lambda x: ((x > least) & (x < greatest)).to(x), kinks=kinks))
 
 
 def _root(function: Callable[[Tensor], Tensor], low: float, high: float) -> float:

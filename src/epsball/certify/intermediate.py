@@ -83,7 +83,7 @@ def open_neurons(graph: Graph, number: int, bounds: Bounds) -> tuple[Tensor, Ten
         if graph.before(activation) == number:
             operator = graph.nodes[activation].operator
             assert isinstance(operator, Activation)
-            need |= operator.lines(*bounds).unstable
+            need |= operator.unstable(*bounds)
     example, neuron = need.flatten(1).nonzero(as_tuple=True)
     return example, neuron
 
