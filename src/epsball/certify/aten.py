@@ -260,8 +260,9 @@ def read(reading: Reading, call: fx.Node, layer: str, shape: Shape | None) -> No
     Raises `BadInput` where it is not covered.
     """
     reading.layer, reading.shape = layer, shape
-    args, kwargs = fx.map_arg((call.args, call.kwargs), lambda node: reading.value(node.name))
     target: Any = call.target
+    found: Any = fx.map_arg((call.args, call.kwargs), lambda node: reading.value(node.name))
+    args, kwargs = found
     if not any(isinstance(value, Ref) for value in _flat([*args, *kwargs.values()])):
         reading.constants[call.name] = target(*args, **kwargs)
         return
@@ -271,7 +272,7 @@ def read(reading: Reading, call: fx.Node, layer: str, shape: Shape | None) -> No
             torch.zeros(1, *reading.shape_of(args[0]), dtype=reading.dtype), *args[1:]
         )
     elif kind in SAME or (kind == "getitem" and args[1] == 0):
-        reading.known[call.name] = Ref(args[0])  # type: ignore[arg-type]
+        reading.known[call.name] = args[0]
     elif kind in READERS:
         reading.known[call.name] = READERS[kind](reading, *args, **kwargs)
     else:
