@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 FIRST, THOROUGH = (32, 20), (256, 100)
 """Restarts and steps of the attack before the first bound, and of that before branch and bound."""
+ATTACK, TIMED = 0.25, 8
+"""The share of the time that is left that an attack may take, judged by a forward pass of so many rows."""
 QUICK = ("ibp", "crown-ibp", "crown")
 """Bounds that are tried before the thorough attack."""
 FEW_INPUTS = 20
@@ -225,9 +228,10 @@ class _Check:
 
     def attack(self, size: tuple[int, int]) -> Callable[[_Side, float], bool]:
         """A step that attacks; it proves nothing."""
-        restarts, steps = size
+        most, steps = size
 
         def attack(side: _Side, until: float) -> bool:
+            restarts = affordable(most, steps, until - time.monotonic(), side.seconds_a_row)
             attack = APGD(steps=steps, loss=margin)
             x = side.centre.expand(restarts, *self.network.shape)
             y = torch.zeros(restarts, dtype=torch.long)
@@ -285,6 +289,14 @@ class _Side:
         self.sides = int((self.lower < self.upper).sum())
         self.certifier: Certifier | None = None
 
+    @cached_property
+    def seconds_a_row(self) -> float:
+        """Of a step of an attack, in a small batch: a step costs about as much as three forward passes."""
+        start = time.monotonic()
+        with torch.no_grad():
+            self.classifier(self.centre.expand(TIMED, *self.network.shape))
+        return 3 * max(time.monotonic() - start, 1e-6) / TIMED
+
     def look(self, x: Batch) -> None:
         """Raise `_Found` where one of these points is a counterexample."""
         x = x.to(self.network.dtype)
@@ -296,6 +308,15 @@ class _Side:
             printed = point.double().flatten().numpy().clip(self.case.lower, self.case.upper)
             if self.case.has(printed, y):
                 raise _Found(tuple(printed.tolist()), tuple(y.tolist()))
+
+
+def affordable(most: int, steps: int, seconds: float, seconds_a_row: float) -> int:
+    """The restarts of so many steps that take at most the share `ATTACK` of the time; at least one.
+
+    >>> affordable(256, 100, 60.0, 0.0001), affordable(256, 100, 60.0, 0.01), affordable(256, 100, 60.0, 5.0)
+    (256, 15, 1)
+    """
+    return max(1, min(most, int(ATTACK * seconds / (steps * seconds_a_row))))
 
 
 def _is_unsafe(logits: Tensor, task: Task | None) -> Tensor:
