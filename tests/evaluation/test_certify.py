@@ -23,6 +23,7 @@ from epsball.common.errors import BadInput
 from epsball.common.json_files import write_json
 from epsball.data.arrays import from_arrays
 from epsball.data.examples import Examples
+from epsball.engine import stages
 from epsball.evaluation import run_directory
 from epsball.evaluation.config import EvaluationConfig
 from epsball.evaluation.evaluate import Progress
@@ -182,6 +183,29 @@ def test_records_do_not_depend_on_directory_or_batch_size_and_progress_counts_bo
         found.undecided,
     )
     assert all(report.proved <= report.robust and report.robust + report.broken <= len(found) for report in reports)
+
+
+def test_what_a_search_comes_across_counts_as_broken_where_the_model_says_so(
+    net: nn.Sequential, data: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(certifier: Certifier, task: Any, proofs: Any, seconds: float) -> dict[int, Tensor]:
+        assert seconds == 0.5
+        assert not proofs.verified.any()
+        points = PGD(steps=40, restarts=5)(net, task.x, task.y, task.ball)
+        return {row: point for row, point in enumerate(points) if row % 2 == 0}
+
+    monkeypatch.setattr(Certifier, "search", search, raising=False)
+    monkeypatch.setattr(stages, "QUICK", "fgsm")
+    monkeypatch.setattr(stages, "MANY", "bim:steps=2")
+    found = eb.evaluate(net, data, BALL, "fgsm", certify=0.5, diagnose=0, run_dir=tmp_path / "run")
+    assert [stage.attack for stage in found.stages][-2:] == ["bim:steps=2", "certify-search"]
+    by_search = column(found.records, "attack") == "certify-search"
+    assert by_search.sum() == found.stages[-1].fooled > 0
+    assert not column(found.records, "certified")[by_search].any()
+    ids, points = found.points(column(found.records, "id")[by_search])
+    labels = dict(zip(data.ids.tolist(), data.y.tolist(), strict=True))
+    assert (net(torch.from_numpy(points)).argmax(1).numpy() != [labels[id] for id in ids.tolist()]).all()
+    assert eb.verify(tmp_path / "run", net).differences == ()
 
 
 def test_run_without_certify_has_one_end_and_no_proofs(net: nn.Sequential, data: Examples) -> None:

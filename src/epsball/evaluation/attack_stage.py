@@ -91,32 +91,17 @@ class AttackStage:
 
     def verify(self, outcome: AttackOutcome, evaluator: Objective) -> Verified:
         """Store each success, read it back, and ask the model once more whether it is one, inside the ball."""
-        plan = self.plan
         hit = outcome.fooled.nonzero().squeeze(1).to(self.task.x.device)
-        task, x_adv, before = self.task.rows(hit), outcome.x_adv[hit], evaluator.forwards
-        x = numbers(task.x)
-        if plan.min_norm and len(hit):
-            x_adv = boundary_search(evaluator, task, x_adv, stored=plan.stored, batch_size=plan.batch_size)
-        stored = plan.storage.keep(numbers(x_adv), x)
-        z = plan.decoded(stored).to(task.x)
-        output = forward_rows(evaluator, task, z, plan.batch_size) if len(hit) else z.new_zeros(0, 2)
-        good = evaluator.succeeds(output, task) & task.ball.contains(z, task.x)
-        distance = task.ball.exact_distance(z, task.x).cpu().numpy()
-        unconfirmed = int((~good).sum())
-        if unconfirmed:
-            level = logging.INFO if plan.storage.x_adv == "8bit" else logging.WARNING  # rounding costs some
+        found = verified(self.plan, self.task, hit, outcome.x_adv[hit], self.known, evaluator)
+        if found.unconfirmed:
+            level = logging.INFO if self.plan.storage.x_adv == "8bit" else logging.WARNING  # rounding costs some
             log.log(
                 level,
                 "%s: %d successes were not reproduced when verified, and do not count",
                 label(self.stage),
-                unconfirmed,
+                found.unconfirmed,
             )
-        confirmed, rows = good.cpu().numpy(), hit.cpu().numpy()
-        if plan.min_norm:
-            confirmed &= distance < self.known[rows]
-        points = {"x_adv": stored[confirmed], "x": plan.storage.keep_x(x[confirmed])}
-        answers = {name: column[confirmed] for name, column in answers_of(output).items()}
-        return Verified(rows[confirmed], points, answers, distance[confirmed], unconfirmed, evaluator.forwards - before)
+        return found
 
     def queries(self) -> np.ndarray:
         """The queries to a black box that each row has made in this stage, (n,); 0 for any other model."""
@@ -183,6 +168,31 @@ class Verified:
     distance: np.ndarray
     unconfirmed: int
     forwards: int
+
+
+def verified(
+    plan: EvaluationPlan, task: Task, hit: Tensor, x_adv: Tensor, known: np.ndarray, evaluator: Objective
+) -> Verified:
+    """What of the points `x_adv` (m, *shape) of the rows `hit` (m,) of `task` is a success as it is stored.
+
+    `known` (n,) are distances at which rows are known to be fooled, which a run with `min_norm` goes below.
+    """
+    task, before = task.rows(hit), evaluator.forwards
+    x = numbers(task.x)
+    if plan.min_norm and len(hit):
+        x_adv = boundary_search(evaluator, task, x_adv, stored=plan.stored, batch_size=plan.batch_size)
+    stored = plan.storage.keep(numbers(x_adv), x)
+    z = plan.decoded(stored).to(task.x)
+    output = forward_rows(evaluator, task, z, plan.batch_size) if len(hit) else z.new_zeros(0, 2)
+    good = evaluator.succeeds(output, task) & task.ball.contains(z, task.x)
+    distance = task.ball.exact_distance(z, task.x).cpu().numpy()
+    confirmed, rows = good.cpu().numpy(), hit.cpu().numpy()
+    unconfirmed = int((~confirmed).sum())
+    if plan.min_norm:
+        confirmed &= distance < known[rows]
+    points = {"x_adv": stored[confirmed], "x": plan.storage.keep_x(x[confirmed])}
+    answers = {name: column[confirmed] for name, column in answers_of(output).items()}
+    return Verified(rows[confirmed], points, answers, distance[confirmed], unconfirmed, evaluator.forwards - before)
 
 
 def answers_of(output: Tensor) -> dict[str, np.ndarray]:

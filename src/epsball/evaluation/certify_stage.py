@@ -20,6 +20,7 @@ from epsball.certify.certifier import Certifier, Proofs
 from epsball.common.errors import BadInput
 from epsball.engine.stages import PlannedCertificate
 from epsball.evaluation import run_directory
+from epsball.evaluation.attack_stage import Verified, verified
 from epsball.evaluation.plan import EvaluationPlan, numbers
 from epsball.evaluation.point_storage import checksums
 from epsball.evaluation.stage_record import Stage
@@ -102,46 +103,73 @@ class CertifyStage:
         """
         began = time.perf_counter()
         parts: list[Proofs] = []
+        points: dict[int, Tensor] = {}
         for rows in torch.arange(len(self.task.x)).split(ROWS):
-            parts.append(self.prove(self.task.rows(rows.to(self.task.x.device))))
+            task = self.task.rows(rows.to(self.task.x.device))
+            if self.bounds is None:
+                parts.append(self.bounded(task))
+            else:
+                parts.append(proofs_in(self.bounds, task.noise.ids.cpu().numpy()))
+                met = self.certifier.search(task, parts[-1], self.plan.settings.search_seconds)
+                points |= {int(rows[row]): point for row, point in met.items()}
             on_proved(sum(int(part.verified.sum()) for part in parts))
-        return self.table(joined(parts), began)
+        proofs = joined(parts)
+        return self.table(proofs, self.broken(points, proofs), began)
 
-    def prove(self, task: Task) -> Proofs:
-        """The proofs of some rows."""
+    def bounded(self, task: Task) -> Proofs:
+        """What bounds prove of some rows; they take no longer than a search would, where there is one."""
         seconds = self.plan.settings.search_seconds
-        if self.bounds is None:
-            deadline = time.monotonic() + seconds * len(task.x) if seconds else None
-            return self.certifier.bounds(task, deadline=deadline)
-        return self.certifier.search(task, proofs_in(self.bounds, task.noise.ids.cpu().numpy()), seconds)
+        return self.certifier.bounds(task, deadline=time.monotonic() + seconds * len(task.x) if seconds else None)
 
-    def table(self, proofs: Proofs, began: float) -> pa.Table:
+    def broken(self, points: dict[int, Tensor], proofs: Proofs) -> Verified:
+        """The examples that are not proved, and that the model misclassifies at the `points` that a search met."""
+        rows = [row for row in sorted(points) if not proofs.verified[row]]
+        hit = torch.tensor(rows, dtype=torch.long, device=self.task.x.device)
+        x_adv = torch.stack([points[row] for row in rows]).to(self.task.x) if rows else self.task.x[hit]
+        with self.plan.evaluator() as evaluator:
+            return verified(self.plan, self.task, hit, x_adv, np.full(len(self.task.x), np.inf), evaluator)
+
+    def table(self, proofs: Proofs, broken: Verified, began: float) -> pa.Table:
         """The table of the stage, with its summary in the notes."""
-        verified = proofs.verified
-        x = self.plan.storage.keep_x(numbers(self.task.x)[verified])
+        proved, n = proofs.verified, len(proofs.verified)
+        fooled = np.zeros(n, dtype=bool)
+        fooled[broken.rows] = True
+        x = self.plan.storage.keep_x(numbers(self.task.x)[proved | fooled])
+        crc32 = np.zeros(n, np.uint32)
+        crc32[proved] = checksums(x[proved[proved | fooled]])
+        crc32[fooled] = checksums(broken.points["x_adv"], x[fooled[proved | fooled]])
+        none = np.zeros(n, dtype=np.int64)
         columns: dict[str, Any] = {
             "id": self.task.noise.ids.cpu().numpy(),
-            "verified": verified,
+            "fooled": fooled,
+            "invalid": np.zeros(n, dtype=bool),
+            "exhausted": np.zeros(n, dtype=bool),
+            "adversarial_prediction": run_directory.nested(broken.answers["prediction"], fooled),
+            "adversarial_confidence": run_directory.nested(broken.answers["confidence"], fooled),
+            **dict.fromkeys(("forwards", "backwards", "queries"), none),
+            "verified": proved,
             "margin": proofs.margin,
-            "method": pa.array(proofs.method, pa.string(), mask=~verified),
+            "method": pa.array(proofs.method, pa.string(), mask=~proved),
             "seconds": proofs.seconds,
-            "reason": pa.array(proofs.reason, pa.string(), mask=verified),
+            "reason": pa.array(proofs.reason, pa.string(), mask=proved),
             "as_run": proofs.as_run,
-            "rivals": run_directory.nested(proofs.rivals.astype(np.uint8), np.full(len(verified), True)),
+            "rivals": run_directory.nested(proofs.rivals.astype(np.uint8), np.full(n, True)),
             "certificate": pa.array(proofs.certificates, pa.binary()),
-            "crc32": run_directory.nested(checksums(x), verified),
-            "x": run_directory.stored(x, verified),
+            "crc32": pa.array(crc32, mask=~(proved | fooled)),
+            "x_adv": run_directory.stored(broken.points["x_adv"], fooled),
+            "x": run_directory.stored(x, proved | fooled),
         }
         summary = Stage(
             name=self.stage.name,
             attack=self.stage.label,
             eps=self.stage.eps,
-            attacked=len(verified),
-            fooled=0,
-            certified=int(verified.sum()),
+            attacked=n,
+            fooled=len(broken.rows),
+            certified=int(proved.sum()),
+            verification=broken.forwards,
             seconds=time.perf_counter() - began,
         )
-        table = run_directory.table(columns, {"x": x.shape[1:]})
+        table = run_directory.table(columns, dict.fromkeys(("x_adv", "x"), x.shape[1:]))
         return run_directory.with_notes(table, {"stage": vars(summary)})
 
 
@@ -150,7 +178,7 @@ def proofs_in(table: pa.Table, ids: np.ndarray) -> Proofs:
     rows = table.take(pa.array(np.flatnonzero(np.isin(table["id"].to_numpy(), ids))))
 
     def column(name: str) -> np.ndarray:
-        return rows[name].to_numpy(zero_copy_only=False)
+        return rows[name].to_numpy(zero_copy_only=False).copy()
 
     return Proofs(
         verified=column("verified"),

@@ -24,9 +24,9 @@ RECORDS |= {"exhausted_eps": REAL, **COST}
 PROVED: Columns = {"certified": TRUTH, "certified_as_run": TRUTH, "certified_eps": REAL, "certified_margin": REAL}
 PROVED |= {"certified_method": TEXT, "undecided": TEXT}
 """Columns of the records that are null where a run does not certify; runs of 0.2.0 have none of them."""
-CERTIFY: Columns = {"id": WHOLE, "verified": TRUTH, "margin": REAL, "method": TEXT, "seconds": REAL, "reason": TEXT}
-CERTIFY |= {"as_run": TRUTH, "rivals": None, "certificate": pa.binary(), "crc32": pa.uint32(), "x": None}
-"""Columns of a stage that certifies."""
+CERTIFY: Columns = STAGE | {"verified": TRUTH, "margin": REAL, "method": TEXT, "seconds": REAL, "reason": TEXT}
+CERTIFY |= {"as_run": TRUTH, "rivals": None, "certificate": pa.binary()}
+"""Columns of a stage that certifies, whose search may also come across adversarial examples."""
 NEVER_NULL = {"id", "label", "prediction", "valid", "fooled", "invalid", "exhausted", "queries", "status", *COST}
 NEVER_NULL |= {"verified", "margin", "as_run", "rivals"}
 

@@ -108,10 +108,11 @@ class Shard:
                 table = self.certified(stage, task, tell, records.counts(at))
                 records.proofs.add(table, rows, at, radii)
                 records.proofs.add_rivals(table, rows, at)
-                continue
-            attack = AttackStage(self.plan, stage, self.objectives[stage.name], task, records.known[rows], spent[rows])
-            run = partial(attack.run, _with_broken(records.counts(at), tell))
-            table = self.tables.kept(self.number, stage.name, run)
+            else:
+                objective = self.objectives[stage.name]
+                attack = AttackStage(self.plan, stage, objective, task, records.known[rows], spent[rows])
+                run = partial(attack.run, _with_broken(records.counts(at), tell))
+                table = self.tables.kept(self.number, stage.name, run)
             spent[rows] += table["queries"].to_numpy()
             self.keep_warm_starts(rows, table, best_margin)
             broken = rows[records.add_stage(table, rows, stage.label, radii, at)]

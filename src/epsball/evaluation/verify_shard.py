@@ -116,9 +116,9 @@ class VerifiedShard:
                 self.accept_unproved(rows, radii, at)
             elif table is None:
                 self.accept_unread(stage, rows, radii, path.name)
-            elif proves:
-                self.check_certificates(stage, rows, radii, table, path.name)
             else:
+                if proves:
+                    self.check_certificates(stage, rows, radii, table, path.name)
                 self.check_stage(stage, rows, radii, table, path.name)
         self.expected.finish()
         stored = run_directory.notes(self.stored).get("stages")
@@ -212,17 +212,16 @@ class VerifiedShard:
     ) -> None:
         """One certification at one radius: its summary, and each of its certificates, evaluated anew."""
         proofs, at, differences = self.expected.proofs, self.expected.place(stage["eps"]), self.differences
-        verified = values(table, "verified")
-        configured = {part: stage[part] for part in ("name", "attack", "eps")}
-        summary = run_directory.notes(table).get("stage", {})
-        for part, value in (configured | {"attacked": len(rows), "certified": int(verified.sum())}).items():
-            differences.add(None, "count", f"{name}, {part}: {summary.get(part)}", f"{name}, {part}: {value}")
-        paired, places = differences.paired(name, table["id"].to_numpy(), self.ids[rows])
+        claimed = run_directory.notes(table).get("stage", {}).get("certified")
+        count = int(values(table, "verified").sum())
+        differences.add(None, "count", f"{name}, certified: {claimed}", f"{name}, certified: {count}")
+        _, paired, places = np.intersect1d(table["id"].to_numpy(), self.ids[rows], return_indices=True)
         table, rows = table.take(pa.array(paired)), rows[places]
         proofs.add(table, rows, at, radii)
         verified = values(table, "verified")
         ids, kept = self.ids[rows], table["certificate"].is_valid().to_numpy()
         differences.compare(ids, "certified", verified, kept)
+        differences.compare(ids, "certified", verified & values(table, "fooled"), np.full(len(ids), False))
         there = kept & table["x"].is_valid().to_numpy() & table["crc32"].is_valid().to_numpy()
         differences.missing(ids[kept & ~there], "certified", f"no example in {name}")
         table, rows = table.filter(pa.array(there)), rows[there]

@@ -195,7 +195,7 @@ class Run:
         for at, stage in enumerate(attacks):
             plan = planned[stage.name]
             if plan.get("certifies") is not None:
-                left = stage.attacked - stage.certified
+                left = stage.attacked - stage.fooled - stage.certified
                 share = left / self.attackable if self.attackable else math.nan
                 rows.append(StageRow(stage, left, share, self.spelled(stage.eps), control=False, certifies=True))
                 continue
