@@ -109,9 +109,9 @@ class CertifyStage:
             if self.bounds is None:
                 parts.append(self.bounded(task))
             else:
-                parts.append(proofs_in(self.bounds, task.noise.ids.cpu().numpy()))
-                met = self.certifier.search(task, parts[-1], self.plan.settings.search_seconds)
-                points |= {int(rows[row]): point for row, point in met.items()}
+                known = proofs_in(self.bounds, task.noise.ids.cpu().numpy())
+                parts.append(self.certifier.search(task, known, self.plan.settings.search_seconds))
+                points |= {int(rows[row]): point for row, point in parts[-1].points.items()}
             on_proved(sum(int(part.verified.sum()) for part in parts))
         proofs = joined(parts)
         return self.table(proofs, self.broken(points, proofs), began)
@@ -194,7 +194,7 @@ def proofs_in(table: pa.Table, ids: np.ndarray) -> Proofs:
 
 def joined(parts: Sequence[Proofs]) -> Proofs:
     """The proofs of all parts, of one row at least."""
-    arrays = [field.name for field in fields(Proofs) if field.name != "certificates"]
+    arrays = [field.name for field in fields(Proofs) if field.name not in ("certificates", "points")]
     return Proofs(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
         certificates=[one for part in parts for one in part.certificates],
