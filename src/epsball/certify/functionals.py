@@ -33,6 +33,15 @@ class Windows:
     stride: Pair = (1, 1)
     offset: Pair = (0, 0)
 
+    @property
+    def places(self) -> int:
+        """Of the grid."""
+        return self.grid[0] * self.grid[1]
+
+    def place(self, example: Int64[Tensor, " p"]) -> Int64[Tensor, " p"]:
+        """The number of each row's place among all places of all examples."""
+        return (example * self.grid[0] + self.row) * self.grid[1] + self.column
+
     def take(self, index: Tensor) -> Windows:
         """The windows of some rows."""
         return replace(self, row=self.row[index], column=self.column[index])
@@ -89,10 +98,22 @@ class Functional:
         """For each row, what a table with one entry per example and cell holds at the row's cells; 0 in the padding."""
         if self.windows is None:
             return table.index_select(0, self.example)
-        windows, (height, width) = self.windows, self.values.shape[2:]
+        if not len(self.example):
+            return table.new_zeros(0, table.shape[1], *self.values.shape[2:])
+        windows, (height, width), (first, last) = self.windows, self.values.shape[2:], self.span
+        table = table[first : last + 1]
         padded = F.pad(table, windows.paddings((height, width), (table.shape[2], table.shape[3])))
         views = padded.unfold(2, height, windows.stride[0]).unfold(3, width, windows.stride[1])
-        return views.permute(0, 2, 3, 1, 4, 5)[self.example, windows.row, windows.column]
+        views = views[:, :, : windows.grid[0], : windows.grid[1]].permute(0, 2, 3, 1, 4, 5)
+        if len(self.example) < len(views) * windows.places:
+            return views[self.example - first, windows.row, windows.column]
+        return views.flatten(0, 2).index_select(0, windows.place(self.example - first))
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """The first and the last example that has a row."""
+        first, last = self.example.aminmax()
+        return int(first), int(last)
 
     def without_padding(self) -> Functional:
         """The same, with the cells outside the image set to zero."""

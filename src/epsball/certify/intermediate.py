@@ -22,7 +22,7 @@ from epsball.certify.interval import intersected, step
 from epsball.certify.operators import Bounds
 from epsball.certify.rounding import Rounding, Slack
 
-ROWS = 1 << 22
+ROWS = 1 << 21
 """Numbers of the widest row, times rows, that are carried back at once."""
 
 
