@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from epsball.certify.backward import Intervals, Shared
+from epsball.certify.branching import Limits
 from epsball.certify.certificate import Certificate, Method
 from epsball.certify.concretise import Regions
 from epsball.certify.graph import Graph
 from epsball.certify.intermediate import Intermediate, bounded, crown
 from epsball.certify.margins import margin_rows, margins, rivals_of
 from epsball.certify.recheck import Problem, Rechecked, recheck, regions_for
+from epsball.certify.search import Searched, search
 from epsball.certify.slopes import Slopes, Tightening, optimised
 from epsball.certify.tracing import trace
 from epsball.common.errors import BadInput
@@ -32,6 +34,8 @@ BATCH = 32
 """Examples whose bounds are computed together."""
 FEW = 4
 """Examples whose intermediate slopes are optimised together."""
+TOGETHER = 8
+"""Examples whose domains share batches."""
 METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown", "alpha-crown")
 """Bounds, from the cheapest to the tightest."""
 UNITS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -143,6 +147,39 @@ class Certifier:
             if len(rows):
                 Batch(self, task, proofs, rows, deadline).run(methods)
         return proofs
+
+    def search(self, task: Task, proofs: Proofs, limits: Limits, deadline: float | None = None) -> dict[int, Tensor]:
+        """Branch and bound for the examples that `proofs` left undecided, whose state it takes on.
+
+        The nearest to a proof come first; `deadline` is a time of `time.monotonic` after which no more are begun.
+        Returns, by row, the inputs (*shape) with the smallest margins that were met, for the model to be asked about.
+        """
+        left = np.flatnonzero(~proofs.verified & (proofs.reason != "misclassified without attack"))
+        left = left[np.argsort(-proofs.margin[left], kind="stable")]
+        points: dict[int, Tensor] = {}
+        for rows in np.array_split(left, max(1, -(-len(left) // TOGETHER))):
+            if not len(rows) or (deadline is not None and time.monotonic() > deadline):
+                break
+            part = task.rows(torch.from_numpy(rows).to(task.x.device))
+            rivals = rivals_of(part.y, part.target, self.logits)
+            found = search(self.graph, Regions(part.ball, part.x), part.y, rivals, limits)
+            self._enter(task, proofs, rows, found)
+            points |= {int(row): one.point for row, one in zip(rows, found, strict=True) if one.point is not None}
+        return points
+
+    def _enter(self, task: Task, proofs: Proofs, rows: np.ndarray, found: list[Searched]) -> None:
+        """Recheck and enter what a search proved, and why the others are open."""
+        for row, one in zip(rows, found, strict=True):
+            proofs.seconds[row] += one.seconds
+            proofs.margin[row] = max(proofs.margin[row], min(known.bound for known in one.rows.values()))
+            proofs.reason[row] = one.reason or proofs.reason[row]
+            for rival, known in one.rows.items():
+                proofs.rivals[row, rival] &= not known.verified
+            if not one.reason:
+                certificate = Certificate("branch-and-bound", one.arrays)
+                index = torch.tensor([row], device=task.x.device)
+                checked = recheck(self.problem(task.rows(index)), [certificate], UNITS[self.dtype])
+                proofs.enter(np.array([row]), checked, [certificate])
 
 
 def _detached(graph: Graph) -> Graph:
@@ -320,9 +357,4 @@ class Batch:
             if example == place:
                 for number, part in slopes.items():
                     arrays[f"final/{rival}/{number}"] = part.numpy().astype(np.float16)
-        for number, (example, neuron, slopes) in (tightening.slopes if tightening is not None else {}).items():
-            mine = (example == order).nonzero().squeeze(1)
-            arrays[f"tight/{number}/neuron"] = neuron[mine].numpy().astype(np.int32)
-            for where, part in slopes.items():
-                arrays[f"tight/{number}/{where}"] = part[:, mine].numpy().astype(np.float16)
-        return arrays
+        return arrays if tightening is None else arrays | tightening.arrays(order)

@@ -66,11 +66,14 @@ class Regions:
         rows = rows.dense()
         size = max(1, CHUNK // max(1, rows.cells))
         parts = [rows.rows(part) for part in torch.arange(len(rows), device=rows.values.device).split(size)]
-        return torch.cat([part.dot(self._minimiser(part)) for part in parts]) if parts else rows.values.new_zeros(0)
+        return torch.cat([part.dot(self.minimiser(part)) for part in parts]) if parts else rows.values.new_zeros(0)
 
     @torch.no_grad()
-    def _minimiser(self, rows: Functional) -> Tensor:
-        """The point of each row's region at which it is least, (p, *shape)."""
+    def minimiser(self, rows: Functional) -> Float[Tensor, "p *shape"]:
+        """The point of each row's region at which it is least; `rows` are dense."""
+        if self.is_box:
+            low, high = self.box
+            return torch.where(rows.values > 0, rows.gather(low), rows.gather(high))
         return self.ball.rows(rows.example).argmax(-rows.values, self.x[rows.example])
 
     def widened(self, share: float) -> Regions:

@@ -23,6 +23,7 @@ from epsball.certify.functionals import units
 from epsball.certify.graph import Graph
 from epsball.certify.intermediate import Intermediate, Tighten, bounded, crown
 from epsball.certify.interval import intersected
+from epsball.certify.leaves import from_arrays, leaf_bounds
 from epsball.certify.margins import margin_rows
 from epsball.certify.operators import Bounds
 from epsball.certify.rounding import Rounding
@@ -121,8 +122,19 @@ def margins_with(problem: Problem, found: Intermediate, certificates: Sequence[C
         relax_own = relaxing(found.lines, slopes)
         own = found.bound(graph, graph.output, rows.rows(index), relax_own, regions)
         best[index] = torch.maximum(best[index], own)
+    for i in (best <= 0).nonzero().squeeze(1).tolist():
+        leaves = _leaves(certificates[int(example[i])], int(rival[i]))
+        if leaves:
+            row = rows.rows(torch.tensor([i]))
+            best[i] = torch.maximum(best[i], leaf_bounds(graph, regions, found, row, from_arrays(leaves, graph)).amin())
     least = torch.full((len(problem.y),), torch.inf, dtype=best.dtype)
     return least.scatter_reduce(0, example, best, "amin")
+
+
+def _leaves(certificate: Certificate, rival: int) -> dict[str, np.ndarray]:
+    """The arrays of the leaves of a rival's tree; none where it has no tree."""
+    start = f"leaf/{rival}/"
+    return {name[len(start) :]: array for name, array in certificate.arrays.items() if name.startswith(start)}
 
 
 def _final_slopes(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -170,14 +171,28 @@ class Tightening:
         shape, kept = graph.nodes[number].shape, []
         for part in torch.arange(len(example), device=example.device).split(rows_at_once(graph, number)):
             rows = units(example[part], neuron[part], (1, -1), shape, graph.dtype).single()
-            done = optimised(graph, number, rows, found.lines, regions, self.steps)
-            least, negated = done.bound.unflatten(0, (2, -1))
+            slopes = {
+                place: part.half().to(part.dtype)  # as they are stored
+                for place, part in optimised(graph, number, rows, found.lines, regions, self.steps).slopes.items()
+            }
+            bound = lower_bounds(graph, number, rows, relaxing(found.lines, slopes), regions)
+            least, negated = bound.unflatten(0, (2, -1))
             low.flatten(1)[example[part], neuron[part]] = least
             high.flatten(1)[example[part], neuron[part]] = -negated
             found.rows += len(rows)
-            kept.append({place: slopes.unflatten(0, (2, -1)) for place, slopes in done.slopes.items()})
+            kept.append({place: part.unflatten(0, (2, -1)) for place, part in slopes.items()})
         self.slopes[number] = (example, neuron, _joined(kept))
         return intersected(bounds, (low, high))
+
+    def arrays(self, order: int) -> dict[str, np.ndarray]:
+        """The neurons and slopes of one of the examples, as certificates hold them."""
+        arrays: dict[str, np.ndarray] = {}
+        for number, (example, neuron, slopes) in self.slopes.items():
+            mine = (example == order).nonzero().squeeze(1)
+            arrays[f"tight/{number}/neuron"] = neuron[mine].numpy().astype(np.int32)
+            for where, part in slopes.items():
+                arrays[f"tight/{number}/{where}"] = part[:, mine].numpy().astype(np.float16)
+        return arrays
 
 
 def _joined(parts: list[Slopes]) -> Slopes:
