@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Proofs:
     reason: np.ndarray
     rivals: np.ndarray
     certificates: list[bytes | None]
+    points: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def none(cls, rivals: Tensor) -> Proofs:
@@ -148,24 +149,26 @@ class Certifier:
                 Batch(self, task, proofs, rows, deadline).run(methods)
         return proofs
 
-    def search(self, task: Task, proofs: Proofs, limits: Limits, deadline: float | None = None) -> dict[int, Tensor]:
-        """Branch and bound for the examples that `proofs` left undecided, whose state it takes on.
+    def search(self, task: Task, proofs: Proofs, seconds: float, limits: Limits | None = None) -> Proofs:
+        """Branch and bound for the examples that `proofs` left undecided, `seconds` each, the nearest to a proof first.
 
-        The nearest to a proof come first; `deadline` is a time of `time.monotonic` after which no more are begun.
-        Returns, by row, the inputs (*shape) with the smallest margins that were met, for the model to be asked about.
+        `proofs` takes on what is found, and is returned. Its `points` are then, by row, the inputs (*shape) with the
+        smallest margins that were met, for the model to be asked about. `limits` are others than the usual ones.
         """
+        limits = replace(Limits() if limits is None else limits, seconds=seconds)
         left = np.flatnonzero(~proofs.verified & (proofs.reason != "misclassified without attack"))
         left = left[np.argsort(-proofs.margin[left], kind="stable")]
-        points: dict[int, Tensor] = {}
         for rows in np.array_split(left, max(1, -(-len(left) // TOGETHER))):
-            if not len(rows) or (deadline is not None and time.monotonic() > deadline):
+            if not len(rows):
                 break
             part = task.rows(torch.from_numpy(rows).to(task.x.device))
             rivals = rivals_of(part.y, part.target, self.logits)
             found = search(self.graph, Regions(part.ball, part.x), part.y, rivals, limits)
             self._enter(task, proofs, rows, found)
-            points |= {int(row): one.point for row, one in zip(rows, found, strict=True) if one.point is not None}
-        return points
+            proofs.points |= {
+                int(row): one.point for row, one in zip(rows, found, strict=True) if one.point is not None
+            }
+        return proofs
 
     def _enter(self, task: Task, proofs: Proofs, rows: np.ndarray, found: list[Searched]) -> None:
         """Recheck and enter what a search proved, and why the others are open."""

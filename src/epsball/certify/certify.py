@@ -101,7 +101,7 @@ def certify(
         "crown-ibp", "crown" or "alpha-crown" that bound alone; `Smoothing(sigma=...)` certifies the smoothed classifier
         of any model.
     budget
-        Seconds an example, on average, for all of the search.
+        Seconds an example: on average for all that is tried, at most for branch and bound.
     seed
         Of the noise of smoothing.
 
@@ -142,8 +142,14 @@ def certify(
 
 
 def prove(certifier: Certifier, task: Task, methods: Sequence[str], budget: float) -> Proofs:
-    """What is proved of a task within `budget` seconds an example."""
-    return certifier.bounds(task, methods, time.monotonic() + budget * len(task.x))
+    """What is proved of a task within `budget` seconds an example; with all methods, branch and bound is the last."""
+    deadline = time.monotonic() + budget * len(task.x)
+    proofs = certifier.bounds(task, methods, deadline)
+    left = int((~proofs.verified).sum())
+    seconds = min(budget, (deadline - time.monotonic()) / max(1, left))
+    if left and seconds > 0 and set(methods) == set(METHODS):
+        proofs = certifier.search(task, proofs, seconds)
+    return proofs
 
 
 def _smoothed(model: Any, data: Any, ball: Ball | str, smoothing: Smoothing, seed: int) -> Certification:

@@ -22,7 +22,6 @@ from epsball.attacks.attack import Attack
 from epsball.balls.ball import Ball
 from epsball.balls.ball_file import describe_ball
 from epsball.balls.registry import BALLS
-from epsball.certify.certifier import Certifier
 from epsball.common import fingerprint
 from epsball.common.errors import BadInput
 from epsball.common.version import __version__
@@ -189,7 +188,7 @@ def attacks_and_stages(
         return pairs, nearest_stages(pairs, radii, settings.draft)
     at = radii or (own_radius(ball),)
     if settings.certifies:
-        search = settings.search_seconds > 0 and hasattr(Certifier, "search")
+        search = settings.search_seconds > 0
         pairs = certifying_attacks(pairs, search=search)
         return pairs, certifying_stages(pairs, at, settings.draft, search=search)
     return pairs, stages_of(pairs, at, settings.draft)
