@@ -101,7 +101,7 @@ def searched(model: nn.Module, task: Task) -> tuple[Certifier, Proofs]:
 
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 def test_every_tiny_instance_is_decided_as_exact_enumeration_decides_it(slope: float):
-    methods, reasons = [], []
+    methods, broken = [], 0
     for seed in range(4):
         model, task = problem(seed, slope)
         _, proofs = searched(model, task)
@@ -113,15 +113,14 @@ def test_every_tiny_instance_is_decided_as_exact_enumeration_decides_it(slope: f
                 assert proofs.margin[i] <= exact
                 methods.append(proofs.method[i])
                 continue
-            reasons.append(proofs.reason[i])
-            if proofs.reason[i] == "counterexample":
-                logits = model(proofs.points[i][None].double())[0]
-                assert int(logits.argmax()) != int(task.y[i])
-                assert (proofs.points[i] - task.x[i]).abs().max() <= EPS + 1e-6
+            broken += 1
+            assert proofs.reason[i] == "counterexample"
+            logits = model(proofs.points[i][None].double())[0]
+            assert int(logits.argmax()) != int(task.y[i])
+            assert (proofs.points[i] - task.x[i]).abs().max() <= EPS + 1e-6
         model.float()
     assert methods.count("branch-and-bound") >= 2
-    assert set(reasons) <= {"counterexample", "bound too loose"}
-    assert reasons.count("counterexample") >= 3
+    assert broken >= 3
 
 
 def explored(model: nn.Module, x: Tensor, y: Tensor, ball: eb.Ball, domains: int = 30) -> tuple:
@@ -135,7 +134,7 @@ def explored(model: nn.Module, x: Tensor, y: Tensor, ball: eb.Ball, domains: int
         rows = margin_rows(example, rival, y, 3, torch.float32)
         neurons = Neurons(graph)
         network = Network(graph, regions, neurons, found.lines)
-        limits = Limits(domains=domains, seconds=1e9)
+        limits = Limits(domains=domains, seconds=1e9, tighten=2)
         search = Branching(network, rows, neurons.intervals(found.bounds), torch.zeros(len(rows)), limits)
     return search, found, rows
 
@@ -168,6 +167,7 @@ def test_no_leaf_has_a_point_below_its_bound(ball: eb.Ball):
     search, found, rows = explored(model, x, y, ball)
     leaves = all_leaves(search, kept(search))
     assert max(len(leaf.splits) for row in leaves.values() for leaf in row) >= 3
+    assert max(leaf.tightened for row in leaves.values() for leaf in row) >= 2
     graph, regions, bound = search.network.graph, search.network.regions, ball.bind(x)
     met = whole = 0
     for i, row in leaves.items():
@@ -241,9 +241,9 @@ def test_the_recheck_sees_leaves_that_are_missing_swapped_or_wrongly_priced():
         arrays = dict(certificate.arrays) | {start + part: array for part, array in changed.items()}
         return float(certifier.recheck(task, [Certificate("branch-and-bound", arrays).to_bytes()]).margin[0])
 
+    per_leaf = {part: certificate.arrays[start + part] for part in ("splits", "multipliers", "tightened", "of")}
     with pytest.raises(BadInput, match="cover the region"):
-        recheck(splits=splits[1:], multipliers=certificate.arrays[start + "multipliers"][1:],
-                of=certificate.arrays[start + "of"][1:])  # fmt: skip
+        recheck(**{part: array[1:] for part, array in per_leaf.items()})
     swapped = splits.copy()
     swapped[0, 0] *= -1
     with pytest.raises(BadInput, match="cover the region"):
@@ -252,10 +252,11 @@ def test_the_recheck_sees_leaves_that_are_missing_swapped_or_wrongly_priced():
         recheck(multipliers=-certificate.arrays[start + "multipliers"] - np.float16(1))
     with pytest.raises(BadInput, match="neurons of the network"):
         recheck(splits=np.where(splits > 0, 10_000, splits).astype(np.int32))
+    with pytest.raises(BadInput, match="neurons of the network"):
+        recheck(tightened=per_leaf["tightened"] + np.int32(99))
     with pytest.raises(BadInput, match="fit together"):
         recheck(of=certificate.arrays[start + "of"][1:])
-    one = {part: certificate.arrays[start + part][:1] for part in ("splits", "multipliers", "of")}
-    alone = recheck(**{part: array[:, :0] if array.ndim == 2 else array for part, array in one.items()})
+    alone = recheck(**{part: array[:1, :0] if array.ndim == 2 else array[:1] for part, array in per_leaf.items()})
     assert alone <= 0  # the root alone covers the region, and proves nothing
     assert recheck(multipliers=certificate.arrays[start + "multipliers"] + np.float16(9)) <= 0
     assert recheck(splits=-splits) <= 0  # the same neurons, each leaf's bound on the other side

@@ -13,21 +13,24 @@ import heapq
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from epsball.certify.boxes import BOXES, tightened
 from epsball.certify.functionals import Functional
 from epsball.certify.multipliers import Bounded, Network, Pieces, attained, bounds, raised
 from epsball.certify.operators import Bounds
-from epsball.certify.splits import Domains, Leaf, domains_of
+from epsball.certify.splits import Domains, Leaf, cut, domains_of
 
 BETTER = 0.01
 """Weight of the better child's bound in the choice of a split; the worse child's has 1."""
 LAST_STEPS = 400
 """Of ascent in a domain that cannot be split: its bound is exact at the best multipliers."""
+LOOSE = "bound too loose"
+"""Why an example ends in which a domain is open that has nothing to split."""
 NONE = torch.finfo(torch.float32).min
 """The score of what cannot be split."""
 
@@ -47,6 +50,8 @@ class Limits:
     root_steps: int = 50
     steps: int = 20
     candidates: int = 4
+    tighten: int = 6
+    """Splits after which the bounds of all neurons are computed anew; 0: never."""
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -71,6 +76,10 @@ class Row:
         return not self.open and bool(self.leaves)
 
 
+Origin = tuple[tuple[int, ...], int, Bounds]
+"""The splits of a domain, how many of them its intermediate bounds know of, and those bounds."""
+
+
 @dataclass(order=True)
 class Waiting:
     """An open domain, the worst first."""
@@ -79,6 +88,8 @@ class Waiting:
     serial: int
     row: int = field(compare=False)
     leaf: Leaf = field(compare=False)
+    intervals: Bounds = field(compare=False)
+    """What its neurons read, before its splits cut it (N,)."""
 
 
 @dataclass(eq=False)
@@ -130,23 +141,25 @@ class Branching:
         raised(self.network, self.network.graph.output, rows, domains, self.above[part], self.limits.root_steps)
         for row in part.tolist():
             self.found[row].open = 1
-        self._enter(part, domains, [()] * len(part))
+        self._enter(part, domains, [((), 0, (a, b)) for a, b in zip(low, high, strict=True)])
 
-    def _enter(self, row: Tensor, domains: Domains, splits: list[tuple[int, ...]]) -> None:
+    def _enter(self, row: Tensor, domains: Domains, origins: list[Origin]) -> None:
         """Proved domains become leaves, the others wait."""
         proved = (domains.bound > self.above[row]).tolist()
         slopes, multipliers = domains.slope.half(), domains.multiplier.half().float()
         for i, (number, bound) in enumerate(zip(row.tolist(), domains.bound.tolist(), strict=True)):
             known = self.found[number]
-            held = torch.tensor([abs(split) - 1 for split in splits[i]], dtype=torch.long)
-            leaf = Leaf(splits[i], slopes[i].clone(), tuple(multipliers[i, held].tolist()))
+            splits, tight, intervals = origins[i]
+            held = torch.tensor([abs(split) - 1 for split in splits], dtype=torch.long)
+            leaf = Leaf(splits, slopes[i].clone(), tuple(multipliers[i, held].tolist()), tight)
             if proved[i]:
                 known.leaves.append(leaf)
                 known.open -= 1
                 known.bound = min(known.bound, bound)
             else:
                 self.serial += 1
-                heapq.heappush(self.queues.setdefault(known.example, []), Waiting(bound, self.serial, number, leaf))
+                waiting = Waiting(bound, self.serial, number, leaf, intervals)
+                heapq.heappush(self.queues.setdefault(known.example, []), waiting)
 
     def _next(self) -> list[Waiting]:
         """The next domains: examples with the fewest open ones first, the worst first."""
@@ -178,7 +191,8 @@ class Branching:
         """Split each of the domains in two."""
         row = torch.tensor([waiting.row for waiting in batch])
         rows = self.rows.rows(row)
-        low, high = (table[rows.example] for table in self.intervals)
+        self._tighten(batch)
+        low, high = (torch.stack([waiting.intervals[end] for waiting in batch]) for end in (0, 1))
         bound = torch.tensor([waiting.bound for waiting in batch], dtype=low.dtype)
         domains = domains_of([waiting.leaf for waiting in batch], bound, low, high)
         pieces = Pieces.of(self.network.neurons, domains.low, domains.high)
@@ -204,11 +218,30 @@ class Branching:
             self.network, self.network.graph.output, rows.rows(both), children, self.above[row[both]], self.limits.steps
         )
         children.bound = torch.maximum(children.bound, bound[both])
-        splits = [(*batch[i].leaf.splits, side * (int(neuron[i]) + 1)) for side in (1, -1) for i in index.tolist()]
+        origins = [
+            ((*batch[i].leaf.splits, side * (int(neuron[i]) + 1)), batch[i].leaf.tightened, batch[i].intervals)
+            for side in (1, -1)
+            for i in index.tolist()
+        ]
         for i in index.tolist():
             self.found[batch[i].row].open += 1
             self.found[batch[i].row].domains += 2
-        self._enter(row[both], children, splits)
+        self._enter(row[both], children, origins)
+
+    def _tighten(self, batch: list[Waiting]) -> None:
+        """Compute the bounds of all neurons anew for the domains whose turn it is."""
+        every = self.limits.tighten
+        due = [one for one in batch if every and len(one.leaf.splits) - one.leaf.tightened >= every]
+        for start in range(0, len(due), BOXES):
+            part = due[start : start + BOXES]
+            example = torch.tensor([self.found[waiting.row].example for waiting in part])
+            low, high = cut([waiting.leaf.splits for waiting in part], *(table[example] for table in self.intervals))
+            network = self.network
+            found = tightened(network.graph, network.regions.rows(example), low, high)
+            low, high = network.neurons.intervals(found.bounds)
+            for waiting, a, b in zip(part, low, high, strict=True):
+                waiting.leaf = replace(waiting.leaf, tightened=len(waiting.leaf.splits))
+                waiting.intervals = a.clone(), b.clone()
 
     def _finish(self, batch: list[Waiting], rows: Functional, domains: Domains, index: Tensor) -> None:
         """Bound domains that cannot be split once more, with more steps; what is not proved then ends its example."""
@@ -219,9 +252,10 @@ class Branching:
         raised(self.network, self.network.graph.output, rows.rows(index), last, self.above[row], LAST_STEPS)
         proved = last.bound > self.above[row]
         for i in index[~proved].tolist():
-            self.reasons.setdefault(self.found[batch[i].row].example, "bound too loose")
-        splits = [batch[i].leaf.splits for i in index[proved].tolist()]
-        self._enter(row[proved], last.take(proved.nonzero().squeeze(1)), splits)
+            self.reasons.setdefault(self.found[batch[i].row].example, LOOSE)
+        leaves = [batch[i].leaf for i in index[proved].tolist()]
+        origins = [(leaf.splits, leaf.tightened, batch[0].intervals) for leaf in leaves]
+        self._enter(row[proved], last.take(proved.nonzero().squeeze(1)), origins)
 
     def _look(self, row: Tensor, rows: Functional, point: Tensor) -> None:
         """Keep the point with the least value of each row; one that is not positive ends its example."""

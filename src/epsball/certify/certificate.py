@@ -16,7 +16,7 @@ import numpy as np
 
 from epsball.common.errors import BadInput
 
-Method = Literal["exact", "ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound", "milp"]
+Method = Literal["exact", "ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"]
 MOST = 1 << 29
 """Bytes of the arrays of one certificate."""
 KINDS = {"<f2", "<f4", "<f8", "<i4", "<i8", "|i1", "|u1"}
@@ -27,7 +27,7 @@ class Certificate:
     """How an example was proved: the method, and named arrays of slopes (float16), splits and neurons.
 
     "final/R/N": slopes of the row of rival R at activation N; "tight/M/neuron" and "tight/M/N": neurons of node M and
-    the slopes of their least and greatest values there.
+    the slopes of their least and greatest values there; "leaf/R/...": the leaves of the tree of rival R (`leaves.py`).
     """
 
     method: Method

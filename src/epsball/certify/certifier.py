@@ -163,7 +163,7 @@ class Certifier:
                 break
             part = task.rows(torch.from_numpy(rows).to(task.x.device))
             rivals = rivals_of(part.y, part.target, self.logits)
-            found = search(self.graph, Regions(part.ball, part.x), part.y, rivals, limits)
+            found = search(self.graph, self.exact, Regions(part.ball, part.x), part.y, rivals, limits)
             self._enter(task, proofs, rows, found)
             proofs.points |= {
                 int(row): one.point for row, one in zip(rows, found, strict=True) if one.point is not None

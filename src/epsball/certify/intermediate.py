@@ -7,7 +7,7 @@ rows: their line is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -53,11 +53,16 @@ Tighten = Callable[[Graph, Regions, Intermediate, int, Bounds], Bounds]
 
 
 def bounded(
-    graph: Graph, regions: Regions, tighten: Tighten | None = None, rounding: Rounding | None = None
+    graph: Graph,
+    regions: Regions,
+    tighten: Tighten | None = None,
+    rounding: Rounding | None = None,
+    known: Mapping[int, Bounds] | None = None,
 ) -> Intermediate:
     """Bounds of every node: intervals, and what `tighten` makes of those that activations read.
 
-    With `rounding`, whose tables are filled on the way, they hold in spite of it.
+    With `rounding`, whose tables are filled on the way, they hold in spite of it. Bounds of nodes that are `known`
+    already are intersected with what is found.
     """
     found = Intermediate([regions.box], rounding=rounding)
     if rounding is not None:
@@ -67,6 +72,8 @@ def bounded(
         bounds, node = step(graph, number, found.bounds), graph.nodes[number]
         if rounding is not None:
             bounds = rounding.widen(number, [found.bounds[i] for i in node.inputs], bounds)
+        if known is not None and number in known:
+            bounds = intersected(bounds, known[number])
         exact = regions.is_box and graph.weighings[number] <= 1
         if number in reads and tighten is not None and not exact:
             bounds = tighten(graph, regions, found, number, bounds)

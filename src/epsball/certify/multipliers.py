@@ -121,6 +121,7 @@ def bounds(network: Network, number: int, rows: Functional, domains: Domains, pi
     """Lower bounds of `rows`, dense functionals of node `number`, each in its domain."""
     held = Held(network, domains, pieces)
     at, constant = carried_back(network.graph, number, rows, held)
+    assert at is not None
     at = at.dense()
     bound = network.regions.least(at)
     return Bounded(bound if constant is None else bound + constant, held, at)

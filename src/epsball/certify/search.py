@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,17 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from epsball.certify.branching import Branching, Limits, Row
+from epsball.certify.branching import LOOSE, Branching, Limits, Row
 from epsball.certify.concretise import Regions
+from epsball.certify.functionals import Functional
 from epsball.certify.graph import Graph
 from epsball.certify.intermediate import bounded
 from epsball.certify.leaves import to_arrays
 from epsball.certify.margins import margin_rows
+from epsball.certify.mixed_integer import MOST_BINARIES, binaries, decide
 from epsball.certify.multipliers import Network
+from epsball.certify.operators import Bounds
+from epsball.certify.recheck import regions_for
 from epsball.certify.slopes import Tightening
 from epsball.certify.splits import Neurons
 
@@ -38,9 +43,12 @@ class Searched:
 
 
 def search(
-    graph: Graph, regions: Regions, y: Int64[Tensor, " n"], rivals: Bool[Tensor, "n k"], limits: Limits
+    graph: Graph, exact: Graph, regions: Regions, y: Int64[Tensor, " n"], rivals: Bool[Tensor, "n k"], limits: Limits
 ) -> list[Searched]:
-    """Search n examples together, each with all its `rivals`, for `limits.seconds` each."""
+    """Search n examples together, each with all its `rivals`, for `limits.seconds` each; `exact` is in float64.
+
+    Where no split is left, or few neurons are unstable, HiGHS looks for a counterexample.
+    """
     began = limits.clock()
     tightening = Tightening()
     with torch.no_grad():
@@ -64,9 +72,35 @@ def search(
             for part, array in to_arrays(row.leaves).items()
         } | (tightening.arrays(i) if proved else {})  # fmt: skip
         worst = min(mine.values(), key=lambda row: row.value)
-        reason = "" if proved else branching.reasons[i]
-        searched.append(Searched(mine, reason, branching.spent[i], arrays, worst.point))
+        reason, point = "" if proved else branching.reasons[i], worst.point
+        if reason == LOOSE:
+            began, left = limits.clock(), limits.seconds - branching.spent[i]
+            index = torch.tensor([i], device=y.device)
+            bounds = [(low[index].double(), high[index].double()) for low, high in found.bounds]
+            reason, met = _decided(exact, regions.rows(index), bounds, rows.rows((example == i).nonzero()[:, 0]), left)
+            point = point if met is None else met.to(regions.x)
+            branching.spent[i] += limits.clock() - began
+        searched.append(Searched(mine, reason, branching.spent[i], arrays, point))
     return searched
+
+
+def _decided(
+    exact: Graph, regions: Regions, bounds: list[Bounds], rows: Functional, seconds: float
+) -> tuple[str, Tensor | None]:
+    """What HiGHS says of the rows of one example: the reason why it has no certificate, and a counterexample."""
+    few = binaries(exact, bounds)
+    if few is None or int(few[0]) > MOST_BINARIES or regions.ball.choose({"intervals": 1, "sparse": 1}) is None:
+        return LOOSE, None
+    deadline, all_above, wide = time.perf_counter() + seconds, True, regions_for(regions.ball, regions.x)
+    for values in rows.values.double():
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            return LOOSE, None
+        answer = decide(exact, bounds, values, wide.ball, wide.x, seconds=left)
+        if answer.point is not None:
+            return "counterexample", answer.point
+        all_above &= answer.verified
+    return ("positive by HiGHS, which leaves no certificate" if all_above else LOOSE), None
 
 
 def _of(rows: list[Row], example: int) -> list[Row]:

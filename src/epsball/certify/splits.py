@@ -102,30 +102,45 @@ class Leaf:
     """A domain as it waits and as it is stored.
 
     `splits` are the held sides from the root down, as +-(neuron + 1); `multipliers`, one for each, and `slopes` (N,)
-    are float16, in which they were proved.
+    are float16, in which they were proved. The bounds of all neurons were computed anew where the first `tightened` of
+    the splits are held.
     """
 
     splits: tuple[int, ...]
     slopes: Float[Tensor, " n"]
     multipliers: tuple[float, ...]
+    tightened: int = 0
 
-    def sides(self) -> tuple[list[int], list[int]]:
-        """The neurons that are held, and on which side."""
-        return [abs(split) - 1 for split in self.splits], [1 if split > 0 else -1 for split in self.splits]
+    @property
+    def box(self) -> tuple[int, ...]:
+        """The splits for which the bounds of its neurons were computed."""
+        return self.splits[: self.tightened]
+
+
+def cut(splits: Sequence[Sequence[int]], low: Float[Tensor, "d n"], high: Float[Tensor, "d n"]) -> Bounds:
+    """The intervals of neurons, cut at 0 where the splits of each domain hold a side."""
+    row, neuron, above = _places(splits)
+    low, high = low.clone(), high.clone()
+    low[row[above], neuron[above]] = low[row[above], neuron[above]].clamp_min(0)
+    high[row[~above], neuron[~above]] = high[row[~above], neuron[~above]].clamp_max(0)
+    return low, high
+
+
+def _places(splits: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all splits in a row: their domain, their neuron, and whether they hold the side above 0."""
+    row = torch.from_numpy(np.repeat(np.arange(len(splits)), [len(part) for part in splits]))
+    split = torch.tensor([split for part in splits for split in part], dtype=torch.long)
+    return row, split.abs() - 1, split > 0
 
 
 def domains_of(leaves: Sequence[Leaf], bound: Tensor, low: Tensor, high: Tensor) -> Domains:
     """The tables of leaves, whose neurons read `low` to `high` (L, N) where no side is held, in the dtype of those."""
-    low, high = low.clone(), high.clone()
+    splits = [leaf.splits for leaf in leaves]
+    row, neuron, above = _places(splits)
+    low, high = cut(splits, low, high)
     side, multiplier = torch.zeros_like(low, dtype=torch.int8), torch.zeros_like(low)
-    row = torch.from_numpy(np.repeat(np.arange(len(leaves)), [len(leaf.splits) for leaf in leaves]))
-    split = torch.tensor([split for leaf in leaves for split in leaf.splits], dtype=torch.long)
-    price = torch.tensor([price for leaf in leaves for price in leaf.multipliers], dtype=low.dtype)
-    neuron, above = split.abs() - 1, split > 0
     side[row, neuron] = torch.where(above, 1, -1).to(torch.int8)
-    multiplier[row, neuron] = price
-    low[row[above], neuron[above]] = low[row[above], neuron[above]].clamp_min(0)
-    high[row[~above], neuron[~above]] = high[row[~above], neuron[~above]].clamp_max(0)
+    multiplier[row, neuron] = torch.tensor([price for leaf in leaves for price in leaf.multipliers], dtype=low.dtype)
     slope = torch.stack([leaf.slopes for leaf in leaves]).to(low)
     return Domains(bound, low, high, side, slope, multiplier)
 
