@@ -165,9 +165,10 @@ class Certifier:
             rivals = rivals_of(part.y, part.target, self.logits)
             found = search(self.graph, self.exact, Regions(part.ball, part.x), part.y, rivals, limits)
             self._enter(task, proofs, rows, found)
-            proofs.points |= {
-                int(row): one.point for row, one in zip(rows, found, strict=True) if one.point is not None
-            }
+            for place, (row, one) in enumerate(zip(rows.tolist(), found, strict=True)):
+                if one.point is not None:
+                    x, ball = part.x[place, None], part.ball.rows(torch.tensor([place], device=part.x.device))
+                    proofs.points[row] = ball.project(one.point[None], x)[0]
         return proofs
 
     def _enter(self, task: Task, proofs: Proofs, rows: np.ndarray, found: list[Searched]) -> None:

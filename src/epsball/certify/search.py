@@ -20,12 +20,14 @@ from epsball.certify.margins import margin_rows
 from epsball.certify.mixed_integer import MOST_BINARIES, binaries, decide
 from epsball.certify.multipliers import Network
 from epsball.certify.operators import Bounds
-from epsball.certify.recheck import regions_for
+from epsball.certify.recheck import ULPS, regions_for
 from epsball.certify.slopes import Tightening
 from epsball.certify.splits import Neurons
 
-ROUNDING = 2e-5
-"""What a bound must exceed, so that it is also proved in float64: this share of what it rose from its first value."""
+ROUNDING = 1e-4
+"""What a bound must exceed, so that it is also proved in float64: this share of the margin at the example."""
+WIDER = 1.5
+"""The searched region is wider than the ball by this much more than the region of the recheck."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,11 @@ def search(
 ) -> list[Searched]:
     """Search n examples together, each with all its `rivals`, for `limits.seconds` each; `exact` is in float64.
 
-    Where no split is left, or few neurons are unstable, HiGHS looks for a counterexample.
+    The region is a little wider than that of the recheck. Where no split is left and few neurons are unstable, HiGHS
+    looks for a counterexample.
     """
     began = limits.clock()
+    regions = regions.widened(WIDER * ULPS * torch.finfo(graph.dtype).eps)
     tightening = Tightening()
     with torch.no_grad():
         found = bounded(graph, regions, tightening)
