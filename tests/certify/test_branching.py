@@ -262,6 +262,21 @@ def test_the_recheck_sees_leaves_that_are_missing_swapped_or_wrongly_priced():
     assert recheck(splits=-splits) <= 0  # the same neurons, each leaf's bound on the other side
 
 
+def test_other_activations_keep_their_lines_and_alone_are_not_searched():
+    smooth = nets.seeded(
+        lambda: nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), 5, scale=2.0
+    ).float()
+    x = nets.batch(2, (2,), lo=-1, hi=1, seed=0).float()
+    search, found, rows = explored(smooth, x, nets.predicted(smooth, x), eb.Linf(eps=EPS), domains=10)
+    for i, row in all_leaves(search, kept(search)).items():
+        low = leaf_bounds(search.network.graph, search.network.regions, found, rows.rows(torch.tensor([i])), row)
+        z = x[rows.example[i]] + EPS * (2 * torch.rand(2000, 2, generator=nets.rng(i)) - 1)
+        assert float(low.min()) <= float((walked(search, z)[0] @ rows.values[i]).min()) + 1e-5
+    tanh = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
+    task = task_of(x, nets.predicted(tanh, x), eb.Linf(eps=9.0))
+    assert not searched(tanh, task)[1].verified.any()
+
+
 def test_leaves_are_the_same_when_they_are_read():
     _, _, certificate = proved_by_branching()
     model, task = problem(0)

@@ -155,6 +155,8 @@ class Certifier:
         `proofs` takes on what is found, and is returned. Its `points` are then, by row, the inputs (*shape) with the
         smallest margins that were met, for the model to be asked about. `limits` are others than the usual ones.
         """
+        if not any(map(self.graph.rectifies, self.graph.activations)):
+            return proofs  # nothing can be split
         limits = replace(Limits() if limits is None else limits, seconds=seconds)
         left = np.flatnonzero(~proofs.verified & (proofs.reason != "misclassified without attack"))
         left = left[np.argsort(-proofs.margin[left], kind="stable")]
