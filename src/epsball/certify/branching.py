@@ -50,7 +50,7 @@ class Limits:
     root_steps: int = 50
     steps: int = 20
     candidates: int = 4
-    tighten: int = 6
+    tighten: int = 12
     """Splits after which the bounds of all neurons are computed anew; 0: never."""
     clock: Callable[[], float] = time.perf_counter
 
