@@ -268,10 +268,13 @@ def test_other_activations_keep_their_lines_and_alone_are_not_searched():
     ).float()
     x = nets.batch(2, (2,), lo=-1, hi=1, seed=0).float()
     search, found, rows = explored(smooth, x, nets.predicted(smooth, x), eb.Linf(eps=EPS), domains=10)
-    for i, row in all_leaves(search, kept(search)).items():
+    leaves = {i: row for i, row in all_leaves(search, kept(search)).items() if row}
+    assert len(leaves) >= 2
+    assert max(len(leaf.splits) for row in leaves.values() for leaf in row) >= 2
+    for i, row in leaves.items():
         low = leaf_bounds(search.network.graph, search.network.regions, found, rows.rows(torch.tensor([i])), row)
         z = x[rows.example[i]] + EPS * (2 * torch.rand(2000, 2, generator=nets.rng(i)) - 1)
-        assert float(low.min()) <= float((walked(search, z)[0] @ rows.values[i]).min()) + 1e-5
+        assert float(low.detach().min()) <= float((walked(search, z)[0] @ rows.values[i]).min()) + 1e-5
     tanh = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
     task = task_of(x, nets.predicted(tanh, x), eb.Linf(eps=9.0))
     assert not searched(tanh, task)[1].verified.any()
