@@ -33,6 +33,8 @@ ROWS = 128
 """Examples between two reports. Bounds of a batch round as its examples have it: it does not follow `batch_size`."""
 PROBED = 32
 """Examples that are shown to the model twice: a proof is about one function."""
+FIRST = 0.25
+"""Share of an example's seconds that are searched before the attacks, which it spares model calls."""
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -106,20 +108,22 @@ class CertifyStage:
         points: dict[int, Tensor] = {}
         for rows in torch.arange(len(self.task.x)).split(ROWS):
             task = self.task.rows(rows.to(self.task.x.device))
-            if self.bounds is None:
-                parts.append(self.bounded(task))
-            else:
-                known = proofs_in(self.bounds, task.noise.ids.cpu().numpy())
-                parts.append(self.certifier.search(task, known, self.plan.settings.search_seconds))
-                points |= {int(rows[row]): point for row, point in parts[-1].points.items()}
+            parts.append(self.prove(task))
+            points |= {int(rows[row]): point for row, point in parts[-1].points.items()}
             on_proved(sum(int(part.verified.sum()) for part in parts))
         proofs = joined(parts)
         return self.table(proofs, self.broken(points, proofs), began)
 
-    def bounded(self, task: Task) -> Proofs:
-        """What bounds prove of some rows; they take no longer than a search would, where there is one."""
+    def prove(self, task: Task) -> Proofs:
+        """The proofs of some rows: by bounds and a short search before the attacks, or by a long search after them.
+
+        Bounds take no longer than a search would, where there is one.
+        """
         seconds = self.plan.settings.search_seconds
-        return self.certifier.bounds(task, deadline=time.monotonic() + seconds * len(task.x) if seconds else None)
+        if self.bounds is not None:
+            return self.certifier.search(task, proofs_in(self.bounds, task.noise.ids.cpu().numpy()), seconds)
+        proofs = self.certifier.bounds(task, deadline=time.monotonic() + seconds * len(task.x) if seconds else None)
+        return self.certifier.search(task, proofs, FIRST * seconds) if seconds else proofs
 
     def broken(self, points: dict[int, Tensor], proofs: Proofs) -> Verified:
         """The examples that are not proved, and that the model misclassifies at the `points` that a search met."""
