@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,29 @@ def test_the_public_call_names_what_is_wrong_and_gives_a_record_that_comes_back_
         eb.certify(model, (x, y), "linf:0.02", budget=0)
     with pytest.raises(eb.BadInput, match="black box"):
         eb.certify(eb.BlackBox(lambda z: y[: len(z)]), (x, y), "linf:0.02")
+
+
+def test_slopes_forged_for_a_smooth_function_are_not_used() -> None:
+    """Its intercept belongs to its own slope: another slope with that intercept may be above the function."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).double()
+    for layer, weight, bias in ((0, 1.0, -2.0), (2, 1.0, -0.1), (4, 1.0, -0.01)):
+        model[layer].weight.data.fill_(weight)
+        model[layer].bias.data.fill_(bias)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    problem, certifier = task_of(x, torch.tensor([1]), eb.Linf(eps=2.0)), Certifier(model, x)
+    worst = float(model(x - 2).detach())
+    assert worst < 0  # so nothing proves class 1
+    arrays = {"tight/3/neuron": np.zeros(1, dtype=np.int32)}
+    for slope in (0.0, 1.0):
+        arrays["tight/3/2"] = np.full((2, 1, 1), slope, dtype=np.float16)
+        found = certifier.recheck(problem, [Certificate("alpha-crown", arrays).to_bytes()])
+        assert float(found.margin[0]) <= worst
+
+
+@pytest.mark.parametrize("name", ["final/x/2", "final/1", "final/1/2/3", "final/99/99", "tight/2/neuron", "tight/2/x"])
+def test_arrays_with_other_names_or_shapes_are_refused_or_not_used(trained, name: str) -> None:
+    model, x, y = trained
+    forged = Certificate("alpha-crown", {name: np.zeros((), dtype=np.int32)}).to_bytes()
+    certifier, problem = Certifier(model, x), task(x[:1], y[:1], 10.0)
+    with contextlib.suppress(eb.BadInput):
+        assert not float(certifier.recheck(problem, [forged]).margin[0]) > 0

@@ -155,5 +155,81 @@ def test_a_view_of_what_is_changed_in_place_is_never_read_as_it_was() -> None:
 
     x = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
     assert (layer(x) < 0).any()
-    with pytest.raises(eb.BadInput, match="differ by"):
+    with pytest.raises(eb.BadInput, match="in place"):
         Certifier(model, x)
+
+
+class Clamped(nn.Module):
+    """Writes into a part of its input's copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.clone()
+        h[:, :2] = h[:, :2].clamp(0, 1)  # which the examples do not reach, and their balls do
+        return h
+
+
+class Counted(nn.Linear):
+    """Keeps a number that changes with each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1e-4)
+        return super().forward(x) + self.calls
+
+
+def test_a_part_that_is_changed_in_place_and_state_that_changes_are_refused() -> None:
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
+    counted = Counted(4, 4)
+    counted.register_buffer("calls", torch.zeros(4))
+    for model, operator in ((Clamped(), "copy_"), (counted, "add_")):
+        with pytest.raises(eb.BadInput, match=rf"in place.*`{operator}`"):
+            Certifier(model, x)
+
+
+def test_a_random_number_in_the_network_is_refused_however_small() -> None:
+    layer = nn.Linear(4, 3)
+    with pytest.raises(eb.BadInput, match="randn"):
+        Certifier(lambda x: layer(x + 1e-6 * torch.randn(4)), torch.rand(5, 4))
+
+
+def test_a_model_that_changes_its_input_leaves_the_users_data_alone() -> None:
+    layer, x = nn.Linear(4, 3), torch.rand(5, 4)
+    before = x.clone()
+    Certifier(lambda x: layer(x.sub_(0.5)), x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d])
+def test_pooling_of_images_without_channels_is_refused_by_name(pool) -> None:
+    with pytest.raises(eb.BadInput, match="without channels"):
+        Certifier(lambda x: pool(x, 2).flatten(1), torch.rand(4, 6, 6))
+
+
+def test_one_probability_is_certified_as_its_logit_and_never_as_one() -> None:
+    """A probability is above 0 everywhere: as a logit it would be class 1."""
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data.fill_(0.1)
+    x, y = torch.tensor([[1.0] * 4, [1.0] * 4, [-1.0] * 4, [2.0] * 4]), [1, 0, 0, 1]
+    expected = eb.certify(layer, (x, y), "linf:1.5")
+    assert expected.verified == (False, False, False, True)
+    shapes = (lambda z: z, lambda z: z.squeeze(1), lambda z: z[:, 0], lambda z: z.view(-1))
+    for reshaped in shapes:
+        found = eb.certify(lambda x, reshaped=reshaped: reshaped(torch.sigmoid(layer(x))), (x, y), "linf:1.5")
+        assert (found.verified, found.margin) == (expected.verified, expected.margin)
+    with pytest.raises(eb.BadInput, match="probability"):
+        eb.certify(lambda x: 1 - torch.sigmoid(layer(x)), (x, y), "linf:1.5")
+    with pytest.raises(eb.BadInput, match="softmax"):  # of one number: 1 everywhere
+        eb.certify(lambda x: layer(x).softmax(1), (x, y), "linf:1.5")
+
+
+def test_weights_that_the_model_computes_are_those_of_its_own_precision() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(40, 3))
+    certifier = Certifier(layer, torch.rand(3, 40))
+    assert torch.equal(certifier.exact.nodes[-1].operator.weight, layer.weight.detach().double())
+
+
+def test_balls_that_give_linear_forms_no_bound_are_refused() -> None:
+    """An L0 ball's eps is a number of features, and no radius."""
+    with pytest.raises(eb.BadInput, match="`ball` must be an L-inf, L2 or L1 ball"):
+        eb.certify(nn.Linear(4, 2), (torch.rand(3, 4), [0, 1, 0]), eb.L0(eps=1, lo=-100, hi=100))
+    with pytest.raises(eb.BadInput, match="`certify` needs an L-inf, L2 or L1 ball"):
+        eb.evaluate(nn.Linear(4, 2), (torch.rand(3, 4), [0, 1, 0]), eb.L0(eps=1, lo=0, hi=1), certify=True)

@@ -261,11 +261,15 @@ def read(reading: Reading, call: fx.Node, layer: str, shape: Shape | None) -> No
     """
     reading.layer, reading.shape = layer, shape
     target: Any = call.target
-    found: Any = fx.map_arg((call.args, call.kwargs), lambda node: reading.value(node.name))
+    found: Any = fx.map_arg((call.args, call.kwargs), lambda node: reading.raw(node.name))
     args, kwargs = found
     if not any(isinstance(value, Ref) for value in _flat([*args, *kwargs.values()])):
-        reading.constants[call.name] = target(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+            raise reading.uncovered(kind_of(call))
+        reading.constants[call.name] = target(*args, **kwargs)  # as the model computes it, in its own precision
         return
+    found = fx.map_arg((call.args, call.kwargs), lambda node: reading.value(node.name))
+    args, kwargs = found
     kind = kind_of(call).removesuffix("_")  # in place: the trace knows the new value by the old tensor
     if kind in FILLS:
         reading.constants[call.name] = target(

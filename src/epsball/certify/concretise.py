@@ -17,6 +17,7 @@ from torch import Tensor
 from epsball.balls.ball import Ball
 from epsball.certify.functionals import Functional
 from epsball.certify.operators import Bounds
+from epsball.common.errors import BadInput
 from epsball.common.shapes import column
 
 CHUNK = 1 << 22
@@ -33,6 +34,13 @@ class Regions:
     ball: Ball
     x: Float[Tensor, "n *shape"]
     extra: Float[Tensor, " n"] | None = None
+
+    def __post_init__(self) -> None:
+        if "dual norm" not in self.ball.traits:
+            raise BadInput(
+                f"`ball` must be an L-inf, L2 or L1 ball for a certificate, got {self.ball}: linear forms have no "
+                "bound in it here; attack it instead, with epsball.evaluate"
+            )
 
     @cached_property
     def box(self) -> Bounds:

@@ -31,6 +31,7 @@ def averaged(name: str) -> Callable[..., Ref]:
 
 
 def average_pool(reading: Reading, x: Ref, kernel: Any, stride: Any = (), padding: Any = (0,), *rest: Any) -> Ref:
+    _check_image(reading, x)
     ceil, counts_padding, divisor = (*rest, *(False, True, None)[len(rest) :])
     kernel, padding = _pair(kernel), _pair(padding)
     stride = _pair(stride) if stride else kernel
@@ -50,6 +51,7 @@ def average_pool(reading: Reading, x: Ref, kernel: Any, stride: Any = (), paddin
 
 
 def adaptive_average_pool(reading: Reading, x: Ref, size: Any) -> Ref:
+    _check_image(reading, x)
     before = reading.shape_of(x)
     return reading.rearranged(
         lambda value: F.adaptive_avg_pool2d(value, tuple(size)), x, terms=math.prod(before[1:]) + 1
@@ -66,6 +68,7 @@ def max_pool(
     ceil: bool = False,
 ) -> Ref:
     """The greatest of a window, two at a time: each cell of the window is a convolution with a kernel of one 1."""
+    _check_image(reading, x)
     kernel, padding, dilation = _pair(kernel), _pair(padding), _pair(dilation)
     stride = _pair(stride) if stride else kernel
     channels, shape = reading.shape_of(x)[0], reading.result()
@@ -87,6 +90,12 @@ def max_pool(
             )
             parts.append(reading.put(made, (x,), shape))
     return _greatest(reading, parts, shape)
+
+
+def _check_image(reading: Reading, x: Ref) -> None:
+    """Raise `BadInput` where the examples are not (C, H, W): torch would take the first dimension for channels."""
+    if len(reading.shape_of(x)) != 3:
+        raise reading.uncovered("a pooling of examples without channels")
 
 
 def _is_nonnegative(reading: Reading, x: Ref) -> bool:

@@ -63,11 +63,13 @@ class Reading:
         self.last = len(self.nodes) - 1
         return Ref(self.last)
 
+    def raw(self, name: str) -> Value:
+        """What a name of the trace stands for; constants as the model has them."""
+        return self.known[name] if name in self.known else self.constants[name]
+
     def value(self, name: str) -> Value:
-        """What a name of the trace stands for; constants in the graph's precision."""
-        if name in self.known:
-            return self.known[name]
-        constant = self.constants[name]
+        """The same; constants in the graph's precision."""
+        constant = self.raw(name)
         return constant.to(self.dtype) if isinstance(constant, Tensor) and constant.is_floating_point() else constant
 
     def uncovered(self, what: str) -> BadInput:

@@ -7,6 +7,7 @@ as it runs, with the rounding of its own precision in every layer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,8 @@ from epsball.certify.rounding import Rounding
 from epsball.certify.slopes import relaxing
 from epsball.common.errors import BadInput
 
+FINAL = re.compile(r"final/([0-9]{1,9})/([0-9]{1,9})", re.ASCII)
+"""The name of the slopes of a rival at an activation."""
 ULPS = 4
 """Units in the last place of the input by which an attack's point may leave the ball (`Ball.contains`)."""
 
@@ -147,9 +150,8 @@ def _final_slopes(
     for number, certificate in enumerate(certificates):
         own: dict[int, dict[int, np.ndarray]] = {}
         for name, array in certificate.arrays.items():
-            if name.startswith("final/"):
-                _, who, where = name.split("/")
-                own.setdefault(int(who), {})[int(where)] = array
+            if found := FINAL.fullmatch(name):
+                own.setdefault(int(found[1]), {})[int(found[2])] = array
         for who, arrays in own.items():
             if (number, who) not in owners:
                 continue
@@ -195,12 +197,13 @@ class Stored:
                 "directory"
             )
         rows = units(torch.zeros_like(chosen), chosen, (1, -1), graph.nodes[number].shape, graph.dtype).single()
-        slopes = {
-            int(name.rpartition("/")[2]): torch.from_numpy(array.astype(np.float64)).flatten(0, 1).clamp(0, 1)
-            for name, array in arrays.items()
-            if name.startswith(f"tight/{number}/") and not name.endswith("neuron")
-        }
-        slopes = {place: part.clamp_min(graph.least_slope(place)) for place, part in slopes.items()}
+        slopes: dict[int, Tensor] = {}
+        for place in filter(graph.rectifies, graph.activations):  # another function's intercept belongs to its slope
+            array = arrays.get(f"tight/{number}/{place}")
+            if array is not None:
+                shape = (2 * len(chosen), *array.shape[2:])
+                part = _sound(array, shape, graph, place)
+                slopes[place] = torch.from_numpy(part)
         least, negated = found.bound(graph, number, rows, relaxing(found.lines, slopes), regions).unflatten(0, (2, -1))
         low, high = bounds[0].clone(), bounds[1].clone()
         low.flatten(1)[0, chosen], high.flatten(1)[0, chosen] = least, -negated

@@ -3,11 +3,13 @@
 Tracing sees what is computed, whatever Python computes it, so any module or callable will do whose operators are known;
 `torch.export` and `torch.fx` ask for more (a module, no loops over shapes). What the trace cannot see is a choice that
 depends on values: `Traced.check` compares the graph with the model. A softmax, log-softmax or sigmoid at the end is
-left out, as it does not change which class is greatest.
+left out, as it does not change which class is greatest; of one logit, the class is the sign before the sigmoid, as it
+is for attacks.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,11 +27,14 @@ from epsball.certify.reading import Reading
 from epsball.common.errors import BadInput
 from epsball.models.frozen import frozen, held_modules
 from epsball.models.given import logits_in
+from epsball.models.last_activation import check_no_probability
 
 ROWS = 3
 """Examples that are traced: dimensions of this size are told from the first by their place."""
 TOLERANCE = 1e-3
-"""Of the logits' scale, up to which graph and model may differ in float32; in float64 a millionth of it."""
+"""Of the logits' scale, up to which graph and model may differ."""
+ONE_NUMBER = {"view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze", "select", "slice"}
+"""Operators after a sigmoid that leave one number an example as it is, in another shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +65,11 @@ class Traced:
         return reading.graph()
 
     def check(self, graph: Graph, x: Float[Tensor, "n *shape"]) -> None:
-        """Raise `BadInput` where the graph and the model answer differently at `x`."""
+        """Raise `BadInput` where graph and model answer differently at `x`, or the one logit is a probability."""
         with torch.no_grad(), frozen(self.model):
-            expected = logits_in(self.model(x))
+            expected = logits_in(self.model(x.clone()))
+            if not self.last:
+                check_no_probability(lambda rows: logits_in(self.model(rows)), x, expected)
             found = graph(x.to(graph.dtype))
             for node in self.last:
                 found = node.target(found, *node.args[1:])  # type: ignore[operator]
@@ -84,6 +91,7 @@ def trace(model: Callable[[Tensor], Tensor], x: Float[Tensor, "n *shape"]) -> Tr
                 "`model` must be a network of torch's operators for a certificate, got one that cannot be traced "
                 f"({type(error).__name__}: {str(error)[:120]}); use method='smoothing'"
             ) from error
+    _check_in_place(module, layers)
     nodes, last = _without_last(module)
     return Traced(model, module, nodes, last, layers)
 
@@ -98,8 +106,11 @@ def _without_last(module: fx.GraphModule) -> tuple[tuple[fx.Node, ...], tuple[fx
             "it returns the logits alone"
         )
     cut: list[fx.Node] = []
-    while isinstance(last.args[0] if last.args else None, fx.Node) and _keeps_order(last):
-        cut.insert(0, last)
+    while isinstance(last.args[0] if last.args else None, fx.Node):
+        if _keeps_order(last):
+            cut.insert(0, last)
+        elif not _is_one_number(last):
+            break
         last = last.all_input_nodes[0]
     needed, waiting = {last}, [last]
     while waiting:
@@ -110,11 +121,47 @@ def _without_last(module: fx.GraphModule) -> tuple[tuple[fx.Node, ...], tuple[fx
 
 
 def _keeps_order(node: fx.Node) -> bool:
-    """Whether an operator on rows of several logits leaves their order as it is."""
+    """Whether an operator on logits leaves their order as it is; a sigmoid of one stands for its logit."""
     kind, shape = kind_of(node), _shape(node)
     if kind in ("_softmax", "_log_softmax"):
-        return node.args[1] in (1, -1) and shape is not None and len(shape) == 2
-    return kind in SAME or (kind == "sigmoid" and shape is not None and len(shape) == 2 and shape[1] > 1)
+        return node.args[1] in (1, -1) and shape is not None and len(shape) == 2 and shape[1] > 1
+    return kind in SAME or (kind == "sigmoid" and shape is not None and len(shape) in (1, 2))
+
+
+def _is_one_number(node: fx.Node) -> bool:
+    """Whether an operator shows the one number of each example in another shape."""
+    shapes = [_shape(node), _shape(node.all_input_nodes[0])]
+    return kind_of(node) in ONE_NUMBER and all(
+        shape is not None and len(shape) in (1, 2) and shape[0] == ROWS and math.prod(shape) == ROWS for shape in shapes
+    )
+
+
+def _check_in_place(module: fx.GraphModule, layers: dict[str, str]) -> None:
+    """Raise `BadInput` where a tensor is changed in place and read again by another name, which the trace misses."""
+    place = {node: i for i, node in enumerate(module.graph.nodes)}
+    roots: dict[fx.Node, fx.Node] = {}
+    for node in place:
+        source = node.args[0] if node.args and _is_alias(node) else None
+        roots[node] = roots[source] if isinstance(source, fx.Node) else node
+    for node in place:
+        if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            continue
+        others = [other for other in place if roots[other] is roots[node] and place[other] < place[node]]
+        stale = any(place[user] > place[node] for other in others for user in other.users)
+        if stale or roots[node].op == "get_attr":
+            where = f" of layer {layers[node.name]}" if node.name in layers else ""
+            raise BadInput(
+                "`model` must not change in place what it reads by another name, or what it keeps, for a certificate, "
+                f"got `{kind_of(node)}`{where}; use method='smoothing'"
+            )
+
+
+def _is_alias(node: fx.Node) -> bool:
+    """Whether an operator gives back the memory of its first argument, or a part of it."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.target is operator.getitem
+    return bool(schema.returns) and schema.returns[0].alias_info is not None
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

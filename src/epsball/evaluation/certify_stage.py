@@ -48,6 +48,9 @@ def check_certifiable(plan: EvaluationPlan) -> None:
             "`certify` needs the layers of the model, and a black box shows none; randomised smoothing certifies any "
             "model in L2: epsball.certify with method=Smoothing(sigma=0.25)"
         )
+    ball = plan.rows.first.ball
+    if "dual norm" not in ball.traits:
+        raise BadInput(f"`certify` needs an L-inf, L2 or L1 ball, got {ball}; leave `certify` out")
     if plan.success is not changes_prediction:
         raise BadInput(
             "`certify` must be left out with a `success` of your own: a proof says that the prediction does not "
