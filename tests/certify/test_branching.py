@@ -338,3 +338,22 @@ def test_bounds_in_float32_and_float64_agree():
         low = leaf_bounds(graph, regions, found, one, row)
         same = leaf_bounds(exact, wide, sure, one.with_values(one.values.double()), row)
         assert (low - same).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.189])
+def test_slopes_of_leaves_are_never_below_a_leaky_slope_that_float16_rounds_down(slope: float) -> None:
+    """A lower line less steep than the function below 0 is above it there."""
+    assert float(torch.tensor(slope).half()) < slope
+    model = nn.Sequential(nn.Linear(1, 1), nn.LeakyReLU(slope), nn.Linear(1, 1)).double()
+    for layer, bias in ((0, 0.0), (2, 2 * slope - 1e-5)):
+        model[layer].weight.data.fill_(1.0)
+        model[layer].bias.data.fill_(bias)
+    x = torch.full((1, 1), -0.5, dtype=torch.float64)
+    problem = task_of(x, torch.tensor([1]), eb.Linf(eps=1.5, lo=-2, hi=1))
+    arrays = {
+        "splits": np.zeros((1, 0), np.int32), "multipliers": np.zeros((1, 0), np.float16),
+        "tightened": np.zeros(1, np.int32), "neurons": np.zeros(1, np.int32),
+        "slopes": np.full((1, 1), slope, np.float16), "of": np.zeros(1, np.int32),
+    }  # fmt: skip
+    stored = Certificate("branch-and-bound", {f"leaf/0/{name}": part for name, part in arrays.items()}).to_bytes()
+    assert float(Certifier(model, x).recheck(problem, [stored]).margin[0]) <= -1e-5

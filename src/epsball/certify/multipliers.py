@@ -78,7 +78,8 @@ class Held:
 
     def __post_init__(self) -> None:
         self.coefficient = torch.zeros_like(self.domains.low)
-        slope = stored(self.domains.slope)
+        least = self.network.neurons.least.to(self.domains.slope)
+        slope = torch.maximum(stored(self.domains.slope), least)  # float16 may have brought it below
         self.lower = torch.where(self.pieces.unstable, slope, self.pieces.lower)
         self.price = stored(self.domains.multiplier) * self.domains.side
 

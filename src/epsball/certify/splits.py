@@ -42,8 +42,11 @@ class Neurons:
 
     @cached_property
     def least(self) -> Float[Tensor, " n"]:
-        """The least slope of each, that below 0."""
-        parts = [torch.full((self.size(number),), self.graph.least_slope(number)) for number in self.starts]
+        """The least slope of each, that below 0, in float64."""
+        parts = [
+            torch.full((self.size(number),), self.graph.least_slope(number), dtype=torch.float64)
+            for number in self.starts
+        ]
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def size(self, number: int) -> int:
