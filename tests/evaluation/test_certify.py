@@ -189,7 +189,8 @@ def test_what_a_search_comes_across_counts_as_broken_where_the_model_says_so(
     net: nn.Sequential, data: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def search(certifier: Certifier, task: Any, proofs: Any, seconds: float) -> Any:
-        assert seconds == 0.5
+        if seconds < 0.5:  # the short search before the attacks
+            return proofs
         assert not proofs.verified.any()
         points = PGD(steps=40, restarts=5)(net, task.x, task.y, task.ball)
         proofs.points = {row: point for row, point in enumerate(points) if row % 2 == 0}

@@ -30,7 +30,9 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
     }
 
     def take(values: dict[str, Any], source: Path) -> None:
-        Dict(values, source=str(source), use_commands_as_keys=False)(app, commands, arguments)
+        for name in reversed(commands):  # else an option with the name of a command, such as certify, is left out
+            values = {name: values}
+        Dict(values, source=str(source))(app, commands, arguments)
 
     def given(name: str) -> str | None:
         tokens = known[name].tokens if name in known else ()
