@@ -130,7 +130,7 @@ def _conv(draw: _Draw, channels: int, size: tuple[int, int]) -> tuple[nn.Conv2d,
     padding = (draw.whole(0, 2), draw.whole(0, 2))
     after = [(s + 2 * p - e * (k - 1) - 1) // t + 1
              for s, p, e, k, t in zip(size, padding, dilation, kernel, stride, strict=True)]  # fmt: skip
-    if min(after) < 1 or max(after) > 6:
+    if min(after) < 1 or max(after) > 7:
         return _conv(draw, channels, size)
     layer = nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias=draw.chance(0.8))
     return layer, out, (after[0], after[1])
@@ -153,6 +153,9 @@ def _convolutional(draw: _Draw, shape: tuple[int, ...], smooth: bool) -> tuple[l
         layers.append(layer)
         if draw.chance(0.3):
             layers.append(nn.BatchNorm2d(channels))
+        if draw.chance(0.25) and max(size) > 1:  # no activation between: a bias that its padding does not have
+            layer, channels, size = _conv(draw, channels, size)
+            layers.append(layer)
         layers.append(_activation(draw, smooth))
         if draw.chance(0.25):
             branch = nn.Conv2d(channels, channels, 3, padding=1, groups=draw.one(1, channels))
@@ -212,7 +215,7 @@ def drawn(seed: int, n: int = 8, *, smooth: bool = False) -> Case:
     convolutional = draw.chance(0.5)
     d = draw.one(1, 2, 2)
     if convolutional:
-        shape = (draw.whole(1, 2), draw.whole(3, 6), draw.whole(3, 6))
+        shape = (draw.whole(1, 2), draw.whole(3, 7), draw.whole(3, 7))
         lifted = draw.chance(0.4)  # a linear layer in front: every pixel of the image moves
         layers, features = _convolutional(draw, shape, smooth)
         if lifted:
