@@ -172,7 +172,7 @@ class Tightening:
         for part in torch.arange(len(example), device=example.device).split(rows_at_once(graph, number)):
             rows = units(example[part], neuron[part], (1, -1), shape, graph.dtype).single()
             slopes = {
-                place: part.half().to(part.dtype)  # as they are stored
+                place: part.half().to(part.dtype).clamp(graph.least_slope(place), 1)  # as they are stored, and sound
                 for place, part in optimised(graph, number, rows, found.lines, regions, self.steps).slopes.items()
             }
             bound = lower_bounds(graph, number, rows, relaxing(found.lines, slopes), regions)
