@@ -20,7 +20,11 @@ from epsball.certify.activations import Curve, Lines, Rectifier
 from epsball.certify.certifier import Certifier
 from epsball.certify.concretise import Regions
 from epsball.certify.functionals import Functional, Windows
+from epsball.certify.intermediate import bounded
+from epsball.certify.leaves import from_arrays, leaf_bounds, to_arrays
 from epsball.certify.operators import Convolution, Linear, Scale, Sum
+from epsball.certify.splits import Leaf
+from epsball.certify.tracing import trace
 from epsball.linear.exact import optimum
 from epsball.problem.task import task_of
 
@@ -56,11 +60,11 @@ def wrong_sign(lines: Lines, rows: Functional) -> tuple[Functional, torch.Tensor
 
 
 def transposed(rows: Functional) -> Functional:
-    """Rows whose windows lie at (column, row)."""
-    windows = rows.windows
-    if windows is None or windows.grid[0] != windows.grid[1]:
+    """Rows whose windows lie at (column, row), as far as the grid goes."""
+    if (windows := rows.windows) is None:
         return rows
-    return replace(rows, windows=replace(windows, row=windows.column, column=windows.row))
+    row, column = windows.column.clamp_max(windows.grid[0] - 1), windows.row.clamp_max(windows.grid[1] - 1)
+    return replace(rows, windows=replace(windows, row=row, column=column))
 
 
 RIGHT_BELOW = Lines.below
@@ -71,7 +75,11 @@ FAULTS: dict[str, Patch] = {
     "a line without its offset": changed(
         Rectifier, "lines", lambda found, *_: replace(found, upper_offset=0 * found.upper_offset)
     ),
-    "a clamp whose kinks are not looked at": replaced(Curve, "_inside", lambda *_: []),
+    "a line that meets a clamp in the middle": replaced(
+        Curve,
+        "offset",
+        lambda curve, slope, low, high, _side: curve.forward((low + high) / 2) - slope * (low + high) / 2,
+    ),
     "lines exchanged": replaced(Lines, "below", wrong_sign),
     "a lost bias": replaced(Linear, "constant", lambda *_: None),
     "a convolution's lost bias": replaced(Convolution, "constant", lambda *_: None),
@@ -109,6 +117,24 @@ def test_batch_statistics_that_moved_are_seen():
         moved = model(x)
     assert not torch.allclose(certifier.graph(x), moved)
     assert torch.allclose(certifier.traced.graph(torch.float64)(x), moved)
+
+
+@pytest.mark.parametrize("slope", [0.3131, 0.1, 0.7])
+def test_slopes_that_were_stored_are_not_below_those_of_the_rectifier(slope: float):
+    """leaky(z) + 1 on [-1, 1] is 1 - slope at least; in float16, half of all slopes are rounded down."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.LeakyReLU(slope), nn.Linear(1, 1)).double()
+    with torch.no_grad():
+        for layer, bias in ((model[0], 0.0), (model[2], 1.0)):
+            layer.weight.fill_(1.0)
+            layer.bias.fill_(bias)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    graph, regions = trace(model, x).graph(torch.float64), Regions(Linf(eps=1.0).bind(x), x)
+    row = Functional(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long), (1,))
+    found = bounded(graph, regions)
+    leaf = Leaf((), torch.tensor([slope]).half(), (), 0)
+    assert leaf_bounds(graph, regions, found, row, [leaf]).item() <= 1 - slope
+    arrays = to_arrays([leaf])
+    assert leaf_bounds(graph, regions, found, row, from_arrays(arrays, graph)).item() <= 1 - slope
 
 
 def test_a_radius_per_feature_is_none_per_example():
