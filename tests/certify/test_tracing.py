@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import epsball as eb
 from epsball.certify.certifier import Certifier
 from epsball.certify.tracing import trace
+from epsball.problem.task import task_of
 
 X = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -233,3 +234,16 @@ def test_balls_that_give_linear_forms_no_bound_are_refused() -> None:
         eb.certify(nn.Linear(4, 2), (torch.rand(3, 4), [0, 1, 0]), eb.L0(eps=1, lo=-100, hi=100))
     with pytest.raises(eb.BadInput, match="`certify` needs an L-inf, L2 or L1 ball"):
         eb.evaluate(nn.Linear(4, 2), (torch.rand(3, 4), [0, 1, 0]), eb.L0(eps=1, lo=0, hi=1), certify=True)
+
+
+def test_a_choice_that_only_perturbed_examples_meet_is_found_out() -> None:
+    layer = nn.Linear(4, 2)
+
+    def model(x: Tensor) -> Tensor:
+        return layer(x) * (1.0 if float(x.detach().numpy().max()) <= 0.5 else 2.0)
+
+    x = torch.full((3, 4), 0.5)
+    y = layer(x).argmax(1)
+    certifier = Certifier(model, x)
+    with pytest.raises(eb.BadInput, match="differ by"):
+        certifier.bounds(task_of(x, y, eb.Linf(eps=0.1)))

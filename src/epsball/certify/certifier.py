@@ -138,6 +138,7 @@ class Certifier:
         come are left with the reason "time". Examples that are misclassified without attack are left with that reason.
         """
         _check_methods(methods)
+        self._check_corners(task)
         proofs = Proofs.none(rivals_of(task.y, task.target, self.logits))
         clean = torch.cat([self.graph(part) for part in task.x.split(BATCH)]) if len(task.x) else task.x.new_zeros(0, 1)
         wrong = (margins(clean, task.y, torch.from_numpy(proofs.rivals).to(task.y.device)) <= 0).cpu().numpy()
@@ -148,6 +149,13 @@ class Certifier:
             if len(rows):
                 Batch(self, task, proofs, rows, deadline).run(methods)
         return proofs
+
+    def _check_corners(self, task: Task) -> None:
+        """Raise `BadInput` where graph and model differ at the edge of the regions: a choice by values may be there."""
+        some = task.rows(torch.arange(min(CHECKED, len(task.x)), device=task.x.device))
+        if len(some.x) and not some.ball.has_infinite_radius:
+            direction = some.noise.normal(some.x.shape[1:]).to(some.x)
+            self.traced.check(self.graph, some.ball.argmax(direction, some.x))
 
     def search(self, task: Task, proofs: Proofs, seconds: float, limits: Limits | None = None) -> Proofs:
         """Branch and bound for the examples that `proofs` left undecided, `seconds` each, the nearest to a proof first.
