@@ -35,7 +35,7 @@ from epsball import explain, training
 from epsball.attacks import registry as attacks
 from epsball.attacks.decision_based import References
 from epsball.balls import registry as balls
-from epsball.cli.certify import method_of
+from epsball.certify.certify import method_of
 from epsball.cli.main import app
 from epsball.data.arrays import from_arrays
 from epsball.data.box import ball_for

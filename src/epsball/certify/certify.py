@@ -98,8 +98,8 @@ def certify(
         clamp, products with constants; one logit, or several.
     method
         "auto" tries interval bounds, CROWN-IBP, CROWN, alpha-CROWN and branch and bound, each on what is left, "ibp",
-        "crown-ibp", "crown" or "alpha-crown" that bound alone; `Smoothing(sigma=...)` certifies the smoothed classifier
-        of any model.
+        "crown-ibp", "crown" or "alpha-crown" that bound alone; `Smoothing(sigma=0.25)`, or
+        "smoothing:sigma=0.25", certifies the smoothed classifier of any model.
     budget
         Seconds an example: on average for all that is tried, at most for branch and bound.
     seed
@@ -115,6 +115,7 @@ def certify(
     >>> found.verified, [round(margin, 4) for margin in found.margin]
     ((True, False), [0.4, -0.2])
     """
+    method = method_of(method) if isinstance(method, str) else method
     if isinstance(method, Smoothing):
         return _smoothed(model, data, ball, method, seed)
     chosen = check_one_of("method", method, CHOICES)
@@ -139,6 +140,29 @@ def certify(
         reason=tuple(proofs.reason.tolist()),
         seconds=tuple(proofs.seconds.tolist()),
     )
+
+
+def method_of(text: str) -> str | Smoothing:
+    """The method that a text names: a name, or smoothing with its options.
+
+    >>> method_of("smoothing:sigma=0.25,n=5000")
+    Smoothing(sigma=0.25, n0=100, n=5000, alpha=0.001)
+    """
+    name, _, options = text.partition(":")
+    if name != "smoothing":
+        return text
+    values: dict[str, float] = {}
+    for pair in filter(None, options.split(",")):
+        key, equals, value = pair.partition("=")
+        try:
+            values[key.strip()] = int(value) if key.strip() in ("n", "n0") else float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise BadInput(f"`method` must have options such as sigma=0.25 for smoothing, got {pair!r} in {text!r}")
+    if "sigma" not in values:
+        raise BadInput(f"`method` must give sigma for smoothing, got {text!r}; as in smoothing:sigma=0.25")
+    return Smoothing.of(values, what="smoothing option")
 
 
 def prove(certifier: Certifier, task: Task, methods: Sequence[str], budget: float) -> Proofs:

@@ -76,8 +76,8 @@ class Reading:
         """The error for what certificates do not cover."""
         place = f" of layer {self.layer}" if self.layer else ""
         return BadInput(
-            f"`model` must be made of layers that certificates cover, got `{what}`{place}; use method='smoothing', "
-            "which needs no layers"
+            f"`model` must be made of layers that certificates cover, got `{what}`{place}; use "
+            "method='smoothing:sigma=0.25', which needs no layers"
         )
 
     def shape_of(self, value: Ref) -> Shape:

@@ -89,7 +89,7 @@ def trace(model: Callable[[Tensor], Tensor], x: Float[Tensor, "n *shape"]) -> Tr
         except Exception as error:  # whatever the user's code, or torch on its behalf, raises on proxies
             raise BadInput(
                 "`model` must be a network of torch's operators for a certificate, got one that cannot be traced "
-                f"({type(error).__name__}: {str(error)[:120]}); use method='smoothing'"
+                f"({type(error).__name__}: {str(error)[:120]}); use method='smoothing:sigma=0.25'"
             ) from error
     _check_in_place(module, layers)
     nodes, last = _without_last(module)
@@ -152,7 +152,7 @@ def _check_in_place(module: fx.GraphModule, layers: dict[str, str]) -> None:
             where = f" of layer {layers[node.name]}" if node.name in layers else ""
             raise BadInput(
                 "`model` must not change in place what it reads by another name, or what it keeps, for a certificate, "
-                f"got `{kind_of(node)}`{where}; use method='smoothing'"
+                f"got `{kind_of(node)}`{where}; use method='smoothing:sigma=0.25'"
             )
 
 
@@ -221,5 +221,5 @@ def _check_same(found: Tensor, expected: Tensor, tolerance: float) -> None:
     if not gap <= tolerance:
         raise BadInput(
             f"`model` must compute what its trace computes for a certificate, got answers that differ by {gap:.2g} of "
-            "their scale: it may choose by values, or change from call to call; use method='smoothing'"
+            "their scale: it may choose by values, or change from call to call; use method='smoothing:sigma=0.25'"
         )

@@ -6,15 +6,11 @@ import csv
 import json as encoder
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from epsball.cli.common import Json, Subject, described
 from epsball.common.errors import BadInput
-
-if TYPE_CHECKING:
-    from epsball.certify.smoothing import Smoothing
 
 
 def certify(
@@ -61,12 +57,11 @@ def certify(
     from epsball.cli.allocator import keep_memory
 
     keep_memory()
-    chosen = method_of(method)
     errors = Console(stderr=True, highlight=False, emoji=False)
     examples = subject.examples()
     ball = subject.ball_for(examples)
     model, origin = subject.network(examples, None, errors)
-    found = prove(model, examples, ball, method=chosen, budget=budget, seed=subject.seed)
+    found = prove(model, examples, ball, method=method, budget=budget, seed=subject.seed)
     if out is not None:
         found.save(out)
     if json:
@@ -79,31 +74,6 @@ def certify(
     console.print(str(found), markup=False, soft_wrap=True)
     if out is not None:
         console.print(f"[dim]written: {out}[/]", soft_wrap=True)
-
-
-def method_of(text: str) -> str | Smoothing:
-    """The method that --method names: a name, or smoothing with its options.
-
-    >>> method_of("smoothing:sigma=0.25,n=5000")
-    Smoothing(sigma=0.25, n0=100, n=5000, alpha=0.001)
-    """
-    name, _, options = text.partition(":")
-    if name != "smoothing":
-        return text
-    from epsball.certify.smoothing import Smoothing
-
-    values: dict[str, float] = {}
-    for pair in filter(None, options.split(",")):
-        key, equals, value = pair.partition("=")
-        try:
-            values[key.strip()] = int(value) if key.strip() in ("n", "n0") else float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise BadInput(f"`method` must have options such as sigma=0.25 for smoothing, got {pair!r} in {text!r}")
-    if "sigma" not in values:
-        raise BadInput(f"`method` must give sigma for smoothing, got {text!r}; as in smoothing:sigma=0.25")
-    return Smoothing.of(values, what="smoothing option")
 
 
 def _properties(

@@ -201,8 +201,6 @@ def proofs_in(table: pa.Table, ids: np.ndarray) -> Proofs:
 
 def joined(parts: Sequence[Proofs]) -> Proofs:
     """The proofs of all parts, of one row at least."""
-    arrays = [field.name for field in fields(Proofs) if field.name not in ("certificates", "points")]
-    return Proofs(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
-        certificates=[one for part in parts for one in part.certificates],
-    )
+    names = [field.name for field in fields(Proofs) if field.name not in ("certificates", "points")]
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Proofs(**arrays, certificates=[one for part in parts for one in part.certificates])
