@@ -179,7 +179,7 @@ def test_a_ball_that_is_missing_or_a_model_without_an_input_gradient_is_refused(
             return self.model(x)
 
     if isinstance(objective, IBP):  # takes no gradient at the input
-        with pytest.raises(BadInput, match=r"compute what its trace computes .*; train with pgd"):
+        with pytest.raises(BadInput, match="must not change its input in place"):
             gradient_of(objective, InPlace(nets.conv(4)), x.clone(), y, Linf(eps=0.1), step_of(torch.arange(9)))
         return
     for wrapper, message in ((Rounding, "must be differentiable"), (InPlace, "must not change its input in place")):

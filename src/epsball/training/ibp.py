@@ -15,7 +15,9 @@ from torch import nn
 from epsball.balls.ball import Ball
 from epsball.common.checks import check_between
 from epsball.common.config import Rule
+from epsball.common.errors import BadInput
 from epsball.common.shapes import Batch
+from epsball.problem.model_errors import IN_PLACE
 from epsball.training.cross_entropy import CrossEntropyTraining, accuracy, logits_of
 from epsball.training.training_objective import Labels, Logged, TrainingStep
 from epsball.training.worst_logits import worst_logits
@@ -54,8 +56,11 @@ class IBP(CrossEntropyTraining):
     def __call__(self, model: nn.Module, x: Batch, y: Labels, ball: Ball | None, step: TrainingStep) -> Logged:
         ball = self.need(ball)
         kappa, crown = 1 - (1 - self.kappa) * step.radius, self.crown * (1 - step.radius)
+        version = x._version
         with torch.set_grad_enabled(kappa > 0):  # a pass that only updates running statistics
             clean = logits_of(model, x)
+        if x._version != version:
+            raise BadInput(IN_PLACE)
         worst = worst_logits(model, x, y, ball, step, crown=crown)
         clean_loss = self.loss(clean, y)
         loss = kappa * clean_loss + (1 - kappa) * self.loss(worst, y)
