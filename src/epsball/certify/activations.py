@@ -49,7 +49,8 @@ class Lines:
 
     def rows(self, index: Tensor) -> Lines:
         """Some of the rows."""
-        return Lines(**{name: None if part is None else part[index] for name, part in vars(self).items()})  # type: ignore[arg-type]
+        offsets = (None if part is None else part[index] for part in (self.lower_offset, self.upper_offset))
+        return Lines(self.unstable[index], self.lower_slope[index], self.upper_slope[index], *offsets)
 
     def with_lower(self, slope: Tensor) -> Lines:
         """Another lower slope where there is a choice, of a function whose lines go through 0."""

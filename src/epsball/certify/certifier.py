@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epsball.certify.backward import Intervals, Shared
+from epsball.certify.backward import Intervals, Relax, Shared
 from epsball.certify.branching import Limits
 from epsball.certify.certificate import Certificate, Method
 from epsball.certify.concretise import Regions
@@ -252,15 +252,14 @@ class Batch:
         rows = self.rows[left.numpy()]
         self.proofs.margin[rows] = self.best[left].amin(1).double().numpy()
         self.proofs.rivals[rows] = (self.best[left] <= 0).numpy()
-        names = self.certifier.graph.nodes
         for place, row in zip(left.tolist(), rows, strict=True):
             if self.proofs.reason[row] == "time" and not self._late():
-                self.proofs.reason[row] = f"bound too loose{self._loosest(place, names)}"
+                self.proofs.reason[row] = f"bound too loose{self._loosest(place)}"
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def _loosest(self, place: int, names: Sequence[object]) -> str:
+    def _loosest(self, place: int) -> str:
         """The layer before the activation with the most unstable neurons."""
         if self.found is None or not self.found.lines:
             return ""
@@ -316,13 +315,13 @@ class Batch:
         places[left] = torch.arange(len(left))
         self.found = tight.take(places)
 
-    def _rows(self, relax: Callable[[Intermediate], object]) -> None:
+    def _rows(self, relax: Callable[[Intermediate], Relax]) -> None:
         """Bound the open rivals of the open examples."""
         graph, found = self.certifier.graph, self.found
         assert found is not None
         example, rival = self._open_rivals(self.open)
         rows = margin_rows(example, rival, self.y, self.certifier.logits, graph.dtype)
-        bound = found.bound(graph, graph.output, rows, relax(found), self.regions)  # type: ignore[arg-type]
+        bound = found.bound(graph, graph.output, rows, relax(found), self.regions)
         self.best[example, rival] = torch.maximum(self.best[example, rival], bound)
 
     def _open_rivals(self, examples: Tensor) -> tuple[Tensor, Tensor]:

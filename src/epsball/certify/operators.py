@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epsball.certify.functionals import Functional, Pair, Shape
+from epsball.certify.functionals import Functional, Shape
 
 Bounds = tuple[Tensor, Tensor]
 MATRIX = 1 << 22
@@ -168,10 +168,10 @@ class Convolution(Affine):
         if shape[1:] == (1, 1) and self.groups == 1 and max(self.dilation) == 1:
             return (values.flatten(1) @ self.weight.flatten(1)).reshape(-1, *self.weight.shape[1:])
         kernel, none = self.weight.shape[2:], (0, 0)
-        wider: Pair = tuple(
+        wider = [
             (size - 1) * step + reach * (width - 1) + 1
             for size, step, reach, width in zip(shape[1:], self.stride, self.dilation, kernel, strict=True)
-        )  # type: ignore[assignment]
+        ]
         if (
             math.prod(shape) * self.shape[0] * math.prod(wider) > MATRIX
             or len(values) < math.prod(shape)
@@ -263,12 +263,7 @@ class Sum(Affine):
         return rows.moved(rows.values.sum_to_size(len(rows), *shape), shape)
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
-        return replace_signs(self).forward(*sizes)
-
-
-def replace_signs(operator: Sum) -> Sum:
-    """The sum of the same inputs, none subtracted."""
-    return Sum([1] * len(operator.signs), operator.shapes)
+        return sum(sizes[1:], sizes[0])
 
 
 class Greater(Affine):

@@ -72,7 +72,8 @@ class Traced:
                 check_no_probability(lambda rows: logits_in(self.model(rows)), x, expected)
             found = graph(x.to(graph.dtype))
             for node in self.last:
-                found = node.target(found, *node.args[1:])  # type: ignore[operator]
+                last: Any = node.target
+                found = last(found, *node.args[1:])
         _check_same(found, expected.reshape(found.shape), TOLERANCE)
 
 
