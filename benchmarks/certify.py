@@ -42,7 +42,7 @@ from epsball.certify.certifier import Certifier
 from epsball.certify.concretise import Regions
 from epsball.certify.functionals import units
 from epsball.certify.graph import Graph
-from epsball.certify.intermediate import Intermediate, bounded, crown
+from epsball.certify.intermediate import Intermediate, bounded, crown, open_neurons
 from epsball.certify.margins import margin_rows
 from epsball.certify.operators import Bounds
 from epsball.data.load import load_data
@@ -178,9 +178,9 @@ Margins = Callable[[str, Tensor, Tensor, float], Tensor]
 
 
 def crown_alone(graph: Graph, regions: Regions, found: Intermediate, number: int, bounds: Bounds) -> Bounds:
-    """CROWN's bounds of all neurons of a node, not intersected with intervals: auto_LiRPA's intermediate policy."""
-    example, neuron = torch.ones_like(bounds[0], dtype=torch.bool).flatten(1).nonzero(as_tuple=True)
-    low, high, relax = torch.empty_like(bounds[0]), torch.empty_like(bounds[1]), Shared(found.lines)
+    """CROWN's bounds instead of intervals where these leave a neuron unstable: auto_LiRPA's intermediate policy."""
+    example, neuron = open_neurons(graph, number, bounds)
+    low, high, relax = bounds[0].clone(), bounds[1].clone(), Shared(found.lines)
     for part in torch.arange(len(example)).split(1 << 12):
         rows = units(example[part], neuron[part], (1, -1), graph.nodes[number].shape, graph.dtype)
         least, negated = lower_bounds(graph, number, rows, relax, regions).unflatten(0, (2, -1))
